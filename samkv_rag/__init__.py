@@ -1,0 +1,60 @@
+"""samkv_rag: answer from the cached KV of retrieved chunks, sparsely and selectively recomputed.
+
+The names below are imported on first use, so that ``import samkv_rag`` costs nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from samkv_rag.chunk_cache import ChunkCache
+    from samkv_rag.config import SamKVConfig
+    from samkv_rag.engine import GenerationResult, SamKVEngine, StreamPiece
+    from samkv_rag.exceptions import DamagedChunkWarning, SamKVError
+    from samkv_rag.metrics import ChunkUse, GenerationMetrics, IngestionReport
+    from samkv_rag.store import KVStore, open_store
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "ChunkCache": "chunk_cache",
+    "ChunkUse": "metrics",
+    "DamagedChunkWarning": "exceptions",
+    "GenerationMetrics": "metrics",
+    "GenerationResult": "engine",
+    "IngestionReport": "metrics",
+    "KVStore": "store",
+    "SamKVConfig": "config",
+    "SamKVEngine": "engine",
+    "SamKVError": "exceptions",
+    "StreamPiece": "engine",
+    "open_store": "store",
+}
+
+__all__ = [
+    "ChunkCache",
+    "ChunkUse",
+    "DamagedChunkWarning",
+    "GenerationMetrics",
+    "GenerationResult",
+    "IngestionReport",
+    "KVStore",
+    "SamKVConfig",
+    "SamKVEngine",
+    "SamKVError",
+    "StreamPiece",
+    "__version__",
+    "open_store",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

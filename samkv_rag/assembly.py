@@ -1,0 +1,113 @@
+"""From a prompt's text to its layout: chunks recognised, their caches opened, the rest tokenised."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass
+
+import torch
+
+from samkv_rag.chunk_cache import ChunkCache, ChunkReader, Layout
+from samkv_rag.ingestion.encoder import encode
+from samkv_rag.ingestion.library import ChunkLibrary
+from samkv_rag.model.decoder import Decoder
+from samkv_rag.model.tokenization import PromptTokenizer
+from samkv_rag.prompt import TextSpan, split_prompt
+from samkv_rag.sparse.layout import PromptLayout, Segment
+
+_MAX_PREFIX_TOKENS = 4096
+
+
+@dataclass(frozen=True)
+class ReadPrompt:
+    """A prompt cut at its chunks."""
+
+    spans: list[TextSpan]
+    num_chunk_tokens: int
+
+    @property
+    def has_question(self) -> bool:
+        """Whether text follows the last chunk."""
+        return bool(self.spans) and self.spans[-1].text_digest is None
+
+
+class PromptAssembler:
+    """Turns prompts into layouts for one model and one chunk library."""
+
+    def __init__(self, decoder: Decoder, tokenizer: PromptTokenizer, library: ChunkLibrary) -> None:
+        self._decoder = decoder
+        self._tokenizer = tokenizer
+        self._library = library
+        self._prefixes = PrefixCache(decoder)
+
+    def read(self, prompt: str) -> ReadPrompt:
+        """Recognise the chunks in ``prompt``."""
+        spans = split_prompt(prompt, self._library.find(prompt))
+        counts = [self._library.num_tokens(span.text_digest, span.text) for span in spans if span.text_digest]
+        return ReadPrompt(spans, sum(counts))
+
+    def without_cache(self, prompt: ReadPrompt) -> PromptLayout:
+        """Layout in which nothing is cached; the same token ids as :meth:`with_cache`."""
+        stored = self._library.digests() if any(span.text_digest for span in prompt.spans) else set()
+        parts = [(span, self._token_ids(span, first=i == 0)) for i, span in enumerate(prompt.spans)]
+        return self._layout([(span, ids, None, span.text_digest in stored) for span, ids in parts])
+
+    def with_cache(self, prompt: ReadPrompt) -> PromptLayout:
+        """Layout with every chunk's cache open; missing ones are computed, and so is the exact prefix."""
+        opened = iter(self._library.read([span.text for span in prompt.spans if span.text_digest]))
+        parts: list[tuple[TextSpan, torch.Tensor, ChunkReader | None, bool]] = []
+        for i, span in enumerate(prompt.spans):
+            if span.text_digest:
+                reader, hit = next(opened)
+                parts.append((span, reader.token_ids, reader, hit))
+            else:
+                parts.append((span, self._token_ids(span, first=i == 0), None, True))
+        return self._layout(self._with_prefix(parts))
+
+    def _with_prefix(
+        self, parts: list[tuple[TextSpan, torch.Tensor, ChunkReader | None, bool]]
+    ) -> list[tuple[TextSpan, torch.Tensor, ChunkReader | None, bool]]:
+        """Cache the text before the first chunk exactly; a BOS alone where a chunk begins the prompt."""
+        span, ids, reader, hit = parts[0]
+        if reader is not None:
+            bos = torch.tensor(self._tokenizer.bos_ids, dtype=torch.int64)
+            return [(TextSpan(0, "", None), bos, self._prefixes.get(bos), True), *parts] if len(bos) else parts
+        if len(ids) > _MAX_PREFIX_TOKENS:
+            return parts
+        return [(span, ids, self._prefixes.get(ids), hit), *parts[1:]]
+
+    def _layout(self, parts: list[tuple[TextSpan, torch.Tensor, ChunkReader | None, bool]]) -> PromptLayout:
+        segments, position = [], 0
+        for span, ids, reader, hit in parts:
+            kind = "chunk" if span.text_digest else "prefix" if reader is not None else "text"
+            segments.append(Segment(kind, ids, position, reader, span.text_digest or "", span.start_char, hit))
+            position += len(ids)
+        return PromptLayout(segments, self._decoder.device)
+
+    def _token_ids(self, span: TextSpan, first: bool) -> torch.Tensor:
+        if span.text_digest is None:
+            ids = self._tokenizer.text_ids(span.text, starts_prompt=first)
+        else:
+            ids = (self._tokenizer.bos_ids if first else []) + self._tokenizer.chunk_ids(span.text)
+        return torch.tensor(ids, dtype=torch.int64)
+
+
+class PrefixCache:
+    """Exact KV of recent prompt beginnings (system prompt and template head), by their token ids."""
+
+    def __init__(self, decoder: Decoder, max_tokens: int = _MAX_PREFIX_TOKENS) -> None:
+        self._decoder = decoder
+        self._max_tokens = max_tokens
+        self._caches: OrderedDict[tuple[int, ...], ChunkCache] = OrderedDict()
+
+    def get(self, token_ids: torch.Tensor) -> ChunkCache:
+        """Return the cache of ``token_ids`` ``[tokens]``, computing it at first."""
+        key = tuple(token_ids.tolist())
+        cache = self._caches.pop(key, None) or self._compute(list(key))
+        self._caches[key] = cache
+        while sum(map(len, self._caches)) > self._max_tokens:
+            self._caches.popitem(last=False)
+        return cache
+
+    def _compute(self, token_ids: list[int]) -> ChunkCache:
+        return encode(self._decoder, [token_ids], Layout(0, 1, len(token_ids)), fingerprint="")[0]

@@ -1,0 +1,119 @@
+"""What is stored of a chunk, and the one interface through which a pass reads it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from typing import Protocol
+
+import torch
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a chunk's tokens were summarised at ingestion; all in tokens, ``resume_layer`` a layer."""
+
+    initial_tokens: int
+    local_tokens: int
+    block_tokens: int
+    resume_layer: int = 0
+
+    @classmethod
+    def from_json(cls, text: str) -> Layout:
+        """Inverse of :meth:`to_json`."""
+        return cls(**json.loads(text))
+
+    def to_json(self) -> str:
+        """One line of JSON, equal for equal layouts."""
+        return json.dumps(asdict(self))
+
+    def middle(self, num_tokens: int) -> tuple[int, int]:
+        """Token range between the anchors; empty where the anchors cover the chunk."""
+        first = min(self.initial_tokens, num_tokens)
+        return first, max(first, num_tokens - self.local_tokens)
+
+
+class ChunkReader(Protocol):
+    """Reads a stored chunk piece by piece. Tensors are the caller's own, on any device."""
+
+    @property
+    def token_ids(self) -> torch.Tensor:
+        """``[tokens]``, int64."""
+
+    @property
+    def layout(self) -> Layout:
+        """How the means were taken."""
+
+    def layer(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values of one layer, each ``[kv_heads, tokens, head_dim]``, at positions 0..tokens-1."""
+
+    def means(self) -> Means:
+        """The summaries the paper's selection works on."""
+
+    def resume_hidden(self) -> torch.Tensor:
+        """``[tokens, hidden]`` entering ``layout.resume_layer``."""
+
+
+@dataclass(frozen=True)
+class Means:
+    """Summaries of a chunk (arXiv 2508.11661, section 3), keys and queries after RoPE at 0..tokens-1."""
+
+    block_mean_keys: torch.Tensor
+    """``[layers, kv_heads, blocks, head_dim]``"""
+    anchor_mean_key: torch.Tensor
+    """``[layers, kv_heads, head_dim]``, over initial and local tokens"""
+    local_mean_query: torch.Tensor
+    """``[layers, heads, head_dim]``, over the local tokens"""
+
+
+@dataclass(frozen=True)
+class ChunkCache:
+    """A chunk's keys and values, computed alone at positions 0..tokens-1, and their summaries."""
+
+    token_ids: torch.Tensor
+    """``[tokens]``, int64"""
+    keys: torch.Tensor
+    """``[layers, kv_heads, tokens, head_dim]``, after RoPE"""
+    values: torch.Tensor
+    """``[layers, kv_heads, tokens, head_dim]``"""
+    summary: Means
+    layout: Layout
+    fingerprint: str
+    """Model, tokenizer and format that computed it, see ``model.fingerprint``."""
+    hidden: torch.Tensor | None = None
+    """``[tokens, hidden]`` entering ``layout.resume_layer``, where that is not 0"""
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of the chunk."""
+        return int(self.token_ids.shape[0])
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors."""
+        return sum(tensor.nbytes for tensor in self.tensors())
+
+    def tensors(self) -> list[torch.Tensor]:
+        """Every tensor held."""
+        means = (self.summary.block_mean_keys, self.summary.anchor_mean_key, self.summary.local_mean_query)
+        return [self.token_ids, self.keys, self.values, *means, *([] if self.hidden is None else [self.hidden])]
+
+    def layer(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """See :class:`ChunkReader`."""
+        return self.keys[layer], self.values[layer]
+
+    def means(self) -> Means:
+        """See :class:`ChunkReader`."""
+        return self.summary
+
+    def resume_hidden(self) -> torch.Tensor:
+        """See :class:`ChunkReader`."""
+        if self.hidden is None:
+            raise LookupError("this chunk was ingested without resume_layer")
+        return self.hidden
+
+
+def chunk_key(fingerprint: str, digest: str) -> str:
+    """Store key of a chunk: a hash of who computed it and of its text's digest, never a path."""
+    return hashlib.sha256(f"{fingerprint}\n{digest}".encode()).hexdigest()

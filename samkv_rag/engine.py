@@ -1,0 +1,370 @@
+"""The engine: chunks in, prompts in, answers out."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from os import PathLike
+from typing import Any
+
+import torch
+
+from samkv_rag.assembly import PromptAssembler, ReadPrompt
+from samkv_rag.config import SamKVConfig, refuse_unknown
+from samkv_rag.decoding import AnswerText, Sampling, TokenChooser, decode
+from samkv_rag.exceptions import ConfigurationError, EmptyPromptError, PromptTooLongError
+from samkv_rag.ingestion.library import ChunkLibrary
+from samkv_rag.methods import METHODS, Clock, Prefilled
+from samkv_rag.metrics import ChunkUse, GenerationMetrics, IngestionReport
+from samkv_rag.model.decoder import Decoder
+from samkv_rag.model.fingerprint import fingerprint
+from samkv_rag.model.kv_buffer import KVBuffer
+from samkv_rag.model.loading import load
+from samkv_rag.model.support import check_config, self_test
+from samkv_rag.model.tokenization import PromptTokenizer
+from samkv_rag.sparse.layout import PromptLayout
+from samkv_rag.store import KVStore, open_store
+
+Prompt = str | Sequence[Mapping[str, Any]]
+_RESERVED_TOKENS = 256
+# What chunks are summarised by at ingestion belongs to the engine, not to a single call.
+_FIXED_OPTIONS = ("initial_tokens", "local_tokens", "block_tokens", "selector", "resume_layer")
+
+
+@dataclass(frozen=True)
+class StreamPiece:
+    """A piece of an answer; the last one carries why it ended and what it cost."""
+
+    text: str
+    finish_reason: str | None = None
+    metrics: GenerationMetrics | None = None
+    token_ids: tuple[int, ...] = ()
+    chunks: tuple[ChunkUse, ...] = ()
+
+
+@dataclass(frozen=True)
+class GenerationResult:
+    """An answer.
+
+    ``finish_reason`` is ``"stop"`` (end of text or a stop string) or ``"length"``; ``chunks`` says of
+    each chunk in the prompt which of its tokens were kept.
+    """
+
+    text: str
+    finish_reason: str
+    token_ids: tuple[int, ...]
+    metrics: GenerationMetrics
+    chunks: tuple[ChunkUse, ...]
+
+
+class SamKVEngine:
+    """Answers prompts from the cached KV of the chunks that stand in them.
+
+    Build one with :meth:`from_pretrained`. Calls are thread-safe; prompts are read one at a time.
+
+    Raises:
+        UnsupportedModelError: the model's cached keys cannot be moved exactly.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        store: KVStore | str | PathLike[str] = ":memory:",
+        config: SamKVConfig | None = None,
+        model_name: str | None = None,
+    ) -> None:
+        check_config(model)
+        self.config = config or SamKVConfig()
+        self.tokenizer = PromptTokenizer(tokenizer)
+        self.decoder = Decoder(model)
+        self_test(self.decoder)
+        self._check_resume_layer()
+        self.model_name = model_name or str(getattr(model, "name_or_path", "") or model.config.model_type)
+        self.store = open_store(store)
+        self.fingerprint = fingerprint(model, tokenizer)
+        self._library = ChunkLibrary(self.decoder, self.tokenizer, self.store, self.config, self.fingerprint)
+        self._assembler = PromptAssembler(self.decoder, self.tokenizer, self._library)
+        self._end_ids = _end_of_text_ids(model, tokenizer)
+        # One prompt is read at a time: two at once would hold twice the memory and finish no sooner.
+        self._model_lock = threading.Lock()
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model: Any,
+        *,
+        tokenizer: Any = None,
+        store: KVStore | str | PathLike[str] = ":memory:",
+        config: SamKVConfig | None = None,
+        device: str | torch.device | None = None,
+        dtype: str | torch.dtype | None = None,
+        gguf_file: str | None = None,
+        trust_remote_code: bool = False,
+    ) -> SamKVEngine:
+        """Load a model and open a store.
+
+        ``model`` is a hub id, a folder, a ``.gguf`` file, or a model object (then ``tokenizer`` too).
+        ``store`` is ``":memory:"``, a folder or a store. ``dtype=None`` takes bfloat16 where the
+        processor computes in it, else float32.
+
+        Raises:
+            ModelNotFoundError: nothing loadable at ``model``.
+            UnsupportedModelError: the model's cached keys cannot be moved exactly.
+            StoreFormatError: ``store`` is a folder of something else.
+            ConfigurationError: an option is out of range.
+        """
+        if isinstance(model, (str, PathLike)):
+            loaded, own_tokenizer = load(model, device, dtype, gguf_file, trust_remote_code)
+            return cls(loaded, tokenizer or own_tokenizer, store, config, model_name=str(model))
+        if tokenizer is None:
+            raise ConfigurationError("a model object needs its tokenizer: pass tokenizer=...")
+        if device is not None or dtype is not None or gguf_file is not None:
+            raise ConfigurationError("device, dtype and gguf_file apply to a model given by name; move the object")
+        return cls(model, tokenizer, store, config)
+
+    # -- chunks ----------------------------------------------------------------------------------
+
+    def add_chunks(self, texts: Iterable[str], *, show_progress: bool | None = None) -> IngestionReport:
+        """Compute and store the caches of chunk texts that are not stored yet.
+
+        White space around a text is not part of the chunk. ``show_progress=None`` shows a bar on a
+        terminal only.
+
+        Raises:
+            EmptyChunkError, ChunkTooLongError: nothing was computed.
+            StoreFullError: the chunks stored until then stay.
+        """
+        return self._library.add([texts] if isinstance(texts, str) else texts, show_progress)
+
+    def has_chunk(self, text: str) -> bool:
+        """Whether the chunk is stored for this model."""
+        return self._library.has(text)
+
+    def remove_chunks(self, texts: Iterable[str]) -> int:
+        """Delete chunks and return how many were there."""
+        return self._library.remove([texts] if isinstance(texts, str) else texts)
+
+    def prune(self, keep_texts: Iterable[str]) -> int:
+        """Delete this model's chunks that are not among ``keep_texts``; return how many."""
+        return self._library.prune(keep_texts)
+
+    def hint(self, texts: Iterable[str]) -> None:
+        """Announce the chunks of a coming prompt.
+
+        Their KV starts to be read while the prompt is still being built; one that is not stored will
+        be recognised all the same, computed on the spot and stored.
+        """
+        self._library.hint(texts)
+
+    # -- answers ---------------------------------------------------------------------------------
+
+    def generate(self, prompt: Prompt, **options: Any) -> GenerationResult:
+        """Answer a prompt: one string, used as it is, or messages, rendered by the chat template.
+
+        Options: ``max_new_tokens`` (256), ``temperature`` (0: greedy), ``top_p`` (1), ``stop`` (a text
+        or texts), ``seed``; and any of :class:`SamKVConfig` for this call alone (``sequence_ratio``,
+        ``method``, ``recompute_view`` ...) save those fixed at ingestion.
+
+        Raises:
+            EmptyPromptError, PromptTooLongError, ChatTemplateError: the prompt cannot be answered.
+            ConfigurationError: an option is unknown or out of range.
+        """
+        pieces = list(self.stream(prompt, **options))
+        last = pieces[-1]
+        assert last.finish_reason is not None and last.metrics is not None
+        text = "".join(piece.text for piece in pieces)
+        return GenerationResult(text, last.finish_reason, last.token_ids, last.metrics, last.chunks)
+
+    def stream(self, prompt: Prompt, **options: Any) -> Iterator[StreamPiece]:
+        """Like :meth:`generate`, piece by piece. Closing the iterator stops the generation at once."""
+        sampling, config = self._split_options(options)
+        return self._stream(self._as_text(prompt), sampling, config)
+
+    def apply_chat_template(self, messages: Sequence[Mapping[str, Any]]) -> str:
+        """Messages as the one string that :meth:`generate` would use.
+
+        Raises:
+            ChatTemplateError: no template, or one that refuses these messages.
+        """
+        return self.tokenizer.render(messages)
+
+    def tokenize(self, text: str) -> list[int]:
+        """Token ids of a text, without special tokens."""
+        return self.tokenizer.chunk_ids(text)
+
+    def count_tokens(self, text: str) -> int:
+        """Number of tokens of a text."""
+        return len(self.tokenize(text))
+
+    @property
+    def context_window(self) -> int:
+        """Most tokens of prompt and answer together."""
+        return self.decoder.context_window
+
+    @property
+    def has_chat_template(self) -> bool:
+        """Whether messages can be given."""
+        return self.tokenizer.has_chat_template
+
+    # -- one generation --------------------------------------------------------------------------
+
+    def _stream(self, prompt: str, sampling: Sampling, config: SamKVConfig) -> Iterator[StreamPiece]:
+        started = time.perf_counter()
+        run = _Run(self, prompt, sampling, config)
+        answer, token_ids, finish_reason, ttft_s = AnswerText(self.tokenizer, sampling.stop), [], "length", 0.0
+        tokens = run.tokens()
+        try:
+            for token_id in tokens:
+                ttft_s = ttft_s or time.perf_counter() - started
+                if token_id in self._end_ids:
+                    finish_reason = "stop"
+                    break
+                token_ids.append(token_id)
+                if piece := answer.add(token_id):
+                    yield StreamPiece(piece)
+                if answer.stopped:
+                    finish_reason = "stop"
+                    break
+        finally:
+            tokens.close()
+        metrics = run.metrics(len(token_ids), ttft_s, time.perf_counter() - started)
+        yield StreamPiece(answer.finish(), finish_reason, metrics, tuple(token_ids), run.chunk_uses())
+
+    def _split_options(self, options: dict[str, Any]) -> tuple[Sampling, SamKVConfig]:
+        policy_names = [f.name for f in fields(SamKVConfig) if f.name not in _FIXED_OPTIONS]
+        sampling_names = [f.name for f in fields(Sampling)]
+        refuse_unknown(options, [*policy_names, *sampling_names])
+        given = {name: value for name, value in options.items() if name in sampling_names and value is not None}
+        if "stop" in given:
+            given["stop"] = (given["stop"],) if isinstance(given["stop"], str) else tuple(given["stop"])
+        policy = {name: value for name, value in options.items() if name in policy_names and value is not None}
+        return Sampling(**given), self.config.with_options(**policy)
+
+    def _as_text(self, prompt: Prompt) -> str:
+        text = prompt if isinstance(prompt, str) else self.tokenizer.render(prompt) if prompt else ""
+        if not text.strip():
+            raise EmptyPromptError(f"the prompt is {text!r}; it must be text that is not only white space")
+        return text
+
+    def _check_resume_layer(self) -> None:
+        if self.config.resume_layer >= self.decoder.num_layers:
+            raise ConfigurationError(
+                f"resume_layer is {self.config.resume_layer}; the model has {self.decoder.num_layers} layers, "
+                "give a lower one"
+            )
+
+
+class _Run:
+    """One generation's state: layout, prefilled buffer, counters."""
+
+    def __init__(self, engine: SamKVEngine, prompt: str, sampling: Sampling, config: SamKVConfig) -> None:
+        self._engine = engine
+        self._prompt = prompt
+        self._sampling = sampling
+        self._config = config
+        self._clock = Clock()
+        self._layout: PromptLayout
+        self._prefilled: Prefilled
+        self._method = config.method
+        self._fallback_reason: str | None = None
+        self._resident_bytes = 0
+
+    def tokens(self) -> Any:
+        """Yield the answer's token ids, at most as many as asked for and as the window holds."""
+        decoder = self._engine.decoder
+        with self._engine._model_lock, torch.inference_mode():
+            self._layout = self._read_prompt()
+            room = self._engine.context_window - self._layout.num_tokens
+            limit = min(self._sampling.max_new_tokens, room)
+            buffer = KVBuffer(decoder.num_layers, reserve_tokens=min(limit, _RESERVED_TOKENS))
+            method = METHODS[self._method]
+            self._prefilled = method.prefill(decoder, self._layout, self._config, buffer, self._clock)
+            self._resident_bytes = buffer.nbytes
+        choose = TokenChooser(self._sampling, decoder.device)
+        tokens = decode(decoder, self._prefilled.hidden, buffer, self._layout.num_tokens, choose)
+        for _ in range(limit):
+            yield next(tokens)
+
+    def _read_prompt(self) -> PromptLayout:
+        """Recognise the prompt's chunks, decide whether their caches pay, and lay out its tokens."""
+        assembler = self._engine._assembler
+        with self._clock.phase("recognise"):
+            prompt = assembler.read(self._prompt)
+        if METHODS[self._method].reads_cache and (reason := self._why_full_prefill(prompt)):
+            self._method, self._fallback_reason = "full_prefill", reason
+        with self._clock.phase("assemble"):
+            uses_cache = METHODS[self._method].reads_cache
+            layout = assembler.with_cache(prompt) if uses_cache else assembler.without_cache(prompt)
+        self._require_fit(layout.num_tokens)
+        return layout
+
+    def _why_full_prefill(self, prompt: ReadPrompt) -> str | None:
+        if prompt.num_chunk_tokens < max(1, self._config.min_chunk_tokens):
+            return (
+                f"{prompt.num_chunk_tokens} chunk tokens in the prompt; reuse pays from "
+                f"{self._config.min_chunk_tokens} (min_chunk_tokens)"
+            )
+        return None if prompt.has_question else "no question follows the last chunk"
+
+    def _require_fit(self, num_tokens: int) -> None:
+        window = self._engine.context_window
+        if num_tokens >= window:
+            raise PromptTooLongError(
+                f"the prompt has {num_tokens} tokens, the model's context window is {window} and must hold the "
+                "answer too; retrieve fewer or smaller chunks"
+            )
+
+    def metrics(self, completion_tokens: int, ttft_s: float, total_s: float) -> GenerationMetrics:
+        """Figures of the finished generation."""
+        layout, prefilled = self._layout, self._prefilled
+        chunk_tokens = layout.num_chunk_tokens
+        kept, recomputed = (int((m & layout.is_chunk).sum()) for m in (prefilled.kept, prefilled.recomputed))
+        hits = sum(segment.hit for segment in layout.chunks)
+        missed = len(layout.chunks) - hits
+        decode_s = total_s - ttft_s
+        uses_cache = METHODS[self._method].reads_cache
+        return GenerationMetrics(
+            method=self._method,
+            fallback_reason=self._fallback_reason,
+            prompt_tokens=layout.num_tokens,
+            completion_tokens=completion_tokens,
+            chunk_tokens=chunk_tokens,
+            chunks_hit=hits,
+            chunks_missed=missed,
+            chunks_prefilled=missed if uses_cache else len(layout.chunks),
+            tokens_reused=sum(s.stop - s.start for s in layout.cached if s.hit) if uses_cache else 0,
+            sequence_ratio=kept / chunk_tokens if chunk_tokens else 1.0,
+            recompute_ratio=recomputed / chunk_tokens if chunk_tokens else 1.0,
+            kv_bytes_resident=self._resident_bytes,
+            kv_bytes_full=layout.num_tokens * self._engine.decoder.kv_bytes_per_token,
+            ttft_s=ttft_s,
+            decode_tokens_per_s=(completion_tokens - 1) / decode_s if completion_tokens > 1 and decode_s else 0.0,
+            total_s=total_s,
+            phase_s=dict(self._clock.phase_s),
+            notes=prefilled.notes,
+        )
+
+    def chunk_uses(self) -> tuple[ChunkUse, ...]:
+        """What became of each chunk."""
+        kept = self._prefilled.kept.cpu()
+        return tuple(
+            ChunkUse(
+                chunk_key=segment.chunk_key,
+                start_char=segment.start_char,
+                num_tokens=segment.stop - segment.start,
+                hit=segment.hit,
+                kept_tokens=tuple(kept[segment.span].nonzero()[:, 0].tolist()),
+            )
+            for segment in self._layout.chunks
+        )
+
+
+def _end_of_text_ids(model: Any, tokenizer: Any) -> frozenset[int]:
+    """Every token id that ends an answer, as model and tokenizer declare them."""
+    generation = getattr(model, "generation_config", None)
+    declared = [getattr(generation, "eos_token_id", None), getattr(tokenizer, "eos_token_id", None)]
+    ids = [i for one in declared for i in (one if isinstance(one, list) else [one])]
+    return frozenset(i for i in ids if i is not None)

@@ -1,0 +1,1 @@
+"""From chunk texts to stored chunk caches."""

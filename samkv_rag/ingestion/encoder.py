@@ -1,0 +1,90 @@
+"""Computing chunk caches: every chunk alone, at positions 0..tokens-1, many in one batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from samkv_rag.chunk_cache import ChunkCache, Layout, Means
+from samkv_rag.model.attention import attention
+from samkv_rag.model.decoder import Decoder
+
+
+@torch.inference_mode()
+def encode(decoder: Decoder, chunks: Sequence[Sequence[int]], layout: Layout, fingerprint: str) -> list[ChunkCache]:
+    """Compute the caches of ``chunks`` (token ids) in one right-padded batch.
+
+    Right padding needs no mask: under causal attention no real token sees what follows it.
+    """
+    lengths = [len(ids) for ids in chunks]
+    token_ids = torch.zeros(len(chunks), max(lengths), dtype=torch.int64)
+    for row, ids in enumerate(chunks):
+        token_ids[row, : len(ids)] = torch.tensor(ids)
+    recorder = _Recorder(decoder.num_layers, _local_weights(lengths, layout).to(decoder.device))
+    hidden = _run(decoder, token_ids, layout.resume_layer, recorder)
+    return [
+        recorder.cache(row, token_ids[row, :length], layout, fingerprint, hidden) for row, length in enumerate(lengths)
+    ]
+
+
+def _run(decoder: Decoder, token_ids: torch.Tensor, resume_layer: int, recorder: _Recorder) -> torch.Tensor | None:
+    """Run the batch and return the hidden states ``[batch, tokens, hidden]`` entering ``resume_layer``."""
+    position_ids = torch.arange(token_ids.shape[1])
+    below = decoder.run_layers(decoder.embed(token_ids), position_ids, recorder, range(resume_layer))
+    decoder.run_layers(below, position_ids, recorder, range(resume_layer, decoder.num_layers))
+    return below if resume_layer else None
+
+
+class _Recorder:
+    """Causal attention that records keys, values and the mean query of the local tokens."""
+
+    def __init__(self, num_layers: int, local_weights: torch.Tensor) -> None:
+        self._local_weights = local_weights  # [batch, tokens]
+        self._keys: list[torch.Tensor] = []  # a layer: [batch, kv_heads, tokens, head_dim]
+        self._values: list[torch.Tensor] = []
+        self._mean_queries: list[torch.Tensor] = []  # a layer: [batch, heads, head_dim]
+
+    def __call__(
+        self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float
+    ) -> torch.Tensor:
+        self._keys.append(key)
+        self._values.append(value)
+        mean = torch.einsum("bhtd,bt->bhd", query.float(), self._local_weights)
+        self._mean_queries.append(mean.to(query.dtype))
+        return attention(query, key, value, scaling, is_causal=True)
+
+    def cache(
+        self, row: int, token_ids: torch.Tensor, layout: Layout, fingerprint: str, hidden: torch.Tensor | None
+    ) -> ChunkCache:
+        """Cut one chunk's cache out of the batch; its tensors own their bytes."""
+        length = token_ids.shape[0]
+        keys = torch.stack([key[row, :, :length] for key in self._keys]).cpu()
+        values = torch.stack([value[row, :, :length] for value in self._values]).cpu()
+        query = torch.stack([mean[row] for mean in self._mean_queries]).cpu()
+        summary = Means(_block_means(keys, layout), _anchor_mean(keys, layout), query)
+        own_hidden = None if hidden is None else hidden[row, :length].to("cpu", copy=True)
+        return ChunkCache(token_ids.clone(), keys, values, summary, layout, fingerprint, own_hidden)
+
+
+def _local_weights(lengths: Sequence[int], layout: Layout) -> torch.Tensor:
+    """``[batch, tokens]``: 1/n on each chunk's last n local tokens, else 0."""
+    positions = torch.arange(max(lengths))
+    ends = torch.tensor(lengths)[:, None]
+    local = (positions >= ends - layout.local_tokens) & (positions < ends)
+    return local.float() / local.sum(dim=1, keepdim=True)
+
+
+def _block_means(keys: torch.Tensor, layout: Layout) -> torch.Tensor:
+    """Mean key of every block, ``[layers, kv_heads, blocks, head_dim]``."""
+    first, last = layout.middle(keys.shape[2])
+    blocks = [block.float().mean(dim=2) for block in keys[:, :, first:last].split(layout.block_tokens, dim=2)]
+    empty = keys.new_empty(*keys.shape[:2], 0, keys.shape[3])
+    return torch.stack(blocks, dim=2).to(keys.dtype) if last > first else empty
+
+
+def _anchor_mean(keys: torch.Tensor, layout: Layout) -> torch.Tensor:
+    """Mean key of the initial and local tokens, ``[layers, kv_heads, head_dim]``."""
+    first, last = layout.middle(keys.shape[2])
+    anchors = torch.cat((keys[:, :, :first], keys[:, :, last:]), dim=2)
+    return anchors.float().mean(dim=2).to(keys.dtype)

@@ -1,0 +1,223 @@
+"""The chunks of one model in a store: added, found in prompts, read, removed."""
+
+from __future__ import annotations
+
+import threading
+import time
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from tqdm import tqdm
+
+from samkv_rag.chunk_cache import ChunkCache, ChunkReader, Layout, chunk_key
+from samkv_rag.config import SamKVConfig
+from samkv_rag.exceptions import ChunkTooLongError, EmptyChunkError, StoreFullError
+from samkv_rag.ingestion.encoder import encode
+from samkv_rag.metrics import IngestionReport
+from samkv_rag.model.decoder import Decoder
+from samkv_rag.model.tokenization import PromptTokenizer, printable
+from samkv_rag.prompt import PREFIX_CHARS, ChunkIndex, KnownText, Match, describe, text_digest
+from samkv_rag.store import Entry, KVStore
+
+_BATCH_TOKENS = {"cpu": 2048, "cuda": 16384}
+_MAX_HINTS = 10_000
+
+
+@dataclass(frozen=True)
+class _Pending:
+    text: str
+    token_ids: list[int]
+
+
+class ChunkLibrary:
+    """Chunks whose KV one model computed, in a store that other models and processes may share."""
+
+    def __init__(
+        self, decoder: Decoder, tokenizer: PromptTokenizer, store: KVStore, config: SamKVConfig, fingerprint: str
+    ) -> None:
+        self._decoder = decoder
+        self._tokenizer = tokenizer
+        self._store = store
+        self._config = config
+        self._fingerprint = fingerprint
+        self._layout = Layout(
+            config.initial_tokens, config.local_tokens, config.block_tokens, resume_layer=config.resume_layer
+        )
+        self._lock = threading.RLock()
+        self._forget()
+
+    # -- what is there ---------------------------------------------------------------------------
+
+    def digests(self) -> set[str]:
+        """Text digests of the stored chunks that serve this configuration."""
+        self._sync()
+        return {digest for digest, entry in self._entries.items() if self._serves(entry.layout)}
+
+    def has(self, text: str) -> bool:
+        """Whether a chunk is stored and serves this configuration."""
+        return text_digest(text.strip()) in self.digests()
+
+    def find(self, prompt: str) -> list[Match]:
+        """Known chunks in ``prompt``."""
+        self._sync()
+        with self._lock:
+            return self._index.find(prompt)
+
+    def num_tokens(self, digest: str, text: str) -> int:
+        """Tokens of a known chunk, without reading its KV."""
+        entry = self._entries.get(digest)
+        return entry.num_tokens if entry is not None else len(self._tokenizer.chunk_ids(text))
+
+    # -- ingestion -------------------------------------------------------------------------------
+
+    def add(self, texts: Iterable[str], show_progress: bool | None = None) -> IngestionReport:
+        """Compute and store what is missing, in batches of like length.
+
+        All texts are checked before any is computed. ``show_progress=None`` shows a bar on a
+        terminal only.
+
+        Raises:
+            EmptyChunkError, ChunkTooLongError: nothing was computed.
+            StoreFullError: the chunks stored until then stay.
+        """
+        started = time.perf_counter()
+        unique = list(dict.fromkeys(_cleaned(texts)))
+        worthwhile = [text for text in unique if len(text) >= PREFIX_CHARS]
+        stored = self.digests()
+        pending = [self._tokenised(text) for text in worthwhile if text_digest(text) not in stored]
+        with _progress(len(pending), show_progress) as bar:
+            for batch in _batches(pending, _BATCH_TOKENS.get(self._decoder.device.type, 2048)):
+                for item, cache in zip(batch, self._encode(batch), strict=True):
+                    self._store.put(self._entry(item.text, cache), cache)
+                bar.update(len(batch))
+        return IngestionReport(
+            num_added=len(pending),
+            num_reused=len(worthwhile) - len(pending),
+            num_skipped=len(unique) - len(worthwhile),
+            num_tokens=sum(len(item.token_ids) for item in pending),
+            elapsed_s=time.perf_counter() - started,
+        )
+
+    def remove(self, texts: Iterable[str]) -> int:
+        """Delete chunks and return how many were there."""
+        return self._store.remove(self._key(text_digest(text.strip())) for text in texts)
+
+    def prune(self, keep_texts: Iterable[str]) -> int:
+        """Delete this model's chunks that are not among ``keep_texts``."""
+        keep = {text_digest(text.strip()) for text in keep_texts}
+        self._sync()
+        return self._store.remove(entry.key for digest, entry in self._entries.items() if digest not in keep)
+
+    # -- reading ---------------------------------------------------------------------------------
+
+    def hint(self, texts: Iterable[str]) -> None:
+        """These chunks are about to appear in a prompt: recognise them, bring their KV nearer."""
+        known = [describe(stripped) for text in texts if (stripped := text.strip())]
+        self._sync()
+        with self._lock:
+            self._num_hints += len(known)
+            if self._num_hints > _MAX_HINTS:
+                self._forget()
+            self._index.add(known)
+        self._store.prefetch(self._key(text.text_digest) for text in known)
+
+    def read(self, texts: Sequence[str]) -> list[tuple[ChunkReader, bool]]:
+        """Readers of ``texts``, and whether the store had them; what it lacks is computed and stored."""
+        readers = [self._open(text) for text in texts]
+        missing = {text: reader for text, reader in zip(texts, readers, strict=True) if reader is None}
+        computed = self._compute(list(missing)) if missing else {}
+        return [(reader, True) if reader else (computed[t], False) for t, reader in zip(texts, readers, strict=True)]
+
+    def _open(self, text: str) -> ChunkReader | None:
+        reader = self._store.open(self._key(text_digest(text)), self._fingerprint)
+        return reader if reader is not None and self._serves(reader.layout) else None
+
+    def _compute(self, texts: list[str]) -> dict[str, ChunkCache]:
+        computed = {}
+        for batch in _batches([self._tokenised(text) for text in texts], _BATCH_TOKENS["cpu"]):
+            for item, cache in zip(batch, self._encode(batch), strict=True):
+                computed[item.text] = cache
+                self._store_if_possible(item.text, cache)
+        return computed
+
+    def _store_if_possible(self, text: str, cache: ChunkCache) -> None:
+        try:
+            self._store.put(self._entry(text, cache), cache)
+        except StoreFullError as error:  # the question at hand can be answered all the same
+            warnings.warn(str(error), stacklevel=2)
+
+    # -- helpers ---------------------------------------------------------------------------------
+
+    def _sync(self) -> None:
+        """Take over what this or another process has changed in the store."""
+        with self._lock:
+            changes = self._store.changes(self._fingerprint, self._mark)
+            if changes is None:
+                self._forget()
+                changes = self._store.changes(self._fingerprint, 0)
+            entries, self._mark = changes or ([], 0)
+            self._entries.update((entry.text_digest, entry) for entry in entries)
+            self._index.add(KnownText(e.text_digest, e.prefix, e.suffix, e.num_chars) for e in entries)
+
+    def _forget(self) -> None:
+        self._index = ChunkIndex()
+        self._entries: dict[str, Entry] = {}
+        self._mark = 0
+        self._num_hints = 0
+
+    def _serves(self, layout: Layout) -> bool:
+        """Whether a chunk summarised in ``layout`` has all that this configuration reads."""
+        if self._layout.resume_layer and layout.resume_layer != self._layout.resume_layer:
+            return False
+        summary = (layout.initial_tokens, layout.local_tokens, layout.block_tokens)
+        wanted = (self._layout.initial_tokens, self._layout.local_tokens, self._layout.block_tokens)
+        return self._config.selector != "samkv" or summary == wanted
+
+    def _key(self, digest: str) -> str:
+        return chunk_key(self._fingerprint, digest)
+
+    def _entry(self, text: str, cache: ChunkCache) -> Entry:
+        known = describe(text)
+        key = self._key(known.text_digest)
+        return Entry(
+            key, known.text_digest, known.prefix, known.suffix, known.num_chars, cache.num_tokens, cache.layout
+        )
+
+    def _encode(self, batch: Sequence[_Pending]) -> list[ChunkCache]:
+        return encode(self._decoder, [item.token_ids for item in batch], self._layout, self._fingerprint)
+
+    def _tokenised(self, text: str) -> _Pending:
+        ids, limit = self._tokenizer.chunk_ids(text), self._decoder.context_window
+        if len(ids) >= limit:
+            raise ChunkTooLongError(
+                f"chunk {printable(text)!r} has {len(ids)} tokens, the model's context window is {limit}; "
+                "split it into smaller chunks"
+            )
+        return _Pending(text, ids)
+
+
+def _cleaned(texts: Iterable[str]) -> Iterator[str]:
+    """Strip white space around chunks, as frameworks do before they put them into a prompt."""
+    for number, text in enumerate(texts):
+        if not isinstance(text, str) or not text.strip():
+            raise EmptyChunkError(f"chunk {number} is {text!r}; it must be text that is not only white space")
+        yield text.strip()
+
+
+def _batches(pending: Sequence[_Pending], batch_tokens: int) -> Iterator[list[_Pending]]:
+    """Batches of at most ``batch_tokens`` with padding, of chunks of like length."""
+    batch: list[_Pending] = []
+    for item in sorted(pending, key=lambda item: len(item.token_ids)):
+        if batch and (len(batch) + 1) * len(item.token_ids) > batch_tokens:
+            yield batch
+            batch = []
+        batch.append(item)
+    if batch:
+        yield batch
+
+
+def _progress(total: int, show_progress: bool | None) -> tqdm[None]:
+    # disable=None lets tqdm decide by whether standard error is a terminal.
+    disable = (None if show_progress is None else not show_progress) if total else True
+    return tqdm(total=total, desc="Caching chunks", unit="chunk", disable=disable)

@@ -1,0 +1,77 @@
+"""SamKV (arXiv 2508.11661): select with the question in view, recompute the kept, decode from them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import ClassVar
+
+import torch
+
+from samkv_rag.chunk_cache import Layout
+from samkv_rag.config import SamKVConfig
+from samkv_rag.methods.base import Clock, Prefilled, PrefillMethod
+from samkv_rag.model.decoder import Decoder
+from samkv_rag.model.kv_buffer import KVBuffer
+from samkv_rag.sparse.consensus import consensus_blocks
+from samkv_rag.sparse.layout import PromptLayout
+from samkv_rag.sparse.recomputation import recompute
+from samkv_rag.sparse.scouting import scout
+from samkv_rag.sparse.selection import Blocks, Budget, anchor_mask, plan_budget
+
+
+class SamKV(PrefillMethod):
+    """Keeps ``config.sequence_ratio`` of the chunk tokens, by ``config.selector``."""
+
+    name: ClassVar[str] = "samkv"
+
+    def prefill(
+        self, decoder: Decoder, layout: PromptLayout, config: SamKVConfig, buffer: KVBuffer, clock: Clock
+    ) -> Prefilled:
+        """See :class:`PrefillMethod`."""
+        notes: list[str] = []
+        with clock.phase("select"):
+            chosen = select(decoder, layout, config, notes)
+        recomputed = chosen if config.recompute else torch.zeros_like(chosen)
+        kept = chosen | layout.is_prefix | layout.is_text
+        with clock.phase("recompute"):
+            hidden = recompute(decoder, layout, kept, recomputed, config, buffer)
+        return Prefilled(hidden, kept, recomputed, tuple(notes))
+
+
+def select(decoder: Decoder, layout: PromptLayout, config: SamKVConfig, notes: list[str]) -> torch.Tensor:
+    """Chunk tokens to keep, as a ``[tokens]`` mask: anchors, then the best blocks within the budget."""
+    if config.sequence_ratio == 1:
+        return layout.is_chunk
+    wanted = Layout(config.initial_tokens, config.local_tokens, config.block_tokens)
+    budget = plan_budget(layout, config.sequence_ratio, wanted)
+    if (budget.initial_tokens, budget.local_tokens) != (wanted.initial_tokens, wanted.local_tokens):
+        notes.append(
+            f"a budget of {budget.num_tokens} tokens for {len(layout.chunks)} chunks: anchors shrunk from "
+            f"{wanted.initial_tokens}+{wanted.local_tokens} to {budget.initial_tokens}+{budget.local_tokens}"
+        )
+    anchors = anchor_mask(layout, budget)
+    free_tokens = budget.num_tokens - int(anchors.sum())
+    return anchors | _SELECTORS[config.selector](decoder, layout, config, budget, free_tokens)
+
+
+def _select_by_scouting(
+    decoder: Decoder, layout: PromptLayout, config: SamKVConfig, budget: Budget, free_tokens: int
+) -> torch.Tensor:
+    blocks = Blocks(layout, budget.initial_tokens, budget.local_tokens, config.block_tokens)
+    scores = blocks.top_token_mean(scout(decoder, layout, config), config.block_top_tokens)
+    return blocks.to_positions(blocks.best_within(scores, free_tokens), layout.num_tokens)
+
+
+def _select_by_consensus(
+    decoder: Decoder, layout: PromptLayout, config: SamKVConfig, budget: Budget, free_tokens: int
+) -> torch.Tensor:
+    # The means were taken at ingestion, so the blocks are those of the configuration, even where
+    # the anchors of this prompt had to shrink.
+    blocks = Blocks(layout, config.initial_tokens, config.local_tokens, config.block_tokens)
+    anchors = anchor_mask(layout, budget)
+    scores = consensus_blocks(decoder, layout, anchors, config)
+    return blocks.to_positions(blocks.best_within(scores, free_tokens), layout.num_tokens)
+
+
+_Selector = Callable[[Decoder, PromptLayout, SamKVConfig, Budget, int], torch.Tensor]
+_SELECTORS: dict[str, _Selector] = {"scout": _select_by_scouting, "samkv": _select_by_consensus}

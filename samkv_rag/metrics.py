@@ -1,0 +1,74 @@
+"""What one generation cost and how much of the retrieved text it kept."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class ChunkUse:
+    """What became of one chunk that stood in the prompt."""
+
+    chunk_key: str
+    start_char: int
+    """Where the chunk begins in the rendered prompt."""
+    num_tokens: int
+    hit: bool
+    """Its KV came from the store; otherwise it was computed on the spot."""
+    kept_tokens: tuple[int, ...]
+    """Indices, within the chunk, of the tokens whose KV stays for decoding."""
+
+
+@dataclass(frozen=True)
+class GenerationMetrics:
+    """Figures of one generation. Times in seconds, sizes in bytes.
+
+    ``sequence_ratio`` is chunk tokens kept ÷ chunk tokens in the prompt, ``recompute_ratio`` chunk
+    tokens run through the model again ÷ chunk tokens in the prompt; both are 1 under full prefill.
+    ``kv_bytes_resident`` is what decoding reads for the prompt, ``kv_bytes_full`` what full prefill
+    would hold. ``tokens_reused`` counts prompt tokens whose stored KV was read instead of computed.
+    """
+
+    method: str
+    fallback_reason: str | None
+    prompt_tokens: int
+    completion_tokens: int
+    chunk_tokens: int
+    chunks_hit: int
+    chunks_missed: int
+    chunks_prefilled: int
+    tokens_reused: int
+    sequence_ratio: float
+    recompute_ratio: float
+    kv_bytes_resident: int
+    kv_bytes_full: int
+    ttft_s: float
+    decode_tokens_per_s: float
+    total_s: float
+    phase_s: dict[str, float] = field(default_factory=dict)
+    """Seconds of the steps before the first token: recognise, read_missing, prefix, select, recompute."""
+    notes: tuple[str, ...] = ()
+    """What the method did differently from what was asked, in words."""
+
+    @property
+    def chunks_total(self) -> int:
+        """Chunks recognised in the prompt."""
+        return self.chunks_hit + self.chunks_missed
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values, ready for JSON."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class IngestionReport:
+    """What one ingestion did."""
+
+    num_added: int
+    num_reused: int
+    num_skipped: int
+    """Chunks too short to be worth a cache; they are prefilled as ordinary text."""
+    num_tokens: int
+    """Tokens computed; reused chunks cost none."""
+    elapsed_s: float

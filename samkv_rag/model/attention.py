@@ -1,0 +1,70 @@
+"""Our attention, registered with transformers, so that a pass decides what each token sees.
+
+A decoder layer hands its queries, keys and values, after RoPE, to the function registered under
+its attention name. Ours passes them on to the ``attend`` callable of the current forward pass;
+without one (somebody calls the model directly) it is transformers' SDPA.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+ATTENTION_NAME = "samkv"
+
+
+class Attend(Protocol):
+    """What a forward pass does at each layer's attention."""
+
+    def __call__(
+        self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float
+    ) -> torch.Tensor:
+        """Return the attention's output ``[batch, heads, tokens, head_dim]``.
+
+        ``query`` is ``[batch, heads, tokens, head_dim]``, ``key`` and ``value`` are
+        ``[batch, kv_heads, tokens, head_dim]``, all after RoPE.
+        """
+
+
+def samkv_attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    attend: Attend | None = None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    """Attention function in transformers' calling convention."""
+    if attend is None:
+        output, _ = sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
+        return output, None
+    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    output = attend(int(module.layer_idx), query, key, value, scaling)  # type: ignore[arg-type]
+    return output.transpose(1, 2).contiguous(), None
+
+
+def register_attention() -> None:
+    """Make ``attn_implementation="samkv"`` known; a custom attention without its mask gets none."""
+    AttentionInterface.register(ATTENTION_NAME, samkv_attention)
+    AttentionMaskInterface.register(ATTENTION_NAME, sdpa_mask)
+
+
+def attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    scaling: float,
+    mask: torch.Tensor | None = None,
+    is_causal: bool = False,
+) -> torch.Tensor:
+    """Grouped-query attention; ``mask`` is boolean, ``[queries, keys]``, True where seen."""
+    return scaled_dot_product_attention(
+        query, key, value, attn_mask=mask, is_causal=is_causal, scale=scaling, enable_gqa=True
+    )

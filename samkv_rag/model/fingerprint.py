@@ -1,0 +1,51 @@
+"""Who computed a cache: a digest of everything that changes keys and values."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+import torch
+
+FORMAT_VERSION = 1
+_SAMPLES_PER_TENSOR = 256
+
+
+def fingerprint(model: Any, tokenizer: Any) -> str:
+    """Return a hex digest of the model's weights, dtype and RoPE, the tokenizer and the format version."""
+    digest = hashlib.sha256(f"samkv-format-{FORMAT_VERSION}".encode())
+    digest.update(_config_bytes(model.config))
+    digest.update(_tokenizer_bytes(tokenizer))
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
+        digest.update(_weights_digest(tensor))
+    return digest.hexdigest()
+
+
+def _config_bytes(config: Any) -> bytes:
+    # Only what changes the arithmetic: paths and library versions would make equal models differ.
+    kept = {
+        name: value
+        for name, value in config.to_dict().items()
+        if name.endswith(("_scaling", "_multiplier", "_eps", "_heads", "_theta", "_factor", "_act"))
+        or name in ("model_type", "rope_parameters", "head_dim", "hidden_size", "layer_types", "sliding_window")
+    }
+    return json.dumps(kept, sort_keys=True, default=str).encode()
+
+
+def _tokenizer_bytes(tokenizer: Any) -> bytes:
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is not None:
+        return str(backend.to_str()).encode()
+    return json.dumps(sorted(tokenizer.get_vocab().items())).encode()
+
+
+def _weights_digest(tensor: torch.Tensor) -> bytes:
+    """Digest of every weight: the wrapped sum of all bit patterns and an ordered sample of them."""
+    flat = tensor.detach().reshape(-1)
+    bits = flat.view({1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[flat.element_size()])
+    step = max(1, bits.numel() // _SAMPLES_PER_TENSOR)
+    sample = bits[::step].to("cpu", torch.int64)
+    total = bits.sum(dtype=torch.int64).to("cpu").reshape(1)
+    return bytes(torch.cat((total, sample)).numpy().tobytes())

@@ -1,0 +1,65 @@
+"""The KV cache that decoding reads: per layer one tensor with room for the answer."""
+
+from __future__ import annotations
+
+import torch
+
+
+class KVBuffer:
+    """Keys and values of the tokens kept for decoding, ``[batch, kv_heads, tokens, head_dim]`` a layer.
+
+    ``cache_length`` (tokens held) and ``next_position_id`` (where the next token stands in the full
+    prompt) differ once tokens are dropped: the kept ones stay at their original positions.
+    """
+
+    def __init__(self, num_layers: int, reserve_tokens: int = 0) -> None:
+        self._keys: list[torch.Tensor | None] = [None] * num_layers
+        self._values: list[torch.Tensor | None] = [None] * num_layers
+        self._lengths = [0] * num_layers
+        self._reserve_tokens = reserve_tokens
+
+    @property
+    def cache_length(self) -> int:
+        """Tokens held in the last layer, which is written last."""
+        return self._lengths[-1]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the tokens held, without the room reserved."""
+        pairs = zip(self._keys, self._lengths, strict=True)
+        return sum(2 * k[:, :, :n].numel() * k.element_size() for k, n in pairs if k is not None)
+
+    def append(self, layer: int, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Add tokens to a layer and return views of all that it holds."""
+        start, stop = self._lengths[layer], self._lengths[layer] + key.shape[2]
+        keys, values = self._with_room(layer, key, stop)
+        keys[:, :, start:stop] = key
+        values[:, :, start:stop] = value
+        self._lengths[layer] = stop
+        return keys[:, :, :stop], values[:, :, :stop]
+
+    def layer(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return views of a layer's keys and values."""
+        keys, values = self._keys[layer], self._values[layer]
+        if keys is None or values is None:
+            raise IndexError(f"layer {layer} holds nothing yet")
+        return keys[:, :, : self._lengths[layer]], values[:, :, : self._lengths[layer]]
+
+    def _with_room(self, layer: int, like: torch.Tensor, tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
+        keys, values = self._keys[layer], self._values[layer]
+        if keys is None or values is None:
+            return self._grow(layer, like, tokens + self._reserve_tokens)
+        if keys.shape[2] < tokens:
+            return self._grow(layer, like, max(tokens, keys.shape[2] * 3 // 2))
+        return keys, values
+
+    def _grow(self, layer: int, like: torch.Tensor, capacity: int) -> tuple[torch.Tensor, torch.Tensor]:
+        held = self._lengths[layer]
+        batch, heads, _, head_dim = like.shape
+        keys, values = (like.new_empty(batch, heads, capacity, head_dim) for _ in range(2))
+        old_keys, old_values = self._keys[layer], self._values[layer]
+        if old_keys is not None and old_values is not None:
+            keys[:, :, :held] = old_keys[:, :, :held]
+            values[:, :, :held] = old_values[:, :, :held]
+        self._keys[layer], self._values[layer] = keys, values
+        return keys, values

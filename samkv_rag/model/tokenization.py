@@ -1,0 +1,96 @@
+"""Texts to token ids and back, so that a chunk has the same ids alone and inside a prompt."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from samkv_rag.exceptions import ChatTemplateError
+
+_SENTINEL = "\n"
+
+
+class PromptTokenizer:
+    """Tokenises the segments of a prompt one by one.
+
+    Sentencepiece-like tokenizers put a space before every text they are given; inside a prompt that
+    space is wrong. They are recognised once, here, and every segment but the first is then tokenised
+    behind a line break that is cut off again.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer = tokenizer
+        self._sentinel_ids = self._encode(_SENTINEL)
+        self._adds_space = self._sentinel_ids + self._encode("word") != self._encode(f"{_SENTINEL}word")
+        self._bos_ids = self._leading_special_ids()
+
+    @property
+    def has_chat_template(self) -> bool:
+        """Whether messages can be rendered."""
+        return bool(getattr(self.tokenizer, "chat_template", None))
+
+    def chunk_ids(self, text: str) -> list[int]:
+        """Token ids of a chunk; special tokens spelled out in a document stay plain text."""
+        return self._continuation(text, split_special_tokens=True)
+
+    def text_ids(self, text: str, starts_prompt: bool) -> list[int]:
+        """Token ids of prompt text between chunks; the first text gets the BOS that the model expects."""
+        if not starts_prompt:
+            return self._continuation(text)
+        ids = self._encode(text)
+        return ids if ids[: len(self._bos_ids)] == self._bos_ids else self._bos_ids + ids
+
+    @property
+    def bos_ids(self) -> list[int]:
+        """What the model expects before a prompt, often empty."""
+        return list(self._bos_ids)
+
+    def render(self, messages: Sequence[Mapping[str, Any]]) -> str:
+        """Messages to one string by the model's chat template, ready for the answer.
+
+        Raises:
+            ChatTemplateError: no template, or one that refuses these messages.
+        """
+        if not self.has_chat_template:
+            raise ChatTemplateError("the tokenizer has no chat template; pass the prompt as one string")
+        try:
+            return str(
+                self.tokenizer.apply_chat_template(
+                    [dict(message) for message in messages], tokenize=False, add_generation_prompt=True
+                )
+            )
+        except Exception as error:  # jinja2 errors and whatever a template raises itself
+            raise ChatTemplateError(
+                f"the model's chat template refused {len(messages)} message(s): {error}; "
+                "check roles and their order, or pass the prompt as one string"
+            ) from error
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """Token ids to text, without special tokens."""
+        return str(
+            self.tokenizer.decode(list(token_ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        )
+
+    def _encode(self, text: str, **options: Any) -> list[int]:
+        return list(self.tokenizer(text, add_special_tokens=False, verbose=False, **options)["input_ids"])
+
+    def _continuation(self, text: str, **options: Any) -> list[int]:
+        if not self._adds_space:
+            return self._encode(text, **options)
+        ids = self._encode(_SENTINEL + text, **options)
+        cut = len(self._sentinel_ids)
+        # A line break that merges with the text's own cannot be cut off; then the space stays.
+        return ids[cut:] if ids[:cut] == self._sentinel_ids else self._encode(text, **options)
+
+    def _leading_special_ids(self) -> list[int]:
+        plain = self._encode("word")
+        framed = list(self.tokenizer("word")["input_ids"])
+        start = next((i for i in range(len(framed)) if framed[i : i + len(plain)] == plain), 0)
+        return framed[:start]
+
+
+def printable(text: str, limit: int = 60) -> str:
+    """Shorten ``text`` to one line for an error message."""
+    line = re.sub(r"\s+", " ", text).strip()
+    return line if len(line) <= limit else f"{line[: limit - 1]}…"

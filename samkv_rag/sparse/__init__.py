@@ -1,0 +1,1 @@
+"""The method, one step a file: scouting, personalization, selection, recomputation, fusion."""

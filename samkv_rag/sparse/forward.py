@@ -1,0 +1,89 @@
+"""A forward pass over a plan: at each layer, read its cached KV, attend, keep what stays, let go."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+
+from samkv_rag.model.attention import attention
+from samkv_rag.model.decoder import Decoder
+from samkv_rag.model.kv_buffer import KVBuffer
+from samkv_rag.sparse.fusion import fuse
+from samkv_rag.sparse.plan import Group, Plan
+
+
+class Observer(Protocol):
+    """Watches a pass's attention."""
+
+    def __call__(self, layer: int, query: torch.Tensor, keys: torch.Tensor, scaling: float) -> None:
+        """``query`` ``[batch, heads, rows, head_dim]``, ``keys`` ``[batch, kv_heads, columns, head_dim]``."""
+
+
+class PlannedPass:
+    """Attention of a pass that follows ``plan``.
+
+    One layer's keys and values, ``[batch, kv_heads, columns, head_dim]``, are all that it holds at a
+    time; the kept ones are appended to ``buffer``.
+    """
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        plan: Plan,
+        buffer: KVBuffer | None = None,
+        observer: Observer | None = None,
+        fusion_theta: float | None = None,
+    ) -> None:
+        self._plan = plan
+        self._buffer = buffer
+        self._observer = observer
+        self._fusion_theta = fusion_theta
+        self._turn = decoder.turn_by(plan.turn_offsets)
+        shape = (1, decoder.num_kv_heads, len(plan.positions), decoder.head_dim)
+        # Zeros, not empty: stray NaNs behind a mask would still spread through attention's values.
+        self._keys, self._values = (torch.zeros(shape, dtype=decoder.dtype, device=decoder.device) for _ in range(2))
+
+    def __call__(
+        self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float
+    ) -> torch.Tensor:
+        keys, values = self._load_cached(layer)
+        self._write_computed(keys, values, key, value)
+        kept_keys, kept_values = self._kept(keys), self._kept(values)
+        if self._buffer is not None:
+            self._buffer.append(layer, kept_keys, kept_values)
+        if self._observer is not None:
+            self._observer(layer, query, keys, scaling)
+        output = torch.empty_like(query)
+        for group in self._plan.groups:
+            seen = (kept_keys, kept_values) if group.stop_column is None else _below(group, keys, values)
+            output[:, :, group.rows] = attention(query[:, :, group.rows], *seen, scaling, group.mask)
+        return output
+
+    def _load_cached(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Read a layer of all sources into their columns and turn the keys to their positions."""
+        for source in self._plan.sources:
+            keys, values = source.reader.layer(layer)
+            if source.tokens is not None:
+                keys, values = keys.index_select(1, source.tokens), values.index_select(1, source.tokens)
+            self._keys[0, :, source.columns] = keys.to(self._keys.device, non_blocking=True)
+            self._values[0, :, source.columns] = values.to(self._values.device, non_blocking=True)
+        return (self._turn(self._keys) if self._plan.sources else self._keys), self._values
+
+    def _write_computed(
+        self, keys: torch.Tensor, values: torch.Tensor, key: torch.Tensor, value: torch.Tensor
+    ) -> None:
+        columns = self._plan.row_columns
+        if self._fusion_theta is not None:
+            key = fuse(key, keys[:, :, columns], self._plan.row_is_chunk, self._fusion_theta)
+            value = fuse(value, values[:, :, columns], self._plan.row_is_chunk, self._fusion_theta)
+        keys.index_copy_(2, columns, key)
+        values.index_copy_(2, columns, value)
+
+    def _kept(self, states: torch.Tensor) -> torch.Tensor:
+        columns = self._plan.kept_columns
+        return states if columns is None else states.index_select(2, columns)
+
+
+def _below(group: Group, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    return keys[:, :, : group.stop_column], values[:, :, : group.stop_column]

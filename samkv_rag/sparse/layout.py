@@ -1,0 +1,122 @@
+"""A prompt as token positions: which of them are cached, which are chunks, which are text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+import torch
+
+from samkv_rag.chunk_cache import ChunkReader
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A run of prompt tokens of one kind.
+
+    ``prefix`` is text before the first chunk, whose cached KV is exact; ``chunk`` has cached KV
+    computed out of context; ``text`` has none.
+    """
+
+    kind: Literal["prefix", "chunk", "text"]
+    token_ids: torch.Tensor
+    start: int
+    """Position of its first token in the prompt."""
+    reader: ChunkReader | None = None
+    chunk_key: str = ""
+    start_char: int = 0
+    hit: bool = True
+    """Whether the store had the chunk, rather than it being computed for this prompt."""
+
+    @property
+    def stop(self) -> int:
+        """Position behind its last token."""
+        return self.start + self.token_ids.shape[0]
+
+    @property
+    def span(self) -> slice:
+        """Its positions."""
+        return slice(self.start, self.stop)
+
+
+class PromptLayout:
+    """Segments in order, and masks over all prompt positions, each ``[tokens]``, on one device."""
+
+    def __init__(self, segments: Sequence[Segment], device: torch.device) -> None:
+        self.segments = list(segments)
+        self.device = device
+        self.token_ids = torch.cat([segment.token_ids for segment in self.segments]).to(device)
+        self.num_tokens = int(self.token_ids.shape[0])
+
+    @property
+    def chunks(self) -> list[Segment]:
+        """The chunk segments."""
+        return [segment for segment in self.segments if segment.kind == "chunk"]
+
+    @property
+    def cached(self) -> list[Segment]:
+        """The segments with cached KV."""
+        return [segment for segment in self.segments if segment.reader is not None]
+
+    @property
+    def num_chunk_tokens(self) -> int:
+        """Tokens of all chunks."""
+        return sum(segment.stop - segment.start for segment in self.chunks)
+
+    @cached_property
+    def is_chunk(self) -> torch.Tensor:
+        """Positions of chunk tokens."""
+        return self._mask("chunk")
+
+    @cached_property
+    def is_text(self) -> torch.Tensor:
+        """Positions without cached KV."""
+        return self._mask("text")
+
+    @cached_property
+    def is_prefix(self) -> torch.Tensor:
+        """Positions of the exactly cached prefix."""
+        return self._mask("prefix")
+
+    @property
+    def tail(self) -> slice:
+        """Positions behind the last chunk: the question, as a rule."""
+        last = max((segment.stop for segment in self.chunks), default=0)
+        return slice(last, self.num_tokens)
+
+    @cached_property
+    def turn_offsets(self) -> torch.Tensor:
+        """How far each position's cached key must be turned."""
+        offsets = torch.zeros(self.num_tokens, dtype=torch.int64)
+        for segment in self.cached:
+            offsets[segment.span] = segment.start
+        return offsets.to(self.device)
+
+    @cached_property
+    def index_in_chunk(self) -> torch.Tensor:
+        """Each chunk token's index within its chunk; 0 elsewhere."""
+        index = torch.zeros(self.num_tokens, dtype=torch.int64)
+        for segment in self.chunks:
+            index[segment.span] = torch.arange(segment.stop - segment.start)
+        return index.to(self.device)
+
+    @cached_property
+    def chunk_number(self) -> torch.Tensor:
+        """Which chunk each position belongs to, counted from 0; -1 elsewhere."""
+        number = torch.full((self.num_tokens,), -1, dtype=torch.int64)
+        for i, segment in enumerate(self.chunks):
+            number[segment.span] = i
+        return number.to(self.device)
+
+    @cached_property
+    def chunk_lengths(self) -> torch.Tensor:
+        """Tokens of each chunk, ``[chunks]``."""
+        return torch.tensor([segment.stop - segment.start for segment in self.chunks], device=self.device)
+
+    def _mask(self, kind: str) -> torch.Tensor:
+        mask = torch.zeros(self.num_tokens, dtype=torch.bool)
+        for segment in self.segments:
+            mask[segment.span] = segment.kind == kind
+        return mask.to(self.device)

@@ -1,0 +1,62 @@
+"""Selective recomputation: the kept tokens run through the model again, so that chunks see each other."""
+
+from __future__ import annotations
+
+import torch
+
+from samkv_rag.config import SamKVConfig
+from samkv_rag.model.decoder import Decoder
+from samkv_rag.model.kv_buffer import KVBuffer
+from samkv_rag.sparse.forward import PlannedPass
+from samkv_rag.sparse.layout import PromptLayout
+from samkv_rag.sparse.plan import Plan, make_plan
+
+
+def recompute(
+    decoder: Decoder,
+    layout: PromptLayout,
+    kept: torch.Tensor,
+    recomputed: torch.Tensor,
+    config: SamKVConfig,
+    buffer: KVBuffer,
+) -> torch.Tensor:
+    """Compute all text and the ``recomputed`` tokens, fill ``buffer`` with the kept KV.
+
+    ``kept`` and ``recomputed`` are ``[tokens]`` masks. Returns the hidden state ``[1, 1, hidden]`` of
+    the prompt's last token. With ``resume_layer`` the layers below it run the text alone, over the
+    cached KV; from there on the recomputed tokens join with the hidden states stored at ingestion.
+    """
+    theta = config.fusion_theta if config.update == "fusion" else None
+    plan = make_plan(layout, kept, recomputed, config.recompute_view, reads_recomputed=theta is not None)
+    resume_layer = config.resume_layer if bool(recomputed.any()) else 0
+    if resume_layer:
+        hidden = _resume(decoder, layout, kept, plan, resume_layer, buffer)
+    else:
+        hidden = decoder.embed(layout.token_ids[plan.row_positions][None])
+    attend = PlannedPass(decoder, plan, buffer, fusion_theta=theta)
+    hidden = decoder.run_layers(hidden, plan.row_positions, attend, range(resume_layer, decoder.num_layers))
+    return hidden[:, -1:]
+
+
+def _resume(
+    decoder: Decoder, layout: PromptLayout, kept: torch.Tensor, plan: Plan, resume_layer: int, buffer: KVBuffer
+) -> torch.Tensor:
+    """Hidden states ``[1, rows, hidden]`` of ``plan``'s rows entering ``resume_layer``."""
+    below = make_plan(layout, kept)
+    text = decoder.embed(layout.token_ids[below.row_positions][None])
+    text = decoder.run_layers(text, below.row_positions, PlannedPass(decoder, below, buffer), range(resume_layer))
+    hidden = text.new_empty(1, len(plan.row_positions), text.shape[2])
+    hidden[:, ~plan.row_is_chunk] = text
+    hidden[:, plan.row_is_chunk] = _stored_hidden(layout, plan).to(text)
+    return hidden
+
+
+def _stored_hidden(layout: PromptLayout, plan: Plan) -> torch.Tensor:
+    """Stored hidden states ``[1, rows that are chunk tokens, hidden]``, in order."""
+    positions = plan.row_positions[plan.row_is_chunk].cpu()
+    parts = []
+    for segment in layout.chunks:
+        assert segment.reader is not None
+        inside = positions[(positions >= segment.start) & (positions < segment.stop)]
+        parts.append(segment.reader.resume_hidden()[inside - segment.start])
+    return torch.cat(parts)[None]

@@ -1,0 +1,58 @@
+"""Scouting: the question reads the whole cached KV, layer by layer, and points at what it needs.
+
+Ours. The paper compares mean keys instead; on small models that points elsewhere.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from samkv_rag.config import SamKVConfig
+from samkv_rag.model.decoder import Decoder
+from samkv_rag.sparse.forward import PlannedPass
+from samkv_rag.sparse.layout import PromptLayout
+from samkv_rag.sparse.plan import make_plan
+
+_MAX_SCORING_TOKENS = 64
+"""Of a long tail (a chat history) only the last tokens score; all of it is run."""
+
+
+def scout(decoder: Decoder, layout: PromptLayout, config: SamKVConfig) -> torch.Tensor:
+    """Run the prompt's text over all cached KV and return each position's score, ``[tokens]``.
+
+    The score is the attention that the question's tokens pay to a position, summed over heads and
+    the layers of ``config.score_layers``. Costs the text's tokens only; nothing is kept.
+    """
+    plan = make_plan(layout, kept=torch.ones_like(layout.is_text))
+    observer = AttentionScores(decoder, layout, plan.row_positions, config)
+    hidden = decoder.embed(layout.token_ids[plan.row_positions][None])
+    layers = range(observer.last_layer)
+    decoder.run_layers(hidden, plan.row_positions, PlannedPass(decoder, plan, observer=observer), layers)
+    return observer.scores
+
+
+class AttentionScores:
+    """Sums the attention of the question's tokens over heads and layers."""
+
+    def __init__(
+        self, decoder: Decoder, layout: PromptLayout, row_positions: torch.Tensor, config: SamKVConfig
+    ) -> None:
+        first, last = config.score_layers
+        self.first_layer = int(first * decoder.num_layers)
+        self.last_layer = max(self.first_layer + 1, round(last * decoder.num_layers))
+        self.scores = torch.zeros(layout.num_tokens, device=layout.device)
+        num_rows = min(layout.tail.stop - layout.tail.start, _MAX_SCORING_TOKENS)
+        self._rows = slice(len(row_positions) - num_rows, len(row_positions))
+        positions = row_positions[self._rows]
+        self._mask = torch.arange(layout.num_tokens, device=layout.device)[None, :] <= positions[:, None]
+        self._weights = torch.ones(num_rows, device=layout.device)
+        self._weights[max(0, num_rows - config.emphasis_tokens) :] = config.emphasis_weight
+
+    def __call__(self, layer: int, query: torch.Tensor, keys: torch.Tensor, scaling: float) -> None:
+        """See :class:`~samkv_rag.sparse.forward.Observer`."""
+        if not self.first_layer <= layer < self.last_layer:
+            return
+        scoring = query[0, :, self._rows].unflatten(0, (keys.shape[1], -1))  # [kv_heads, group, rows, head_dim]
+        logits = (scoring @ keys[0, :, None].transpose(-1, -2)).float() * scaling
+        attention = logits.masked_fill_(~self._mask, -torch.inf).softmax(-1)
+        self.scores += torch.einsum("hgrc,r->c", attention, self._weights)

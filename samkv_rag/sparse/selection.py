@@ -1,0 +1,87 @@
+"""Selection: which chunk tokens stay, within a hard budget."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+
+from samkv_rag.chunk_cache import Layout
+from samkv_rag.sparse.layout import PromptLayout
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How many chunk tokens may stay, and how many of each chunk's ends are certain to."""
+
+    num_tokens: int
+    initial_tokens: int
+    local_tokens: int
+
+
+def plan_budget(layout: PromptLayout, sequence_ratio: float, anchors: Layout) -> Budget:
+    """Token budget for ``sequence_ratio``, with anchors shrunk until they take half of it at most."""
+    num_tokens = int(sequence_ratio * layout.num_chunk_tokens + 1e-6)
+    budget = Budget(num_tokens, anchors.initial_tokens, anchors.local_tokens)
+    while budget.initial_tokens + budget.local_tokens and int(anchor_mask(layout, budget).sum()) > num_tokens / 2:
+        budget = replace(
+            budget, initial_tokens=max(0, budget.initial_tokens - 1), local_tokens=max(0, budget.local_tokens - 1)
+        )
+    return budget
+
+
+def anchor_mask(layout: PromptLayout, budget: Budget | Layout) -> torch.Tensor:
+    """Positions of every chunk's initial and local tokens, ``[tokens]``."""
+    from_end = layout.chunk_lengths[layout.chunk_number] - layout.index_in_chunk
+    anchors = (layout.index_in_chunk < budget.initial_tokens) | (from_end <= budget.local_tokens)
+    return anchors & layout.is_chunk
+
+
+class Blocks:
+    """The chunks' middles cut into blocks, numbered over the whole prompt."""
+
+    def __init__(self, layout: PromptLayout, initial_tokens: int, local_tokens: int, block_tokens: int) -> None:
+        lengths = (layout.chunk_lengths - initial_tokens - local_tokens).clamp(min=0)
+        self.per_chunk = (lengths + block_tokens - 1) // block_tokens
+        first_block = self.per_chunk.cumsum(0) - self.per_chunk
+        middle = layout.is_chunk & ~anchor_mask(layout, Budget(0, initial_tokens, local_tokens))
+        self.positions = middle.nonzero()[:, 0]
+        index = layout.index_in_chunk[self.positions] - initial_tokens
+        self.of_token = first_block[layout.chunk_number[self.positions]] + index // block_tokens
+        self._slot = index % block_tokens
+        self._width = block_tokens
+        self.num_blocks = int(self.per_chunk.sum())
+        self.sizes = torch.bincount(self.of_token, minlength=self.num_blocks)
+
+    def top_token_mean(self, token_scores: torch.Tensor, top_tokens: int) -> torch.Tensor:
+        """Mean of each block's ``top_tokens`` highest scores, ``[blocks]``."""
+        table = token_scores.new_zeros(self.num_blocks, self._width)
+        table[self.of_token, self._slot] = token_scores[self.positions]
+        return table.topk(min(top_tokens, self._width), dim=1).values.mean(dim=1)
+
+    def best_within(self, scores: torch.Tensor, num_tokens: int) -> torch.Tensor:
+        """The highest-scoring blocks that together have at most ``num_tokens``, as a ``[blocks]`` mask.
+
+        Blocks with a score of -inf are never taken.
+        """
+        order = scores.argsort(descending=True, stable=True)
+        fits = (self.sizes[order].cumsum(0) <= num_tokens) & (scores[order] > -torch.inf)
+        return torch.zeros_like(fits).index_put_((order,), fits)
+
+    def to_positions(self, chosen: torch.Tensor, num_tokens: int) -> torch.Tensor:
+        """A ``[blocks]`` mask as a mask over the prompt's ``num_tokens`` positions."""
+        mask = torch.zeros(num_tokens, dtype=torch.bool, device=chosen.device)
+        mask[self.positions] = chosen[self.of_token]
+        return mask
+
+
+def dynamic_share(block_scores: torch.Tensor, anchor_score: torch.Tensor) -> torch.Tensor:
+    """Share of a chunk's blocks to keep, from how they compare with its anchors.
+
+    P = (max s − a) / (max s − min s) where min s < a ≤ max s, else 0 (SamKV, arXiv 2508.11661).
+    ``block_scores`` is ``[layers, blocks]``, ``anchor_score`` ``[layers]``; averaged over layers.
+    """
+    high, low = block_scores.amax(dim=1), block_scores.amin(dim=1)
+    inside = (low < anchor_score) & (anchor_score <= high)
+    share = (high - anchor_score) / (high - low).clamp(min=1e-12)
+    return torch.where(inside, share, 0.0).mean()
