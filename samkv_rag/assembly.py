@@ -13,7 +13,7 @@ from samkv_rag.ingestion.library import ChunkLibrary
 from samkv_rag.model.decoder import Decoder
 from samkv_rag.model.tokenization import PromptTokenizer
 from samkv_rag.prompt import TextSpan, split_prompt
-from samkv_rag.sparse.layout import PromptLayout, Segment
+from samkv_rag.sparse.layout import PromptLayout, Segment, SegmentKind
 
 _MAX_PREFIX_TOKENS = 4096
 
@@ -79,7 +79,7 @@ class PromptAssembler:
     def _layout(self, parts: list[tuple[TextSpan, torch.Tensor, ChunkReader | None, bool]]) -> PromptLayout:
         segments, position = [], 0
         for span, ids, reader, hit in parts:
-            kind = "chunk" if span.text_digest else "prefix" if reader is not None else "text"
+            kind: SegmentKind = "chunk" if span.text_digest else "prefix" if reader is not None else "text"
             segments.append(Segment(kind, ids, position, reader, span.text_digest or "", span.start_char, hit))
             position += len(ids)
         return PromptLayout(segments, self._decoder.device)

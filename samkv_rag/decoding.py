@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopPLogitsWarper
@@ -64,7 +65,7 @@ class TokenChooser:
         """Return a token id."""
         if self._greedy:
             return int(logits.argmax(dim=-1))
-        no_history = torch.empty(1, 0, dtype=torch.int64, device=logits.device)
+        no_history: Any = torch.empty(1, 0, dtype=torch.int64, device=logits.device)
         probabilities = self._processors(no_history, logits.float()).softmax(-1)
         return int(torch.multinomial(probabilities, 1, generator=self._generator))
 

@@ -174,7 +174,8 @@ class SamKVEngine:
         """
         pieces = list(self.stream(prompt, **options))
         last = pieces[-1]
-        assert last.finish_reason is not None and last.metrics is not None
+        assert last.finish_reason is not None
+        assert last.metrics is not None
         text = "".join(piece.text for piece in pieces)
         return GenerationResult(text, last.finish_reason, last.token_ids, last.metrics, last.chunks)
 

@@ -78,7 +78,7 @@ def _local_weights(lengths: Sequence[int], layout: Layout) -> torch.Tensor:
 def _block_means(keys: torch.Tensor, layout: Layout) -> torch.Tensor:
     """Mean key of every block, ``[layers, kv_heads, blocks, head_dim]``."""
     first, last = layout.middle(keys.shape[2])
-    blocks = [block.float().mean(dim=2) for block in keys[:, :, first:last].split(layout.block_tokens, dim=2)]
+    blocks = [block.float().mean(dim=2) for block in torch.split(keys[:, :, first:last], layout.block_tokens, dim=2)]
     empty = keys.new_empty(*keys.shape[:2], 0, keys.shape[3])
     return torch.stack(blocks, dim=2).to(keys.dtype) if last > first else empty
 

@@ -7,6 +7,7 @@ import time
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import NoReturn
 
 from tqdm import tqdm
 
@@ -45,6 +46,7 @@ class ChunkLibrary:
             config.initial_tokens, config.local_tokens, config.block_tokens, resume_layer=config.resume_layer
         )
         self._lock = threading.RLock()
+        self._mark = 0
         self._forget()
 
     # -- what is there ---------------------------------------------------------------------------
@@ -217,7 +219,7 @@ def _batches(pending: Sequence[_Pending], batch_tokens: int) -> Iterator[list[_P
         yield batch
 
 
-def _progress(total: int, show_progress: bool | None) -> tqdm[None]:
+def _progress(total: int, show_progress: bool | None) -> tqdm[NoReturn]:
     # disable=None lets tqdm decide by whether standard error is a terminal.
     disable = (None if show_progress is None else not show_progress) if total else True
     return tqdm(total=total, desc="Caching chunks", unit="chunk", disable=disable)

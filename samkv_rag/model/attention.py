@@ -64,7 +64,7 @@ def attention(
     mask: torch.Tensor | None = None,
     is_causal: bool = False,
 ) -> torch.Tensor:
-    """Grouped-query attention; ``mask`` is boolean, ``[queries, keys]``, True where seen."""
+    """Grouped-query attention; ``mask`` is SDPA's, ``[queries, keys]``."""
     return scaled_dot_product_attention(
         query, key, value, attn_mask=mask, is_causal=is_causal, scale=scaling, enable_gqa=True
     )

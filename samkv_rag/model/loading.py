@@ -38,7 +38,7 @@ def load(
         options["gguf_file"] = gguf_file
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, **options)
-        loaded = AutoModelForCausalLM.from_pretrained(source, dtype=choose_dtype(dtype, target), **options)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(source, dtype=choose_dtype(dtype, target), **options)
     except (OSError, ValueError, ImportError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelNotFoundError(

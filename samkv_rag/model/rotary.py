@@ -14,23 +14,26 @@ import torch
 
 @dataclass(frozen=True)
 class Turn:
-    """A rotation per token: cosines and sines, each ``[tokens, rotary_dim]`` in float32."""
+    """A rotation per token: cosines and sines of its angles, each ``[tokens, rotary_dim / 2]``, float32."""
 
     cos: torch.Tensor
     sin: torch.Tensor
 
     def __call__(self, states: torch.Tensor) -> torch.Tensor:
-        """Turn ``states`` ``[..., tokens, head_dim]`` (keys or queries after RoPE).
+        """Turn ``states`` ``[..., tokens, head_dim]`` (keys or queries after RoPE) into new ones.
 
-        Computed in float32 whatever the dtype: a bfloat16 rotation on top of the model's own would
-        round the keys twice. Dimensions past ``rotary_dim`` (partial RoPE) pass through.
+        RoPE pairs dimension i with i + rotary_dim / 2. Computed in float32 whatever the dtype: a
+        bfloat16 rotation on top of the model's own would round the keys twice. Dimensions past
+        ``rotary_dim`` (partial RoPE) pass through.
         """
-        rotary_dim = self.cos.shape[-1]
-        turned, rest = states[..., :rotary_dim].float(), states[..., rotary_dim:]
-        first, second = turned.chunk(2, dim=-1)
-        rotated = torch.cat((-second, first), dim=-1)
-        turned = (turned * self.cos + rotated * self.sin).to(states.dtype)
-        return torch.cat((turned, rest), dim=-1) if rest.shape[-1] else turned
+        half = self.cos.shape[-1]
+        rotated = states[..., : 2 * half].float()
+        first, second = rotated[..., :half], rotated[..., half:]
+        turned = torch.empty_like(states)
+        turned[..., :half] = torch.addcmul(first * self.cos, second, self.sin, value=-1)
+        turned[..., half : 2 * half] = torch.addcmul(second * self.cos, first, self.sin)
+        turned[..., 2 * half :] = states[..., 2 * half :]
+        return turned
 
 
 def turn_by(rotary: torch.nn.Module, offsets: torch.Tensor) -> Turn:
@@ -41,4 +44,5 @@ def turn_by(rotary: torch.nn.Module, offsets: torch.Tensor) -> Turn:
     probe = torch.zeros(1, dtype=torch.float32, device=offsets.device)
     cos, sin = rotary(probe, offsets[None])
     factor = float(getattr(rotary, "attention_scaling", 1.0))
-    return Turn(cos[0].float() / factor, sin[0].float() / factor)
+    half = cos.shape[-1] // 2  # transformers repeats every angle for the second half
+    return Turn(cos[0, :, :half].float() / factor, sin[0, :, :half].float() / factor)

@@ -12,7 +12,8 @@ from samkv_rag.model.kv_buffer import KVBuffer
 
 _LENGTH_DEPENDENT_ROPE = ("dynamic", "longrope")
 _PROBE_TOKENS = 24
-_TOLERANCE = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 8e-2}
+# Relative to the norm. A wrong rotation differs by about 1.
+_TOLERANCE = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 5e-2}
 
 
 def check_config(model: Any) -> None:
@@ -82,26 +83,34 @@ def _compare_forward(decoder: Decoder, probe: torch.Tensor) -> None:
 
 
 def _compare_turned(decoder: Decoder, probe: torch.Tensor) -> None:
-    """Keys computed at position 0 and turned to the window's end against keys computed there."""
+    """Keys computed at position 0 and turned to the window's end against keys computed there.
+
+    Layer by layer from the same hidden states, so that rounding does not pile up over the layers.
+    """
+    here = torch.arange(_PROBE_TOKENS)
     offset = decoder.context_window - _PROBE_TOKENS
-    here, there = (_keys_at(decoder, probe, start) for start in (0, offset))
     turn = decoder.turn_by(torch.full((_PROBE_TOKENS,), offset))
-    for layer, (key, expected) in enumerate(zip(here, there, strict=True)):
-        _require_close(decoder, f"keys of layer {layer} turned by {offset} positions", turn(key), expected)
+    hidden = decoder.embed(probe)
+    for layer in range(decoder.num_layers):
+        _, expected = _run_layer(decoder, hidden, here + offset, layer)
+        hidden, keys = _run_layer(decoder, hidden, here, layer)
+        _require_close(decoder, f"keys of layer {layer} turned by {offset} positions", turn(keys), expected)
 
 
-def _keys_at(decoder: Decoder, probe: torch.Tensor, start: int) -> list[torch.Tensor]:
+def _run_layer(
+    decoder: Decoder, hidden: torch.Tensor, position_ids: torch.Tensor, layer: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Hidden states behind ``layer`` and the keys it computed."""
     buffer = KVBuffer(decoder.num_layers)
-    decoder.run_layers(decoder.embed(probe), torch.arange(start, start + _PROBE_TOKENS), CausalPass(buffer))
-    return [buffer.layer(layer)[0] for layer in range(decoder.num_layers)]
+    behind = decoder.run_layers(hidden, position_ids, CausalPass(buffer), [layer])
+    return behind, buffer.layer(layer)[0]
 
 
 def _require_close(decoder: Decoder, what: str, found: torch.Tensor, expected: torch.Tensor) -> None:
-    scale = float(expected.float().abs().max().clamp(min=1e-6))
-    difference = float((found.float() - expected.float()).abs().max()) / scale
-    limit = _TOLERANCE.get(decoder.dtype, 8e-2)
+    difference = float((found.float() - expected.float()).norm() / expected.float().norm().clamp(min=1e-6))
+    limit = _TOLERANCE.get(decoder.dtype, 5e-2)
     if not difference <= limit:
         raise UnsupportedModelError(
-            f"{decoder.config.model_type}: self-test failed, {what} differ by {difference:.2g} of their size "
+            f"{decoder.config.model_type}: self-test failed, {what} differ by {difference:.2g} of their norm "
             f"(limit {limit:g} in {decoder.dtype}); this architecture cannot be used"
         )

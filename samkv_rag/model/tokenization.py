@@ -68,9 +68,7 @@ class PromptTokenizer:
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """Token ids to text, without special tokens."""
-        return str(
-            self.tokenizer.decode(list(token_ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        )
+        return str(self.tokenizer.decode(list(token_ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
     def _encode(self, text: str, **options: Any) -> list[int]:
         return list(self.tokenizer(text, add_special_tokens=False, verbose=False, **options)["input_ids"])

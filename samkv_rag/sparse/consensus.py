@@ -34,7 +34,7 @@ def consensus_blocks(
 def _chunk_scores(query: torch.Tensor, means: Means, config: SamKVConfig) -> torch.Tensor:
     """Scores ``[blocks]`` of one chunk from its query ``[layers, heads, head_dim]``."""
     num_kv_heads = means.block_mean_keys.shape[1]
-    grouped = query.unflatten(1, (num_kv_heads, -1)).mean(dim=2)  # [layers, kv_heads, head_dim]
+    grouped = torch.unflatten(query, 1, (num_kv_heads, -1)).mean(dim=2)  # [layers, kv_heads, head_dim]
     scores = torch.einsum("lhd,lhbd->lb", grouped, means.block_mean_keys)
     if not config.dynamic_share or scores.shape[1] == 0:
         return scores.mean(dim=0)

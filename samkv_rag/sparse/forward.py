@@ -39,6 +39,8 @@ class PlannedPass:
         self._buffer = buffer
         self._observer = observer
         self._fusion_theta = fusion_theta
+        # Additive masks, made once: SDPA would turn a boolean one into this at every layer.
+        self._masks = [_additive(group.mask, decoder.dtype) for group in plan.groups]
         self._turn = decoder.turn_by(plan.turn_offsets)
         shape = (1, decoder.num_kv_heads, len(plan.positions), decoder.head_dim)
         # Zeros, not empty: stray NaNs behind a mask would still spread through attention's values.
@@ -55,9 +57,9 @@ class PlannedPass:
         if self._observer is not None:
             self._observer(layer, query, keys, scaling)
         output = torch.empty_like(query)
-        for group in self._plan.groups:
+        for group, mask in zip(self._plan.groups, self._masks, strict=True):
             seen = (kept_keys, kept_values) if group.stop_column is None else _below(group, keys, values)
-            output[:, :, group.rows] = attention(query[:, :, group.rows], *seen, scaling, group.mask)
+            output[:, :, group.rows] = attention(query[:, :, group.rows], *seen, scaling, mask)
         return output
 
     def _load_cached(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -70,9 +72,7 @@ class PlannedPass:
             self._values[0, :, source.columns] = values.to(self._values.device, non_blocking=True)
         return (self._turn(self._keys) if self._plan.sources else self._keys), self._values
 
-    def _write_computed(
-        self, keys: torch.Tensor, values: torch.Tensor, key: torch.Tensor, value: torch.Tensor
-    ) -> None:
+    def _write_computed(self, keys: torch.Tensor, values: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> None:
         columns = self._plan.row_columns
         if self._fusion_theta is not None:
             key = fuse(key, keys[:, :, columns], self._plan.row_is_chunk, self._fusion_theta)
@@ -87,3 +87,7 @@ class PlannedPass:
 
 def _below(group: Group, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return keys[:, :, : group.stop_column], values[:, :, : group.stop_column]
+
+
+def _additive(mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, -torch.inf)

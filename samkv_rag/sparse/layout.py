@@ -11,6 +11,8 @@ import torch
 
 from samkv_rag.chunk_cache import ChunkReader
 
+SegmentKind = Literal["prefix", "chunk", "text"]
+
 
 @dataclass(frozen=True)
 class Segment:
@@ -20,7 +22,7 @@ class Segment:
     computed out of context; ``text`` has none.
     """
 
-    kind: Literal["prefix", "chunk", "text"]
+    kind: SegmentKind
     token_ids: torch.Tensor
     start: int
     """Position of its first token in the prompt."""

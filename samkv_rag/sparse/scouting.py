@@ -52,7 +52,7 @@ class AttentionScores:
         """See :class:`~samkv_rag.sparse.forward.Observer`."""
         if not self.first_layer <= layer < self.last_layer:
             return
-        scoring = query[0, :, self._rows].unflatten(0, (keys.shape[1], -1))  # [kv_heads, group, rows, head_dim]
+        scoring = torch.unflatten(query[0, :, self._rows], 0, (keys.shape[1], -1))  # [kv_heads, group, rows, head_dim]
         logits = (scoring @ keys[0, :, None].transpose(-1, -2)).float() * scaling
         attention = logits.masked_fill_(~self._mask, -torch.inf).softmax(-1)
-        self.scores += torch.einsum("hgrc,r->c", attention, self._weights)
+        self.scores += (self._weights @ attention).sum((0, 1))

@@ -64,7 +64,7 @@ class ChunkFile:
             raise FileNotFoundError(path)
         try:
             # pread instead of mmap: tensors own their bytes, and a replaced file never shows through.
-            self._file: Any = safe_open(path, framework="pt", backend="pread").__enter__()
+            self._file: Any = _open_safetensors(path)
         except (SafetensorError, OSError) as error:
             raise DamagedFileError(f"unreadable ({error})") from error
         self._metadata: dict[str, str] = self._file.metadata() or {}
@@ -139,8 +139,13 @@ def _to_tensors(cache: ChunkCache) -> dict[str, torch.Tensor]:
     return {name: tensor.to("cpu").contiguous() for name, tensor in tensors.items()}
 
 
+def _open_safetensors(path: Path) -> Any:
+    file: Any = safe_open(path, framework="pt", backend="pread")
+    return file.__enter__()  # closed with the reader: it lives as long as the request
+
+
 def _checksum(tensor: torch.Tensor) -> str:
-    return xxhash.xxh3_64_hexdigest(memoryview(tensor.reshape(-1).view(torch.uint8).numpy()))
+    return xxhash.xxh3_64_hexdigest(tensor.reshape(-1).view(torch.uint8).numpy().data)
 
 
 def _save(tensors: dict[str, torch.Tensor], path: str, metadata: dict[str, str]) -> None:

@@ -108,7 +108,7 @@ class DiskStore(KVStore):
                 return None
             query = f"SELECT {_COLUMNS} FROM chunks WHERE fingerprint = ? AND mark > ?"
             rows = self._index.execute(query, (fingerprint, since))
-            return [Entry(*row[:-1], layout=Layout.from_json(row[-1])) for row in rows], mark
+            return [Entry(*known, layout=Layout.from_json(layout)) for *known, layout in rows], mark
 
     def nbytes(self) -> int:
         """See :meth:`KVStore.nbytes`."""
@@ -156,8 +156,8 @@ class DiskStore(KVStore):
             raise StoreFormatError(f"{path} is not a samkv_rag index ({error}); use another folder") from error
 
     def _insert(self, entry: Entry, fingerprint: str, num_bytes: int) -> None:
-        row = (entry.key, entry.text_digest, entry.prefix, entry.suffix, entry.num_chars, entry.num_tokens)
-        row += (entry.layout.to_json(), fingerprint, num_bytes)
+        known = (entry.key, entry.text_digest, entry.prefix, entry.suffix, entry.num_chars, entry.num_tokens)
+        row = (*known, entry.layout.to_json(), fingerprint, num_bytes)
         with self._lock, self._index as index:
             index.execute(
                 f"INSERT OR REPLACE INTO chunks ({_COLUMNS}, fingerprint, num_bytes) VALUES (?{', ?' * 8})", row

@@ -1,0 +1,46 @@
+# make install   everything into .venv
+# make demo      documents ingested and questions answered, side by side with full prefill
+# make test      all tests (the fast ones alone: make test-fast)
+# make check     ruff and mypy --strict
+# make bench     the figures of benchmarks/, printed
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+export HF_HUB_OFFLINE := 1
+export TOKENIZERS_PARALLELISM := false
+
+.PHONY: install demo test test-fast check format bench clean
+
+install: $(INSTALLED)
+
+$(INSTALLED): pyproject.toml constraints.txt integrations/llama_index/pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt \
+		--editable integrations/llama_index --editable ".[demo,dev]"
+	touch $@
+
+demo: install
+	$(BIN)/samkv demo
+
+test: install
+	$(BIN)/python -m pytest --slow
+
+test-fast: install
+	$(BIN)/python -m pytest
+
+check: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: install
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: install
+	$(BIN)/python -m benchmarks.first_issue
+
+clean:
+	rm -rf $(VENV) samkv-demo

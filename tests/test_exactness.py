@@ -1,0 +1,171 @@
+"""The method against the obvious slow path, on every family."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+import torch
+
+from samkv_rag import SamKVEngine
+from samkv_rag.methods import METHODS, Clock
+from samkv_rag.model.kv_buffer import KVBuffer
+
+MakeEngine = Callable[..., SamKVEngine]
+CHUNKS = [tiny.text(seed, num_words) for seed, num_words in ((1, 40), (2, 65), (3, 12))]
+PROMPT = tiny.rag_prompt(CHUNKS)
+
+
+def prefill(engine: SamKVEngine, **options: Any) -> tuple[torch.Tensor, KVBuffer]:
+    """Logits ``[vocab]`` of the first answer token, and the cache to decode from."""
+    config = engine.config.with_options(**options)
+    method = METHODS[config.method]
+    prompt = engine._assembler.read(PROMPT)
+    layout = engine._assembler.with_cache(prompt) if method.reads_cache else engine._assembler.without_cache(prompt)
+    buffer = KVBuffer(engine.decoder.num_layers)
+    with torch.inference_mode():
+        prefilled = method.prefill(engine.decoder, layout, config, buffer, Clock())
+        return engine.decoder.logits(prefilled.hidden)[0, -1], buffer
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_full_prefill_equals_the_models_own_forward(make_engine: MakeEngine, family: str) -> None:
+    engine = make_engine(family)
+    engine.add_chunks(CHUNKS)
+    token_ids = engine._assembler.without_cache(engine._assembler.read(PROMPT)).token_ids
+    with torch.inference_mode():
+        expected = tiny.model(family)(token_ids[None]).logits[0, -1]
+    torch.testing.assert_close(prefill(engine, method="full_prefill")[0], expected, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("view", ["all", "kept"])
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_keep_all_recompute_all_equals_full_prefill(make_engine: MakeEngine, family: str, view: str) -> None:
+    engine = make_engine(family)
+    engine.add_chunks(CHUNKS)
+    expected, full = prefill(engine, method="full_prefill")
+    found, kept = prefill(engine, sequence_ratio=1.0, recompute_view=view)
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
+    for layer in range(engine.decoder.num_layers):
+        for ours, theirs in zip(kept.layer(layer), full.layer(layer), strict=True):
+            torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_a_stored_and_turned_chunk_equals_a_direct_prefill_there(
+    make_engine: MakeEngine, family: str, tmp_path: Path
+) -> None:
+    engine = make_engine(family, store=tmp_path)
+    engine.add_chunks(CHUNKS[:1])
+    ((reader, hit),) = engine._library.read(CHUNKS[:1])
+    assert hit
+    offset, decoder = 1000, engine.decoder
+    cache = DirectCache()
+    with torch.inference_mode():
+        tiny.model(family)(
+            reader.token_ids[None],
+            position_ids=torch.arange(offset, offset + len(reader.token_ids))[None],
+            past_key_values=cache,
+        )
+    turn = decoder.turn_by(torch.tensor([offset]))
+    for layer in range(decoder.num_layers):
+        keys, values = reader.layer(layer)
+        torch.testing.assert_close(turn(keys), cache.layers[layer].keys[0], atol=1e-4, rtol=0)
+        torch.testing.assert_close(values, cache.layers[layer].values[0], atol=1e-4, rtol=0)
+
+
+def DirectCache() -> Any:
+    """transformers' own cache: with one given, positions are not mistaken for packed sequences."""
+    from transformers import DynamicCache
+
+    return DynamicCache()
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_naive_reuse_equals_a_forward_over_a_block_diagonal_mask(make_engine: MakeEngine, family: str) -> None:
+    """Chunks see themselves and, through no one, each other; text sees everything before it."""
+    engine = make_engine(family)
+    engine.add_chunks(CHUNKS)
+    layout = engine._assembler.with_cache(engine._assembler.read(PROMPT))
+    position = torch.arange(layout.num_tokens)
+    causal = position[None, :] <= position[:, None]
+    same_chunk = layout.chunk_number[:, None] == layout.chunk_number[None, :]
+    seen = causal & (~layout.is_chunk[:, None] | same_chunk)
+    with torch.inference_mode():
+        expected = tiny.model(family)(layout.token_ids[None], attention_mask=seen[None, None]).logits[0, -1]
+    torch.testing.assert_close(prefill(engine, method="naive_reuse")[0], expected, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("view", ["all", "kept"])
+def test_recomputation_equals_a_forward_over_the_mask_it_means(make_engine: MakeEngine, view: str) -> None:
+    """Kept tokens recomputed over the kept alone, layer 0 upwards, against one dense masked forward."""
+    engine = make_engine()
+    engine.add_chunks(CHUNKS)
+    config = engine.config.with_options(recompute_view=view, sequence_ratio=0.3)
+    layout = engine._assembler.with_cache(engine._assembler.read(PROMPT))
+    buffer = KVBuffer(engine.decoder.num_layers)
+    with torch.inference_mode():
+        prefilled = METHODS["samkv"].prefill(engine.decoder, layout, config, buffer, Clock())
+        found = engine.decoder.logits(prefilled.hidden)[0, -1]
+        expected = slow_recomputation(engine, layout, prefilled.kept, prefilled.recomputed, view)
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
+
+
+def slow_recomputation(
+    engine: SamKVEngine, layout: Any, kept: torch.Tensor, recomputed: torch.Tensor, view: str
+) -> torch.Tensor:
+    """Every prompt token twice, once as cached and once as recomputed, in one forward with a dense mask.
+
+    The first copy stands for the cache (chunks see only themselves), the second for what is computed.
+    """
+    n = layout.num_tokens
+    position = torch.arange(n)
+    causal = position[None, :] <= position[:, None]
+    same_chunk = layout.chunk_number[:, None] == layout.chunk_number[None, :]
+    alone = causal & (same_chunk | (layout.is_prefix[:, None] & layout.is_prefix[None, :]))
+    computed = recomputed | layout.is_text
+    sees_stale = torch.full((n,), view == "all") & layout.is_chunk
+    stale = causal & ~computed[None, :] & (kept[None, :] | sees_stale[:, None])
+    fresh = causal & computed[None, :]
+    mask = torch.cat((torch.cat((alone, torch.zeros(n, n, dtype=torch.bool)), 1), torch.cat((stale, fresh), 1)), 0)
+    ids, positions = layout.token_ids.repeat(2), position.repeat(2)
+    return tiny.model()(ids[None], attention_mask=mask[None, None], position_ids=positions[None]).logits[0, -1]
+
+
+@pytest.mark.parametrize("selector", ["scout", "samkv"])
+@pytest.mark.parametrize("resume_layer", [0, 2])
+@pytest.mark.parametrize("view", ["all", "kept"])
+def test_disk_and_memory_stores_give_the_same_logits(
+    make_engine: MakeEngine, tmp_path: Path, selector: str, resume_layer: int, view: str
+) -> None:
+    options = {"selector": selector, "resume_layer": resume_layer, "recompute_view": view, "sequence_ratio": 0.4}
+    found = []
+    for store in (":memory:", tmp_path):
+        engine = make_engine(store=store, **options)
+        engine.add_chunks(CHUNKS)
+        found.append(prefill(engine)[0])
+    torch.testing.assert_close(found[0], found[1], atol=0, rtol=0)
+
+
+def test_one_chunk_resumed_with_everything_kept_equals_full_prefill(make_engine: MakeEngine) -> None:
+    """Hidden states stored at ingestion are those of a prompt that begins with the chunk."""
+    engine = make_engine(resume_layer=2)
+    engine.add_chunks(CHUNKS[:1])
+    engine.tokenizer._bos_ids = []
+    prompt = CHUNKS[0] + "\nAnswer:"
+    kept = engine.generate(prompt, sequence_ratio=1.0, max_new_tokens=8)
+    full = engine.generate(prompt, method="full_prefill", max_new_tokens=8)
+    assert kept.metrics.recompute_ratio == 1
+    assert kept.token_ids == full.token_ids
+
+
+def test_the_default_path_in_bfloat16_stays_close_to_float32() -> None:
+    logits = []
+    for dtype in (torch.float32, torch.bfloat16):
+        engine = SamKVEngine.from_pretrained(tiny.model(dtype=dtype), tokenizer=tiny.tokenizer())
+        engine.add_chunks(CHUNKS)
+        logits.append(prefill(engine, method="naive_reuse", min_chunk_tokens=0)[0].float())
+    assert torch.nn.functional.cosine_similarity(logits[0], logits[1], dim=0) > 0.99

@@ -1,0 +1,113 @@
+"""Tiny random models of every supported family, a tokenizer and texts; nothing is downloaded."""
+
+from __future__ import annotations
+
+import random
+from functools import cache
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+
+WORDS = [
+    "harbour", "lantern", "gannet", "granite", "keeper", "tide", "engine", "paraffin", "slipway", "beacon",
+    "weather", "record", "station", "island", "north", "stone", "seven", "winter", "letter", "signal",
+]  # fmt: skip
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<|{{ message['role'] }}|>\n{{ message['content'] }}</s>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
+)
+VOCAB_SIZE = 512
+CONTEXT_WINDOW = 4096
+FAMILIES = {
+    "llama": {"model_type": "llama"},
+    "llama3-rope": {
+        "model_type": "llama",
+        "rope_parameters": {
+            "rope_type": "llama3",
+            "rope_theta": 10000.0,
+            "factor": 8.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 512,
+        },
+    },
+    "mistral": {"model_type": "mistral", "sliding_window": None},
+    "qwen2": {"model_type": "qwen2"},
+    "qwen3": {"model_type": "qwen3", "head_dim": 24},
+    "phi3": {"model_type": "phi3", "pad_token_id": 0, "sliding_window": None},
+    "phi3-partial-rope": {
+        "model_type": "phi3",
+        "pad_token_id": 0,
+        "sliding_window": None,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5},
+    },
+    "olmo2": {"model_type": "olmo2"},
+    "granite": {"model_type": "granite", "embedding_multiplier": 3.0, "logits_scaling": 2.0},
+    "yarn": {
+        "model_type": "llama",
+        "rope_parameters": {
+            "rope_type": "yarn",
+            "rope_theta": 10000.0,
+            "factor": 4.0,
+            "original_max_position_embeddings": 1024,
+        },
+    },
+}
+
+
+def text(seed: int, num_words: int = 60) -> str:
+    """A chunk text, equal for equal seeds."""
+    chooser = random.Random(seed)
+    return f"Record {seed}: " + " ".join(chooser.choices(WORDS, k=num_words)) + "."
+
+
+def rag_prompt(chunks: list[str], question: str = "What does the seventh keeper record of the tide?") -> str:
+    """A prompt as frameworks build it."""
+    return "Use these passages.\n\n" + "\n\n".join(chunks) + f"\n\nQuestion: {question}\nAnswer:"
+
+
+@cache
+def tokenizer() -> Any:
+    """Byte-level BPE trained on the texts above."""
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCAB_SIZE,
+        special_tokens=["<s>", "</s>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    bpe.train_from_iterator([text(seed) for seed in range(50)], trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=bpe, bos_token="<s>", eos_token="</s>", chat_template=CHAT_TEMPLATE)
+
+
+def config(family: str, **changes: Any) -> Any:
+    """Configuration of a tiny model."""
+    options: dict[str, Any] = {
+        "vocab_size": VOCAB_SIZE,
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": CONTEXT_WINDOW,
+        "bos_token_id": 0,
+        "eos_token_id": 1,
+        "tie_word_embeddings": False,
+    }
+    return AutoConfig.for_model(**(options | FAMILIES.get(family, {"model_type": family}) | changes))
+
+
+def model(family: str = "llama", dtype: torch.dtype = torch.float32, **changes: Any) -> Any:
+    """A tiny model with random weights, equal for equal arguments."""
+    torch.manual_seed(0)
+    built = AutoModelForCausalLM.from_config(config(family, **changes), dtype=dtype)
+    with torch.no_grad():
+        for parameter in built.parameters():
+            # The default initialisation is so flat that attention hardly matters.
+            if parameter.dim() > 1:
+                parameter.mul_(4.0)
+    return built.eval()
