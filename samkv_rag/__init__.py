@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from samkv_rag.chunk_cache import ChunkCache
     from samkv_rag.config import SamKVConfig
-    from samkv_rag.engine import GenerationResult, SamKVEngine, StreamPiece
+    from samkv_rag.engine import SamKVEngine
     from samkv_rag.exceptions import DamagedChunkWarning, SamKVError
+    from samkv_rag.generation import GenerationResult, StreamPiece
     from samkv_rag.metrics import ChunkUse, GenerationMetrics, IngestionReport
     from samkv_rag.store import KVStore, open_store
 
@@ -23,13 +24,13 @@ _HOMES = {
     "ChunkUse": "metrics",
     "DamagedChunkWarning": "exceptions",
     "GenerationMetrics": "metrics",
-    "GenerationResult": "engine",
+    "GenerationResult": "generation",
     "IngestionReport": "metrics",
     "KVStore": "store",
     "SamKVConfig": "config",
     "SamKVEngine": "engine",
     "SamKVError": "exceptions",
-    "StreamPiece": "engine",
+    "StreamPiece": "generation",
     "open_store": "store",
 }
 

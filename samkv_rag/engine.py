@@ -3,60 +3,30 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from os import PathLike
 from typing import Any
 
 import torch
 
-from samkv_rag.assembly import PromptAssembler, ReadPrompt
+from samkv_rag.assembly import PromptAssembler
 from samkv_rag.config import SamKVConfig, refuse_unknown
-from samkv_rag.decoding import AnswerText, Sampling, TokenChooser, decode
-from samkv_rag.exceptions import ConfigurationError, EmptyPromptError, PromptTooLongError
+from samkv_rag.decoding import Sampling
+from samkv_rag.exceptions import ConfigurationError, EmptyPromptError
+from samkv_rag.generation import Generation, GenerationResult, StreamPiece, stream_answer
 from samkv_rag.ingestion.library import ChunkLibrary
-from samkv_rag.methods import METHODS, Clock, Prefilled
-from samkv_rag.metrics import ChunkUse, GenerationMetrics, IngestionReport
+from samkv_rag.metrics import IngestionReport
 from samkv_rag.model.decoder import Decoder
 from samkv_rag.model.fingerprint import fingerprint
-from samkv_rag.model.kv_buffer import KVBuffer
 from samkv_rag.model.loading import load
 from samkv_rag.model.support import check_config, self_test
 from samkv_rag.model.tokenization import PromptTokenizer
-from samkv_rag.sparse.layout import PromptLayout
 from samkv_rag.store import KVStore, open_store
 
 Prompt = str | Sequence[Mapping[str, Any]]
-_RESERVED_TOKENS = 256
 # What chunks are summarised by at ingestion belongs to the engine, not to a single call.
 _FIXED_OPTIONS = ("initial_tokens", "local_tokens", "block_tokens", "selector", "resume_layer")
-
-
-@dataclass(frozen=True)
-class StreamPiece:
-    """A piece of an answer; the last one carries why it ended and what it cost."""
-
-    text: str
-    finish_reason: str | None = None
-    metrics: GenerationMetrics | None = None
-    token_ids: tuple[int, ...] = ()
-    chunks: tuple[ChunkUse, ...] = ()
-
-
-@dataclass(frozen=True)
-class GenerationResult:
-    """An answer.
-
-    ``finish_reason`` is ``"stop"`` (end of text or a stop string) or ``"length"``; ``chunks`` says of
-    each chunk in the prompt which of its tokens were kept.
-    """
-
-    text: str
-    finish_reason: str
-    token_ids: tuple[int, ...]
-    metrics: GenerationMetrics
-    chunks: tuple[ChunkUse, ...]
 
 
 class SamKVEngine:
@@ -182,7 +152,8 @@ class SamKVEngine:
     def stream(self, prompt: Prompt, **options: Any) -> Iterator[StreamPiece]:
         """Like :meth:`generate`, piece by piece. Closing the iterator stops the generation at once."""
         sampling, config = self._split_options(options)
-        return self._stream(self._as_text(prompt), sampling, config)
+        generation = Generation(self.decoder, self._assembler, self._model_lock, config, self._as_text(prompt))
+        return stream_answer(generation, self.tokenizer, sampling, self._end_ids)
 
     def apply_chat_template(self, messages: Sequence[Mapping[str, Any]]) -> str:
         """Messages as the one string that :meth:`generate` would use.
@@ -210,29 +181,7 @@ class SamKVEngine:
         """Whether messages can be given."""
         return self.tokenizer.has_chat_template
 
-    # -- one generation --------------------------------------------------------------------------
-
-    def _stream(self, prompt: str, sampling: Sampling, config: SamKVConfig) -> Iterator[StreamPiece]:
-        started = time.perf_counter()
-        run = _Run(self, prompt, sampling, config)
-        answer, token_ids, finish_reason, ttft_s = AnswerText(self.tokenizer, sampling.stop), [], "length", 0.0
-        tokens = run.tokens()
-        try:
-            for token_id in tokens:
-                ttft_s = ttft_s or time.perf_counter() - started
-                if token_id in self._end_ids:
-                    finish_reason = "stop"
-                    break
-                token_ids.append(token_id)
-                if piece := answer.add(token_id):
-                    yield StreamPiece(piece)
-                if answer.stopped:
-                    finish_reason = "stop"
-                    break
-        finally:
-            tokens.close()
-        metrics = run.metrics(len(token_ids), ttft_s, time.perf_counter() - started)
-        yield StreamPiece(answer.finish(), finish_reason, metrics, tuple(token_ids), run.chunk_uses())
+    # -- options ---------------------------------------------------------------------------------
 
     def _split_options(self, options: dict[str, Any]) -> tuple[Sampling, SamKVConfig]:
         policy_names = [f.name for f in fields(SamKVConfig) if f.name not in _FIXED_OPTIONS]
@@ -256,111 +205,6 @@ class SamKVEngine:
                 f"resume_layer is {self.config.resume_layer}; the model has {self.decoder.num_layers} layers, "
                 "give a lower one"
             )
-
-
-class _Run:
-    """One generation's state: layout, prefilled buffer, counters."""
-
-    def __init__(self, engine: SamKVEngine, prompt: str, sampling: Sampling, config: SamKVConfig) -> None:
-        self._engine = engine
-        self._prompt = prompt
-        self._sampling = sampling
-        self._config = config
-        self._clock = Clock()
-        self._layout: PromptLayout
-        self._prefilled: Prefilled
-        self._method = config.method
-        self._fallback_reason: str | None = None
-        self._resident_bytes = 0
-
-    def tokens(self) -> Any:
-        """Yield the answer's token ids, at most as many as asked for and as the window holds."""
-        decoder = self._engine.decoder
-        with self._engine._model_lock, torch.inference_mode():
-            self._layout = self._read_prompt()
-            room = self._engine.context_window - self._layout.num_tokens
-            limit = min(self._sampling.max_new_tokens, room)
-            buffer = KVBuffer(decoder.num_layers, reserve_tokens=min(limit, _RESERVED_TOKENS))
-            method = METHODS[self._method]
-            self._prefilled = method.prefill(decoder, self._layout, self._config, buffer, self._clock)
-            self._resident_bytes = buffer.nbytes
-        choose = TokenChooser(self._sampling, decoder.device)
-        tokens = decode(decoder, self._prefilled.hidden, buffer, self._layout.num_tokens, choose)
-        for _ in range(limit):
-            yield next(tokens)
-
-    def _read_prompt(self) -> PromptLayout:
-        """Recognise the prompt's chunks, decide whether their caches pay, and lay out its tokens."""
-        assembler = self._engine._assembler
-        with self._clock.phase("recognise"):
-            prompt = assembler.read(self._prompt)
-        if METHODS[self._method].reads_cache and (reason := self._why_full_prefill(prompt)):
-            self._method, self._fallback_reason = "full_prefill", reason
-        with self._clock.phase("assemble"):
-            uses_cache = METHODS[self._method].reads_cache
-            layout = assembler.with_cache(prompt) if uses_cache else assembler.without_cache(prompt)
-        self._require_fit(layout.num_tokens)
-        return layout
-
-    def _why_full_prefill(self, prompt: ReadPrompt) -> str | None:
-        if prompt.num_chunk_tokens < max(1, self._config.min_chunk_tokens):
-            return (
-                f"{prompt.num_chunk_tokens} chunk tokens in the prompt; reuse pays from "
-                f"{self._config.min_chunk_tokens} (min_chunk_tokens)"
-            )
-        return None if prompt.has_question else "no question follows the last chunk"
-
-    def _require_fit(self, num_tokens: int) -> None:
-        window = self._engine.context_window
-        if num_tokens >= window:
-            raise PromptTooLongError(
-                f"the prompt has {num_tokens} tokens, the model's context window is {window} and must hold the "
-                "answer too; retrieve fewer or smaller chunks"
-            )
-
-    def metrics(self, completion_tokens: int, ttft_s: float, total_s: float) -> GenerationMetrics:
-        """Figures of the finished generation."""
-        layout, prefilled = self._layout, self._prefilled
-        chunk_tokens = layout.num_chunk_tokens
-        kept, recomputed = (int((m & layout.is_chunk).sum()) for m in (prefilled.kept, prefilled.recomputed))
-        hits = sum(segment.hit for segment in layout.chunks)
-        missed = len(layout.chunks) - hits
-        decode_s = total_s - ttft_s
-        uses_cache = METHODS[self._method].reads_cache
-        return GenerationMetrics(
-            method=self._method,
-            fallback_reason=self._fallback_reason,
-            prompt_tokens=layout.num_tokens,
-            completion_tokens=completion_tokens,
-            chunk_tokens=chunk_tokens,
-            chunks_hit=hits,
-            chunks_missed=missed,
-            chunks_prefilled=missed if uses_cache else len(layout.chunks),
-            tokens_reused=sum(s.stop - s.start for s in layout.cached if s.hit) if uses_cache else 0,
-            sequence_ratio=kept / chunk_tokens if chunk_tokens else 1.0,
-            recompute_ratio=recomputed / chunk_tokens if chunk_tokens else 1.0,
-            kv_bytes_resident=self._resident_bytes,
-            kv_bytes_full=layout.num_tokens * self._engine.decoder.kv_bytes_per_token,
-            ttft_s=ttft_s,
-            decode_tokens_per_s=(completion_tokens - 1) / decode_s if completion_tokens > 1 and decode_s else 0.0,
-            total_s=total_s,
-            phase_s=dict(self._clock.phase_s),
-            notes=prefilled.notes,
-        )
-
-    def chunk_uses(self) -> tuple[ChunkUse, ...]:
-        """What became of each chunk."""
-        kept = self._prefilled.kept.cpu()
-        return tuple(
-            ChunkUse(
-                chunk_key=segment.chunk_key,
-                start_char=segment.start_char,
-                num_tokens=segment.stop - segment.start,
-                hit=segment.hit,
-                kept_tokens=tuple(kept[segment.span].nonzero()[:, 0].tolist()),
-            )
-            for segment in self._layout.chunks
-        )
 
 
 def _end_of_text_ids(model: Any, tokenizer: Any) -> frozenset[int]:

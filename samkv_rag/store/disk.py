@@ -13,9 +13,10 @@ import os
 import sqlite3
 import threading
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from samkv_rag.chunk_cache import ChunkCache, ChunkReader, Layout
 from samkv_rag.exceptions import DamagedChunkWarning, StoreFormatError, StoreFullError
@@ -108,7 +109,7 @@ class DiskStore(KVStore):
                 return None
             query = f"SELECT {_COLUMNS} FROM chunks WHERE fingerprint = ? AND mark > ?"
             rows = self._index.execute(query, (fingerprint, since))
-            return [Entry(*known, layout=Layout.from_json(layout)) for *known, layout in rows], mark
+            return [_entry(row) for row in rows], mark
 
     def nbytes(self) -> int:
         """See :meth:`KVStore.nbytes`."""
@@ -166,6 +167,12 @@ class DiskStore(KVStore):
     def _scalar(self, query: str, default: int = 0) -> int:
         row = self._index.execute(query).fetchone()
         return int(row[0]) if row is not None and row[0] is not None else default
+
+
+def _entry(row: Sequence[Any]) -> Entry:
+    """An index row in the order of ``_COLUMNS``."""
+    *known, layout = row
+    return Entry(*known, Layout.from_json(layout))  # type: ignore[call-arg]
 
 
 @contextmanager

@@ -1,0 +1,188 @@
+"""One generation: read the prompt, fill the KV buffer by a method, decode, count."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass
+
+import torch
+
+from samkv_rag.assembly import PromptAssembler, ReadPrompt
+from samkv_rag.config import SamKVConfig
+from samkv_rag.decoding import AnswerText, Sampling, TokenChooser, decode
+from samkv_rag.exceptions import PromptTooLongError
+from samkv_rag.methods import METHODS, Clock, Prefilled, PrefillMethod
+from samkv_rag.metrics import ChunkUse, GenerationMetrics
+from samkv_rag.model.decoder import Decoder
+from samkv_rag.model.kv_buffer import KVBuffer
+from samkv_rag.model.tokenization import PromptTokenizer
+from samkv_rag.sparse.layout import PromptLayout
+
+_RESERVED_TOKENS = 256
+
+
+@dataclass(frozen=True)
+class StreamPiece:
+    """A piece of an answer; the last one carries why it ended and what it cost."""
+
+    text: str
+    finish_reason: str | None = None
+    metrics: GenerationMetrics | None = None
+    token_ids: tuple[int, ...] = ()
+    chunks: tuple[ChunkUse, ...] = ()
+
+
+@dataclass(frozen=True)
+class GenerationResult:
+    """An answer.
+
+    ``finish_reason`` is ``"stop"`` (end of text or a stop string) or ``"length"``; ``chunks`` says of
+    each chunk in the prompt which of its tokens were kept.
+    """
+
+    text: str
+    finish_reason: str
+    token_ids: tuple[int, ...]
+    metrics: GenerationMetrics
+    chunks: tuple[ChunkUse, ...]
+
+
+def stream_answer(
+    generation: Generation, tokenizer: PromptTokenizer, sampling: Sampling, end_ids: frozenset[int]
+) -> Iterator[StreamPiece]:
+    """Yield the answer's text piece by piece; the last piece carries metrics."""
+    started = time.perf_counter()
+    answer = AnswerText(tokenizer, sampling.stop)
+    token_ids: list[int] = []
+    finish_reason, ttft_s = "length", 0.0
+    for token_id in generation.tokens(sampling):
+        ttft_s = ttft_s or time.perf_counter() - started
+        if token_id in end_ids:
+            finish_reason = "stop"
+            break
+        token_ids.append(token_id)
+        if piece := answer.add(token_id):
+            yield StreamPiece(piece)
+        if answer.stopped:
+            finish_reason = "stop"
+            break
+    metrics = generation.metrics(len(token_ids), ttft_s, time.perf_counter() - started)
+    yield StreamPiece(answer.finish(), finish_reason, metrics, tuple(token_ids), generation.chunk_uses())
+
+
+class Generation:
+    """One prompt on its way to an answer. ``model_lock`` is held while the prompt is read, not after."""
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        assembler: PromptAssembler,
+        model_lock: threading.Lock,
+        config: SamKVConfig,
+        prompt: str,
+    ) -> None:
+        self._decoder = decoder
+        self._assembler = assembler
+        self._model_lock = model_lock
+        self._config = config
+        self._prompt = prompt
+        self._clock = Clock()
+        self._method: PrefillMethod = METHODS[config.method]
+        self._fallback_reason: str | None = None
+        self._layout: PromptLayout
+        self._prefilled: Prefilled
+        self._resident_bytes = 0
+
+    def tokens(self, sampling: Sampling) -> Generator[int, None, None]:
+        """Yield the answer's token ids, at most as many as asked for and as the window holds.
+
+        Raises:
+            PromptTooLongError: the window holds no answer.
+        """
+        with self._model_lock, torch.inference_mode():
+            self._layout = layout = self._read_prompt()
+            limit = min(sampling.max_new_tokens, self._decoder.context_window - layout.num_tokens)
+            buffer = KVBuffer(self._decoder.num_layers, reserve_tokens=min(limit, _RESERVED_TOKENS))
+            self._prefilled = self._method.prefill(self._decoder, layout, self._config, buffer, self._clock)
+            self._resident_bytes = buffer.nbytes
+        choose = TokenChooser(sampling, self._decoder.device)
+        endless = decode(self._decoder, self._prefilled.hidden, buffer, layout.num_tokens, choose)
+        for _ in range(limit):
+            yield next(endless)
+
+    def metrics(self, completion_tokens: int, ttft_s: float, total_s: float) -> GenerationMetrics:
+        """Figures of the finished generation."""
+        layout, uses_cache = self._layout, self._method.reads_cache
+        hits = sum(segment.hit for segment in layout.chunks)
+        missed = len(layout.chunks) - hits
+        reused = sum(s.stop - s.start for s in layout.cached if s.hit)
+        decode_s = total_s - ttft_s
+        return GenerationMetrics(
+            method=self._method.name,
+            fallback_reason=self._fallback_reason,
+            prompt_tokens=layout.num_tokens,
+            completion_tokens=completion_tokens,
+            chunk_tokens=layout.num_chunk_tokens,
+            chunks_hit=hits,
+            chunks_missed=missed,
+            chunks_prefilled=missed if uses_cache else len(layout.chunks),
+            tokens_reused=reused,
+            sequence_ratio=self._share_of_chunks(self._prefilled.kept),
+            recompute_ratio=self._share_of_chunks(self._prefilled.recomputed),
+            kv_bytes_resident=self._resident_bytes,
+            kv_bytes_full=layout.num_tokens * self._decoder.kv_bytes_per_token,
+            ttft_s=ttft_s,
+            decode_tokens_per_s=(completion_tokens - 1) / decode_s if completion_tokens > 1 else 0.0,
+            total_s=total_s,
+            phase_s=dict(self._clock.phase_s),
+            notes=self._prefilled.notes,
+        )
+
+    def chunk_uses(self) -> tuple[ChunkUse, ...]:
+        """What became of each chunk."""
+        kept = self._prefilled.kept.cpu()
+        return tuple(
+            ChunkUse(
+                chunk_key=segment.chunk_key,
+                start_char=segment.start_char,
+                num_tokens=segment.stop - segment.start,
+                hit=segment.hit,
+                kept_tokens=tuple(kept[segment.span].nonzero()[:, 0].tolist()),
+            )
+            for segment in self._layout.chunks
+        )
+
+    def _read_prompt(self) -> PromptLayout:
+        """Recognise the prompt's chunks, decide whether their caches pay, and lay out its tokens."""
+        with self._clock.phase("recognise"):
+            prompt = self._assembler.read(self._prompt)
+        if self._method.reads_cache and (reason := self._why_full_prefill(prompt)):
+            self._method, self._fallback_reason = METHODS["full_prefill"], reason
+        with self._clock.phase("assemble"):
+            uses_cache = self._method.reads_cache
+            layout = self._assembler.with_cache(prompt) if uses_cache else self._assembler.without_cache(prompt)
+        self._require_fit(layout.num_tokens)
+        return layout
+
+    def _why_full_prefill(self, prompt: ReadPrompt) -> str | None:
+        if prompt.num_chunk_tokens < max(1, self._config.min_chunk_tokens):
+            return (
+                f"{prompt.num_chunk_tokens} chunk tokens in the prompt; reuse pays from "
+                f"{self._config.min_chunk_tokens} (min_chunk_tokens)"
+            )
+        return None if prompt.has_question else "no question follows the last chunk"
+
+    def _require_fit(self, num_tokens: int) -> None:
+        window = self._decoder.context_window
+        if num_tokens >= window:
+            raise PromptTooLongError(
+                f"the prompt has {num_tokens} tokens, the model's context window is {window} and must hold the "
+                "answer too; retrieve fewer or smaller chunks"
+            )
+
+    def _share_of_chunks(self, mask: torch.Tensor) -> float:
+        """Chunk tokens in ``mask`` ÷ chunk tokens in the prompt; 1 where there are none."""
+        total = self._layout.num_chunk_tokens
+        return int((mask & self._layout.is_chunk).sum()) / total if total else 1.0
