@@ -1,0 +1,353 @@
+"""The engine's outside: answers, streams, budgets, options, bad input."""
+
+from __future__ import annotations
+
+import threading
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+
+from samkv_rag import SamKVConfig, SamKVEngine
+from samkv_rag.exceptions import (
+    ChatTemplateError,
+    ChunkTooLongError,
+    ConfigurationError,
+    EmptyChunkError,
+    EmptyPromptError,
+    ModelNotFoundError,
+    PromptTooLongError,
+    StoreFormatError,
+)
+
+MakeEngine = Callable[..., SamKVEngine]
+CHUNKS = [tiny.text(seed) for seed in range(4)]
+PROMPT = tiny.rag_prompt(CHUNKS)
+
+
+@pytest.fixture
+def engine(make_engine: MakeEngine) -> SamKVEngine:
+    engine = make_engine()
+    engine.add_chunks(CHUNKS)
+    return engine
+
+
+# -- chunks --------------------------------------------------------------------------------------
+
+
+def test_chunks_are_added_once(make_engine: MakeEngine) -> None:
+    engine = make_engine()
+    first = engine.add_chunks([*CHUNKS, CHUNKS[0], f"  {CHUNKS[1]}\n", "too short"])
+    assert (first.num_added, first.num_reused, first.num_skipped) == (4, 0, 1)
+    assert first.num_tokens == sum(map(engine.count_tokens, CHUNKS))
+    again = engine.add_chunks(CHUNKS)
+    assert (again.num_added, again.num_reused, again.num_tokens) == (0, 4, 0)
+    assert all(map(engine.has_chunk, CHUNKS))
+
+
+def test_chunks_are_removed_and_pruned(engine: SamKVEngine) -> None:
+    assert engine.remove_chunks(CHUNKS[:1]) == 1
+    assert not engine.has_chunk(CHUNKS[0])
+    assert engine.generate(PROMPT, max_new_tokens=1).metrics.chunks_total == 3
+    assert engine.prune(keep_texts=CHUNKS[2:3]) == 2
+    assert [engine.has_chunk(chunk) for chunk in CHUNKS] == [False, False, True, False]
+
+
+def test_batching_does_not_change_a_cache(make_engine: MakeEngine) -> None:
+    """Right padding must not be seen by anybody."""
+    texts = [tiny.text(seed, num_words) for seed, num_words in enumerate((5, 80, 33, 12, 61))]
+    together, alone = make_engine(), make_engine()
+    together.add_chunks(texts)
+    for text in texts:
+        alone.add_chunks([text])
+    for (a, _), (b, _) in zip(together._library.read(texts), alone._library.read(texts), strict=True):
+        for layer in range(4):
+            for ours, theirs in zip(a.layer(layer), b.layer(layer), strict=True):
+                assert (ours - theirs).abs().max() < 1e-5
+
+
+def test_progress_is_shown_when_asked_for(make_engine: MakeEngine, capsys: pytest.CaptureFixture[str]) -> None:
+    make_engine().add_chunks(CHUNKS)
+    assert capsys.readouterr().err == ""
+    make_engine().add_chunks(CHUNKS, show_progress=True)
+    assert "Caching chunks" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("wrong", ["", "  \n", None, 3])
+def test_an_empty_chunk_is_refused_before_anything_is_computed(engine: SamKVEngine, wrong: Any) -> None:
+    with pytest.raises(EmptyChunkError, match=r"chunk 1 is .*; it must be text"):
+        engine.add_chunks([tiny.text(99), wrong])
+    assert not engine.has_chunk(tiny.text(99))
+
+
+def test_a_chunk_past_the_window_is_refused(engine: SamKVEngine) -> None:
+    text = tiny.text(1, num_words=9000)
+    with pytest.raises(ChunkTooLongError, match=r"has \d+ tokens, the model's context window is 4096; split it"):
+        engine.add_chunks([text])
+
+
+# -- answers -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("selector", ["scout", "samkv"])
+@pytest.mark.parametrize("ratio", [0.03, 0.15, 0.5, 0.99])
+def test_the_budget_is_a_hard_cap(make_engine: MakeEngine, selector: str, ratio: float) -> None:
+    engine = make_engine(selector=selector)
+    engine.add_chunks(CHUNKS)
+    result = engine.generate(PROMPT, max_new_tokens=2, sequence_ratio=ratio)
+    metrics = result.metrics
+    assert metrics.sequence_ratio <= ratio
+    assert metrics.recompute_ratio == metrics.sequence_ratio
+    kept = sum(len(chunk.kept_tokens) for chunk in result.chunks)
+    assert kept / metrics.chunk_tokens == metrics.sequence_ratio
+    text_tokens = metrics.prompt_tokens - metrics.chunk_tokens
+    assert metrics.kv_bytes_resident == (kept + text_tokens) * engine.decoder.kv_bytes_per_token
+    assert metrics.kv_bytes_full == metrics.prompt_tokens * engine.decoder.kv_bytes_per_token
+
+
+def test_scouting_uses_the_budget_it_has(engine: SamKVEngine) -> None:
+    metrics = engine.generate(PROMPT, max_new_tokens=1, sequence_ratio=0.3).metrics
+    assert metrics.sequence_ratio > 0.3 - 8 / metrics.chunk_tokens
+
+
+def test_anchors_are_kept_and_shrink_with_the_budget(engine: SamKVEngine) -> None:
+    result = engine.generate(PROMPT, max_new_tokens=1, sequence_ratio=0.3)
+    for chunk in result.chunks:
+        assert {0, 1, 2, 3, *range(chunk.num_tokens - 4, chunk.num_tokens)} <= set(chunk.kept_tokens)
+    assert result.metrics.notes == ()
+    tight = engine.generate(PROMPT, max_new_tokens=1, sequence_ratio=0.03).metrics
+    assert "anchors shrunk from 4+4 to" in tight.notes[0]
+
+
+def test_streamed_equals_not_streamed(engine: SamKVEngine) -> None:
+    for options in ({}, {"temperature": 0.8, "top_p": 0.9, "seed": 5}):
+        whole = engine.generate(PROMPT, max_new_tokens=24, **options)
+        pieces = list(engine.stream(PROMPT, max_new_tokens=24, **options))
+        assert "".join(piece.text for piece in pieces) == whole.text
+        assert pieces[-1].finish_reason == whole.finish_reason
+        assert pieces[-1].token_ids == whole.token_ids
+        assert all(piece.metrics is None for piece in pieces[:-1])
+
+
+def test_the_same_request_twice_gives_the_same_answer(engine: SamKVEngine) -> None:
+    first, second = (engine.generate(PROMPT, max_new_tokens=24) for _ in range(2))
+    assert (first.text, first.chunks) == (second.text, second.chunks)
+    first, second = (engine.generate(PROMPT, max_new_tokens=24, temperature=1.5, seed=9) for _ in range(2))
+    assert first.text == second.text
+    assert engine.generate(PROMPT, max_new_tokens=24, temperature=1.5, seed=10).text != first.text
+
+
+def test_a_closed_stream_computes_nothing_more(engine: SamKVEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps = 0
+    run_layers = engine.decoder.run_layers
+
+    def counted(*arguments: Any, **options: Any) -> Any:
+        nonlocal steps
+        steps += 1
+        return run_layers(*arguments, **options)
+
+    stream = engine.stream(PROMPT, max_new_tokens=100)
+    next(stream)
+    monkeypatch.setattr(engine.decoder, "run_layers", counted)
+    stream.close()
+    assert steps == 0
+    assert engine.generate(PROMPT, max_new_tokens=2).metrics.chunks_hit == 4
+
+
+def test_messages_equal_their_rendered_prompt(engine: SamKVEngine) -> None:
+    messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": PROMPT}]
+    rendered = engine.apply_chat_template(messages)
+    assert rendered.endswith("<|assistant|>\n")
+    by_messages, by_text = engine.generate(messages, max_new_tokens=8), engine.generate(rendered, max_new_tokens=8)
+    assert by_messages.token_ids == by_text.token_ids
+    assert by_messages.metrics.chunks_hit == 4
+
+
+def test_stop_strings_end_the_answer_and_are_not_in_it(engine: SamKVEngine) -> None:
+    free = engine.generate(PROMPT, max_new_tokens=24)
+    stop = free.text[len(free.text) // 2 :][:3]
+    stopped = engine.generate(PROMPT, max_new_tokens=24, stop=[stop, "never met"])
+    assert stopped.finish_reason == "stop"
+    assert stopped.text == free.text[: free.text.index(stop)]
+    assert engine.generate(PROMPT, max_new_tokens=24, stop=stop).text == stopped.text
+
+
+def test_length_and_end_of_text_are_told_apart(engine: SamKVEngine) -> None:
+    assert engine.generate(PROMPT, max_new_tokens=3).finish_reason == "length"
+    engine._end_ids = frozenset(range(tiny.VOCAB_SIZE))
+    ended = engine.generate(PROMPT, max_new_tokens=3)
+    assert (ended.finish_reason, ended.text, ended.metrics.completion_tokens) == ("stop", "", 0)
+
+
+def test_few_chunk_tokens_take_full_prefill_and_say_so(engine: SamKVEngine) -> None:
+    metrics = engine.generate(PROMPT, max_new_tokens=1, min_chunk_tokens=100_000).metrics
+    assert metrics.method == "full_prefill"
+    assert metrics.fallback_reason is not None
+    assert "reuse pays from 100000" in metrics.fallback_reason
+    nothing = engine.generate("A prompt without any stored chunk.", max_new_tokens=1).metrics
+    assert (nothing.method, nothing.chunks_total, nothing.sequence_ratio) == ("full_prefill", 0, 1.0)
+    no_question = engine.generate("Read: " + CHUNKS[0], max_new_tokens=1).metrics
+    assert no_question.fallback_reason == "no question follows the last chunk"
+
+
+def test_a_hinted_chunk_is_computed_on_the_spot_and_stored(make_engine: MakeEngine) -> None:
+    engine, prepared = make_engine(), make_engine()
+    prepared.add_chunks(CHUNKS)
+    engine.hint(CHUNKS)
+    first = engine.generate(PROMPT, max_new_tokens=8)
+    assert (first.metrics.chunks_hit, first.metrics.chunks_missed, first.metrics.chunks_prefilled) == (0, 4, 4)
+    second = engine.generate(PROMPT, max_new_tokens=8)
+    assert (second.metrics.chunks_hit, second.metrics.chunks_missed) == (4, 0)
+    assert first.token_ids == second.token_ids == prepared.generate(PROMPT, max_new_tokens=8).token_ids
+
+
+def test_many_unused_hints_are_forgotten_and_stored_chunks_are_not(
+    engine: SamKVEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("samkv_rag.ingestion.library._MAX_HINTS", 10)
+    engine.hint(tiny.text(1000 + i) for i in range(50))
+    assert engine.generate(PROMPT, max_new_tokens=1).metrics.chunks_hit == 4
+
+
+def test_chunks_may_stand_anywhere(engine: SamKVEngine) -> None:
+    prompts = [
+        f"{CHUNKS[2]}{CHUNKS[0]}?",
+        f"{CHUNKS[0]} and {CHUNKS[0]} again?",
+        f"a {CHUNKS[3]} b {CHUNKS[1]} c",
+    ]
+    for prompt in prompts:
+        kept = engine.generate(prompt, max_new_tokens=6, sequence_ratio=1.0)
+        assert kept.metrics.chunks_hit == 2
+        assert kept.token_ids == engine.generate(prompt, max_new_tokens=6, method="full_prefill").token_ids
+
+
+def test_special_tokens_spelled_out_in_a_document_stay_text(make_engine: MakeEngine) -> None:
+    engine = make_engine()
+    text = "A document that says </s> in the middle of a sentence."
+    engine.add_chunks([text])
+    ((reader, _),) = engine._library.read([text])
+    assert tiny.tokenizer().eos_token_id not in reader.token_ids.tolist()
+
+
+def test_threads_get_the_answers_of_one_by_one(engine: SamKVEngine) -> None:
+    prompts = [tiny.rag_prompt(CHUNKS, f"Question number {i}?") for i in range(8)]
+    expected = [engine.generate(prompt, max_new_tokens=12).token_ids for prompt in prompts]
+    found: dict[int, tuple[int, ...]] = {}
+
+    def ask(i: int) -> None:
+        found[i] = engine.generate(prompts[i], max_new_tokens=12).token_ids
+
+    threads = [threading.Thread(target=ask, args=(i,)) for i in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [found[i] for i in range(8)] == expected
+
+
+# -- options and bad input -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("prompt", ["", " \n", []])
+def test_an_empty_prompt_is_refused(engine: SamKVEngine, prompt: Any) -> None:
+    with pytest.raises(EmptyPromptError, match="it must be text that is not only white space"):
+        engine.generate(prompt)
+
+
+def test_a_prompt_past_the_window_is_refused(engine: SamKVEngine) -> None:
+    with pytest.raises(PromptTooLongError, match=r"has \d+ tokens, the model's context window is 4096 and must hold"):
+        engine.generate(tiny.text(5, num_words=9000))
+
+
+def test_the_answer_ends_where_the_window_does(engine: SamKVEngine) -> None:
+    prompt = tiny.text(5, num_words=20)
+    room = engine.context_window - len(engine._assembler.without_cache(engine._assembler.read(prompt)).token_ids)
+    engine.decoder.context_window -= room - 3
+    result = engine.generate(prompt, max_new_tokens=50)
+    assert (len(result.token_ids), result.finish_reason) == (3, "length")
+
+
+def test_messages_that_the_template_refuses(engine: SamKVEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine.tokenizer.tokenizer, "chat_template", "{{ raise_exception('roles must alternate') }}")
+    with pytest.raises(ChatTemplateError, match="refused 1 message.*roles must alternate"):
+        engine.generate([{"role": "user", "content": "hello"}])
+    monkeypatch.setattr(engine.tokenizer.tokenizer, "chat_template", None)
+    with pytest.raises(ChatTemplateError, match="no chat template; pass the prompt as one string"):
+        engine.generate([{"role": "user", "content": "hello"}])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"max_tokens": 3}, "unknown option max_tokens; known are .*max_new_tokens"),
+        ({"block_tokens": 3}, "unknown option block_tokens"),
+        ({"sequence_ratio": 0}, "sequence_ratio is 0; it must be a number from"),
+        ({"sequence_ratio": 1.5}, "sequence_ratio is 1.5; it must be a number from 1e-06 to 1"),
+        ({"method": "magic"}, "method is 'magic'; it must be one of 'samkv', 'full_prefill', 'naive_reuse'"),
+        ({"temperature": -1}, "temperature is -1; it must be 0"),
+        ({"top_p": 0}, "top_p is 0; it must be above 0"),
+        ({"max_new_tokens": 0}, "max_new_tokens is 0; it must be at least 1"),
+        ({"stop": [""]}, "made of texts that are not empty"),
+    ],
+)
+def test_wrong_options_are_refused_at_once(engine: SamKVEngine, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        engine.stream(PROMPT, **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"block_tokens": 0}, "block_tokens is 0; it must be an integer of at least 1"),
+        ({"recompute": 1}, "recompute is 1; it must be one of True, False"),
+        ({"score_layers": (0.9, 0.1)}, "score_layers is"),
+        ({"resume_layer": 2, "update": "fusion"}, "needs recompute=True and update='overwrite'"),
+        ({"resume_layer": 99}, "resume_layer is 99; the model has 4 layers"),
+    ],
+)
+def test_wrong_configurations_are_refused(make_engine: MakeEngine, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        make_engine(**options)
+
+
+def test_unknown_policy_options_are_refused() -> None:
+    with pytest.raises(ConfigurationError, match="unknown option ratio; known are block_tokens"):
+        SamKVConfig().with_options(ratio=0.5)
+
+
+def test_a_model_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(ModelNotFoundError, match="no causal language model could be loaded from"):
+        SamKVEngine.from_pretrained(str(tmp_path / "nothing"))
+
+
+def test_a_model_object_needs_its_tokenizer_and_nothing_else() -> None:
+    with pytest.raises(ConfigurationError, match="needs its tokenizer"):
+        SamKVEngine.from_pretrained(tiny.model())
+    with pytest.raises(ConfigurationError, match="apply to a model given by name"):
+        SamKVEngine.from_pretrained(tiny.model(), tokenizer=tiny.tokenizer(), dtype="float32")
+
+
+def test_a_saved_model_is_loaded_from_its_folder(tmp_path: Path) -> None:
+    tiny.model().save_pretrained(tmp_path)
+    tiny.tokenizer().save_pretrained(tmp_path)
+    engine = SamKVEngine.from_pretrained(tmp_path, device="cpu", dtype="float32", store=tmp_path / "store")
+    assert engine.model_name == str(tmp_path)
+    assert engine.add_chunks(CHUNKS).num_added == 4
+    for options, message in (({"device": "abacus"}, "device is 'abacus'"), ({"dtype": "int3"}, "dtype is 'int3'")):
+        with pytest.raises(ConfigurationError, match=message):
+            SamKVEngine.from_pretrained(tmp_path, **options)  # type: ignore[arg-type]
+
+
+def test_a_folder_of_something_else_is_no_store(tmp_path: Path) -> None:
+    (tmp_path / "index.sqlite").write_text("something else " * 200)
+    with pytest.raises(StoreFormatError, match="is not a samkv_rag index"):
+        SamKVEngine.from_pretrained(tiny.model(), tokenizer=tiny.tokenizer(), store=tmp_path)
+
+
+def test_nothing_warns_on_the_ordinary_path(engine: SamKVEngine) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        engine.generate(PROMPT, max_new_tokens=4)

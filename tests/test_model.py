@@ -1,0 +1,175 @@
+"""Which models are taken, what identifies them, how texts become tokens."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import tiny
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
+
+from samkv_rag.exceptions import UnsupportedModelError
+from samkv_rag.model.decoder import Decoder
+from samkv_rag.model.fingerprint import fingerprint
+from samkv_rag.model.support import check_config, self_test
+from samkv_rag.model.tokenization import PromptTokenizer
+
+REFUSED = {
+    "gemma3": ("gemma3_text", {"head_dim": 16}, "layers with sliding_attention; every layer must see the whole prompt"),
+    "mistral-sliding": (
+        "mistral",
+        {"sliding_window": 128},
+        "sees only the last 128 tokens .* load it with sliding_window=None",
+    ),
+    "qwen2-sliding": (
+        "qwen2",
+        {"use_sliding_window": True, "sliding_window": 64, "max_window_layers": 1},
+        "layers with sliding_attention",
+    ),
+    "dynamic-rope": (
+        "llama",
+        {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}},
+        "rope_type is 'dynamic', whose angles depend on the prompt's length",
+    ),
+    "longrope": (
+        "phi3",
+        {
+            "pad_token_id": 0,
+            "sliding_window": None,
+            "original_max_position_embeddings": 512,
+            "rope_parameters": {
+                "rope_type": "longrope",
+                "rope_theta": 1e4,
+                "short_factor": [1.0] * 8,
+                "long_factor": [2.0] * 8,
+                "original_max_position_embeddings": 512,
+            },
+        },
+        "rope_type is 'longrope'",
+    ),
+    "no-rope": ("gpt2", {}, "it has no rotary positions"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_unsupported_models_are_refused_with_the_reason(name: str) -> None:
+    family, changes, reason = REFUSED[name]
+    with pytest.raises(UnsupportedModelError, match=reason):
+        check_config(tiny.model(family, **changes))
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_supported_models_pass_the_self_test(family: str, dtype: torch.dtype) -> None:
+    model = tiny.model(family, dtype)
+    check_config(model)
+    self_test(Decoder(model))
+
+
+def test_the_self_test_catches_layers_without_rope() -> None:
+    """SmolLM3 leaves RoPE out of some layers; its configuration alone does not say so to everyone."""
+    model = tiny.model("smollm3", no_rope_layers=[1, 0, 1, 1], pad_token_id=0)
+    with pytest.raises(
+        UnsupportedModelError, match="self-test failed, keys of layer 1 turned by 4072 positions differ"
+    ):
+        self_test(Decoder(model))
+
+
+def test_the_self_test_catches_a_wrong_forward(monkeypatch: pytest.MonkeyPatch) -> None:
+    decoder = Decoder(tiny.model())
+    decoder._embedding_scale = 3.0
+    with pytest.raises(UnsupportedModelError, match="logits of a run layer by layer differ"):
+        self_test(decoder)
+
+
+def test_the_model_itself_still_works_after_it_was_taken() -> None:
+    ids = torch.arange(20)[None]
+    untouched, taken = tiny.model(), tiny.model()
+    Decoder(taken)
+    with torch.inference_mode():
+        torch.testing.assert_close(taken(ids).logits, untouched(ids).logits)
+
+
+# -- identity ------------------------------------------------------------------------------------
+
+
+def test_equal_models_have_equal_fingerprints() -> None:
+    assert fingerprint(tiny.model(), tiny.tokenizer()) == fingerprint(tiny.model(), tiny.tokenizer())
+
+
+def one_weight_changed() -> Any:
+    model = tiny.model()
+    with torch.no_grad():
+        model.model.layers[2].mlp.up_proj.weight[3, 5] += 0.25
+    return model
+
+
+def two_weights_swapped() -> Any:
+    model = tiny.model()
+    with torch.no_grad():
+        weight = model.model.layers[0].mlp.up_proj.weight
+        weight[[0, 1]] = weight[[1, 0]]
+    return model
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        one_weight_changed,
+        two_weights_swapped,
+        lambda: tiny.model(dtype=torch.bfloat16),
+        lambda: tiny.model("llama3-rope"),
+        lambda: tiny.model(rope_parameters={"rope_type": "default", "rope_theta": 5e5}),
+        lambda: tiny.model("qwen2"),
+        lambda: tiny.model(rms_norm_eps=1e-3),
+    ],
+)
+def test_whatever_changes_keys_changes_the_fingerprint(other: Any) -> None:
+    assert fingerprint(other(), tiny.tokenizer()) != fingerprint(tiny.model(), tiny.tokenizer())
+
+
+def test_another_tokenizer_changes_the_fingerprint() -> None:
+    assert fingerprint(tiny.model(), sentencepiece_like()) != fingerprint(tiny.model(), tiny.tokenizer())
+
+
+# -- tokens --------------------------------------------------------------------------------------
+
+
+def sentencepiece_like() -> Any:
+    """A tokenizer that puts a space before every text, as Llama 2's and Mistral's do, and a BOS."""
+    bpe = Tokenizer(models.BPE(unk_token="<unk>"))
+    bpe.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always", split=False)
+    bpe.decoder = decoders.Metaspace(prepend_scheme="always")
+    trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=["<unk>", "<s>", "</s>"], show_progress=False)
+    bpe.train_from_iterator([tiny.text(seed) + "\n\n" + tiny.text(seed + 1) for seed in range(30)], trainer)
+    from tokenizers.processors import TemplateProcessing
+
+    bpe.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    return PreTrainedTokenizerFast(tokenizer_object=bpe, unk_token="<unk>", bos_token="<s>", eos_token="</s>")
+
+
+def test_segments_joined_are_the_prompt_without_added_spaces() -> None:
+    raw = sentencepiece_like()
+    tokenizer = PromptTokenizer(raw)
+    parts = ["Use these.\n\n", tiny.text(1), "\n\n", tiny.text(2), "\n\nQuestion: who?"]
+    ids = tokenizer.text_ids(parts[0], starts_prompt=True)
+    ids += tokenizer.chunk_ids(parts[1]) + tokenizer.text_ids(parts[2], False)
+    ids += tokenizer.chunk_ids(parts[3]) + tokenizer.text_ids(parts[4], False)
+    assert (
+        tokenizer.decode(ids).strip() == raw.decode(raw("".join(parts))["input_ids"], skip_special_tokens=True).strip()
+    )
+    assert ids == raw("".join(parts))["input_ids"]
+
+
+def test_a_second_bos_is_never_added() -> None:
+    tokenizer = PromptTokenizer(sentencepiece_like())
+    assert tokenizer.bos_ids == [1]
+    assert tokenizer.text_ids("keeper", starts_prompt=True).count(1) == 1
+    assert tokenizer.text_ids("<s>keeper", starts_prompt=True).count(1) == 1
+    assert tokenizer.text_ids("keeper", starts_prompt=False).count(1) == 0
+
+
+def test_a_tokenizer_without_bos_gets_none() -> None:
+    assert PromptTokenizer(tiny.tokenizer()).bos_ids == []

@@ -1,0 +1,136 @@
+"""The steps of the method, each against its formula written out."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from samkv_rag.chunk_cache import Layout
+from samkv_rag.sparse.fusion import fuse
+from samkv_rag.sparse.layout import PromptLayout, Segment
+from samkv_rag.sparse.personalization import personalise
+from samkv_rag.sparse.plan import make_plan
+from samkv_rag.sparse.selection import Blocks, Budget, anchor_mask, dynamic_share, plan_budget
+
+
+def layout_of(*lengths: int, gap: int = 2, tail: int = 5) -> PromptLayout:
+    """A head, chunks of ``lengths`` with gaps of text between, and a tail."""
+    segments, position = [Segment("prefix", torch.arange(3), 0)], 3
+    for i, length in enumerate(lengths):
+        if i:
+            segments.append(Segment("text", torch.arange(gap), position))
+            position += gap
+        segments.append(Segment("chunk", torch.arange(length), position))
+        position += length
+    segments.append(Segment("text", torch.arange(tail), position))
+    return PromptLayout(segments, torch.device("cpu"))
+
+
+def test_layout_masks() -> None:
+    layout = layout_of(4, 3)
+    assert layout.is_prefix.tolist() == [1, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]
+    assert layout.chunk_number.tolist() == [-1, -1, -1, 0, 0, 0, 0, -1, -1, 1, 1, 1, -1, -1, -1, -1, -1]
+    assert layout.index_in_chunk.tolist() == [0, 0, 0, 0, 1, 2, 3, 0, 0, 0, 1, 2, 0, 0, 0, 0, 0]
+    assert layout.tail == slice(12, 17)
+    assert layout.num_chunk_tokens == 7
+
+
+def test_personalised_queries_follow_the_formula() -> None:
+    torch.manual_seed(0)
+    query, local = torch.randn(2, 3, 8), torch.randn(4, 2, 3, 8)
+    found = personalise(query, local)
+    for i in range(4):
+        for layer in range(2):
+            for head in range(3):
+                q = query[layer, head]
+                others = [local[j, layer, head] for j in range(4) if j != i]
+                mean = sum(torch.cosine_similarity(q, o, dim=0).abs() * o for o in others) / 3
+                torch.testing.assert_close(found[i, layer, head], q + mean)
+
+
+def test_one_chunk_has_nobody_to_agree_with() -> None:
+    query, local = torch.randn(2, 3, 8), torch.randn(1, 2, 3, 8)
+    assert torch.equal(personalise(query, local)[0], query)
+
+
+@pytest.mark.parametrize(
+    ("scores", "anchor", "expected"),
+    [([1.0, 3.0, 5.0], 4.0, 0.25), ([1.0, 3.0, 5.0], 5.0, 0.0), ([1.0, 3.0, 5.0], 1.0, 0.0), ([1.0, 5.0], 9.0, 0.0)],
+)
+def test_dynamic_share(scores: list[float], anchor: float, expected: float) -> None:
+    assert float(dynamic_share(torch.tensor([scores]), torch.tensor([anchor]))) == pytest.approx(expected)
+
+
+def test_dynamic_share_is_averaged_over_layers() -> None:
+    share = dynamic_share(torch.tensor([[0.0, 4.0], [0.0, 4.0]]), torch.tensor([1.0, 3.0]))
+    assert float(share) == pytest.approx((0.75 + 0.25) / 2)
+
+
+def test_anchors_are_both_ends_of_every_chunk() -> None:
+    layout = layout_of(7, 3)
+    assert anchor_mask(layout, Layout(2, 1, 4)).nonzero()[:, 0].tolist() == [3, 4, 9, 12, 13, 14]
+
+
+def test_anchors_shrink_to_half_the_budget() -> None:
+    layout = layout_of(100, 100)
+    assert plan_budget(layout, 0.2, Layout(4, 4, 8)) == Budget(40, 4, 4)
+    assert plan_budget(layout, 0.06, Layout(4, 4, 8)) == Budget(12, 1, 1)
+    assert plan_budget(layout, 0.001, Layout(4, 4, 8)) == Budget(0, 0, 0)
+
+
+def test_blocks_cover_every_middle_once_and_no_anchor() -> None:
+    layout = layout_of(21, 8, 40)
+    blocks = Blocks(layout, 4, 4, 5)
+    assert blocks.per_chunk.tolist() == [3, 0, 7]
+    assert blocks.sizes.tolist() == [5, 5, 3, 5, 5, 5, 5, 5, 5, 2]
+    everything = blocks.to_positions(torch.ones(10, dtype=torch.bool), layout.num_tokens)
+    assert torch.equal(everything, layout.is_chunk & ~anchor_mask(layout, Layout(4, 4, 5)))
+
+
+def test_the_best_blocks_that_fit_are_taken() -> None:
+    blocks = Blocks(layout_of(21, 8, 40), 4, 4, 5)
+    scores = torch.tensor([0.0, 9.0, 8.0, 1.0, 7.0, 2.0, 3.0, 4.0, 5.0, 6.0])
+    assert blocks.best_within(scores, 13).nonzero()[:, 0].tolist() == [1, 2, 4]
+    assert blocks.best_within(scores, 12).nonzero()[:, 0].tolist() == [1, 2]
+    assert blocks.best_within(scores, 0).sum() == 0
+    assert blocks.best_within(scores.masked_fill(scores < 8, -torch.inf), 99).nonzero()[:, 0].tolist() == [1, 2]
+
+
+def test_a_block_scores_by_its_best_tokens() -> None:
+    layout = layout_of(12)
+    blocks = Blocks(layout, 1, 1, 5)
+    scores = torch.zeros(layout.num_tokens)
+    scores[4:14] = torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0, 0.0, 0.0, 0.0, 0.0, 6.0])
+    assert blocks.top_token_mean(scores, 2).tolist() == [4.5, 3.0]
+    assert blocks.top_token_mean(scores, 99).tolist() == [3.0, 1.2000000476837158]
+
+
+def test_fusion_mixes_chunks_and_leaves_text() -> None:
+    recomputed, cached = torch.randn(1, 2, 3, 4), torch.randn(1, 2, 3, 4)
+    cached[:, :, 1] = torch.nan
+    fused = fuse(recomputed, cached, torch.tensor([True, False, True]), 0.75)
+    torch.testing.assert_close(fused[:, :, 0], 0.75 * recomputed[:, :, 0] + 0.25 * cached[:, :, 0])
+    torch.testing.assert_close(fused[:, :, 1], recomputed[:, :, 1])
+
+
+def test_a_narrow_plan_holds_only_what_is_kept() -> None:
+    layout = layout_of(6, 6)
+    kept = layout.is_prefix | layout.is_text
+    kept[[4, 12]] = True
+    plan = make_plan(layout, kept, recomputed=kept & layout.is_chunk)
+    assert plan.positions.tolist() == kept.nonzero()[:, 0].tolist()
+    assert plan.kept_columns is None
+    assert plan.row_positions.tolist() == (kept & ~layout.is_prefix).nonzero()[:, 0].tolist()
+
+
+def test_a_wide_plan_shows_chunk_rows_everything_before_them_and_text_only_the_kept() -> None:
+    layout = layout_of(6, 6)
+    kept = layout.is_prefix | layout.is_text
+    kept[[4, 12]] = True
+    plan = make_plan(layout, kept, recomputed=kept & layout.is_chunk, view="all")
+    assert plan.positions.tolist() == list(range(layout.num_tokens))
+    text, first, second = plan.groups
+    assert text.stop_column is None
+    assert text.mask.sum(1).tolist() == [int(kept[: p + 1].sum()) for p in layout.is_text.nonzero()[:, 0].tolist()]
+    assert (first.stop_column, second.stop_column) == (9, 17)
+    assert (int(first.mask.sum()), int(second.mask.sum())) == (5, 13)
