@@ -1,0 +1,280 @@
+"""The LLM: LlamaIndex's eight ways to call one, on a SamKV engine."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from llama_index.core.base.llms.generic_utils import messages_to_prompt as generic_messages_to_prompt
+from llama_index.core.base.llms.types import (
+    ChatMessage,
+    ChatResponse,
+    ChatResponseAsyncGen,
+    ChatResponseGen,
+    CompletionResponse,
+    CompletionResponseAsyncGen,
+    CompletionResponseGen,
+    LLMMetadata,
+    MessageRole,
+)
+from llama_index.core.bridge.pydantic import Field, PrivateAttr, ValidationError, field_validator
+from llama_index.core.llms.custom import CustomLLM
+from llama_index.core.llms.llm import default_completion_to_prompt
+from llama_index.llms.samkv._engine import EngineHandle
+from llama_index.llms.samkv._messages import engine_messages, refuse_non_text
+from llama_index.llms.samkv._responses import growing_answers, whole_answer
+from llama_index.llms.samkv._streams import ends_with, off_the_loop
+from llama_index.llms.samkv._tracing import traced_chat, traced_completion
+
+from samkv_rag.config import SamKVConfig, refuse_unknown
+from samkv_rag.exceptions import ConfigurationError
+from samkv_rag.metrics import GenerationMetrics
+
+if TYPE_CHECKING:
+    from samkv_rag import SamKVEngine, StreamPiece
+
+_Prompt = str | list[dict[str, str]]
+
+_IGNORED_PER_CALL = ("extra_headers",)  # LlamaIndex's document-context extractor sends it to every LLM
+_OF_THE_ENGINE = ("model", "store", "config", "device", "dtype", "gguf_file", "trust_remote_code")
+
+
+class SamKVLLM(CustomLLM):
+    """A local LLM that answers from the cached KV of the retrieved chunks.
+
+    The model is loaded on first use; touch :attr:`engine` to load it at a time of your choosing. Set
+    ``Settings.tokenizer = llm.tokenizer``, or LlamaIndex counts tokens with another model's tokenizer.
+
+    ``system_prompt`` stands before query-engine prompts and direct ``complete`` calls; ``chat`` sends
+    the messages as they are, as in other LlamaIndex LLMs. Messages and plain completions go through
+    the model's chat template, unless ``messages_to_prompt`` or ``completion_to_prompt`` is given;
+    ``complete(prompt, formatted=True)`` uses the string verbatim.
+
+    Every call takes ``max_tokens``, ``temperature``, ``top_p``, ``stop``, ``seed`` and the options that
+    :meth:`samkv_rag.SamKVEngine.generate` takes, such as ``sequence_ratio`` and ``method``; None means
+    the LLM's own.
+
+    Responses carry ``raw={"usage": ..., "finish_reason": ..., "metrics": ...}``; in a stream, the last one.
+
+    Raises:
+        ConfigurationError: an argument is unknown or out of range.
+    """
+
+    model: str = Field(description="Hub id or local folder of a transformers model.")
+    store: str = Field(default=":memory:", description="Where chunk KV is kept: ':memory:' or a folder.")
+    config: SamKVConfig | None = Field(default=None, description="Policy of the engine, or a dict of its options.")
+    device: str | None = Field(default=None, description="Device of the model; None picks one.")
+    dtype: str | None = Field(default=None, description="Data type of the model, for example 'bfloat16'.")
+    gguf_file: str | None = Field(default=None, description="GGUF file inside the model's folder.")
+    trust_remote_code: bool = Field(default=False, description="Run code that comes with the model.")
+
+    sequence_ratio: float = Field(
+        default=SamKVConfig.sequence_ratio, gt=0.0, le=1.0, description="Share of chunk tokens kept."
+    )
+    max_tokens: int = Field(default=256, ge=1, description="Longest answer, in tokens.")
+    temperature: float = Field(default=0.0, ge=0.0, description="0 always takes the likeliest token.")
+    top_p: float = Field(default=1.0, gt=0.0, le=1.0, description="Sample from the likeliest tokens of this mass.")
+    stop: list[str] | None = Field(default=None, description="Texts that end an answer and are not part of it.")
+    seed: int | None = Field(default=None, description="Makes sampling repeatable.")
+
+    on_metrics: Callable[[GenerationMetrics], None] | None = Field(
+        default=None,
+        exclude=True,
+        description="Called with the figures of every finished generation, in the thread that ran it.",
+    )
+
+    _handle: EngineHandle = PrivateAttr()
+    _last_metrics: GenerationMetrics | None = PrivateAttr(default=None)
+
+    def __init__(self, model: str, **options: Any) -> None:
+        refuse_unknown(options, list(type(self).model_fields))
+        try:
+            super().__init__(model=model, **options)
+        except ValidationError as error:
+            raise _as_configuration_error(error) from error
+        if self.config is not None and "sequence_ratio" not in options:
+            self.sequence_ratio = self.config.sequence_ratio
+        self._handle = EngineHandle(self._load_engine)
+
+    @classmethod
+    def from_engine(cls, engine: SamKVEngine, **options: Any) -> SamKVLLM:
+        """Return an LLM on an engine that is already there, and that others may share.
+
+        Args:
+            engine: the engine; model, store and policy are its own.
+            options: the other fields of this class.
+
+        Raises:
+            ConfigurationError: an option is unknown, out of range, or the engine's.
+        """
+        refuse_unknown(options, [name for name in cls.model_fields if name not in _OF_THE_ENGINE])
+        options.setdefault("sequence_ratio", engine.config.sequence_ratio)
+        llm = cls(engine.model_name, **options)
+        llm._handle = EngineHandle(lambda: engine)
+        return llm
+
+    @field_validator("config", mode="before")
+    @classmethod
+    def _config_from_dict(cls, config: object) -> object:
+        if not isinstance(config, Mapping):
+            return config
+        options = dict(config)
+        if isinstance(options.get("score_layers"), list):  # after a round trip through JSON
+            options["score_layers"] = tuple(options["score_layers"])
+        return SamKVConfig().with_options(**options)
+
+    @field_validator("stop", mode="before")
+    @classmethod
+    def _stop_from_text(cls, stop: object) -> object:
+        return [stop] if isinstance(stop, str) else stop
+
+    @field_validator("store", mode="before")
+    @classmethod
+    def _store_from_path(cls, store: object) -> object:
+        return str(store) if isinstance(store, Path) else store
+
+    @field_validator("dtype", mode="before")
+    @classmethod
+    def _dtype_from_torch(cls, dtype: object) -> object:
+        return dtype if dtype is None else str(dtype).removeprefix("torch.")
+
+    @classmethod
+    def class_name(cls) -> str:
+        """Return the name used in serialization."""
+        return "SamKVLLM"
+
+    # What is behind it
+
+    @property
+    def engine(self) -> SamKVEngine:
+        """The engine, loaded on first use."""
+        return self._handle.get()
+
+    @property
+    def engine_handle(self) -> EngineHandle:
+        """The engine, or the promise of one, for the other components of this package."""
+        return self._handle
+
+    @property
+    def tokenizer(self) -> Callable[[str], list[int]]:
+        """Turns text into token ids; made for ``Settings.tokenizer``."""
+        return self.engine.tokenize
+
+    @property
+    def metadata(self) -> LLMMetadata:
+        """The model's real context window, so that LlamaIndex packs prompts that fit."""
+        return LLMMetadata(
+            context_window=self.engine.context_window,
+            num_output=self.max_tokens,
+            is_chat_model=self.engine.has_chat_template,
+            model_name=self.engine.model_name,
+        )
+
+    @property
+    def last_metrics(self) -> GenerationMetrics | None:
+        """Figures of the generation that finished last, in whichever thread.
+
+        With several calls at a time, read ``response.raw["metrics"]`` or set ``on_metrics`` instead.
+        """
+        return self._last_metrics
+
+    # The four calls
+
+    def complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
+        """Answer a prompt; ``formatted`` means it needs no chat template."""
+        pieces = self._pieces(self._completion_prompt(prompt, formatted), kwargs)
+        return traced_completion(self, prompt, kwargs, lambda: whole_answer(pieces).as_completion())
+
+    def chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
+        """Answer a conversation."""
+        pieces = self._pieces(self._chat_prompt(messages), kwargs)
+        return traced_chat(self, messages, kwargs, lambda: whole_answer(pieces).as_chat())
+
+    def stream_complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponseGen:
+        """Answer a prompt piece by piece; closing the stream ends the generation."""
+        pieces = self._pieces(self._completion_prompt(prompt, formatted), kwargs)
+        responses = (answer.as_completion() for answer in growing_answers(pieces))
+        return ends_with(traced_completion(self, prompt, kwargs, lambda: responses), pieces)
+
+    def stream_chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponseGen:
+        """Answer a conversation piece by piece; closing the stream ends the generation."""
+        pieces = self._pieces(self._chat_prompt(messages), kwargs)
+        responses = (answer.as_chat() for answer in growing_answers(pieces))
+        return ends_with(traced_chat(self, messages, kwargs, lambda: responses), pieces)
+
+    # The same four without blocking the event loop
+
+    async def acomplete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
+        """Answer a prompt in a thread."""
+        return await asyncio.to_thread(self.complete, prompt, formatted, **kwargs)
+
+    async def achat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
+        """Answer a conversation in a thread."""
+        return await asyncio.to_thread(self.chat, messages, **kwargs)
+
+    async def astream_complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponseAsyncGen:
+        """Answer a prompt piece by piece, in a thread."""
+        return off_the_loop(await asyncio.to_thread(self.stream_complete, prompt, formatted, **kwargs))
+
+    async def astream_chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponseAsyncGen:
+        """Answer a conversation piece by piece, in a thread."""
+        return off_the_loop(await asyncio.to_thread(self.stream_chat, messages, **kwargs))
+
+    # Prompts and options
+
+    def _completion_prompt(self, prompt: str, formatted: bool) -> _Prompt:
+        if formatted:
+            return prompt
+        if self.engine.has_chat_template and self.completion_to_prompt is default_completion_to_prompt:
+            return engine_messages(self._extend_messages([ChatMessage(role=MessageRole.USER, content=prompt)]))
+        assert self.completion_to_prompt is not None  # set by LLM's validators
+        return self._extend_prompt(self.completion_to_prompt(prompt))
+
+    def _chat_prompt(self, messages: Sequence[ChatMessage]) -> _Prompt:
+        if self.engine.has_chat_template and self.messages_to_prompt is generic_messages_to_prompt:
+            return engine_messages(messages)
+        refuse_non_text(messages)
+        assert self.messages_to_prompt is not None  # set by LLM's validators
+        return self.messages_to_prompt(messages)
+
+    def _options(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the engine's options: the LLM's fields, changed by what the caller gave."""
+        options = {name: value for name, value in given.items() if name not in _IGNORED_PER_CALL and value is not None}
+        if "max_tokens" in options and "max_new_tokens" in options:
+            raise ConfigurationError("max_tokens and max_new_tokens are the same option; give one")
+        limit = options.pop("max_tokens", self.max_tokens)
+        own = {name: getattr(self, name) for name in ("temperature", "top_p", "stop", "seed", "sequence_ratio")}
+        return {"max_new_tokens": limit, **own, **options}
+
+    # Engine calls
+
+    def _load_engine(self) -> SamKVEngine:
+        from samkv_rag import SamKVEngine  # late: it imports torch
+
+        config = (self.config or SamKVConfig()).with_options(sequence_ratio=self.sequence_ratio)
+        places = {name: getattr(self, name) for name in _OF_THE_ENGINE if name not in ("model", "config")}
+        return SamKVEngine.from_pretrained(self.model, config=config, **places)
+
+    def _pieces(self, prompt: _Prompt, kwargs: Mapping[str, Any]) -> Generator[StreamPiece, None, None]:
+        """Return the answer's pieces; options are checked now, generation begins with the first piece."""
+        return self._recorded(self.engine.stream(prompt, **self._options(kwargs)))
+
+    def _recorded(self, pieces: Iterator[StreamPiece]) -> Generator[StreamPiece, None, None]:
+        with closing(cast(Generator["StreamPiece", None, None], pieces)):
+            for piece in pieces:
+                if piece.metrics is not None:
+                    self._record(piece.metrics)
+                yield piece
+
+    def _record(self, metrics: GenerationMetrics) -> None:
+        self._last_metrics = metrics
+        if self.on_metrics is not None:
+            self.on_metrics(metrics)
+
+
+def _as_configuration_error(error: ValidationError) -> ConfigurationError:
+    problems = (f"{'.'.join(map(str, e['loc']))} is {e['input']!r}: {e['msg']}" for e in error.errors())
+    return ConfigurationError("; ".join(problems))

@@ -1,0 +1,62 @@
+"""The fake engine of these tests does what the real one does, as far as the integration relies on it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from samkv_rag.exceptions import ConfigurationError
+
+CHUNK = "The lamp of the lighthouse turns once a minute."
+PROMPT = f"Context: {CHUNK}\nQuestion: How often does it turn?"
+MESSAGES = [{"role": "system", "content": CHUNK}, {"role": "user", "content": "How often?"}]
+
+
+@pytest.fixture(params=["fake_engine", "tiny_engine"])
+def engine(request: pytest.FixtureRequest) -> Any:
+    return request.getfixturevalue(request.param)
+
+
+def test_chunks_come_and_go(engine: Any) -> None:
+    report = engine.add_chunks([CHUNK, f" {CHUNK}\n"], show_progress=False)
+    assert (report.num_added, report.num_skipped, engine.has_chunk(CHUNK)) == (1, 0, True)
+    assert engine.add_chunks([CHUNK]).num_added == 0
+    assert engine.prune([f"{CHUNK}\n"]) == 0
+    assert engine.prune([]) == 1
+    assert not engine.has_chunk(CHUNK)
+
+
+@pytest.mark.parametrize("prompt", [PROMPT, MESSAGES], ids=["text", "messages"])
+def test_a_stream_ends_with_the_figures_and_equals_generate(engine: Any, prompt: Any) -> None:
+    engine.add_chunks([CHUNK])
+    *pieces, last = engine.stream(prompt, max_new_tokens=4, temperature=0.0, top_p=1.0, stop=None, seed=None)
+    assert all(piece.metrics is None and piece.finish_reason is None for piece in pieces)
+    assert last.finish_reason in ("stop", "length")
+    assert last.metrics.completion_tokens <= 4 and last.metrics.chunks_hit == 1
+    result = engine.generate(prompt, max_new_tokens=4)
+    assert result.text == "".join(piece.text for piece in [*pieces, last])
+
+
+def test_hinted_chunks_are_recognised_and_stored(engine: Any) -> None:
+    engine.hint([CHUNK])
+    assert engine.generate(PROMPT, max_new_tokens=1).metrics.chunks_missed == 1
+    assert engine.generate(PROMPT, max_new_tokens=1).metrics.chunks_hit == 1
+
+
+def test_options_are_checked_before_the_stream_is_read(engine: Any) -> None:
+    with pytest.raises(ConfigurationError, match="unknown option num_beams; known are"):
+        engine.stream(PROMPT, num_beams=4)
+
+
+def test_a_stream_can_be_closed_early(engine: Any) -> None:
+    stream = engine.stream(PROMPT, max_new_tokens=4)
+    next(stream)
+    stream.close()
+    assert list(stream) == []
+
+
+def test_describes_the_model(engine: Any) -> None:
+    assert engine.context_window > 1000 and engine.has_chat_template
+    assert isinstance(engine.model_name, str) and engine.config.sequence_ratio > 0
+    assert engine.count_tokens(PROMPT) == len(engine.tokenize(PROMPT)) > 0
