@@ -68,13 +68,13 @@ class PromptAssembler:
         self, parts: list[tuple[TextSpan, torch.Tensor, ChunkReader | None, bool]]
     ) -> list[tuple[TextSpan, torch.Tensor, ChunkReader | None, bool]]:
         """Cache the text before the first chunk exactly; a BOS alone where a chunk begins the prompt."""
-        span, ids, reader, hit = parts[0]
+        span, ids, reader, _ = parts[0]
         if reader is not None:
             bos = torch.tensor(self._tokenizer.bos_ids, dtype=torch.int64)
-            return [(TextSpan(0, "", None), bos, self._prefixes.get(bos), True), *parts] if len(bos) else parts
+            return [(TextSpan(0, "", None), bos, *self._prefixes.get(bos)), *parts] if len(bos) else parts
         if len(ids) > _MAX_PREFIX_TOKENS:
             return parts
-        return [(span, ids, self._prefixes.get(ids), hit), *parts[1:]]
+        return [(span, ids, *self._prefixes.get(ids)), *parts[1:]]
 
     def _layout(self, parts: list[tuple[TextSpan, torch.Tensor, ChunkReader | None, bool]]) -> PromptLayout:
         segments, position = [], 0
@@ -100,14 +100,14 @@ class PrefixCache:
         self._max_tokens = max_tokens
         self._caches: OrderedDict[tuple[int, ...], ChunkCache] = OrderedDict()
 
-    def get(self, token_ids: torch.Tensor) -> ChunkCache:
-        """Return the cache of ``token_ids`` ``[tokens]``, computing it at first."""
+    def get(self, token_ids: torch.Tensor) -> tuple[ChunkCache, bool]:
+        """Return the cache of ``token_ids`` ``[tokens]``, and whether it was there already."""
         key = tuple(token_ids.tolist())
-        cache = self._caches.pop(key, None) or self._compute(list(key))
-        self._caches[key] = cache
+        known = self._caches.pop(key, None)
+        self._caches[key] = cache = known or self._compute(list(key))
         while sum(map(len, self._caches)) > self._max_tokens:
             self._caches.popitem(last=False)
-        return cache
+        return cache, known is not None
 
     def _compute(self, token_ids: list[int]) -> ChunkCache:
         return encode(self._decoder, [token_ids], Layout(0, 1, len(token_ids)), fingerprint="")[0]

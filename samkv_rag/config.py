@@ -11,7 +11,7 @@ from samkv_rag.exceptions import ConfigurationError
 Method = Literal["samkv", "full_prefill", "naive_reuse"]
 Selector = Literal["scout", "samkv"]
 Update = Literal["overwrite", "fusion"]
-RecomputeView = Literal["all", "kept"]
+RecomputeView = Literal["all", "chunk", "kept"]
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,8 @@ class SamKVConfig:
 
     Recomputation
         recompute: run the kept tokens through the model again so that chunks see each other.
-        recompute_view: they attend to ``all`` cached KV, or only to the ``kept``.
+        recompute_view: what they attend to: the ``kept`` tokens; these and all of their own ``chunk``;
+            or ``all`` tokens before them.
         update: recomputed KV ``overwrite`` the cached, or are mixed with them (``fusion``).
         fusion_theta: weight of the recomputed KV in a fusion, in [0, 1].
         resume_layer: recompute from this layer on, starting from hidden states stored at

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import fields
 from os import PathLike
 from typing import Any
@@ -149,7 +149,7 @@ class SamKVEngine:
         text = "".join(piece.text for piece in pieces)
         return GenerationResult(text, last.finish_reason, last.token_ids, last.metrics, last.chunks)
 
-    def stream(self, prompt: Prompt, **options: Any) -> Iterator[StreamPiece]:
+    def stream(self, prompt: Prompt, **options: Any) -> Generator[StreamPiece, None, None]:
         """Like :meth:`generate`, piece by piece. Closing the iterator stops the generation at once."""
         sampling, config = self._split_options(options)
         generation = Generation(self.decoder, self._assembler, self._model_lock, config, self._as_text(prompt))

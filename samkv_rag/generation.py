@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator
 from dataclasses import dataclass
 
 import torch
@@ -51,7 +51,7 @@ class GenerationResult:
 
 def stream_answer(
     generation: Generation, tokenizer: PromptTokenizer, sampling: Sampling, end_ids: frozenset[int]
-) -> Iterator[StreamPiece]:
+) -> Generator[StreamPiece, None, None]:
     """Yield the answer's text piece by piece; the last piece carries metrics."""
     started = time.perf_counter()
     answer = AnswerText(tokenizer, sampling.stop)
@@ -167,7 +167,9 @@ class Generation:
         return layout
 
     def _why_full_prefill(self, prompt: ReadPrompt) -> str | None:
-        if prompt.num_chunk_tokens < max(1, self._config.min_chunk_tokens):
+        if prompt.num_chunk_tokens == 0:
+            return "no stored chunk stands in the prompt"
+        if prompt.num_chunk_tokens < self._config.min_chunk_tokens:
             return (
                 f"{prompt.num_chunk_tokens} chunk tokens in the prompt; reuse pays from "
                 f"{self._config.min_chunk_tokens} (min_chunk_tokens)"

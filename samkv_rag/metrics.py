@@ -27,7 +27,8 @@ class GenerationMetrics:
     ``sequence_ratio`` is chunk tokens kept ÷ chunk tokens in the prompt, ``recompute_ratio`` chunk
     tokens run through the model again ÷ chunk tokens in the prompt; both are 1 under full prefill.
     ``kv_bytes_resident`` is what decoding reads for the prompt, ``kv_bytes_full`` what full prefill
-    would hold. ``tokens_reused`` counts prompt tokens whose stored KV was read instead of computed.
+    would hold. ``tokens_reused`` counts prompt tokens whose stored KV was read instead of computed,
+    those of the prompt's exactly cached beginning included.
     """
 
     method: str

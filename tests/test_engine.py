@@ -110,7 +110,7 @@ def test_the_budget_is_a_hard_cap(make_engine: MakeEngine, selector: str, ratio:
 
 def test_scouting_uses_the_budget_it_has(engine: SamKVEngine) -> None:
     metrics = engine.generate(PROMPT, max_new_tokens=1, sequence_ratio=0.3).metrics
-    assert metrics.sequence_ratio > 0.3 - 8 / metrics.chunk_tokens
+    assert metrics.sequence_ratio > 0.3 - 1 / metrics.chunk_tokens
 
 
 def test_anchors_are_kept_and_shrink_with_the_budget(engine: SamKVEngine) -> None:
@@ -272,7 +272,7 @@ def test_the_answer_ends_where_the_window_does(engine: SamKVEngine) -> None:
 
 def test_messages_that_the_template_refuses(engine: SamKVEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine.tokenizer.tokenizer, "chat_template", "{{ raise_exception('roles must alternate') }}")
-    with pytest.raises(ChatTemplateError, match="refused 1 message.*roles must alternate"):
+    with pytest.raises(ChatTemplateError, match=r"refused 1 message.*roles must alternate"):
         engine.generate([{"role": "user", "content": "hello"}])
     monkeypatch.setattr(engine.tokenizer.tokenizer, "chat_template", None)
     with pytest.raises(ChatTemplateError, match="no chat template; pass the prompt as one string"):

@@ -41,7 +41,7 @@ def test_full_prefill_equals_the_models_own_forward(make_engine: MakeEngine, fam
     torch.testing.assert_close(prefill(engine, method="full_prefill")[0], expected, atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize("view", ["all", "kept"])
+@pytest.mark.parametrize("view", ["all", "chunk", "kept"])
 @pytest.mark.parametrize("family", tiny.FAMILIES)
 def test_keep_all_recompute_all_equals_full_prefill(make_engine: MakeEngine, family: str, view: str) -> None:
     engine = make_engine(family)
@@ -99,7 +99,7 @@ def test_naive_reuse_equals_a_forward_over_a_block_diagonal_mask(make_engine: Ma
     torch.testing.assert_close(prefill(engine, method="naive_reuse")[0], expected, atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize("view", ["all", "kept"])
+@pytest.mark.parametrize("view", ["all", "chunk", "kept"])
 def test_recomputation_equals_a_forward_over_the_mask_it_means(make_engine: MakeEngine, view: str) -> None:
     """Kept tokens recomputed over the kept alone, layer 0 upwards, against one dense masked forward."""
     engine = make_engine()
@@ -127,8 +127,9 @@ def slow_recomputation(
     same_chunk = layout.chunk_number[:, None] == layout.chunk_number[None, :]
     alone = causal & (same_chunk | (layout.is_prefix[:, None] & layout.is_prefix[None, :]))
     computed = recomputed | layout.is_text
-    sees_stale = torch.full((n,), view == "all") & layout.is_chunk
-    stale = causal & ~computed[None, :] & (kept[None, :] | sees_stale[:, None])
+    chunk_rows = layout.is_chunk[:, None]
+    wider = {"all": chunk_rows, "chunk": chunk_rows & same_chunk, "kept": torch.zeros(n, n, dtype=torch.bool)}[view]
+    stale = causal & ~computed[None, :] & (kept[None, :] | wider)
     fresh = causal & computed[None, :]
     mask = torch.cat((torch.cat((alone, torch.zeros(n, n, dtype=torch.bool)), 1), torch.cat((stale, fresh), 1)), 0)
     ids, positions = layout.token_ids.repeat(2), position.repeat(2)
@@ -137,7 +138,7 @@ def slow_recomputation(
 
 @pytest.mark.parametrize("selector", ["scout", "samkv"])
 @pytest.mark.parametrize("resume_layer", [0, 2])
-@pytest.mark.parametrize("view", ["all", "kept"])
+@pytest.mark.parametrize("view", ["all", "chunk", "kept"])
 def test_disk_and_memory_stores_give_the_same_logits(
     make_engine: MakeEngine, tmp_path: Path, selector: str, resume_layer: int, view: str
 ) -> None:

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import tiny
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
 from samkv_rag.exceptions import UnsupportedModelError
@@ -140,12 +141,11 @@ def test_another_tokenizer_changes_the_fingerprint() -> None:
 def sentencepiece_like() -> Any:
     """A tokenizer that puts a space before every text, as Llama 2's and Mistral's do, and a BOS."""
     bpe = Tokenizer(models.BPE(unk_token="<unk>"))
-    bpe.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always", split=False)
+    bpe.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    bpe.pre_tokenizer = pre_tokenizers.Split("\n", "isolated")
     bpe.decoder = decoders.Metaspace(prepend_scheme="always")
     trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=["<unk>", "<s>", "</s>"], show_progress=False)
     bpe.train_from_iterator([tiny.text(seed) + "\n\n" + tiny.text(seed + 1) for seed in range(30)], trainer)
-    from tokenizers.processors import TemplateProcessing
-
     bpe.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
     return PreTrainedTokenizerFast(tokenizer_object=bpe, unk_token="<unk>", bos_token="<s>", eos_token="</s>")
 
@@ -157,9 +157,6 @@ def test_segments_joined_are_the_prompt_without_added_spaces() -> None:
     ids = tokenizer.text_ids(parts[0], starts_prompt=True)
     ids += tokenizer.chunk_ids(parts[1]) + tokenizer.text_ids(parts[2], False)
     ids += tokenizer.chunk_ids(parts[3]) + tokenizer.text_ids(parts[4], False)
-    assert (
-        tokenizer.decode(ids).strip() == raw.decode(raw("".join(parts))["input_ids"], skip_special_tokens=True).strip()
-    )
     assert ids == raw("".join(parts))["input_ids"]
 
 

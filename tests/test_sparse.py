@@ -82,18 +82,21 @@ def test_blocks_cover_every_middle_once_and_no_anchor() -> None:
     layout = layout_of(21, 8, 40)
     blocks = Blocks(layout, 4, 4, 5)
     assert blocks.per_chunk.tolist() == [3, 0, 7]
-    assert blocks.sizes.tolist() == [5, 5, 3, 5, 5, 5, 5, 5, 5, 2]
-    everything = blocks.to_positions(torch.ones(10, dtype=torch.bool), layout.num_tokens)
+    assert torch.bincount(blocks.of_token).tolist() == [5, 5, 3, 5, 5, 5, 5, 5, 5, 2]
+    everything = blocks.best_within(torch.ones(10), 10_000)
     assert torch.equal(everything, layout.is_chunk & ~anchor_mask(layout, Layout(4, 4, 5)))
 
 
-def test_the_best_blocks_that_fit_are_taken() -> None:
-    blocks = Blocks(layout_of(21, 8, 40), 4, 4, 5)
+def test_the_best_blocks_are_taken_and_the_last_is_cut_at_the_budget() -> None:
+    layout = layout_of(21, 8, 40)
+    blocks = Blocks(layout, 4, 4, 5)
     scores = torch.tensor([0.0, 9.0, 8.0, 1.0, 7.0, 2.0, 3.0, 4.0, 5.0, 6.0])
-    assert blocks.best_within(scores, 13).nonzero()[:, 0].tolist() == [1, 2, 4]
-    assert blocks.best_within(scores, 12).nonzero()[:, 0].tolist() == [1, 2]
-    assert blocks.best_within(scores, 0).sum() == 0
-    assert blocks.best_within(scores.masked_fill(scores < 8, -torch.inf), 99).nonzero()[:, 0].tolist() == [1, 2]
+    tokens = [blocks.positions[blocks.of_token == block].tolist() for block in range(10)]
+    for budget in (0, 3, 5, 8, 10, 13):
+        wanted = sorted((tokens[1] + tokens[2] + tokens[4])[:budget])
+        assert blocks.best_within(scores, budget).nonzero()[:, 0].tolist() == wanted
+    only_two = scores.masked_fill(scores < 8, -torch.inf)
+    assert blocks.best_within(only_two, 99).nonzero()[:, 0].tolist() == sorted(tokens[1] + tokens[2])
 
 
 def test_a_block_scores_by_its_best_tokens() -> None:
@@ -130,7 +133,7 @@ def test_a_wide_plan_shows_chunk_rows_everything_before_them_and_text_only_the_k
     plan = make_plan(layout, kept, recomputed=kept & layout.is_chunk, view="all")
     assert plan.positions.tolist() == list(range(layout.num_tokens))
     text, first, second = plan.groups
-    assert text.stop_column is None
+    assert text.columns is None
     assert text.mask.sum(1).tolist() == [int(kept[: p + 1].sum()) for p in layout.is_text.nonzero()[:, 0].tolist()]
-    assert (first.stop_column, second.stop_column) == (9, 17)
+    assert (first.columns, second.columns) == (slice(0, 9), slice(0, 17))
     assert (int(first.mask.sum()), int(second.mask.sum())) == (5, 13)

@@ -59,7 +59,7 @@ def _select_by_scouting(
 ) -> torch.Tensor:
     blocks = Blocks(layout, budget.initial_tokens, budget.local_tokens, config.block_tokens)
     scores = blocks.top_token_mean(scout(decoder, layout, config), config.block_top_tokens)
-    return blocks.to_positions(blocks.best_within(scores, free_tokens), layout.num_tokens)
+    return blocks.best_within(scores, free_tokens)
 
 
 def _select_by_consensus(
@@ -70,7 +70,7 @@ def _select_by_consensus(
     blocks = Blocks(layout, config.initial_tokens, config.local_tokens, config.block_tokens)
     anchors = anchor_mask(layout, budget)
     scores = consensus_blocks(decoder, layout, anchors, config)
-    return blocks.to_positions(blocks.best_within(scores, free_tokens), layout.num_tokens)
+    return blocks.best_within(scores, free_tokens)
 
 
 _Selector = Callable[[Decoder, PromptLayout, SamKVConfig, Budget, int], torch.Tensor]

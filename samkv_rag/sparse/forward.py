@@ -10,7 +10,7 @@ from samkv_rag.model.attention import attention
 from samkv_rag.model.decoder import Decoder
 from samkv_rag.model.kv_buffer import KVBuffer
 from samkv_rag.sparse.fusion import fuse
-from samkv_rag.sparse.plan import Group, Plan
+from samkv_rag.sparse.plan import Plan
 
 
 class Observer(Protocol):
@@ -58,7 +58,7 @@ class PlannedPass:
             self._observer(layer, query, keys, scaling)
         output = torch.empty_like(query)
         for group, mask in zip(self._plan.groups, self._masks, strict=True):
-            seen = (kept_keys, kept_values) if group.stop_column is None else _below(group, keys, values)
+            seen = (kept_keys, kept_values) if group.columns is None else _columns(group.columns, keys, values)
             output[:, :, group.rows] = attention(query[:, :, group.rows], *seen, scaling, mask)
         return output
 
@@ -85,8 +85,10 @@ class PlannedPass:
         return states if columns is None else states.index_select(2, columns)
 
 
-def _below(group: Group, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    return keys[:, :, : group.stop_column], values[:, :, : group.stop_column]
+def _columns(
+    columns: slice | torch.Tensor, keys: torch.Tensor, values: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    return keys[:, :, columns], values[:, :, columns]
 
 
 def _additive(mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

@@ -26,8 +26,8 @@ class Group:
     """Rows (computed tokens) that see the same columns."""
 
     rows: slice | torch.Tensor
-    stop_column: int | None
-    """They see columns below it; None: the kept columns."""
+    columns: slice | torch.Tensor | None
+    """What they may see; None: the kept columns."""
     mask: torch.Tensor
     """``[rows, columns seen]``, True where seen."""
 
@@ -62,11 +62,12 @@ def make_plan(
     """Plan a pass that computes all text and the ``recomputed`` chunk tokens.
 
     ``kept`` and ``recomputed`` are ``[tokens]`` masks over the prompt, the second within the first.
-    Text sees the kept tokens before it; so do recomputed tokens, or, with ``view="all"``, every
-    token before them. ``reads_recomputed`` loads the cached KV of recomputed tokens too (fusion).
+    Text sees the kept tokens before it; so do recomputed tokens, which with ``view="chunk"`` see all of
+    their own chunk too, with ``view="all"`` every token before them. ``reads_recomputed`` loads the
+    cached KV of recomputed tokens too (fusion).
     """
     computed = layout.is_text if recomputed is None else layout.is_text | recomputed
-    wide = view == "all" and recomputed is not None and bool(recomputed.any())
+    wide = view != "kept" and recomputed is not None and bool(recomputed.any())
     present = torch.ones_like(kept) if wide else kept
     positions = present.nonzero()[:, 0]
     column_of = present.cumsum(0) - 1
@@ -82,7 +83,7 @@ def make_plan(
         row_is_chunk=row_is_chunk,
         kept_columns=kept_columns,
         sources=[source for segment in layout.cached if (source := _source(segment, wanted, column_of))],
-        groups=_wide_groups(layout, kept, row_positions, row_is_chunk) if wide else [_narrow(positions, row_positions)],
+        groups=_wide_groups(layout, kept, row_positions, view) if wide else [_narrow(positions, row_positions)],
     )
 
 
@@ -104,15 +105,17 @@ def _narrow(seen_positions: torch.Tensor, row_positions: torch.Tensor) -> Group:
 
 
 def _wide_groups(
-    layout: PromptLayout, kept: torch.Tensor, row_positions: torch.Tensor, row_is_chunk: torch.Tensor
+    layout: PromptLayout, kept: torch.Tensor, row_positions: torch.Tensor, view: RecomputeView
 ) -> list[Group]:
-    """Text rows see what is kept; a chunk's rows see every column up to the chunk's end, not beyond."""
-    text_rows = (~row_is_chunk).nonzero()[:, 0]
+    """One group for all text, which sees what is kept; one for each chunk's rows. Columns are positions."""
+    text_rows = layout.is_text[row_positions].nonzero()[:, 0]
     groups = [Group(text_rows, None, kept.nonzero()[None, :, 0] <= row_positions[text_rows][:, None])]
     bounds = torch.tensor([[s.start, s.stop] for s in layout.chunks], device=row_positions.device)
     for (start, stop), segment in zip(torch.searchsorted(row_positions, bounds).tolist(), layout.chunks, strict=True):
         if stop > start:
             seen = torch.arange(segment.stop, device=row_positions.device)
+            if view == "chunk":
+                seen = seen[kept[: segment.stop] | (seen >= segment.start)]
             mask = seen[None, :] <= row_positions[start:stop, None]
-            groups.append(Group(slice(start, stop), segment.stop, mask))
+            groups.append(Group(slice(start, stop), slice(0, segment.stop) if view == "all" else seen, mask))
     return groups

@@ -50,8 +50,8 @@ class Blocks:
         self.of_token = first_block[layout.chunk_number[self.positions]] + index // block_tokens
         self._slot = index % block_tokens
         self._width = block_tokens
+        self._num_tokens = layout.num_tokens
         self.num_blocks = int(self.per_chunk.sum())
-        self.sizes = torch.bincount(self.of_token, minlength=self.num_blocks)
 
     def top_token_mean(self, token_scores: torch.Tensor, top_tokens: int) -> torch.Tensor:
         """Mean of each block's ``top_tokens`` highest scores, ``[blocks]``."""
@@ -60,18 +60,15 @@ class Blocks:
         return table.topk(min(top_tokens, self._width), dim=1).values.mean(dim=1)
 
     def best_within(self, scores: torch.Tensor, num_tokens: int) -> torch.Tensor:
-        """The highest-scoring blocks that together have at most ``num_tokens``, as a ``[blocks]`` mask.
+        """Positions of the highest-scoring blocks, ``num_tokens`` at most, as a ``[tokens]`` mask.
 
-        Blocks with a score of -inf are never taken.
+        The last block taken is cut where the budget ends. Blocks with a score of -inf are never taken.
         """
-        order = scores.argsort(descending=True, stable=True)
-        fits = (self.sizes[order].cumsum(0) <= num_tokens) & (scores[order] > -torch.inf)
-        return torch.zeros_like(fits).index_put_((order,), fits)
-
-    def to_positions(self, chosen: torch.Tensor, num_tokens: int) -> torch.Tensor:
-        """A ``[blocks]`` mask as a mask over the prompt's ``num_tokens`` positions."""
-        mask = torch.zeros(num_tokens, dtype=torch.bool, device=chosen.device)
-        mask[self.positions] = chosen[self.of_token]
+        rank = scores.argsort(descending=True, stable=True).argsort()
+        eligible = (scores > -torch.inf)[self.of_token].nonzero()[:, 0]
+        best = rank[self.of_token[eligible]].argsort(stable=True)[:num_tokens]
+        mask = torch.zeros(self._num_tokens, dtype=torch.bool, device=scores.device)
+        mask[self.positions[eligible[best]]] = True
         return mask
 
 

@@ -66,7 +66,7 @@ class SamKVIngestion(TransformComponent):
         # The LLM's name and store are known without loading its model.
         model = llm.model if llm is not None else handle.get().model_name
         store = llm.store if llm is not None else None
-        super().__init__(**{"model": model, "store": store, "show_progress": show_progress})
+        super().__init__(model=model, store=store, show_progress=show_progress)
         self._handle = handle
 
     @classmethod
