@@ -40,7 +40,7 @@ format: install
 	$(BIN)/ruff format .
 
 bench: install
-	$(BIN)/python -m benchmarks.first_issue
+	$(BIN)/python -m benchmarks.engine
 
 clean:
 	rm -rf $(VENV) samkv-demo

@@ -11,9 +11,9 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-import tiny
 import torch
 
+import tiny
 from samkv_rag import SamKVConfig, SamKVEngine
 
 # Tiny models gain nothing from threads, and spinning threads of two runs slow each other down.

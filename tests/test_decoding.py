@@ -5,9 +5,9 @@ from __future__ import annotations
 import collections
 
 import pytest
-import tiny
 import torch
 
+import tiny
 from samkv_rag.decoding import AnswerText, Sampling, TokenChooser
 from samkv_rag.model.tokenization import PromptTokenizer
 

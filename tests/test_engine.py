@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny
 
+import tiny
 from samkv_rag import SamKVConfig, SamKVEngine
 from samkv_rag.exceptions import (
     ChatTemplateError,

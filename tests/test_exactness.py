@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny
 import torch
 
+import tiny
 from samkv_rag import SamKVEngine
 from samkv_rag.methods import METHODS, Clock
 from samkv_rag.model.kv_buffer import KVBuffer

@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-import tiny
 import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
+import tiny
 from samkv_rag.exceptions import UnsupportedModelError
 from samkv_rag.model.decoder import Decoder
 from samkv_rag.model.fingerprint import fingerprint

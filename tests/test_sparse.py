@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 
+import tiny
+from samkv_rag import SamKVEngine
 from samkv_rag.chunk_cache import Layout
 from samkv_rag.sparse.fusion import fuse
 from samkv_rag.sparse.layout import PromptLayout, Segment
 from samkv_rag.sparse.personalization import personalise
 from samkv_rag.sparse.plan import make_plan
+from samkv_rag.sparse.scouting import scout
 from samkv_rag.sparse.selection import Blocks, Budget, anchor_mask, dynamic_share, plan_budget
 
 
@@ -137,3 +142,24 @@ def test_a_wide_plan_shows_chunk_rows_everything_before_them_and_text_only_the_k
     assert text.mask.sum(1).tolist() == [int(kept[: p + 1].sum()) for p in layout.is_text.nonzero()[:, 0].tolist()]
     assert (first.columns, second.columns) == (slice(0, 9), slice(0, 17))
     assert (int(first.mask.sum()), int(second.mask.sum())) == (5, 13)
+
+
+def test_scouting_scores_are_the_questions_attention(make_engine: Callable[..., SamKVEngine]) -> None:
+    """Against the attention weights of transformers' own eager forward over the same mask."""
+    engine = make_engine(emphasis_tokens=3, emphasis_weight=2.0, score_layers=(0.5, 1.0))
+    chunks = [tiny.text(1, 30), tiny.text(2, 20)]
+    engine.add_chunks(chunks)
+    layout = engine._assembler.with_cache(engine._assembler.read(tiny.rag_prompt(chunks)))
+    position = torch.arange(layout.num_tokens)
+    same_chunk = layout.chunk_number[:, None] == layout.chunk_number[None, :]
+    seen = (position[None, :] <= position[:, None]) & (~layout.is_chunk[:, None] | same_chunk)
+    model = tiny.model()
+    model.set_attn_implementation("eager")
+    mask = torch.zeros(seen.shape).masked_fill(~seen, -1e30)[None, None]
+    with torch.inference_mode():
+        found = scout(engine.decoder, layout, engine.config)
+        attention = model(layout.token_ids[None], attention_mask=mask, output_attentions=True).attentions
+    weights = torch.ones(layout.tail.stop - layout.tail.start)
+    weights[-3:] = 2.0
+    expected = sum(weights @ layer[0, :, layout.tail] for layer in attention[2:]).sum(0)  # type: ignore[union-attr, misc]
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)

@@ -12,9 +12,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import tiny
 import torch
 
+import tiny
 from samkv_rag import DamagedChunkWarning, SamKVEngine
 from samkv_rag.chunk_cache import ChunkCache, Layout, Means, chunk_key
 from samkv_rag.exceptions import ConfigurationError, StoreFormatError, StoreFullError

@@ -41,10 +41,13 @@ class AttentionScores:
         self.first_layer = int(first * decoder.num_layers)
         self.last_layer = max(self.first_layer + 1, round(last * decoder.num_layers))
         self.scores = torch.zeros(layout.num_tokens, device=layout.device)
-        num_rows = min(layout.tail.stop - layout.tail.start, _MAX_SCORING_TOKENS)
+        num_tail = layout.tail.stop - layout.tail.start
+        num_rows = min(num_tail, _MAX_SCORING_TOKENS)
         self._rows = slice(len(row_positions) - num_rows, len(row_positions))
-        positions = row_positions[self._rows]
-        self._mask = torch.arange(layout.num_tokens, device=layout.device)[None, :] <= positions[:, None]
+        # These rows follow every chunk and see all of it: only among the tail is there a future to mask.
+        self._tail = layout.tail
+        future = torch.ones(num_rows, num_tail, dtype=torch.bool, device=layout.device)
+        self._future = future.triu(1 + num_tail - num_rows)
         self._weights = torch.ones(num_rows, device=layout.device)
         self._weights[max(0, num_rows - config.emphasis_tokens) :] = config.emphasis_weight
 
@@ -52,7 +55,7 @@ class AttentionScores:
         """See :class:`~samkv_rag.sparse.forward.Observer`."""
         if not self.first_layer <= layer < self.last_layer:
             return
-        scoring = torch.unflatten(query[0, :, self._rows], 0, (keys.shape[1], -1))  # [kv_heads, group, rows, head_dim]
-        logits = (scoring @ keys[0, :, None].transpose(-1, -2)).float() * scaling
-        attention = logits.masked_fill_(~self._mask, -torch.inf).softmax(-1)
-        self.scores += (self._weights @ attention).sum((0, 1))
+        scoring = torch.unflatten(query[0, :, self._rows] * scaling, 0, (keys.shape[1], -1))
+        logits = scoring @ keys[0, :, None].transpose(-1, -2)  # [kv_heads, group, rows, columns]
+        logits[..., self._tail].masked_fill_(self._future, -torch.inf)
+        self.scores += (self._weights.to(logits.dtype) @ logits.softmax(-1)).float().sum((0, 1))

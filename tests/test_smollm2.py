@@ -1,0 +1,70 @@
+"""The anchors again, on a real model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from samkv_rag import SamKVEngine
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory: pytest.TempPathFactory) -> SamKVEngine:
+    from samkv_rag.demo.corpus import load_chunks
+    from samkv_rag.demo.models import fetch_smollm2
+
+    torch.set_num_threads(2)
+    engine = SamKVEngine.from_pretrained(fetch_smollm2(), store=tmp_path_factory.mktemp("store"), dtype="float32")
+    engine.add_chunks(load_chunks()[:8])
+    return engine
+
+
+def messages() -> list[dict[str, str]]:
+    from samkv_rag.demo.corpus import load_chunks
+
+    passages = "\n\n".join(load_chunks()[:8])
+    content = f"Answer from the passages.\n\n{passages}\n\nQuestion: In which year was the tower begun?"
+    return [{"role": "user", "content": content}]
+
+
+def test_keep_all_recompute_all_equals_full_prefill(engine: SamKVEngine) -> None:
+    from benchmarks.engine import measure_exactness
+    from samkv_rag.demo.corpus import load_chunks
+
+    differences = measure_exactness(load_chunks()[:8])
+    assert max(differences.values()) < 1e-4, differences
+
+
+def test_the_same_text_as_transformers_own_generate(engine: SamKVEngine) -> None:
+    """Greedy full prefill, ours against theirs, on the ids of the whole prompt."""
+    found = engine.generate(messages(), method="full_prefill", max_new_tokens=16)
+    layout = engine._assembler.without_cache(engine._assembler.read(engine.apply_chat_template(messages())))
+    expected: Any = engine.decoder.model.generate(
+        layout.token_ids[None], max_new_tokens=16, do_sample=False, pad_token_id=0
+    )
+    assert list(found.token_ids) == [i for i in expected[0, layout.num_tokens :].tolist() if i not in engine._end_ids]
+
+
+def test_segments_tokenise_as_the_whole_prompt_does(engine: SamKVEngine) -> None:
+    text = engine.apply_chat_template(messages())
+    layout = engine._assembler.without_cache(engine._assembler.read(text))
+    whole = engine.tokenizer.tokenizer(text, add_special_tokens=False)["input_ids"]
+    assert layout.token_ids.tolist() == whole
+
+
+def test_a_store_on_disk_serves_the_next_process(engine: SamKVEngine) -> None:
+    from samkv_rag.demo.corpus import load_chunks
+    from samkv_rag.demo.models import fetch_smollm2
+
+    again = SamKVEngine.from_pretrained(fetch_smollm2(), store=Path(engine.store.folder), dtype="float32")  # type: ignore[attr-defined]
+    assert again.add_chunks(load_chunks()[:8]).num_reused == 8
+    first, second = (e.generate(messages(), max_new_tokens=8) for e in (engine, again))
+    assert first.token_ids == second.token_ids
+    assert second.metrics.chunks_hit == 8
+    assert second.metrics.sequence_ratio <= 0.15
+    assert second.metrics.kv_bytes_resident < 0.25 * second.metrics.kv_bytes_full
