@@ -23,8 +23,8 @@ import torch
 
 from benchmarks.machine import describe_machine
 from samkv_rag import SamKVConfig, SamKVEngine
-from samkv_rag.demo.corpus import load_chunks
-from samkv_rag.demo.models import fetch_smollm2
+from samkv_rag.demo.corpus import sections
+from samkv_rag.demo.models import language_model
 from samkv_rag.methods import METHODS, Clock
 from samkv_rag.model.kv_buffer import KVBuffer
 from samkv_rag.prompt import ChunkIndex, describe
@@ -46,7 +46,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
-    chunks = load_chunks()
+    chunks = [section.text for section in sections()]
     figures = {
         "machine": describe_machine(),
         "import_s": measure_import(),
@@ -138,7 +138,7 @@ def _summary(metrics: list[Any], full_s: float) -> dict[str, Any]:
 
 
 def _engine(store: str, dtype: str | None = None) -> SamKVEngine:
-    return SamKVEngine.from_pretrained(fetch_smollm2(), store=store, dtype=dtype, config=SamKVConfig())
+    return SamKVEngine.from_pretrained(language_model(say=print), store=store, dtype=dtype, config=SamKVConfig())
 
 
 def _messages(chunks: list[str]) -> list[dict[str, str]]:

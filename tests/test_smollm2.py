@@ -9,34 +9,33 @@ import pytest
 import torch
 
 from samkv_rag import SamKVEngine
+from samkv_rag.demo.corpus import sections
+from samkv_rag.demo.models import language_model
 
 pytestmark = pytest.mark.slow
+CHUNKS = [section.text for section in sections()[:8]]
 
 
 @pytest.fixture(scope="module")
 def engine(tmp_path_factory: pytest.TempPathFactory) -> SamKVEngine:
-    from samkv_rag.demo.corpus import load_chunks
-    from samkv_rag.demo.models import fetch_smollm2
-
     torch.set_num_threads(2)
-    engine = SamKVEngine.from_pretrained(fetch_smollm2(), store=tmp_path_factory.mktemp("store"), dtype="float32")
-    engine.add_chunks(load_chunks()[:8])
+    engine = SamKVEngine.from_pretrained(
+        language_model(say=print), store=tmp_path_factory.mktemp("store"), dtype="float32"
+    )
+    engine.add_chunks(CHUNKS)
     return engine
 
 
 def messages() -> list[dict[str, str]]:
-    from samkv_rag.demo.corpus import load_chunks
-
-    passages = "\n\n".join(load_chunks()[:8])
+    passages = "\n\n".join(CHUNKS)
     content = f"Answer from the passages.\n\n{passages}\n\nQuestion: In which year was the tower begun?"
     return [{"role": "user", "content": content}]
 
 
 def test_keep_all_recompute_all_equals_full_prefill(engine: SamKVEngine) -> None:
     from benchmarks.engine import measure_exactness
-    from samkv_rag.demo.corpus import load_chunks
 
-    differences = measure_exactness(load_chunks()[:8])
+    differences = measure_exactness(CHUNKS)
     assert max(differences.values()) < 1e-4, differences
 
 
@@ -58,11 +57,8 @@ def test_segments_tokenise_as_the_whole_prompt_does(engine: SamKVEngine) -> None
 
 
 def test_a_store_on_disk_serves_the_next_process(engine: SamKVEngine) -> None:
-    from samkv_rag.demo.corpus import load_chunks
-    from samkv_rag.demo.models import fetch_smollm2
-
-    again = SamKVEngine.from_pretrained(fetch_smollm2(), store=Path(engine.store.folder), dtype="float32")  # type: ignore[attr-defined]
-    assert again.add_chunks(load_chunks()[:8]).num_reused == 8
+    again = SamKVEngine.from_pretrained(language_model(say=print), store=Path(engine.store.folder), dtype="float32")  # type: ignore[attr-defined]
+    assert again.add_chunks(CHUNKS).num_reused == 8
     first, second = (e.generate(messages(), max_new_tokens=8) for e in (engine, again))
     assert first.token_ids == second.token_ids
     assert second.metrics.chunks_hit == 8

@@ -7,6 +7,8 @@ without one (somebody calls the model directly) it is transformers' SDPA.
 
 from __future__ import annotations
 
+from functools import cache
+from importlib import import_module
 from typing import Any, Protocol
 
 import torch
@@ -64,7 +66,37 @@ def attention(
     mask: torch.Tensor | None = None,
     is_causal: bool = False,
 ) -> torch.Tensor:
-    """Grouped-query attention; ``mask`` is SDPA's, ``[queries, keys]``."""
+    """Grouped-query attention, ``[batch, heads, queries, head_dim]``.
+
+    ``mask`` is SDPA's, ``[queries, keys]``. ``is_causal`` takes the queries as the last of the keys.
+    """
+    if mask is None and (flash := _flash_attention(query)) is not None:
+        states = (state.transpose(1, 2) for state in (query, key, value))
+        output: torch.Tensor = flash(*states, softmax_scale=scaling, causal=is_causal)
+        return output.transpose(1, 2)
+    if is_causal and query.shape[2] != key.shape[2]:
+        # SDPA's own causal mask takes the queries as the first of the keys.
+        mask, is_causal = _continuing(query.shape[2], key.shape[2], query.device), False
     return scaled_dot_product_attention(
         query, key, value, attn_mask=mask, is_causal=is_causal, scale=scaling, enable_gqa=True
     )
+
+
+def _continuing(num_queries: int, num_keys: int, device: torch.device) -> torch.Tensor:
+    ones = torch.ones(num_queries, num_keys, dtype=torch.bool, device=device)
+    return ones.tril(diagonal=num_keys - num_queries)
+
+
+def _flash_attention(query: torch.Tensor) -> Any:
+    """flash-attn's function where it is installed and takes these tensors, else None."""
+    if not query.is_cuda or query.dtype not in (torch.float16, torch.bfloat16):
+        return None
+    return _import_flash_attention()
+
+
+@cache
+def _import_flash_attention() -> Any:
+    try:
+        return import_module("flash_attn").flash_attn_func
+    except ImportError:
+        return None

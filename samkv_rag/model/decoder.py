@@ -103,16 +103,5 @@ class CausalPass:
     def __call__(
         self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float
     ) -> torch.Tensor:
-        num_new = key.shape[2]
         keys, values = self._buffer.append(layer, key, value)
-        if num_new == 1:
-            return attention(query, keys, values, scaling)
-        if keys.shape[2] == num_new:
-            return attention(query, keys, values, scaling, is_causal=True)
-        return attention(query, keys, values, scaling, _continuing(num_new, keys.shape[2], keys.device))
-
-
-def _continuing(num_new: int, num_all: int, device: torch.device) -> torch.Tensor:
-    """Causal mask ``[num_new, num_all]`` of tokens that follow those already held."""
-    held = num_all - num_new
-    return torch.ones(num_new, num_all, dtype=torch.bool, device=device).tril(diagonal=held)
+        return attention(query, keys, values, scaling, is_causal=query.shape[2] > 1)
