@@ -99,41 +99,55 @@ def test_naive_reuse_equals_a_forward_over_a_block_diagonal_mask(make_engine: Ma
     torch.testing.assert_close(prefill(engine, method="naive_reuse")[0], expected, atol=1e-4, rtol=0)
 
 
+@pytest.mark.parametrize("selector", ["scout", "samkv"])
+@pytest.mark.parametrize("resume_layer", [0, 1, 3])
 @pytest.mark.parametrize("view", ["all", "chunk", "kept"])
-def test_recomputation_equals_a_forward_over_the_mask_it_means(make_engine: MakeEngine, view: str) -> None:
-    """Kept tokens recomputed over the kept alone, layer 0 upwards, against one dense masked forward."""
-    engine = make_engine()
+def test_recomputation_equals_a_forward_over_the_mask_it_means(
+    make_engine: MakeEngine, view: str, resume_layer: int, selector: str
+) -> None:
+    engine = make_engine(selector=selector, resume_layer=resume_layer, recompute_view=view, sequence_ratio=0.3)
     engine.add_chunks(CHUNKS)
-    config = engine.config.with_options(recompute_view=view, sequence_ratio=0.3)
     layout = engine._assembler.with_cache(engine._assembler.read(PROMPT))
     buffer = KVBuffer(engine.decoder.num_layers)
     with torch.inference_mode():
-        prefilled = METHODS["samkv"].prefill(engine.decoder, layout, config, buffer, Clock())
+        prefilled = METHODS["samkv"].prefill(engine.decoder, layout, engine.config, buffer, Clock())
         found = engine.decoder.logits(prefilled.hidden)[0, -1]
-        expected = slow_recomputation(engine, layout, prefilled.kept, prefilled.recomputed, view)
+        below, above = masks(layout, prefilled.kept, prefilled.recomputed, view, selector)
+        expected = slow_recomputation(layout, [below] * resume_layer + [above] * (4 - resume_layer))
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
 
 
-def slow_recomputation(
-    engine: SamKVEngine, layout: Any, kept: torch.Tensor, recomputed: torch.Tensor, view: str
-) -> torch.Tensor:
-    """Every prompt token twice, once as cached and once as recomputed, in one forward with a dense mask.
+def masks(
+    layout: Any, kept: torch.Tensor, recomputed: torch.Tensor, view: str, selector: str
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Who sees whom below and from ``resume_layer``, ``[2·tokens, 2·tokens]``.
 
-    The first copy stands for the cache (chunks see only themselves), the second for what is computed.
+    Every prompt token stands there twice: the first copies are the cache (chunks see only
+    themselves), the second are what is computed for this prompt.
     """
     n = layout.num_tokens
     position = torch.arange(n)
     causal = position[None, :] <= position[:, None]
     same_chunk = layout.chunk_number[:, None] == layout.chunk_number[None, :]
-    alone = causal & (same_chunk | (layout.is_prefix[:, None] & layout.is_prefix[None, :]))
+    chunk_rows, nobody = layout.is_chunk[:, None], torch.zeros(n, n, dtype=torch.bool)
+    # Scouting leaves text that saw all cached KV; without it text sees what is kept.
+    alone = causal & torch.where(chunk_rows, same_chunk, kept[None, :] | (selector == "scout"))
     computed = recomputed | layout.is_text
-    chunk_rows = layout.is_chunk[:, None]
-    wider = {"all": chunk_rows, "chunk": chunk_rows & same_chunk, "kept": torch.zeros(n, n, dtype=torch.bool)}[view]
+    wider = {"all": chunk_rows, "chunk": chunk_rows & same_chunk, "kept": nobody}[view]
     stale = causal & ~computed[None, :] & (kept[None, :] | wider)
     fresh = causal & computed[None, :]
-    mask = torch.cat((torch.cat((alone, torch.zeros(n, n, dtype=torch.bool)), 1), torch.cat((stale, fresh), 1)), 0)
-    ids, positions = layout.token_ids.repeat(2), position.repeat(2)
-    return tiny.model()(ids[None], attention_mask=mask[None, None], position_ids=positions[None]).logits[0, -1]
+    cache = torch.cat((alone, nobody), 1)
+    return torch.cat((cache, cache)), torch.cat((cache, torch.cat((stale, fresh), 1)))
+
+
+def slow_recomputation(layout: Any, mask_by_layer: list[torch.Tensor]) -> torch.Tensor:
+    """Logits ``[vocab]`` of the last token, from one dense forward over both copies of the prompt."""
+    model = tiny.model()
+    hidden = model.model.embed_tokens(layout.token_ids.repeat(2)[None])
+    rotation = model.model.rotary_emb(hidden, torch.arange(layout.num_tokens).repeat(2)[None])
+    for layer, mask in zip(model.model.layers, mask_by_layer, strict=True):
+        hidden = layer(hidden, attention_mask=mask[None, None], position_embeddings=rotation)
+    return model.lm_head(model.model.norm(hidden))[0, -1]
 
 
 @pytest.mark.parametrize("selector", ["scout", "samkv"])

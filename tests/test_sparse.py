@@ -157,7 +157,7 @@ def test_scouting_scores_are_the_questions_attention(make_engine: Callable[..., 
     model.set_attn_implementation("eager")
     mask = torch.zeros(seen.shape).masked_fill(~seen, -1e30)[None, None]
     with torch.inference_mode():
-        found = scout(engine.decoder, layout, engine.config)
+        found, _ = scout(engine.decoder, layout, engine.config)
         attention = model(layout.token_ids[None], attention_mask=mask, output_attentions=True).attentions
     weights = torch.ones(layout.tail.stop - layout.tail.start)
     weights[-3:] = 2.0

@@ -24,7 +24,7 @@ class Attend(Protocol):
     """What a forward pass does at each layer's attention."""
 
     def __call__(
-        self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float
+        self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float, /
     ) -> torch.Tensor:
         """Return the attention's output ``[batch, heads, tokens, head_dim]``.
 

@@ -16,7 +16,7 @@ from samkv_rag.sparse.plan import Plan
 class Observer(Protocol):
     """Watches a pass's attention."""
 
-    def __call__(self, layer: int, query: torch.Tensor, keys: torch.Tensor, scaling: float) -> None:
+    def __call__(self, layer: int, query: torch.Tensor, keys: torch.Tensor, scaling: float, /) -> None:
         """``query`` ``[batch, heads, rows, head_dim]``, ``keys`` ``[batch, kv_heads, columns, head_dim]``."""
 
 
@@ -49,11 +49,8 @@ class PlannedPass:
     def __call__(
         self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float
     ) -> torch.Tensor:
-        keys, values = self._load_cached(layer)
-        self._write_computed(keys, values, key, value)
-        kept_keys, kept_values = self._kept(keys), self._kept(values)
-        if self._buffer is not None:
-            self._buffer.append(layer, kept_keys, kept_values)
+        keys, values = self._assemble(layer, key, value)
+        kept_keys, kept_values = self._keep(layer, keys, values)
         if self._observer is not None:
             self._observer(layer, query, keys, scaling)
         output = torch.empty_like(query)
@@ -61,6 +58,24 @@ class PlannedPass:
             seen = (kept_keys, kept_values) if group.columns is None else _columns(group.columns, keys, values)
             output[:, :, group.rows] = attention(query[:, :, group.rows], *seen, scaling, mask)
         return output
+
+    def keep(self, layer: int, key: torch.Tensor, value: torch.Tensor) -> None:
+        """Keep a layer as a call would, with rows computed elsewhere, and attend to nothing."""
+        self._keep(layer, *self._assemble(layer, key, value))
+
+    def _assemble(self, layer: int, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        keys, values = self._load_cached(layer)
+        self._write_computed(keys, values, key, value)
+        return keys, values
+
+    def _keep(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Append the kept columns to the buffer and return them."""
+        columns = self._plan.kept_columns
+        if columns is not None:
+            keys, values = keys.index_select(2, columns), values.index_select(2, columns)
+        if self._buffer is not None:
+            self._buffer.append(layer, keys, values)
+        return keys, values
 
     def _load_cached(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Read a layer of all sources into their columns and turn the keys to their positions."""
@@ -79,10 +94,6 @@ class PlannedPass:
             value = fuse(value, values[:, :, columns], self._plan.row_is_chunk, self._fusion_theta)
         keys.index_copy_(2, columns, key)
         values.index_copy_(2, columns, value)
-
-    def _kept(self, states: torch.Tensor) -> torch.Tensor:
-        columns = self._plan.kept_columns
-        return states if columns is None else states.index_select(2, columns)
 
 
 def _columns(

@@ -10,6 +10,7 @@ from samkv_rag.model.kv_buffer import KVBuffer
 from samkv_rag.sparse.forward import PlannedPass
 from samkv_rag.sparse.layout import PromptLayout
 from samkv_rag.sparse.plan import Plan, make_plan
+from samkv_rag.sparse.text import TextBelow, run_text_below
 
 
 def recompute(
@@ -19,18 +20,20 @@ def recompute(
     recomputed: torch.Tensor,
     config: SamKVConfig,
     buffer: KVBuffer,
+    below: TextBelow | None = None,
 ) -> torch.Tensor:
     """Compute all text and the ``recomputed`` tokens, fill ``buffer`` with the kept KV.
 
     ``kept`` and ``recomputed`` are ``[tokens]`` masks. Returns the hidden state ``[1, 1, hidden]`` of
-    the prompt's last token. With ``resume_layer`` the layers below it run the text alone, over the
-    cached KV; from there on the recomputed tokens join with the hidden states stored at ingestion.
+    the prompt's last token. With ``resume_layer`` the layers below it run the text alone, unless
+    scouting did (``below``); from there on the recomputed tokens join with the hidden states stored
+    at ingestion.
     """
     theta = config.fusion_theta if config.update == "fusion" else None
     plan = make_plan(layout, kept, recomputed, config.recompute_view, reads_recomputed=theta is not None)
     resume_layer = config.resume_layer if bool(recomputed.any()) else 0
     if resume_layer:
-        hidden = _resume(decoder, layout, kept, plan, resume_layer, buffer)
+        hidden = _resume(decoder, layout, kept, plan, resume_layer, buffer, below)
     else:
         hidden = decoder.embed(layout.token_ids[plan.row_positions][None])
     attend = PlannedPass(decoder, plan, buffer, fusion_theta=theta)
@@ -39,15 +42,23 @@ def recompute(
 
 
 def _resume(
-    decoder: Decoder, layout: PromptLayout, kept: torch.Tensor, plan: Plan, resume_layer: int, buffer: KVBuffer
+    decoder: Decoder,
+    layout: PromptLayout,
+    kept: torch.Tensor,
+    plan: Plan,
+    resume_layer: int,
+    buffer: KVBuffer,
+    below: TextBelow | None,
 ) -> torch.Tensor:
-    """Hidden states ``[1, rows, hidden]`` of ``plan``'s rows entering ``resume_layer``."""
-    below = make_plan(layout, kept)
-    text = decoder.embed(layout.token_ids[below.row_positions][None])
-    text = decoder.run_layers(text, below.row_positions, PlannedPass(decoder, below, buffer), range(resume_layer))
-    hidden = text.new_empty(1, len(plan.row_positions), text.shape[2])
-    hidden[:, ~plan.row_is_chunk] = text
-    hidden[:, plan.row_is_chunk] = _stored_hidden(layout, plan).to(text)
+    """Keep the layers below ``resume_layer``; return the rows' hidden states ``[1, rows, hidden]`` entering it."""
+    narrow = make_plan(layout, kept)
+    below = below or run_text_below(decoder, layout, PlannedPass(decoder, narrow), resume_layer)
+    lower = PlannedPass(decoder, narrow, buffer)
+    for layer in range(resume_layer):
+        lower.keep(layer, *below.kv.layer(layer))
+    hidden = below.hidden.new_empty(1, len(plan.row_positions), below.hidden.shape[2])
+    hidden[:, ~plan.row_is_chunk] = below.hidden
+    hidden[:, plan.row_is_chunk] = _stored_hidden(layout, plan).to(below.hidden)
     return hidden
 
 

@@ -12,23 +12,25 @@ from samkv_rag.model.decoder import Decoder
 from samkv_rag.sparse.forward import PlannedPass
 from samkv_rag.sparse.layout import PromptLayout
 from samkv_rag.sparse.plan import make_plan
+from samkv_rag.sparse.text import TextBelow, run_text_below
 
 _MAX_SCORING_TOKENS = 64
 """Of a long tail (a chat history) only the last tokens score; all of it is run."""
 
 
-def scout(decoder: Decoder, layout: PromptLayout, config: SamKVConfig) -> torch.Tensor:
-    """Run the prompt's text over all cached KV and return each position's score, ``[tokens]``.
+def scout(decoder: Decoder, layout: PromptLayout, config: SamKVConfig) -> tuple[torch.Tensor, TextBelow]:
+    """Run the prompt's text over all cached KV; return each position's score, ``[tokens]``.
 
     The score is the attention that the question's tokens pay to a position, summed over heads and
-    the layers of ``config.score_layers``. Costs the text's tokens only; nothing is kept.
+    the layers of ``config.score_layers``. Costs the text's tokens only. The text's state at
+    ``config.resume_layer``, which it passes, is returned too.
     """
     plan = make_plan(layout, kept=torch.ones_like(layout.is_text))
-    observer = AttentionScores(decoder, layout, plan.row_positions, config)
-    hidden = decoder.embed(layout.token_ids[plan.row_positions][None])
-    layers = range(observer.last_layer)
-    decoder.run_layers(hidden, plan.row_positions, PlannedPass(decoder, plan, observer=observer), layers)
-    return observer.scores
+    scores = AttentionScores(decoder, layout, plan.row_positions, config)
+    attend = PlannedPass(decoder, plan, observer=scores)
+    below = run_text_below(decoder, layout, attend, config.resume_layer)
+    decoder.run_layers(below.hidden, plan.row_positions, attend, range(config.resume_layer, scores.last_layer))
+    return scores.scores, below
 
 
 class AttentionScores:
