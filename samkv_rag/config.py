@@ -43,8 +43,9 @@ class SamKVConfig:
             or ``all`` tokens before them.
         update: recomputed KV ``overwrite`` the cached, or are mixed with them (``fusion``).
         fusion_theta: weight of the recomputed KV in a fusion, in [0, 1].
-        resume_layer: recompute from this layer on, starting from hidden states stored at
-            ingestion; 0 recomputes every layer.
+        resume_layer: recompute from this layer on, starting from hidden states stored at ingestion; 0
+            recomputes every layer. None: a quarter of the depth, but 0 for a fusion and where
+            everything is kept, which then equals full prefill.
 
     Raises:
         ConfigurationError: a value is out of range.
@@ -67,16 +68,17 @@ class SamKVConfig:
     dynamic_share: bool = True
 
     recompute: bool = True
-    recompute_view: RecomputeView = "all"
+    recompute_view: RecomputeView = "kept"
     update: Update = "overwrite"
     fusion_theta: float = 0.9
-    resume_layer: int = 0
+    resume_layer: int | None = None
 
     def __post_init__(self) -> None:
         for name, choices in _CHOICES.items():
             _require_choice(name, getattr(self, name), choices)
         for name, low in _INTEGERS_FROM.items():
-            _require_integer(name, getattr(self, name), low)
+            if not (name == "resume_layer" and self.resume_layer is None):
+                _require_integer(name, getattr(self, name), low)
         for name in _SWITCHES:
             _require_choice(name, getattr(self, name), (True, False))
         _require_number("sequence_ratio", self.sequence_ratio, 1e-6, 1.0)
@@ -88,6 +90,25 @@ class SamKVConfig:
                 f"resume_layer is {self.resume_layer}, which needs recompute=True and update='overwrite'; "
                 "set resume_layer=0 or change those"
             )
+
+    def stored_resume_layer(self, num_layers: int) -> int:
+        """Layer whose entering hidden states are stored at ingestion; 0: none are.
+
+        Raises:
+            ConfigurationError: the model has no such layer.
+        """
+        if self.resume_layer is None:
+            return num_layers // 4
+        if self.resume_layer >= num_layers:
+            raise ConfigurationError(
+                f"resume_layer is {self.resume_layer}; the model has {num_layers} layers, give a lower one"
+            )
+        return self.resume_layer
+
+    def first_recomputed_layer(self, num_layers: int) -> int:
+        """Layer at which recomputation of the kept tokens starts."""
+        exact = self.update == "fusion" or self.sequence_ratio == 1
+        return 0 if self.resume_layer is None and exact else self.stored_resume_layer(num_layers)
 
     def with_options(self, **options: Any) -> SamKVConfig:
         """Return a copy with some options changed.

@@ -51,7 +51,6 @@ class SamKVEngine:
         self.tokenizer = PromptTokenizer(tokenizer)
         self.decoder = Decoder(model)
         self_test(self.decoder)
-        self._check_resume_layer()
         self.model_name = model_name or str(getattr(model, "name_or_path", "") or model.config.model_type)
         self.store = open_store(store)
         self.fingerprint = fingerprint(model, tokenizer)
@@ -198,13 +197,6 @@ class SamKVEngine:
         if not text.strip():
             raise EmptyPromptError(f"the prompt is {text!r}; it must be text that is not only white space")
         return text
-
-    def _check_resume_layer(self) -> None:
-        if self.config.resume_layer >= self.decoder.num_layers:
-            raise ConfigurationError(
-                f"resume_layer is {self.config.resume_layer}; the model has {self.decoder.num_layers} layers, "
-                "give a lower one"
-            )
 
 
 def _end_of_text_ids(model: Any, tokenizer: Any) -> frozenset[int]:

@@ -43,7 +43,10 @@ class ChunkLibrary:
         self._config = config
         self._fingerprint = fingerprint
         self._layout = Layout(
-            config.initial_tokens, config.local_tokens, config.block_tokens, resume_layer=config.resume_layer
+            config.initial_tokens,
+            config.local_tokens,
+            config.block_tokens,
+            resume_layer=config.stored_resume_layer(decoder.num_layers),
         )
         self._lock = threading.RLock()
         self._mark = 0

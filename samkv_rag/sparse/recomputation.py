@@ -31,7 +31,7 @@ def recompute(
     """
     theta = config.fusion_theta if config.update == "fusion" else None
     plan = make_plan(layout, kept, recomputed, config.recompute_view, reads_recomputed=theta is not None)
-    resume_layer = config.resume_layer if bool(recomputed.any()) else 0
+    resume_layer = config.first_recomputed_layer(decoder.num_layers) if bool(recomputed.any()) else 0
     if resume_layer:
         hidden = _resume(decoder, layout, kept, plan, resume_layer, buffer, below)
     else:

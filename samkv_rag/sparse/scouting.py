@@ -23,13 +23,14 @@ def scout(decoder: Decoder, layout: PromptLayout, config: SamKVConfig) -> tuple[
 
     The score is the attention that the question's tokens pay to a position, summed over heads and
     the layers of ``config.score_layers``. Costs the text's tokens only. The text's state at
-    ``config.resume_layer``, which it passes, is returned too.
+    the layer where recomputation resumes, which it passes, is returned too.
     """
     plan = make_plan(layout, kept=torch.ones_like(layout.is_text))
     scores = AttentionScores(decoder, layout, plan.row_positions, config)
     attend = PlannedPass(decoder, plan, observer=scores)
-    below = run_text_below(decoder, layout, attend, config.resume_layer)
-    decoder.run_layers(below.hidden, plan.row_positions, attend, range(config.resume_layer, scores.last_layer))
+    resume_layer = config.first_recomputed_layer(decoder.num_layers)
+    below = run_text_below(decoder, layout, attend, resume_layer)
+    decoder.run_layers(below.hidden, plan.row_positions, attend, range(resume_layer, scores.last_layer))
     return scores.scores, below
 
 
