@@ -8,6 +8,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
@@ -17,8 +18,8 @@ install: $(INSTALLED)
 
 $(INSTALLED): pyproject.toml constraints.txt integrations/llama_index/pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt \
-		--editable integrations/llama_index --editable ".[demo,dev]"
+	$(PIP_INSTALL) --editable .
+	$(PIP_INSTALL) --editable integrations/llama_index --editable ".[demo,dev]"
 	touch $@
 
 demo: install

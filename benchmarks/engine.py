@@ -35,7 +35,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "samkv 0.15 (default)": {},
     "samkv 0.15, view all": {"recompute_view": "all"},
     "samkv 0.15, view chunk": {"recompute_view": "chunk"},
-    "samkv 0.15, view kept": {"recompute_view": "kept"},
+    "samkv 0.15, from the bottom": {"update": "fusion", "fusion_theta": 1.0},
     "naive_reuse": {"method": "naive_reuse"},
 }
 

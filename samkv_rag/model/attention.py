@@ -18,6 +18,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 ATTENTION_NAME = "samkv"
+_FEW_QUERIES = 64
 
 
 class Attend(Protocol):
@@ -77,9 +78,30 @@ def attention(
     if is_causal and query.shape[2] != key.shape[2]:
         # SDPA's own causal mask takes the queries as the first of the keys.
         mask, is_causal = _continuing(query.shape[2], key.shape[2], query.device), False
+    if not is_causal and query.shape[2] <= _FEW_QUERIES and not query.is_cuda:
+        return _few_queries_attention(query, key, value, scaling, mask)
     return scaled_dot_product_attention(
         query, key, value, attn_mask=mask, is_causal=is_causal, scale=scaling, enable_gqa=True
     )
+
+
+def fold_heads(query: torch.Tensor, num_kv_heads: int) -> torch.Tensor:
+    """``[batch, heads, queries, head_dim]`` to ``[batch, kv_heads, group · queries, head_dim]``.
+
+    The heads of a group read the same keys, so their queries may as well be rows of one head.
+    """
+    batch, _, _, head_dim = query.shape
+    return query.reshape(batch, num_kv_heads, -1, head_dim)
+
+
+def _few_queries_attention(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float, mask: torch.Tensor | None
+) -> torch.Tensor:
+    """On a CPU, SDPA arranges the keys anew for every head; folded, once a group: up to twice as fast."""
+    rows = fold_heads(query, key.shape[1])
+    folded_mask = None if mask is None else mask.repeat(query.shape[1] // key.shape[1], 1)
+    output = scaled_dot_product_attention(rows, key, value, attn_mask=folded_mask, scale=scaling)
+    return output.view_as(query)
 
 
 def _continuing(num_queries: int, num_keys: int, device: torch.device) -> torch.Tensor:

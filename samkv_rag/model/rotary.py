@@ -14,7 +14,11 @@ import torch
 
 @dataclass(frozen=True)
 class Turn:
-    """A rotation per token: cosines and sines of its angles, each ``[tokens, rotary_dim / 2]``, float32."""
+    """A rotation per token: cosines and sines of its angles, each ``[tokens, rotary_dim / 2]``, float32.
+
+    Like the model's own RoPE it is applied in the dtype of what it turns: in bfloat16 twice as fast
+    as through float32.
+    """
 
     cos: torch.Tensor
     sin: torch.Tensor
@@ -22,16 +26,15 @@ class Turn:
     def __call__(self, states: torch.Tensor) -> torch.Tensor:
         """Turn ``states`` ``[..., tokens, head_dim]`` (keys or queries after RoPE) into new ones.
 
-        RoPE pairs dimension i with i + rotary_dim / 2. Computed in float32 whatever the dtype: a
-        bfloat16 rotation on top of the model's own would round the keys twice. Dimensions past
-        ``rotary_dim`` (partial RoPE) pass through.
+        RoPE pairs dimension i with i + rotary_dim / 2. Dimensions past ``rotary_dim`` (partial RoPE)
+        pass through.
         """
         half = self.cos.shape[-1]
-        rotated = states[..., : 2 * half].float()
-        first, second = rotated[..., :half], rotated[..., half:]
+        cos, sin = self.cos.to(states.dtype), self.sin.to(states.dtype)
+        first, second = states[..., :half], states[..., half : 2 * half]
         turned = torch.empty_like(states)
-        turned[..., :half] = torch.addcmul(first * self.cos, second, self.sin, value=-1)
-        turned[..., half : 2 * half] = torch.addcmul(second * self.cos, first, self.sin)
+        torch.addcmul(first * cos, second, sin, value=-1, out=turned[..., :half])
+        torch.addcmul(second * cos, first, sin, out=turned[..., half : 2 * half])
         turned[..., 2 * half :] = states[..., 2 * half :]
         return turned
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 
 from samkv_rag.config import SamKVConfig
+from samkv_rag.model.attention import fold_heads
 from samkv_rag.model.decoder import Decoder
 from samkv_rag.sparse.forward import PlannedPass
 from samkv_rag.sparse.layout import PromptLayout
@@ -58,7 +59,7 @@ class AttentionScores:
         """See :class:`~samkv_rag.sparse.forward.Observer`."""
         if not self.first_layer <= layer < self.last_layer:
             return
-        scoring = torch.unflatten(query[0, :, self._rows] * scaling, 0, (keys.shape[1], -1))
-        logits = scoring @ keys[0, :, None].transpose(-1, -2)  # [kv_heads, group, rows, columns]
-        logits[..., self._tail].masked_fill_(self._future, -torch.inf)
+        scoring = fold_heads(query[:, :, self._rows], keys.shape[1])[0] * scaling
+        logits = torch.unflatten(scoring @ keys[0].transpose(-1, -2), 1, (-1, len(self._weights)))
+        logits[..., self._tail].masked_fill_(self._future, -torch.inf)  # [kv_heads, group, rows, columns]
         self.scores += (self._weights.to(logits.dtype) @ logits.softmax(-1)).float().sum((0, 1))
