@@ -42,6 +42,8 @@ class PlannedPass:
         # Additive masks, made once: SDPA would turn a boolean one into this at every layer.
         self._masks = [_additive(group.mask, decoder.dtype) for group in plan.groups]
         self._turn = decoder.turn_by(plan.turn_offsets)
+        # Nothing is turned where the prompt's beginning alone is read: it stands where it was computed.
+        self._turns = any(bool(plan.turn_offsets[source.columns].any()) for source in plan.sources)
         shape = (1, decoder.num_kv_heads, len(plan.positions), decoder.head_dim)
         # Zeros, not empty: stray NaNs behind a mask would still spread through attention's values.
         self._keys, self._values = (torch.zeros(shape, dtype=decoder.dtype, device=decoder.device) for _ in range(2))
@@ -85,7 +87,7 @@ class PlannedPass:
                 keys, values = keys.index_select(1, source.tokens), values.index_select(1, source.tokens)
             self._keys[0, :, source.columns] = keys.to(self._keys.device, non_blocking=True)
             self._values[0, :, source.columns] = values.to(self._values.device, non_blocking=True)
-        return (self._turn(self._keys) if self._plan.sources else self._keys), self._values
+        return (self._turn(self._keys) if self._turns else self._keys), self._values
 
     def _write_computed(self, keys: torch.Tensor, values: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> None:
         columns = self._plan.row_columns
