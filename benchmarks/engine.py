@@ -78,7 +78,7 @@ def measure_recognition(num_chunks: int = 100_000, prompt_chars: int = 32_000) -
         index = ChunkIndex()
         index.add(map(describe, texts))
         prompt = "\n\n".join(texts[:: num_chunks // 18])[:prompt_chars].ljust(prompt_chars)
-        figures[f"{name}, ms"] = 1e3 * median(_timed(lambda index=index, prompt=prompt: index.find(prompt)))  # type: ignore[misc]
+        figures[f"{name}, ms"] = 1e3 * median(_timed(lambda index=index, prompt=prompt: index.find(prompt)))
         figures[f"{name}, found"] = len(index.find(prompt))
     return figures
 

