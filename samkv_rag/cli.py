@@ -56,7 +56,7 @@ def samkv(
 
 @app.command()
 def demo(
-    store: Annotated[Path, typer.Option(help="Folder for chunk KV and vectors; 380 MB.")] = Path("samkv-demo"),
+    store: Annotated[Path, typer.Option(help="Folder for chunk KV and vectors; 400 MB.")] = Path("samkv-demo"),
     questions: Annotated[int | None, typer.Option(min=1, help="How many questions.", show_default="all")] = None,
     sequence_ratio: Annotated[float, typer.Option(help="Most of the chunk tokens to keep.")] = 0.15,
     model: _Model = None,
