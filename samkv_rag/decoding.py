@@ -35,14 +35,19 @@ class Sampling:
 
     def __post_init__(self) -> None:
         checks = {
-            "max_new_tokens": (self.max_new_tokens >= 1, "at least 1"),
-            "temperature": (self.temperature >= 0, "0 (greedy) or more"),
-            "top_p": (0 < self.top_p <= 1, "above 0 and at most 1"),
-            "stop": (all(self.stop), "made of texts that are not empty"),
+            "max_new_tokens": (isinstance(self.max_new_tokens, int) and self.max_new_tokens >= 1, "at least 1"),
+            "temperature": (_is_number(self.temperature) and self.temperature >= 0, "0 (greedy) or more"),
+            "top_p": (_is_number(self.top_p) and 0 < self.top_p <= 1, "above 0 and at most 1"),
+            "stop": (all(isinstance(s, str) and s for s in self.stop), "made of texts that are not empty"),
+            "seed": (self.seed is None or isinstance(self.seed, int), "an integer, or None"),
         }
         for name, (holds, range_in_words) in checks.items():
             if not holds:
                 raise ConfigurationError(f"{name} is {getattr(self, name)!r}; it must be {range_in_words}")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float))
 
 
 class TokenChooser:

@@ -130,27 +130,50 @@ class SamKVEngine:
 
     # -- answers ---------------------------------------------------------------------------------
 
-    def generate(self, prompt: Prompt, **options: Any) -> GenerationResult:
+    def generate(
+        self,
+        prompt: Prompt,
+        *,
+        max_new_tokens: int = 256,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        stop: str | Sequence[str] | None = None,
+        seed: int | None = None,
+        **policy: Any,
+    ) -> GenerationResult:
         """Answer a prompt: one string, used as it is, or messages, rendered by the chat template.
 
-        Options: ``max_new_tokens`` (256), ``temperature`` (0: greedy), ``top_p`` (1), ``stop`` (a text
-        or texts), ``seed``; and any of :class:`SamKVConfig` for this call alone (``sequence_ratio``,
-        ``method``, ``recompute_view`` ...) save those fixed at ingestion.
+        ``temperature=0`` takes the likeliest token; ``stop`` is a text or texts that end the answer.
+        ``policy`` changes :class:`SamKVConfig` for this call alone (``sequence_ratio``, ``method``,
+        ``recompute_view`` ...), save what is fixed at ingestion.
 
         Raises:
             EmptyPromptError, PromptTooLongError, ChatTemplateError: the prompt cannot be answered.
             ConfigurationError: an option is unknown or out of range.
         """
-        pieces = list(self.stream(prompt, **options))
+        sampling: dict[str, Any] = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p}
+        pieces = list(self.stream(prompt, stop=stop, seed=seed, **sampling, **policy))
         last = pieces[-1]
         assert last.finish_reason is not None
         assert last.metrics is not None
         text = "".join(piece.text for piece in pieces)
         return GenerationResult(text, last.finish_reason, last.token_ids, last.metrics, last.chunks)
 
-    def stream(self, prompt: Prompt, **options: Any) -> Generator[StreamPiece, None, None]:
+    def stream(
+        self,
+        prompt: Prompt,
+        *,
+        max_new_tokens: int = 256,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        stop: str | Sequence[str] | None = None,
+        seed: int | None = None,
+        **policy: Any,
+    ) -> Generator[StreamPiece, None, None]:
         """Like :meth:`generate`, piece by piece. Closing the iterator stops the generation at once."""
-        sampling, config = self._split_options(options)
+        stops = (stop,) if isinstance(stop, str) else tuple(stop or ())
+        sampling = Sampling(max_new_tokens, temperature, top_p, stops, seed)
+        config = self._with_policy(policy)
         generation = Generation(self.decoder, self._assembler, self._model_lock, config, self._as_text(prompt))
         return stream_answer(generation, self.tokenizer, sampling, self._end_ids)
 
@@ -182,15 +205,10 @@ class SamKVEngine:
 
     # -- options ---------------------------------------------------------------------------------
 
-    def _split_options(self, options: dict[str, Any]) -> tuple[Sampling, SamKVConfig]:
-        policy_names = [f.name for f in fields(SamKVConfig) if f.name not in _FIXED_OPTIONS]
-        sampling_names = [f.name for f in fields(Sampling)]
-        refuse_unknown(options, [*policy_names, *sampling_names])
-        given = {name: value for name, value in options.items() if name in sampling_names and value is not None}
-        if "stop" in given:
-            given["stop"] = (given["stop"],) if isinstance(given["stop"], str) else tuple(given["stop"])
-        policy = {name: value for name, value in options.items() if name in policy_names and value is not None}
-        return Sampling(**given), self.config.with_options(**policy)
+    def _with_policy(self, policy: dict[str, Any]) -> SamKVConfig:
+        names = [f.name for f in fields(SamKVConfig) if f.name not in _FIXED_OPTIONS]
+        refuse_unknown(policy, [*names, *(f.name for f in fields(Sampling))])
+        return self.config.with_options(**{name: value for name, value in policy.items() if value is not None})
 
     def _as_text(self, prompt: Prompt) -> str:
         text = prompt if isinstance(prompt, str) else self.tokenizer.render(prompt) if prompt else ""

@@ -290,7 +290,11 @@ def test_messages_that_the_template_refuses(engine: SamKVEngine, monkeypatch: py
         ({"temperature": -1}, "temperature is -1; it must be 0"),
         ({"top_p": 0}, "top_p is 0; it must be above 0"),
         ({"max_new_tokens": 0}, "max_new_tokens is 0; it must be at least 1"),
+        ({"max_new_tokens": "many"}, "max_new_tokens is 'many'; it must be at least 1"),
+        ({"temperature": "hot"}, "temperature is 'hot'; it must be 0"),
+        ({"seed": "seven"}, "seed is 'seven'; it must be an integer, or None"),
         ({"stop": [""]}, "made of texts that are not empty"),
+        ({"stop": [3]}, "made of texts that are not empty"),
     ],
 )
 def test_wrong_options_are_refused_at_once(engine: SamKVEngine, options: dict[str, Any], message: str) -> None:
