@@ -2,7 +2,8 @@
 
 Tensors: ``token_ids`` [tokens]; ``kv.<layer>`` [2, kv_heads, tokens, head_dim], keys then values;
 ``block_mean_keys``, ``anchor_mean_key``, ``local_mean_query``; ``hidden`` where there is one.
-Metadata: format version, fingerprint, text digest, layout, and an XXH3-64 checksum a tensor.
+Metadata: format version, fingerprint, text digest, layout, an XXH3-64 checksum of every tensor's
+dtype, shape and bytes, and one of the metadata itself.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ def write_chunk_file(path: Path, cache: ChunkCache, digest: str) -> int:
         "layout": cache.layout.to_json(),
         "checksums": json.dumps({name: _checksum(tensor) for name, tensor in tensors.items()}),
     }
+    metadata["own_checksum"] = _metadata_checksum(metadata)
     # The temporary file lies in the same folder: a rename is atomic only within one file system.
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".writing-")
     os.close(handle)
@@ -96,11 +98,13 @@ class ChunkFile:
         return self._read("hidden")
 
     def verify(self) -> None:
-        """Compare every tensor with its checksum.
+        """Compare the metadata and every tensor with their checksums.
 
         Raises:
             DamagedFileError: one differs.
         """
+        if self._metadata.get("own_checksum") != _metadata_checksum(self._metadata):
+            raise DamagedFileError("the checksum of its metadata differs")
         try:
             checksums = json.loads(self._metadata["checksums"])
             names = set(self._file.keys())
@@ -144,8 +148,16 @@ def _open_safetensors(path: Path) -> Any:
     return file.__enter__()  # closed with the reader: it lives as long as the request
 
 
+def _metadata_checksum(metadata: dict[str, str]) -> str:
+    covered = {name: value for name, value in metadata.items() if name != "own_checksum"}
+    return xxhash.xxh3_64_hexdigest(json.dumps(covered, sort_keys=True).encode())
+
+
 def _checksum(tensor: torch.Tensor) -> str:
-    return xxhash.xxh3_64_hexdigest(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    """Checksum of a tensor's bytes and of how they are read."""
+    hasher = xxhash.xxh3_64(f"{tensor.dtype}{list(tensor.shape)}".encode())
+    hasher.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return hasher.hexdigest()
 
 
 def _save(tensors: dict[str, torch.Tensor], path: str, metadata: dict[str, str]) -> None:
