@@ -48,9 +48,9 @@ class PromptAssembler:
 
     def without_cache(self, prompt: ReadPrompt) -> PromptLayout:
         """Layout in which nothing is cached; the same token ids as :meth:`with_cache`."""
-        stored = self._library.digests() if any(span.text_digest for span in prompt.spans) else set()
         parts = [(span, self._token_ids(span, first=i == 0)) for i, span in enumerate(prompt.spans)]
-        return self._layout([(span, ids, None, span.text_digest in stored) for span, ids in parts])
+        stores = self._library.stores
+        return self._layout([(span, ids, None, stores(span.text_digest or "")) for span, ids in parts])
 
     def with_cache(self, prompt: ReadPrompt) -> PromptLayout:
         """Layout with every chunk's cache open; missing ones are computed, and so is the exact prefix."""

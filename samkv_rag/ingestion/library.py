@@ -54,14 +54,15 @@ class ChunkLibrary:
 
     # -- what is there ---------------------------------------------------------------------------
 
-    def digests(self) -> set[str]:
-        """Text digests of the stored chunks that serve this configuration."""
-        self._sync()
-        return {digest for digest, entry in self._entries.items() if self._serves(entry.layout)}
-
     def has(self, text: str) -> bool:
         """Whether a chunk is stored and serves this configuration."""
-        return text_digest(text.strip()) in self.digests()
+        self._sync()
+        return self.stores(text_digest(text.strip()))
+
+    def stores(self, digest: str) -> bool:
+        """Whether the chunk of this text digest served this configuration when the store was last looked at."""
+        entry = self._entries.get(digest)
+        return entry is not None and self._serves(entry.layout)
 
     def find(self, prompt: str) -> list[Match]:
         """Known chunks in ``prompt``."""
@@ -89,13 +90,12 @@ class ChunkLibrary:
         started = time.perf_counter()
         unique = list(dict.fromkeys(_cleaned(texts)))
         worthwhile = [text for text in unique if len(text) >= PREFIX_CHARS]
-        stored = self.digests()
-        pending = [self._tokenised(text) for text in worthwhile if text_digest(text) not in stored]
+        self._sync()
+        pending = [self._tokenised(text) for text in worthwhile if not self.stores(text_digest(text))]
         with _progress(len(pending), show_progress) as bar:
-            for batch in _batches(pending, _BATCH_TOKENS.get(self._decoder.device.type, 2048)):
-                for item, cache in zip(batch, self._encode(batch), strict=True):
-                    self._store.put(self._entry(item.text, cache), cache)
-                bar.update(len(batch))
+            for text, cache in self._encoded(pending):
+                self._store.put(self._entry(text, cache), cache)
+                bar.update()
         return IngestionReport(
             num_added=len(pending),
             num_reused=len(worthwhile) - len(pending),
@@ -140,10 +140,9 @@ class ChunkLibrary:
 
     def _compute(self, texts: list[str]) -> dict[str, ChunkCache]:
         computed = {}
-        for batch in _batches([self._tokenised(text) for text in texts], _BATCH_TOKENS["cpu"]):
-            for item, cache in zip(batch, self._encode(batch), strict=True):
-                computed[item.text] = cache
-                self._store_if_possible(item.text, cache)
+        for text, cache in self._encoded([self._tokenised(text) for text in texts]):
+            computed[text] = cache
+            self._store_if_possible(text, cache)
         return computed
 
     def _store_if_possible(self, text: str, cache: ChunkCache) -> None:
@@ -189,8 +188,13 @@ class ChunkLibrary:
             key, known.text_digest, known.prefix, known.suffix, known.num_chars, cache.num_tokens, cache.layout
         )
 
-    def _encode(self, batch: Sequence[_Pending]) -> list[ChunkCache]:
-        return encode(self._decoder, [item.token_ids for item in batch], self._layout, self._fingerprint)
+    def _encoded(self, pending: Sequence[_Pending]) -> Iterator[tuple[str, ChunkCache]]:
+        """Yield texts and their caches, computed batch by batch."""
+        batch_tokens = _BATCH_TOKENS.get(self._decoder.device.type, _BATCH_TOKENS["cpu"])
+        for batch in _batches(pending, batch_tokens):
+            chunks = [item.token_ids for item in batch]
+            caches = encode(self._decoder, chunks, self._layout, self._fingerprint)
+            yield from zip((item.text for item in batch), caches, strict=True)
 
     def _tokenised(self, text: str) -> _Pending:
         ids, limit = self._tokenizer.chunk_ids(text), self._decoder.context_window
