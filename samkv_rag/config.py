@@ -8,8 +8,7 @@ from typing import Any, Literal, get_args
 
 from samkv_rag.exceptions import ConfigurationError
 
-Method = Literal["samkv", "full_prefill", "naive_reuse"]
-Selector = Literal["scout", "samkv"]
+Method = Literal["scout", "samkv", "full_prefill", "naive_reuse", "cacheblend", "epic"]
 Update = Literal["overwrite", "fusion"]
 RecomputeView = Literal["all", "chunk", "kept"]
 
@@ -19,15 +18,17 @@ class SamKVConfig:
     """Validated, immutable options of a :class:`~samkv_rag.SamKVEngine`.
 
     Budget
-        method: how the prompt becomes a KV cache: ``samkv``, or the references ``full_prefill``
-            (no cache used) and ``naive_reuse`` (all cached KV kept, nothing recomputed).
-        sequence_ratio: hard cap on chunk tokens kept ÷ chunk tokens in the prompt, in (0, 1].
+        method: how the prompt becomes a KV cache. ``scout`` (ours) lets the question read the whole
+            cached KV, layer by layer, and keeps the blocks it pays attention to; ``samkv`` compares
+            personalised queries with block mean keys (arXiv 2508.11661). References: ``full_prefill``
+            (no cache used), ``naive_reuse`` (all cached KV kept, nothing recomputed), and
+            ``cacheblend`` (arXiv 2405.16444) and ``epic`` (arXiv 2410.15332), which keep all cached KV
+            and recompute a share: the tokens that deviate most, or the chunks' beginnings.
+        sequence_ratio: hard cap on chunk tokens kept ÷ chunk tokens in the prompt, in (0, 1]; with
+            ``cacheblend`` and ``epic`` on those recomputed.
         min_chunk_tokens: a prompt with fewer chunk tokens takes full prefill, which is as fast.
 
     Selection
-        selector: ``scout`` lets the question read the whole cached KV, layer by layer, and scores
-            blocks by the attention it pays them; ``samkv`` compares personalised queries with
-            block mean keys (arXiv 2508.11661).
         initial_tokens, local_tokens: a chunk's first and last tokens, always kept (its anchors).
         block_tokens: tokens selected together.
         block_top_tokens: (scout) a block's score is the mean of its highest token scores.
@@ -51,11 +52,10 @@ class SamKVConfig:
         ConfigurationError: a value is out of range.
     """
 
-    method: Method = "samkv"
+    method: Method = "scout"
     sequence_ratio: float = 0.15
     min_chunk_tokens: int = 256
 
-    selector: Selector = "scout"
     initial_tokens: int = 4
     local_tokens: int = 4
     block_tokens: int = 16
@@ -129,7 +129,6 @@ def refuse_unknown(options: Collection[str], known: Collection[str]) -> None:
 
 _CHOICES: dict[str, tuple[str, ...]] = {
     "method": get_args(Method),
-    "selector": get_args(Selector),
     "update": get_args(Update),
     "recompute_view": get_args(RecomputeView),
 }

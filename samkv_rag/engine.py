@@ -14,7 +14,7 @@ from samkv_rag.assembly import PromptAssembler
 from samkv_rag.config import SamKVConfig, refuse_unknown
 from samkv_rag.decoding import Sampling
 from samkv_rag.exceptions import ConfigurationError, EmptyPromptError
-from samkv_rag.generation import Generation, GenerationResult, StreamPiece, stream_answer
+from samkv_rag.generation import Generation, GenerationResult, StreamPiece, gather, stream_answer
 from samkv_rag.ingestion.library import ChunkLibrary
 from samkv_rag.metrics import IngestionReport
 from samkv_rag.model.decoder import Decoder
@@ -26,7 +26,7 @@ from samkv_rag.store import KVStore, open_store
 
 Prompt = str | Sequence[Mapping[str, Any]]
 # What chunks are summarised by at ingestion belongs to the engine, not to a single call.
-_FIXED_OPTIONS = ("initial_tokens", "local_tokens", "block_tokens", "selector", "resume_layer")
+_FIXED_OPTIONS = ("initial_tokens", "local_tokens", "block_tokens", "resume_layer")
 
 
 class SamKVEngine:
@@ -152,12 +152,31 @@ class SamKVEngine:
             ConfigurationError: an option is unknown or out of range.
         """
         sampling: dict[str, Any] = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p}
-        pieces = list(self.stream(prompt, stop=stop, seed=seed, **sampling, **policy))
-        last = pieces[-1]
-        assert last.finish_reason is not None
-        assert last.metrics is not None
-        text = "".join(piece.text for piece in pieces)
-        return GenerationResult(text, last.finish_reason, last.token_ids, last.metrics, last.chunks)
+        return gather(self.stream(prompt, stop=stop, seed=seed, **sampling, **policy))
+
+    def generate_scored(
+        self,
+        prompt: Prompt,
+        reference: str,
+        *,
+        max_new_tokens: int = 256,
+        stop: str | Sequence[str] | None = None,
+        **policy: Any,
+    ) -> tuple[GenerationResult, float]:
+        """Answer greedily, and say how likely ``reference`` was as the answer; one prefill serves both.
+
+        The second value is the mean negative log-likelihood of the reference's tokens, in nats, each
+        given the prompt's KV and the reference's tokens before it.
+
+        Raises:
+            ConfigurationError: the reference has no tokens; else as :meth:`generate`.
+        """
+        if not (reference_ids := self.tokenize(reference)):
+            raise ConfigurationError(f"reference is {reference!r}; it must be text of at least one token")
+        generation = self._generation(prompt, policy)
+        sampling = Sampling(max_new_tokens, stop=_as_stops(stop))
+        result = gather(stream_answer(generation, self.tokenizer, sampling, self._end_ids))
+        return result, generation.nll(reference_ids)
 
     def stream(
         self,
@@ -171,11 +190,8 @@ class SamKVEngine:
         **policy: Any,
     ) -> Generator[StreamPiece, None, None]:
         """Like :meth:`generate`, piece by piece. Closing the iterator stops the generation at once."""
-        stops = (stop,) if isinstance(stop, str) else tuple(stop or ())
-        sampling = Sampling(max_new_tokens, temperature, top_p, stops, seed)
-        config = self._with_policy(policy)
-        generation = Generation(self.decoder, self._assembler, self._model_lock, config, self._as_text(prompt))
-        return stream_answer(generation, self.tokenizer, sampling, self._end_ids)
+        sampling = Sampling(max_new_tokens, temperature, top_p, _as_stops(stop), seed)
+        return stream_answer(self._generation(prompt, policy), self.tokenizer, sampling, self._end_ids)
 
     def apply_chat_template(self, messages: Sequence[Mapping[str, Any]]) -> str:
         """Messages as the one string that :meth:`generate` would use.
@@ -205,6 +221,10 @@ class SamKVEngine:
 
     # -- options ---------------------------------------------------------------------------------
 
+    def _generation(self, prompt: Prompt, policy: dict[str, Any]) -> Generation:
+        config = self._with_policy(policy)
+        return Generation(self.decoder, self._assembler, self._model_lock, config, self._as_text(prompt))
+
     def _with_policy(self, policy: dict[str, Any]) -> SamKVConfig:
         names = [f.name for f in fields(SamKVConfig) if f.name not in _FIXED_OPTIONS]
         refuse_unknown(policy, [*names, *(f.name for f in fields(Sampling))])
@@ -215,6 +235,10 @@ class SamKVEngine:
         if not text.strip():
             raise EmptyPromptError(f"the prompt is {text!r}; it must be text that is not only white space")
         return text
+
+
+def _as_stops(stop: str | Sequence[str] | None) -> tuple[str, ...]:
+    return (stop,) if isinstance(stop, str) else tuple(stop or ())
 
 
 def _end_of_text_ids(model: Any, tokenizer: Any) -> frozenset[int]:

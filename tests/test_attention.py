@@ -60,7 +60,7 @@ def test_a_buffer_grows_and_keeps_what_it_holds() -> None:
     assert buffer.nbytes == 2 * 2 * expected.nbytes
 
 
-@pytest.mark.parametrize("options", [{}, {"recompute_view": "kept"}, {"selector": "samkv"}, {"resume_layer": 2}])
+@pytest.mark.parametrize("options", [{}, {"recompute_view": "kept"}, {"method": "samkv"}, {"resume_layer": 2}])
 def test_one_layer_of_cached_kv_is_in_memory_at_a_time(
     make_engine: Callable[..., SamKVEngine], monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], tmp_path: Any
 ) -> None:

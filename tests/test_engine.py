@@ -92,10 +92,10 @@ def test_a_chunk_past_the_window_is_refused(engine: SamKVEngine) -> None:
 # -- answers -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("selector", ["scout", "samkv"])
+@pytest.mark.parametrize("method", ["scout", "samkv"])
 @pytest.mark.parametrize("ratio", [0.03, 0.15, 0.5, 0.99])
-def test_the_budget_is_a_hard_cap(make_engine: MakeEngine, selector: str, ratio: float) -> None:
-    engine = make_engine(selector=selector)
+def test_the_budget_is_a_hard_cap(make_engine: MakeEngine, method: str, ratio: float) -> None:
+    engine = make_engine(method=method)
     engine.add_chunks(CHUNKS)
     result = engine.generate(PROMPT, max_new_tokens=2, sequence_ratio=ratio)
     metrics = result.metrics
@@ -286,7 +286,7 @@ def test_messages_that_the_template_refuses(engine: SamKVEngine, monkeypatch: py
         ({"block_tokens": 3}, "unknown option block_tokens"),
         ({"sequence_ratio": 0}, "sequence_ratio is 0; it must be a number from"),
         ({"sequence_ratio": 1.5}, "sequence_ratio is 1.5; it must be a number from 1e-06 to 1"),
-        ({"method": "magic"}, "method is 'magic'; it must be one of 'samkv', 'full_prefill', 'naive_reuse'"),
+        ({"method": "magic"}, "method is 'magic'; it must be one of 'scout', 'samkv', 'full_prefill', 'naive_reuse'"),
         ({"temperature": -1}, "temperature is -1; it must be 0"),
         ({"top_p": 0}, "top_p is 0; it must be above 0"),
         ({"max_new_tokens": 0}, "max_new_tokens is 0; it must be at least 1"),

@@ -99,26 +99,26 @@ def test_naive_reuse_equals_a_forward_over_a_block_diagonal_mask(make_engine: Ma
     torch.testing.assert_close(prefill(engine, method="naive_reuse")[0], expected, atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize("selector", ["scout", "samkv"])
+@pytest.mark.parametrize("method", ["scout", "samkv"])
 @pytest.mark.parametrize("resume_layer", [0, 1, 3])
 @pytest.mark.parametrize("view", ["all", "chunk", "kept"])
 def test_recomputation_equals_a_forward_over_the_mask_it_means(
-    make_engine: MakeEngine, view: str, resume_layer: int, selector: str
+    make_engine: MakeEngine, view: str, resume_layer: int, method: str
 ) -> None:
-    engine = make_engine(selector=selector, resume_layer=resume_layer, recompute_view=view, sequence_ratio=0.3)
+    engine = make_engine(method=method, resume_layer=resume_layer, recompute_view=view, sequence_ratio=0.3)
     engine.add_chunks(CHUNKS)
     layout = engine._assembler.with_cache(engine._assembler.read(PROMPT))
     buffer = KVBuffer(engine.decoder.num_layers)
     with torch.inference_mode():
-        prefilled = METHODS["samkv"].prefill(engine.decoder, layout, engine.config, buffer, Clock())
+        prefilled = METHODS[method].prefill(engine.decoder, layout, engine.config, buffer, Clock())
         found = engine.decoder.logits(prefilled.hidden)[0, -1]
-        below, above = masks(layout, prefilled.kept, prefilled.recomputed, view, selector)
+        below, above = masks(layout, prefilled.kept, prefilled.recomputed, view, method)
         expected = slow_recomputation(layout, [below] * resume_layer + [above] * (4 - resume_layer))
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
 
 
 def masks(
-    layout: Any, kept: torch.Tensor, recomputed: torch.Tensor, view: str, selector: str
+    layout: Any, kept: torch.Tensor, recomputed: torch.Tensor, view: str, method: str
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Who sees whom below and from ``resume_layer``, ``[2·tokens, 2·tokens]``.
 
@@ -131,7 +131,7 @@ def masks(
     same_chunk = layout.chunk_number[:, None] == layout.chunk_number[None, :]
     chunk_rows, nobody = layout.is_chunk[:, None], torch.zeros(n, n, dtype=torch.bool)
     # Scouting leaves text that saw all cached KV; without it text sees what is kept.
-    alone = causal & torch.where(chunk_rows, same_chunk, kept[None, :] | (selector == "scout"))
+    alone = causal & torch.where(chunk_rows, same_chunk, kept[None, :] | (method == "scout"))
     computed = recomputed | layout.is_text
     wider = {"all": chunk_rows, "chunk": chunk_rows & same_chunk, "kept": nobody}[view]
     stale = causal & ~computed[None, :] & (kept[None, :] | wider)
@@ -150,13 +150,13 @@ def slow_recomputation(layout: Any, mask_by_layer: list[torch.Tensor]) -> torch.
     return model.lm_head(model.model.norm(hidden))[0, -1]
 
 
-@pytest.mark.parametrize("selector", ["scout", "samkv"])
+@pytest.mark.parametrize("method", ["scout", "samkv"])
 @pytest.mark.parametrize("resume_layer", [0, 2])
 @pytest.mark.parametrize("view", ["all", "chunk", "kept"])
 def test_disk_and_memory_stores_give_the_same_logits(
-    make_engine: MakeEngine, tmp_path: Path, selector: str, resume_layer: int, view: str
+    make_engine: MakeEngine, tmp_path: Path, method: str, resume_layer: int, view: str
 ) -> None:
-    options = {"selector": selector, "resume_layer": resume_layer, "recompute_view": view, "sequence_ratio": 0.4}
+    options = {"method": method, "resume_layer": resume_layer, "recompute_view": view, "sequence_ratio": 0.4}
     found = []
     for store in (":memory:", tmp_path):
         engine = make_engine(store=store, **options)

@@ -355,7 +355,7 @@ def test_changed_summaries_are_computed_again_only_where_they_are_read(
     chunks = [tiny.text(seed) for seed in range(2)]
     make_engine(store=tmp_path, block_tokens=8).add_chunks(chunks)
     assert make_engine(store=tmp_path, block_tokens=16).add_chunks(chunks).num_reused == 2
-    assert make_engine(store=tmp_path, block_tokens=16, selector="samkv").add_chunks(chunks).num_added == 2
+    assert make_engine(store=tmp_path, block_tokens=16, method="samkv").add_chunks(chunks).num_added == 2
     assert make_engine(store=tmp_path, block_tokens=16, resume_layer=2).add_chunks(chunks).num_added == 2
 
 

@@ -176,7 +176,7 @@ class ChunkLibrary:
             return False
         summary = (layout.initial_tokens, layout.local_tokens, layout.block_tokens)
         wanted = (self._layout.initial_tokens, self._layout.local_tokens, self._layout.block_tokens)
-        return self._config.selector != "samkv" or summary == wanted
+        return self._config.method != "samkv" or summary == wanted
 
     def _key(self, digest: str) -> str:
         return chunk_key(self._fingerprint, digest)

@@ -1,0 +1,26 @@
+"""Scouting, ours and the default: the question reads the whole cached KV and points at what it needs."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from samkv_rag.config import SamKVConfig
+from samkv_rag.methods.sparse import Selected, SparsePrefill
+from samkv_rag.model.decoder import Decoder
+from samkv_rag.sparse.layout import PromptLayout
+from samkv_rag.sparse.scouting import scout
+from samkv_rag.sparse.selection import Blocks, Budget, anchor_mask
+
+
+class Scout(SparsePrefill):
+    """SamKV's flow with another selection, which points right on small models too."""
+
+    name: ClassVar[str] = "scout"
+
+    def select(self, decoder: Decoder, layout: PromptLayout, config: SamKVConfig, budget: Budget) -> Selected:
+        """See :class:`SparsePrefill`."""
+        token_scores, text_below = scout(decoder, layout, config)
+        anchors = anchor_mask(layout, budget)
+        blocks = Blocks(layout, budget.initial_tokens, budget.local_tokens, config.block_tokens)
+        scores = blocks.top_token_mean(token_scores, config.block_top_tokens)
+        return Selected(anchors | blocks.best_within(scores, budget.num_tokens - int(anchors.sum())), text_below)
