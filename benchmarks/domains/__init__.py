@@ -1,0 +1,1 @@
+"""Two evaluation domains made for this project: source code and a clinic's manual."""

@@ -1,0 +1,1 @@
+"""parcelkit, the invented courier library that the source code questions are about."""
