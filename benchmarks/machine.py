@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
@@ -20,7 +20,16 @@ def describe_machine() -> dict[str, str]:
         "python": platform.python_version(),
         "torch": version("torch"),
         "transformers": version("transformers"),
+        "cuda": torch.version.cuda or "none",
+        "flash-attn": _version_if_installed("flash-attn"),
     }
+
+
+def _version_if_installed(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
 
 
 def _processor() -> str:

@@ -1,4 +1,4 @@
-"""The command line: `samkv demo`, `samkv ingest`.
+"""The command line: `samkv demo`, `samkv ingest`, `samkv evaluate`.
 
 Nothing heavy is imported before a command needs it. Results go to standard output; progress goes to
 standard error, on a terminal only. Exit status: 0, 1 for a failure told in one line, 2 for wrong usage.
@@ -103,6 +103,49 @@ def ingest(
         "elapsed_s": report.elapsed_s,
     }
     typer.echo(_as_json(figures) if as_json else _in_words(figures))
+
+
+@app.command()
+def evaluate(
+    model: Annotated[str, typer.Option(help="Hub id, folder or .gguf file.")],
+    data: Annotated[list[Path], typer.Option(metavar="FILE", help="Case files, one JSON object a line.")],
+    output_dir: Annotated[Path, typer.Option(help="Folder for the results; one of an earlier run is continued.")],
+    more_data: Annotated[list[Path] | None, typer.Argument(metavar="[FILE]...", help="More case files.")] = None,
+    methods: Annotated[str, typer.Option(help="Names, separated by commas; full_prefill always runs.")] = "scout",
+    sequence_ratio: Annotated[str, typer.Option(help="Budgets, separated by commas.")] = "0.15",
+    limit: Annotated[int | None, typer.Option(min=1, help="Cases of each file.", show_default="all")] = None,
+    seed: Annotated[
+        int | None,
+        typer.Option(min=0, help="Draws a limit's cases and the bootstrap.", show_default="first cases"),
+    ] = None,
+    store: Annotated[Path | None, typer.Option(help="Folder for chunk KV.", show_default="kv in output-dir")] = None,
+    dtype: Annotated[str | None, typer.Option(help="Such as bfloat16.", show_default="by processor")] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of an answer.")] = 16,
+    option: Annotated[list[str] | None, typer.Option(metavar="NAME=VALUE", help="An option of SamKVConfig.")] = None,
+) -> None:
+    """Answer the cases of files by several methods and compare quality, speed and memory."""
+    from samkv_rag.demo import quieten_libraries
+
+    quieten_libraries()
+    from samkv_rag.evaluation import EvaluationOptions, command
+    from samkv_rag.evaluation import evaluate as run_evaluation
+
+    run_evaluation(
+        EvaluationOptions(
+            model=model,
+            data=[*data, *(more_data or [])],
+            output_dir=output_dir,
+            methods=command.split_list(methods),
+            sequence_ratios=command.parse_ratios(sequence_ratio),
+            limit=limit,
+            seed=seed,
+            store=store,
+            dtype=dtype,
+            max_new_tokens=max_new_tokens,
+            engine_options=command.parse_engine_options(option or []),
+        )
+    )
+    typer.echo(f"results in {output_dir}: report.md, metrics.json, predictions.jsonl")
 
 
 def _load_engine(model: str | None, store: Path) -> Any:

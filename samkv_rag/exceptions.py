@@ -12,9 +12,11 @@
     ├── ChunkError
     │   ├── EmptyChunkError
     │   └── ChunkTooLongError     past the model's context window
-    └── StoreError
-        ├── StoreFullError        the disk took no more; what was stored stays
-        └── StoreFormatError      not a store, or one of another format version
+    ├── StoreError
+    │   ├── StoreFullError        the disk took no more; what was stored stays
+    │   └── StoreFormatError      not a store, or one of another format version
+    └── EvaluationError
+        └── CaseFileError         a line that is no case of a question and its chunks
 
 Warnings: DamagedChunkWarning, a stored chunk that could not be trusted and is treated as a miss.
 
@@ -83,6 +85,14 @@ class StoreFullError(StoreError):
 
 class StoreFormatError(StoreError):
     """The path is not a chunk store, or one of another format version."""
+
+
+class EvaluationError(SamKVError):
+    """An evaluation's figures would not mean what they say."""
+
+
+class CaseFileError(EvaluationError):
+    """A file of evaluation cases cannot be read; the message names file and line."""
 
 
 class DamagedChunkWarning(UserWarning):

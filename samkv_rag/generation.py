@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
+from torch.nn.functional import cross_entropy
 
 from samkv_rag.assembly import PromptAssembler, ReadPrompt
 from samkv_rag.config import SamKVConfig
@@ -15,7 +16,7 @@ from samkv_rag.decoding import AnswerText, Sampling, TokenChooser, decode
 from samkv_rag.exceptions import PromptTooLongError
 from samkv_rag.methods import METHODS, Clock, Prefilled, PrefillMethod
 from samkv_rag.metrics import ChunkUse, GenerationMetrics
-from samkv_rag.model.decoder import Decoder
+from samkv_rag.model.decoder import CausalPass, Decoder
 from samkv_rag.model.kv_buffer import KVBuffer
 from samkv_rag.model.tokenization import PromptTokenizer
 from samkv_rag.sparse.layout import PromptLayout
@@ -72,6 +73,15 @@ def stream_answer(
     yield StreamPiece(answer.finish(), finish_reason, metrics, tuple(token_ids), generation.chunk_uses())
 
 
+def gather(pieces: Iterable[StreamPiece]) -> GenerationResult:
+    """All pieces of an answer as one result."""
+    *_, last = gathered = list(pieces)
+    assert last.finish_reason is not None
+    assert last.metrics is not None
+    text = "".join(piece.text for piece in gathered)
+    return GenerationResult(text, last.finish_reason, last.token_ids, last.metrics, last.chunks)
+
+
 class Generation:
     """One prompt on its way to an answer. ``model_lock`` is held while the prompt is read, not after."""
 
@@ -93,7 +103,8 @@ class Generation:
         self._fallback_reason: str | None = None
         self._layout: PromptLayout
         self._prefilled: Prefilled
-        self._resident_bytes = 0
+        self._buffer = KVBuffer(decoder.num_layers)
+        self._resident_tokens = self._resident_bytes = 0
 
     def tokens(self, sampling: Sampling) -> Generator[int, None, None]:
         """Yield the answer's token ids, at most as many as asked for and as the window holds.
@@ -104,13 +115,33 @@ class Generation:
         with self._model_lock, torch.inference_mode():
             self._layout = layout = self._read_prompt()
             limit = min(sampling.max_new_tokens, self._decoder.context_window - layout.num_tokens)
-            buffer = KVBuffer(self._decoder.num_layers, reserve_tokens=min(limit, _RESERVED_TOKENS))
+            self._buffer = buffer = KVBuffer(self._decoder.num_layers, reserve_tokens=min(limit, _RESERVED_TOKENS))
             self._prefilled = self._method.prefill(self._decoder, layout, self._config, buffer, self._clock)
-            self._resident_bytes = buffer.nbytes
+            self._resident_tokens, self._resident_bytes = buffer.cache_length, buffer.nbytes
         choose = TokenChooser(sampling, self._decoder.device)
         endless = decode(self._decoder, self._prefilled.hidden, buffer, layout.num_tokens, choose)
         for _ in range(limit):
             yield next(endless)
+
+    def nll(self, token_ids: Sequence[int]) -> float:
+        """Mean negative log-likelihood, in nats a token, of ``token_ids`` as the answer to the prompt read.
+
+        Teacher-forced behind the prompt's KV: what :meth:`tokens` decoded is cut off again.
+        """
+        self._buffer.truncate(self._resident_tokens)
+        expected = torch.tensor(token_ids, device=self._decoder.device)
+        with torch.inference_mode():
+            logits = self._decoder.logits(self._hidden_before(expected))[0]
+            return float(cross_entropy(logits.float(), expected))
+
+    def _hidden_before(self, expected: torch.Tensor) -> torch.Tensor:
+        """Last hidden states ``[1, tokens, hidden]``, each of the token before an ``expected`` one."""
+        if len(expected) == 1:
+            return self._prefilled.hidden
+        position_ids = self._layout.num_tokens + torch.arange(len(expected) - 1)
+        embedded = self._decoder.embed(expected[None, :-1])
+        forced = self._decoder.run_layers(embedded, position_ids, CausalPass(self._buffer))
+        return torch.cat((self._prefilled.hidden, forced), dim=1)
 
     def metrics(self, completion_tokens: int, ttft_s: float, total_s: float) -> GenerationMetrics:
         """Figures of the finished generation."""

@@ -47,6 +47,24 @@ def test_flash_attention_is_called_by_its_conventions(monkeypatch: pytest.Monkey
     torch.testing.assert_close(found, slow_attention(query, key, value, 0.3))
 
 
+@pytest.mark.parametrize("num_queries", [5, 70])
+def test_masked_attention_needs_no_grouped_heads(monkeypatch: pytest.MonkeyPatch, num_queries: int) -> None:
+    """As on CUDA, where a mask together with grouped heads would fall to the slow kernel."""
+
+    class OnCuda(torch.Tensor):
+        is_cuda = True
+
+    def sdpa(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, enable_gqa: bool = False, **options: Any) -> Any:
+        assert q.shape[1] == k.shape[1] == v.shape[1]
+        return torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=options["attn_mask"], scale=0.3)
+
+    monkeypatch.setattr(attention_module, "scaled_dot_product_attention", sdpa)
+    query, key, value = torch.randn(1, 6, num_queries, 8), torch.randn(1, 2, 90, 8), torch.randn(1, 2, 90, 8)
+    seen = torch.arange(90)[None, :] <= torch.arange(90 - num_queries, 90)[:, None]
+    found = attention(query.as_subclass(OnCuda), key, value, 0.3, mask=seen)
+    torch.testing.assert_close(found.as_subclass(torch.Tensor), slow_attention(query, key, value, 0.3))
+
+
 def test_a_buffer_grows_and_keeps_what_it_holds() -> None:
     buffer = KVBuffer(num_layers=2, reserve_tokens=3)
     parts = [torch.randn(1, 2, n, 4) for n in (5, 1, 1, 1, 1, 30, 1)]

@@ -69,17 +69,14 @@ def test_a_share_recomputed_lies_between_none_and_all(make_engine: MakeEngine, m
     engine.add_chunks(CHUNKS)
     expected = prefill(engine, method="full_prefill")[1]
     errors = [
-        float((prefill(engine, method=method, sequence_ratio=ratio)[1] - expected).norm())
-        for ratio in (1e-6, 0.3, 1.0)
+        float((prefill(engine, method=method, sequence_ratio=ratio)[1] - expected).norm()) for ratio in (1e-6, 0.3, 1.0)
     ]
     assert errors[0] > errors[1] > errors[2]
 
 
 @pytest.mark.parametrize("ratio", [0.05, 0.15, 0.333, 0.9])
 @pytest.mark.parametrize("method", RIVALS)
-def test_all_is_kept_and_the_share_recomputed_is_a_hard_cap(
-    make_engine: MakeEngine, method: str, ratio: float
-) -> None:
+def test_all_is_kept_and_the_share_recomputed_is_a_hard_cap(make_engine: MakeEngine, method: str, ratio: float) -> None:
     engine = make_engine()
     engine.add_chunks(CHUNKS)
     layout = layout_of(engine)
@@ -99,7 +96,9 @@ def test_cacheblend_recomputes_the_tokens_that_deviate_most(make_engine: MakeEng
     fresh, cached = full_kv(engine, layout).layer(CHECK_LAYER), prefill(engine, method="naive_reuse")[2]
     stale = cached.layer(CHECK_LAYER)
     deviation = {
-        position: sum(float((a[0, :, position] - b[0, :, position]).square().sum()) for a, b in zip(fresh, stale))
+        position: sum(
+            float((a[0, :, position] - b[0, :, position]).square().sum()) for a, b in zip(fresh, stale, strict=True)
+        )
         for position in range(layout.num_tokens)
         if layout.is_chunk[position]
     }
@@ -143,9 +142,11 @@ def test_epic_spares_a_chunk_that_begins_the_prompt(make_engine: MakeEngine) -> 
     engine = make_engine("qwen2")
     engine.add_chunks(CHUNKS)
     layout = layout_of(engine, "\n\n".join(CHUNKS) + "\n\nAnswer:")
-    begins = layout.chunks[0].start == 0
     recomputed = chunk_beginnings(layout, 0.15)
-    assert bool(recomputed[layout.chunks[0].span].any()) != begins
+    first, *others = layout.chunks
+    assert first.start == 0
+    assert not bool(recomputed[first.span].any())
+    assert all(bool(recomputed[segment.start]) for segment in others)
     assert int(recomputed.sum()) <= int(0.15 * layout.num_chunk_tokens)
 
 

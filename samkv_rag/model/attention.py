@@ -78,8 +78,11 @@ def attention(
     if is_causal and query.shape[2] != key.shape[2]:
         # SDPA's own causal mask takes the queries as the first of the keys.
         mask, is_causal = _continuing(query.shape[2], key.shape[2], query.device), False
-    if not is_causal and query.shape[2] <= _FEW_QUERIES and not query.is_cuda:
+    # On CUDA, SDPA's flash kernel takes no mask and its memory-efficient one no grouped heads.
+    if not is_causal and query.shape[2] <= _FEW_QUERIES and (mask is not None or not query.is_cuda):
         return _few_queries_attention(query, key, value, scaling, mask)
+    if mask is not None and query.is_cuda:
+        key, value = (_repeat_heads(states, query.shape[1]) for states in (key, value))
     return scaled_dot_product_attention(
         query, key, value, attn_mask=mask, is_causal=is_causal, scale=scaling, enable_gqa=True
     )
@@ -94,14 +97,19 @@ def fold_heads(query: torch.Tensor, num_kv_heads: int) -> torch.Tensor:
     return query.reshape(batch, num_kv_heads, -1, head_dim)
 
 
+def _repeat_heads(states: torch.Tensor, num_heads: int) -> torch.Tensor:
+    """``[batch, kv_heads, tokens, head_dim]`` to ``[batch, num_heads, tokens, head_dim]``, a copy per query head."""
+    return states.repeat_interleave(num_heads // states.shape[1], dim=1)
+
+
 def _few_queries_attention(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float, mask: torch.Tensor | None
 ) -> torch.Tensor:
-    """On a CPU, SDPA arranges the keys anew for every head; folded, once a group: up to twice as fast."""
+    """Heads folded: on a CPU, SDPA arranges the keys once a group instead of once a head, up to twice as fast."""
     rows = fold_heads(query, key.shape[1])
     folded_mask = None if mask is None else mask.repeat(query.shape[1] // key.shape[1], 1)
     output = scaled_dot_product_attention(rows, key, value, attn_mask=folded_mask, scale=scaling)
-    return output.view_as(query)
+    return output.reshape(query.shape)  # not a view: on CUDA, kernels return heads and tokens in another order
 
 
 def _continuing(num_queries: int, num_keys: int, device: torch.device) -> torch.Tensor:

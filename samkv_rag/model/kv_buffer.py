@@ -45,6 +45,10 @@ class KVBuffer:
             raise IndexError(f"layer {layer} holds nothing yet")
         return keys[:, :, : self._lengths[layer]], values[:, :, : self._lengths[layer]]
 
+    def truncate(self, num_tokens: int) -> None:
+        """Forget what was appended behind the first ``num_tokens`` of each layer."""
+        self._lengths = [min(length, num_tokens) for length in self._lengths]
+
     def _with_room(self, layer: int, like: torch.Tensor, tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
         keys, values = self._keys[layer], self._values[layer]
         if keys is None or values is None:

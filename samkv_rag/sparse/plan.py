@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,7 +19,9 @@ class Source:
     reader: ChunkReader
     columns: slice | torch.Tensor
     tokens: torch.Tensor | None
-    """Which of the segment's tokens; None: all."""
+    """Which of the segment's tokens, on the host, where caches are read; None: all."""
+    offset: int
+    """How far its keys are turned."""
 
 
 @dataclass(frozen=True)
@@ -66,37 +69,54 @@ def make_plan(
     their own chunk too, with ``view="all"`` every token before them. ``reads_recomputed`` loads the
     cached KV of recomputed tokens too (fusion).
     """
-    computed = layout.is_text if recomputed is None else layout.is_text | recomputed
-    wide = view != "kept" and recomputed is not None and bool(recomputed.any())
+    recomputed = torch.zeros_like(kept) if recomputed is None else recomputed
+    # Planned on the host, whose loops over chunks would make a device wait at every step.
+    kept, recomputed, is_text = torch.stack((kept, recomputed, layout.is_text)).cpu()
+    computed = is_text | recomputed
+    wide = view != "kept" and bool(recomputed.any())
     present = torch.ones_like(kept) if wide else kept
-    positions = present.nonzero()[:, 0]
     column_of = present.cumsum(0) - 1
-    row_positions = computed.nonzero()[:, 0]
-    row_is_chunk = layout.is_chunk[row_positions]
-    kept_columns = column_of[kept.nonzero()[:, 0]] if wide else None
+    positions, row_positions = _positions(present).to(layout.device), _positions(computed)
+    rows = row_positions.to(layout.device)
     wanted = present if wide or reads_recomputed else present & ~computed
     return Plan(
         positions=positions,
         turn_offsets=layout.turn_offsets[positions],
-        row_positions=row_positions,
-        row_columns=column_of[row_positions],
-        row_is_chunk=row_is_chunk,
-        kept_columns=kept_columns,
-        sources=[source for segment in layout.cached if (source := _source(segment, wanted, column_of))],
-        groups=_wide_groups(layout, kept, row_positions, view) if wide else [_narrow(positions, row_positions)],
+        row_positions=rows,
+        row_columns=column_of[row_positions].to(layout.device),
+        row_is_chunk=layout.is_chunk[rows],
+        kept_columns=column_of[_positions(kept)].to(layout.device) if wide else None,
+        sources=_sources(layout, wanted, column_of),
+        groups=_wide_groups(layout, kept, is_text, row_positions, view) if wide else [_narrow(positions, rows)],
     )
 
 
-def _source(segment: Segment, wanted: torch.Tensor, column_of: torch.Tensor) -> Source | None:
-    assert segment.reader is not None
-    tokens = wanted[segment.span].nonzero()[:, 0]
-    if len(tokens) == 0:
-        return None
-    columns = column_of[segment.start + tokens]
-    if len(tokens) == segment.stop - segment.start:
-        first = int(columns[0])
-        return Source(segment.reader, slice(first, first + len(tokens)), None)
-    return Source(segment.reader, columns, tokens.cpu())
+def _positions(mask: torch.Tensor) -> torch.Tensor:
+    """Where ``mask`` ``[tokens]``, on the host, is True."""
+    return mask.nonzero()[:, 0]
+
+
+def _sources(layout: PromptLayout, wanted: torch.Tensor, column_of: torch.Tensor) -> list[Source]:
+    """What is read of every cached segment; ``wanted`` and ``column_of`` ``[tokens]`` are on the host."""
+    positions = _positions(wanted)
+    columns = column_of[positions].to(layout.device)
+    sources = []
+    for segment, (first, last) in zip(layout.cached, _ranges(positions, layout.cached), strict=True):
+        if segment.reader is None or first == last:
+            continue
+        if last - first == segment.stop - segment.start:
+            start = int(column_of[segment.start])
+            sources.append(Source(segment.reader, slice(start, start + last - first), None, segment.start))
+        else:
+            tokens = positions[first:last] - segment.start
+            sources.append(Source(segment.reader, columns[first:last], tokens, segment.start))
+    return sources
+
+
+def _ranges(positions: torch.Tensor, segments: Sequence[Segment]) -> list[tuple[int, int]]:
+    """Where in ``positions``, which rise, those of each segment begin and end."""
+    bounds = torch.tensor([(segment.start, segment.stop) for segment in segments], dtype=torch.int64)
+    return [(first, last) for first, last in torch.searchsorted(positions, bounds.view(-1, 2)).tolist()]
 
 
 def _narrow(seen_positions: torch.Tensor, row_positions: torch.Tensor) -> Group:
@@ -105,17 +125,19 @@ def _narrow(seen_positions: torch.Tensor, row_positions: torch.Tensor) -> Group:
 
 
 def _wide_groups(
-    layout: PromptLayout, kept: torch.Tensor, row_positions: torch.Tensor, view: RecomputeView
+    layout: PromptLayout, kept: torch.Tensor, is_text: torch.Tensor, row_positions: torch.Tensor, view: RecomputeView
 ) -> list[Group]:
     """One group for all text, which sees what is kept; one for each chunk's rows. Columns are positions."""
-    text_rows = layout.is_text[row_positions].nonzero()[:, 0]
-    groups = [Group(text_rows, None, kept.nonzero()[None, :, 0] <= row_positions[text_rows][:, None])]
-    bounds = torch.tensor([[s.start, s.stop] for s in layout.chunks], device=row_positions.device)
-    for (start, stop), segment in zip(torch.searchsorted(row_positions, bounds).tolist(), layout.chunks, strict=True):
+    device = layout.device
+    text_rows, rows = _positions(is_text[row_positions]), row_positions.to(device)
+    text_mask = _positions(kept).to(device)[None, :] <= row_positions[text_rows].to(device)[:, None]
+    groups = [Group(text_rows.to(device), None, text_mask)]
+    for (start, stop), segment in zip(_ranges(row_positions, layout.chunks), layout.chunks, strict=True):
         if stop > start:
-            seen = torch.arange(segment.stop, device=row_positions.device)
+            seen = torch.arange(segment.stop)
             if view == "chunk":
                 seen = seen[kept[: segment.stop] | (seen >= segment.start)]
-            mask = seen[None, :] <= row_positions[start:stop, None]
+            seen = seen.to(device)
+            mask = seen[None, :] <= rows[start:stop, None]
             groups.append(Group(slice(start, stop), slice(0, segment.stop) if view == "all" else seen, mask))
     return groups

@@ -23,11 +23,17 @@ def plan_budget(layout: PromptLayout, sequence_ratio: float, anchors: Layout) ->
     """Token budget for ``sequence_ratio``, with anchors shrunk until they take half of it at most."""
     num_tokens = int(sequence_ratio * layout.num_chunk_tokens + 1e-6)
     budget = Budget(num_tokens, anchors.initial_tokens, anchors.local_tokens)
-    while budget.initial_tokens + budget.local_tokens and int(anchor_mask(layout, budget).sum()) > num_tokens / 2:
+    while _num_anchors(layout, budget) > num_tokens / 2:
         budget = replace(
             budget, initial_tokens=max(0, budget.initial_tokens - 1), local_tokens=max(0, budget.local_tokens - 1)
         )
     return budget
+
+
+def _num_anchors(layout: PromptLayout, budget: Budget) -> int:
+    """Tokens in :func:`anchor_mask`, counted without looking at the device."""
+    anchors = budget.initial_tokens + budget.local_tokens
+    return sum(min(segment.stop - segment.start, anchors) for segment in layout.chunks)
 
 
 def anchor_mask(layout: PromptLayout, budget: Budget | Layout) -> torch.Tensor:

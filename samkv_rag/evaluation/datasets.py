@@ -1,0 +1,131 @@
+"""Evaluation cases: a question, its right answers and the chunks a retriever brought.
+
+A file holds one JSON object a line: ``id``, ``question``, ``answers`` (any of them is right),
+``chunks`` (each ``title`` and ``text``) and, where known, ``supporting`` (titles of the chunks that hold
+the answer).
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from samkv_rag.exceptions import CaseFileError
+
+_INSTRUCTION = "Answer the question using only the passages. Reply with the short answer only, no explanation."
+
+
+@dataclass(frozen=True)
+class Case:
+    """A question with its chunks."""
+
+    case_id: str
+    question: str
+    answers: tuple[str, ...]
+    chunks: tuple[str, ...]
+    """Texts as they stand in the prompt, titles included."""
+    supporting: frozenset[str] | None
+    """Those of ``chunks`` that hold the answer, where the data says so."""
+
+
+def load_cases(file: Path, limit: int | None = None, seed: int | None = None) -> list[Case]:
+    """Return ``limit`` cases (default all): the first, or with a seed a sample drawn by it.
+
+    A larger limit with the same seed adds cases and drops none.
+
+    Raises:
+        CaseFileError: no such file, no case in it, or a line that is not a case.
+    """
+    cases = list(_read_cases(file))
+    if not cases:
+        raise CaseFileError(f"{file} holds no cases; it must have one JSON object a line")
+    if seed is not None:
+        random.Random(seed).shuffle(cases)
+    return cases[:limit]
+
+
+def build_messages(question: str, texts: Sequence[str]) -> list[dict[str, str]]:
+    """Return the chat messages that put ``question`` to the model over ``texts``."""
+    passages = "\n\n".join(texts)
+    user = f"{_INSTRUCTION}\n\nPassages:\n\n{passages}\n\nQuestion: {question}\nReply with the short answer only."
+    return [{"role": "system", "content": "You are a helpful assistant."}, {"role": "user", "content": user}]
+
+
+def _read_cases(file: Path) -> Iterator[Case]:
+    seen: set[str] = set()
+    for number, line in enumerate(_read_lines(file), start=1):
+        if not line.strip():
+            continue
+        try:
+            case = _as_case(json.loads(line))
+        except (ValueError, _NotACase) as error:
+            raise CaseFileError(f"{file}, line {number}: {error}") from error
+        if case.case_id in seen:
+            raise CaseFileError(f"{file}, line {number}: id {case.case_id!r} was given before; ids must differ")
+        seen.add(case.case_id)
+        yield case
+
+
+def _read_lines(file: Path) -> list[str]:
+    try:
+        return file.read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise CaseFileError(f"{file} cannot be read as UTF-8 text ({error}); give a JSON-lines file") from error
+
+
+class _NotACase(Exception):  # noqa: N818  # caught where file and line are known
+    """What is wrong with a line."""
+
+
+def _as_case(record: Any) -> Case:
+    if not isinstance(record, dict):
+        raise _NotACase("the line is not a JSON object")
+    titled = [(_text(chunk, "title", may_be_empty=True), _text(chunk, "text")) for chunk in _objects(record, "chunks")]
+    texts = tuple(f"{title}: {text}" if title else text for title, text in titled)
+    return Case(
+        case_id=_text(record, "id"),
+        question=_text(record, "question"),
+        answers=tuple(_texts(record, "answers")),
+        chunks=texts,
+        supporting=_supporting(record, [title for title, _ in titled], texts),
+    )
+
+
+def _supporting(record: dict[str, Any], titles: Sequence[str], texts: Sequence[str]) -> frozenset[str] | None:
+    if not record.get("supporting"):
+        return None
+    wanted = set(_texts(record, "supporting"))
+    # A retriever may have missed them all; then there is nothing to keep.
+    return frozenset(text for title, text in zip(titles, texts, strict=True) if title in wanted) or None
+
+
+def _text(record: dict[str, Any], key: str, may_be_empty: bool = False) -> str:
+    value = record.get(key)
+    if not isinstance(value, str) or not (may_be_empty or value.strip()):
+        raise _NotACase(f"{key!r} is {_shown(value)}; it must be a text{'' if may_be_empty else ' that is not empty'}")
+    return value
+
+
+def _texts(record: dict[str, Any], key: str) -> list[str]:
+    values = record.get(key)
+    if not isinstance(values, list) or not values or not all(isinstance(v, str) and v.strip() for v in values):
+        raise _NotACase(f"{key!r} is {_shown(values)}; it must be a list of texts that are not empty")
+    return values
+
+
+def _objects(record: dict[str, Any], key: str) -> list[dict[str, Any]]:
+    values = record.get(key)
+    if not isinstance(values, list) or not values or not all(isinstance(value, dict) for value in values):
+        raise _NotACase(f"{key!r} is {_shown(values)}; it must be a list of objects with 'title' and 'text'")
+    return values
+
+
+def _shown(value: object) -> str:
+    if value is None:
+        return "missing"
+    shown = repr(value)
+    return shown if len(shown) <= 60 else f"{shown[:59]}…"

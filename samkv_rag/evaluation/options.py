@@ -1,0 +1,104 @@
+"""What to evaluate, validated before anything is loaded."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from samkv_rag.config import SamKVConfig
+from samkv_rag.evaluation.compressors import COMPRESSORS
+from samkv_rag.exceptions import ConfigurationError
+from samkv_rag.methods import METHODS
+
+REFERENCE = "full_prefill"
+_WITHOUT_RATIO = (REFERENCE, "naive_reuse")
+# These are given per method, or would let a method fall back to full prefill unseen.
+_NOT_OPTIONS = ("method", "sequence_ratio", "min_chunk_tokens")
+
+
+@dataclass(frozen=True)
+class Task:
+    """One way to answer a case."""
+
+    method: str
+    ratio: float | None
+    """Most of the chunk tokens to keep; None where the method has no such budget."""
+
+
+@dataclass(frozen=True)
+class EvaluationOptions:
+    """Options of :func:`~samkv_rag.evaluation.evaluate`.
+
+    model: hub id, folder or .gguf file.
+    data: case files; their names without extension name the data sets.
+    output_dir: a folder that is new, empty or holds an evaluation to be continued.
+    methods: names in METHODS and COMPRESSORS; full_prefill is always run, for reference.
+    sequence_ratios: every method with a budget runs at each.
+    limit: cases of each file, all by default.
+    seed: draws the cases of a limit (without it they are the first) and seeds the bootstrap.
+    store: folder for the chunks' KV, by default ``kv`` in ``output_dir``.
+    dtype: as of :meth:`SamKVEngine.from_pretrained`.
+    max_new_tokens: most tokens of an answer.
+    engine_options: further options of :class:`SamKVConfig`, the same for every method.
+
+    Raises:
+        ConfigurationError: an option is unknown or out of range.
+    """
+
+    model: str
+    data: Sequence[Path]
+    output_dir: Path
+    methods: Sequence[str] = (SamKVConfig().method,)
+    sequence_ratios: Sequence[float] = (SamKVConfig().sequence_ratio,)
+    limit: int | None = None
+    seed: int | None = None
+    store: Path | None = None
+    dtype: str | None = None
+    max_new_tokens: int = 16
+    engine_options: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        _require_known_methods(self.methods)
+        _require_distinct_names([file.stem for file in self.data])
+        if not self.sequence_ratios or not all(0 < ratio <= 1 for ratio in self.sequence_ratios):
+            raise ConfigurationError(
+                f"sequence_ratio is {list(self.sequence_ratios)}; give numbers above 0 and up to 1"
+            )
+        for name, value in (("limit", self.limit), ("max_new_tokens", self.max_new_tokens)):
+            if value is not None and value < 1:
+                raise ConfigurationError(f"{name} is {value}; it must be at least 1")
+        if self.seed is not None and self.seed < 0:
+            raise ConfigurationError(f"seed is {self.seed}; it must be 0 or more")
+        if refused := sorted(set(_NOT_OPTIONS) & set(self.engine_options)):
+            raise ConfigurationError(f"{refused[0]} cannot be set for all methods; give --methods and --sequence-ratio")
+        self.engine_config()
+
+    def engine_config(self) -> SamKVConfig:
+        """The engine's configuration; method and ratio are given with each prompt."""
+        # Chunks in a given store must carry the summaries that the paper's method reads, if it is to run.
+        method = "samkv" if "samkv" in self.methods else SamKVConfig().method
+        return SamKVConfig(method=method, min_chunk_tokens=0).with_options(**self.engine_options)
+
+    def tasks(self) -> list[Task]:
+        """Every way to answer a case, the reference first."""
+        methods = [REFERENCE, *(method for method in dict.fromkeys(self.methods) if method != REFERENCE)]
+        return [Task(method, ratio) for method in methods for ratio in self._ratios_of(method)]
+
+    def _ratios_of(self, method: str) -> list[float | None]:
+        return [None] if method in _WITHOUT_RATIO else list(dict.fromkeys(self.sequence_ratios))
+
+
+def _require_known_methods(methods: Sequence[str]) -> None:
+    known = [*METHODS, *COMPRESSORS]
+    if unknown := [method for method in methods if method not in known]:
+        raise ConfigurationError(f"unknown method {', '.join(unknown)}; known are {', '.join(sorted(known))}")
+
+
+def _require_distinct_names(names: Sequence[str]) -> None:
+    if not names:
+        raise ConfigurationError("no data; give one or more case files")
+    if twice := [name for name, count in Counter(names).items() if count > 1]:
+        raise ConfigurationError(f"two data files are named {twice[0]!r}; rename one, the name tells them apart")

@@ -1,0 +1,33 @@
+"""Answer scores with SQuAD's normalisation (Rajpurkar et al. 2016, arXiv 1606.05250, section 6.1)."""
+
+from __future__ import annotations
+
+import re
+import string
+from collections import Counter
+from collections.abc import Sequence
+
+_ARTICLES = re.compile(r"\b(a|an|the)\b")
+_PUNCTUATION = str.maketrans("", "", string.punctuation)
+
+
+def normalise(text: str) -> str:
+    """Lower-case, without punctuation, articles and superfluous white space."""
+    return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
+
+
+def exact_match(prediction: str, answers: Sequence[str]) -> float:
+    """1 if the prediction is one of the answers once both are normalised, else 0."""
+    return float(any(normalise(prediction) == normalise(answer) for answer in answers))
+
+
+def f1(prediction: str, answers: Sequence[str]) -> float:
+    """Best F1 of the words over the answers, in [0, 1]."""
+    return max(_word_f1(normalise(prediction).split(), normalise(answer).split()) for answer in answers)
+
+
+def _word_f1(predicted: list[str], expected: list[str]) -> float:
+    if not predicted or not expected:
+        return float(predicted == expected)
+    num_common = sum((Counter(predicted) & Counter(expected)).values())
+    return 2 * num_common / (len(predicted) + len(expected))

@@ -1,0 +1,38 @@
+"""Made-up cases, and what an evaluation wrote about them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import tiny
+
+TIMES = {"ttft_s_median", "ttft_ratio_median", "phase_s_median", "ttft_s", "total_s", "phase_s"}
+
+
+def write_cases(file: Path, **keys: Any) -> Path:
+    lines = []
+    for number in range(3):
+        chunks = [{"title": f"Record {i}", "text": tiny.text(10 * number + i, num_words=30)} for i in range(3)]
+        case = {
+            "id": f"case-{number}",
+            "question": "Which tide?",
+            "answers": ["seven winters", "ebb"],
+            "chunks": chunks,
+        }
+        lines.append(json.dumps(case | keys) + "\n")
+    file.write_text("".join(lines))
+    return file
+
+
+def lines_of(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]
+
+
+def without_times(record: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in record.items() if name not in TIMES}
+
+
+def runs_without_times(folder: Path) -> list[dict[str, Any]]:
+    return [without_times(run) for run in json.loads((folder / "metrics.json").read_text())["runs"]]

@@ -1,0 +1,190 @@
+"""On CUDA the host runs ahead of the device: nothing done once a layer may make it wait.
+
+Two stand-ins for a GPU: operations that read values back are counted as a CPU runs them, and the
+layers are run on the meta device, whose tensors have no values that could be read.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import is_dataclass, replace
+from typing import Any
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import tiny
+from samkv_rag import SamKVConfig
+from samkv_rag.chunk_cache import ChunkCache, Layout
+from samkv_rag.ingestion.encoder import encode
+from samkv_rag.methods import METHODS, Clock
+from samkv_rag.model.decoder import CausalPass, Decoder
+from samkv_rag.model.kv_buffer import KVBuffer
+from samkv_rag.sparse.forward import PlannedPass
+from samkv_rag.sparse.layout import PromptLayout, Segment
+from samkv_rag.sparse.plan import Source, make_plan
+from samkv_rag.sparse.scouting import AttentionScores
+from samkv_rag.sparse.selection import Budget, _num_anchors, anchor_mask
+
+CPU, META = torch.device("cpu"), torch.device("meta")
+READ_BACK = {
+    "_local_scalar_dense", "equal", "is_nonzero", "item", "masked_select", "nonzero", "unique_consecutive", "_unique2",
+}  # fmt: skip
+
+
+class ReadBacks(TorchDispatchMode):
+    """Counts operations whose result, on CUDA, the host must wait for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        if name in READ_BACK or (name in ("index", "index_put", "index_put_") and any(map(_is_mask, args[1]))):
+            self.counts[name] += 1
+        return func(*args, **(kwargs or {}))
+
+
+def _is_mask(index: torch.Tensor | None) -> bool:
+    """A boolean index is turned into positions, and their number is read back."""
+    return index is not None and index.dtype == torch.bool
+
+
+def decoder_of(num_layers: int) -> Decoder:
+    return Decoder(tiny.model(num_hidden_layers=num_layers))
+
+
+def layout_of(decoder: Decoder, num_chunks: int = 3, resume_layer: int = 1) -> PromptLayout:
+    """A prefix, chunks with a token of text between them, a question."""
+    ids = torch.arange(64).view(1, 64)
+    summary = Layout(4, 4, 16, resume_layer)
+    prefix = encode(decoder, [[1, 2, 3]], Layout(0, 1, 3), "")[0]
+    segments = [Segment("prefix", prefix.token_ids, 0, prefix)]
+    for number in range(num_chunks):
+        chunk = encode(decoder, (ids + number).tolist(), summary, "")[0]
+        segments.append(Segment("chunk", chunk.token_ids, segments[-1].stop, chunk, chunk_key=str(number)))
+        segments.append(Segment("text", torch.tensor([9]), segments[-1].stop))
+    segments.append(Segment("text", torch.arange(10, 22), segments[-1].stop))
+    return PromptLayout(segments, CPU)
+
+
+def read_backs(num_layers: int, **options: Any) -> Counter[str]:
+    """Of a whole prefill; the same resume layer for every depth, so that the same steps are taken."""
+    config = SamKVConfig(**({"resume_layer": 1} | options))
+    decoder = decoder_of(num_layers)
+    layout = layout_of(decoder)
+    with torch.inference_mode(), ReadBacks() as found:
+        METHODS[config.method].prefill(decoder, layout, config, KVBuffer(num_layers), Clock())
+    return found.counts
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"recompute_view": "all"},
+        {"recompute_view": "chunk"},
+        {"resume_layer": 0},
+        {"update": "fusion", "resume_layer": 0},
+        {"method": "samkv"},
+        {"method": "naive_reuse"},
+        {"method": "cacheblend"},
+        {"method": "epic"},
+    ],
+    ids=str,
+)
+def test_a_deeper_model_reads_no_more_back(options: dict[str, Any]) -> None:
+    shallow = read_backs(4, **options)
+    assert read_backs(8, **options) == shallow
+    assert sum(shallow.values()) > 0, "nothing was counted at all"
+
+
+def test_what_reads_back_at_every_layer_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The counter itself, against a pass that looks at a value once a layer."""
+    attend = PlannedPass.__call__
+
+    def look(self: PlannedPass, layer: int, query: torch.Tensor, *rest: Any) -> torch.Tensor:
+        assert not bool(query.isnan().any())
+        return attend(self, layer, query, *rest)
+
+    monkeypatch.setattr(PlannedPass, "__call__", look)
+    assert read_backs(8) != read_backs(4)
+
+
+@pytest.mark.parametrize("num_chunks", [2, 9])
+def test_a_plan_reads_back_a_few_times_however_many_chunks(num_chunks: int) -> None:
+    decoder = decoder_of(2)
+    layout = layout_of(decoder, num_chunks)
+    kept = torch.arange(layout.num_tokens) % 3 == 0
+    with ReadBacks() as found:
+        make_plan(layout, kept | layout.is_text, kept & layout.is_chunk)
+    assert sum(found.counts.values()) <= 8
+
+
+@pytest.mark.parametrize("lengths", [(0, 1), (3, 2), (4, 4), (40, 40), (0, 0)])
+def test_anchors_are_counted_without_their_mask(lengths: tuple[int, int]) -> None:
+    budget = Budget(0, *lengths)
+    layout = layout_of(decoder_of(2))
+    assert _num_anchors(layout, budget) == int(anchor_mask(layout, budget).sum())
+
+
+# -- the meta device -----------------------------------------------------------------------------
+
+
+def on_meta(thing: Any) -> Any:
+    """``thing`` with its tensors on the meta device; chunk caches, and indices into them, stay on the host."""
+    if isinstance(thing, torch.Tensor):
+        return thing.to(META)
+    if isinstance(thing, list):
+        return [on_meta(part) for part in thing]
+    if isinstance(thing, Source):
+        return replace(thing, columns=on_meta(thing.columns))
+    if is_dataclass(thing) and not isinstance(thing, (type, ChunkCache)):
+        return replace(thing, **{name: on_meta(value) for name, value in vars(thing).items()})
+    if isinstance(thing, (PlannedPass, AttentionScores)):
+        for name, value in vars(thing).items():
+            setattr(thing, name, on_meta(value))
+    return thing
+
+
+@pytest.mark.parametrize("view", ["kept", "chunk", "all"])
+@pytest.mark.parametrize("theta", [None, 0.5])
+def test_recomputing_a_layer_reads_nothing_back(view: Any, theta: float | None) -> None:
+    decoder = decoder_of(2)
+    layout = layout_of(decoder)
+    kept = (torch.arange(layout.num_tokens) % 3 == 0) | layout.is_text
+    plan = make_plan(layout, kept, kept & layout.is_chunk, view, reads_recomputed=theta is not None)
+    attend = on_meta(PlannedPass(decoder, plan, KVBuffer(2), fusion_theta=theta))
+    run_on_meta(attend, plan.row_positions)
+
+
+def test_scouting_a_layer_reads_nothing_back() -> None:
+    decoder = decoder_of(2)
+    layout = layout_of(decoder)
+    plan = make_plan(layout, kept=torch.ones_like(layout.is_text))
+    scores = AttentionScores(decoder, layout, plan.row_positions, SamKVConfig())
+    run_on_meta(on_meta(PlannedPass(decoder, plan, observer=scores)), plan.row_positions)
+    assert scores.scores.device == META
+
+
+def test_decoding_a_token_reads_nothing_back() -> None:
+    buffer = KVBuffer(2)
+    for num_tokens in (5, 1):
+        run_on_meta(CausalPass(buffer), torch.arange(num_tokens))
+    assert buffer.cache_length == 6
+
+
+def test_a_value_cannot_be_read_from_the_meta_device() -> None:
+    """What the three tests above rest on."""
+    for read in (torch.Tensor.tolist, torch.Tensor.cpu, torch.Tensor.nonzero, torch.Tensor.item, bool):
+        with pytest.raises((NotImplementedError, RuntimeError)):
+            read(torch.zeros(1, device=META))
+
+
+@torch.inference_mode()
+def run_on_meta(attend: Any, row_positions: torch.Tensor) -> None:
+    decoder = Decoder(tiny.model(num_hidden_layers=2).to(META))
+    hidden = decoder.embed(torch.zeros(1, len(row_positions), dtype=torch.int64))
+    assert decoder.logits(decoder.run_layers(hidden, row_positions, attend)).device == META
