@@ -24,6 +24,7 @@ from samkv_rag.model.kv_buffer import KVBuffer
 from samkv_rag.sparse.forward import PlannedPass
 from samkv_rag.sparse.layout import PromptLayout, Segment
 from samkv_rag.sparse.plan import Source, make_plan
+from samkv_rag.sparse.reading import LayerReader
 from samkv_rag.sparse.scouting import AttentionScores
 from samkv_rag.sparse.selection import Budget, _num_anchors, anchor_mask
 
@@ -134,13 +135,16 @@ def test_anchors_are_counted_without_their_mask(lengths: tuple[int, int]) -> Non
 
 
 def on_meta(thing: Any) -> Any:
-    """``thing`` with its tensors on the meta device; chunk caches, and indices into them, stay on the host."""
+    """``thing`` with its tensors on the meta device; sources are read on the host."""
     if isinstance(thing, torch.Tensor):
         return thing.to(META)
     if isinstance(thing, list):
         return [on_meta(part) for part in thing]
     if isinstance(thing, Source):
-        return replace(thing, columns=on_meta(thing.columns))
+        return thing
+    if isinstance(thing, LayerReader):
+        thing._device, thing._turn = META, on_meta(thing._turn)
+        return thing
     if is_dataclass(thing) and not isinstance(thing, (type, ChunkCache)):
         return replace(thing, **{name: on_meta(value) for name, value in vars(thing).items()})
     if isinstance(thing, (PlannedPass, AttentionScores)):

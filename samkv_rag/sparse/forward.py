@@ -11,6 +11,7 @@ from samkv_rag.model.decoder import Decoder
 from samkv_rag.model.kv_buffer import KVBuffer
 from samkv_rag.sparse.fusion import fuse
 from samkv_rag.sparse.plan import Plan
+from samkv_rag.sparse.reading import LayerReader
 
 
 class Observer(Protocol):
@@ -41,12 +42,7 @@ class PlannedPass:
         self._fusion_theta = fusion_theta
         # Additive masks, made once: SDPA would turn a boolean one into this at every layer.
         self._masks = [_additive(group.mask, decoder.dtype) for group in plan.groups]
-        self._turn = decoder.turn_by(plan.turn_offsets)
-        # Nothing is turned where the prompt's beginning alone is read: it stands where it was computed.
-        self._turns = any(bool(plan.turn_offsets[source.columns].any()) for source in plan.sources)
-        shape = (1, decoder.num_kv_heads, len(plan.positions), decoder.head_dim)
-        # Zeros, not empty: stray NaNs behind a mask would still spread through attention's values.
-        self._keys, self._values = (torch.zeros(shape, dtype=decoder.dtype, device=decoder.device) for _ in range(2))
+        self._read_cached = LayerReader(decoder, plan)
 
     def __call__(
         self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float
@@ -66,7 +62,7 @@ class PlannedPass:
         self._keep(layer, *self._assemble(layer, key, value))
 
     def _assemble(self, layer: int, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        keys, values = self._load_cached(layer)
+        keys, values = self._read_cached(layer)
         self._write_computed(keys, values, key, value)
         return keys, values
 
@@ -78,16 +74,6 @@ class PlannedPass:
         if self._buffer is not None:
             self._buffer.append(layer, keys, values)
         return keys, values
-
-    def _load_cached(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Read a layer of all sources into their columns and turn the keys to their positions."""
-        for source in self._plan.sources:
-            keys, values = source.reader.layer(layer)
-            if source.tokens is not None:
-                keys, values = keys.index_select(1, source.tokens), values.index_select(1, source.tokens)
-            self._keys[0, :, source.columns] = keys.to(self._keys.device, non_blocking=True)
-            self._values[0, :, source.columns] = values.to(self._values.device, non_blocking=True)
-        return (self._turn(self._keys) if self._turns else self._keys), self._values
 
     def _write_computed(self, keys: torch.Tensor, values: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> None:
         columns = self._plan.row_columns

@@ -18,8 +18,9 @@ class Source:
 
     reader: ChunkReader
     columns: slice | torch.Tensor
+    """On the host, where caches are read."""
     tokens: torch.Tensor | None
-    """Which of the segment's tokens, on the host, where caches are read; None: all."""
+    """Which of the segment's tokens, on the host too; None: all."""
     offset: int
     """How far its keys are turned."""
 
@@ -99,7 +100,7 @@ def _positions(mask: torch.Tensor) -> torch.Tensor:
 def _sources(layout: PromptLayout, wanted: torch.Tensor, column_of: torch.Tensor) -> list[Source]:
     """What is read of every cached segment; ``wanted`` and ``column_of`` ``[tokens]`` are on the host."""
     positions = _positions(wanted)
-    columns = column_of[positions].to(layout.device)
+    columns = column_of[positions]
     sources = []
     for segment, (first, last) in zip(layout.cached, _ranges(positions, layout.cached), strict=True):
         if segment.reader is None or first == last:
