@@ -29,11 +29,14 @@ class SamKVConfig:
         min_chunk_tokens: a prompt with fewer chunk tokens takes full prefill, which is as fast.
 
     Selection
-        initial_tokens, local_tokens: a chunk's first and last tokens, always kept (its anchors).
-        block_tokens: tokens selected together.
-        block_top_tokens: (scout) a block's score is the mean of its highest token scores.
+        initial_tokens: a chunk's first tokens, always kept (its anchors).
+        span_tokens: (scout) tokens selected together.
+        span_top_tokens: (scout) a span's score is the mean of its highest token scores.
         score_layers: (scout) share of the depth whose attention counts, from and to, in [0, 1].
-        emphasis_tokens, emphasis_weight: (scout) how many last prompt tokens weigh how much more.
+        emphasis_tokens, emphasis_weight: (scout) the attention of so many last prompt tokens weighs so
+            many times what that of all others does.
+        local_tokens: (samkv) a chunk's last tokens, always kept too; their mean query speaks for it.
+        block_tokens: (samkv) tokens summarised at ingestion and selected together.
         stable_layers: (samkv) how many last layers select.
         personalization: (samkv) add the other chunks' local queries to the question's.
         dynamic_share: (samkv) share kept from the scores, within the budget; else the budget.
@@ -57,12 +60,13 @@ class SamKVConfig:
     min_chunk_tokens: int = 256
 
     initial_tokens: int = 4
+    span_tokens: int = 4
+    span_top_tokens: int = 2
+    score_layers: tuple[float, float] = (0.5, 1.0)
+    emphasis_tokens: int = 5
+    emphasis_weight: float = 3.0
     local_tokens: int = 4
     block_tokens: int = 16
-    block_top_tokens: int = 4
-    score_layers: tuple[float, float] = (0.5, 1.0)
-    emphasis_tokens: int = 8
-    emphasis_weight: float = 3.0
     stable_layers: int = 4
     personalization: bool = True
     dynamic_share: bool = True
@@ -137,7 +141,8 @@ _INTEGERS_FROM = {
     "initial_tokens": 0,
     "local_tokens": 1,
     "block_tokens": 1,
-    "block_top_tokens": 1,
+    "span_tokens": 1,
+    "span_top_tokens": 1,
     "emphasis_tokens": 0,
     "stable_layers": 1,
     "resume_layer": 0,

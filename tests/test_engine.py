@@ -113,13 +113,16 @@ def test_scouting_uses_the_budget_it_has(engine: SamKVEngine) -> None:
     assert metrics.sequence_ratio > 0.3 - 1 / metrics.chunk_tokens
 
 
-def test_anchors_are_kept_and_shrink_with_the_budget(engine: SamKVEngine) -> None:
+@pytest.mark.parametrize(("method", "num_last"), [("scout", 0), ("samkv", 4)])
+def test_anchors_are_kept_and_shrink_with_the_budget(make_engine: MakeEngine, method: str, num_last: int) -> None:
+    engine = make_engine(method=method)
+    engine.add_chunks(CHUNKS)
     result = engine.generate(PROMPT, max_new_tokens=1, sequence_ratio=0.3)
     for chunk in result.chunks:
-        assert {0, 1, 2, 3, *range(chunk.num_tokens - 4, chunk.num_tokens)} <= set(chunk.kept_tokens)
-    assert result.metrics.notes == ()
-    tight = engine.generate(PROMPT, max_new_tokens=1, sequence_ratio=0.03).metrics
-    assert "anchors shrunk from 4+4 to" in tight.notes[0]
+        assert {0, 1, 2, 3, *range(chunk.num_tokens - num_last, chunk.num_tokens)} <= set(chunk.kept_tokens)
+    assert result.metrics.diagnostics == ()
+    tight = engine.generate(PROMPT, max_new_tokens=1, sequence_ratio=0.02).metrics
+    assert f"anchors shrunk from 4+{num_last} to" in tight.diagnostics[0].message
 
 
 def test_streamed_equals_not_streamed(engine: SamKVEngine) -> None:

@@ -159,7 +159,8 @@ def test_scouting_scores_are_the_questions_attention(make_engine: Callable[..., 
     with torch.inference_mode():
         found, _ = scout(engine.decoder, layout, engine.config)
         attention = model(layout.token_ids[None], attention_mask=mask, output_attentions=True).attentions
-    weights = torch.ones(layout.tail.stop - layout.tail.start)
-    weights[-3:] = 2.0
+    num_rows = layout.tail.stop - layout.tail.start
+    weights = torch.full((num_rows,), 1 / (num_rows - 3))
+    weights[-3:] = 2.0 / 3
     expected = sum(weights @ layer[0, :, layout.tail] for layer in attention[2:]).sum(0)  # type: ignore[union-attr, misc]
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)

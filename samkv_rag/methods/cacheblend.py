@@ -62,7 +62,7 @@ def run_to_check_layer(decoder: Decoder, layout: PromptLayout, buffer: KVBuffer)
     position_ids = torch.arange(layout.num_tokens, device=layout.device)
     hidden = decoder.embed(layout.token_ids[None])
     hidden = decoder.run_layers(hidden, position_ids, CausalPass(buffer), range(CHECK_LAYER))
-    return hidden, _project(decoder, hidden, position_ids)
+    return hidden, decoder.project(hidden, position_ids, CHECK_LAYER)
 
 
 def deviations(decoder: Decoder, layout: PromptLayout, fresh: _KV) -> torch.Tensor:
@@ -105,29 +105,7 @@ class FreshPass:
         for group in self._plan.groups:
             seen = slice(None) if group.columns is None else group.columns
             rows = query[:, :, group.rows]
-            output[:, :, group.rows] = attention(rows, keys[:, :, seen], values[:, :, seen], scaling, group.mask)
+            output[:, :, group.rows] = attention(
+                rows, keys[:, :, seen], values[:, :, seen], scaling, group.mask, group.mask is None
+            )
         return output
-
-
-class _Projected(Exception):  # noqa: N818
-    """Leaves a decoder layer with its keys and values, before attention."""
-
-    def __init__(self, key: torch.Tensor, value: torch.Tensor) -> None:
-        self.kv = key, value
-
-
-def _project(decoder: Decoder, hidden: torch.Tensor, position_ids: torch.Tensor) -> _KV:
-    """Keys and values of ``hidden`` ``[1, tokens, hidden]`` at the check layer, after RoPE.
-
-    Families norm, project and rotate differently; leaving the layer half way serves them all, and
-    spares its attention and feed-forward part, which most tokens do not need.
-    """
-
-    def leave(layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float) -> torch.Tensor:
-        raise _Projected(key, value)
-
-    try:
-        decoder.run_layers(hidden, position_ids, leave, [CHECK_LAYER])
-    except _Projected as projected:
-        return projected.kv
-    raise AssertionError("a decoder layer without attention")

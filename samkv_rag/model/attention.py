@@ -12,7 +12,7 @@ from importlib import import_module
 from typing import Any, Protocol
 
 import torch
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import pad, scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
@@ -75,9 +75,11 @@ def attention(
         states = (state.transpose(1, 2) for state in (query, key, value))
         output: torch.Tensor = flash(*states, softmax_scale=scaling, causal=is_causal)
         return output.transpose(1, 2)
-    if is_causal and query.shape[2] != key.shape[2]:
-        # SDPA's own causal mask takes the queries as the first of the keys.
-        mask, is_causal = _continuing(query.shape[2], key.shape[2], query.device), False
+    num_queries, num_keys = query.shape[2], key.shape[2]
+    if is_causal and num_queries != num_keys:
+        if num_queries > _FEW_QUERIES and num_keys <= 2 * num_queries:
+            return _continuing_attention(query, key, value, scaling)
+        mask, is_causal = _continuing(num_queries, num_keys, query.device), False
     # On CUDA, SDPA's flash kernel takes no mask and its memory-efficient one no grouped heads.
     if not is_causal and query.shape[2] <= _FEW_QUERIES and (mask is not None or not query.is_cuda):
         return _few_queries_attention(query, key, value, scaling, mask)
@@ -110,6 +112,16 @@ def _few_queries_attention(
     folded_mask = None if mask is None else mask.repeat(query.shape[1] // key.shape[1], 1)
     output = scaled_dot_product_attention(rows, key, value, attn_mask=folded_mask, scale=scaling)
     return output.reshape(query.shape)  # not a view: on CUDA, kernels return heads and tokens in another order
+
+
+def _continuing_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float) -> torch.Tensor:
+    """Causal attention of the last tokens of the keys, without a mask, of which SDPA would compute both halves.
+
+    SDPA takes the queries as the first of the keys; queries of zeros put in front move them to the end.
+    """
+    num_before = key.shape[2] - query.shape[2]
+    output = attention(pad(query, (0, 0, num_before, 0)), key, value, scaling, is_causal=True)
+    return output[:, :, num_before:]
 
 
 def _continuing(num_queries: int, num_keys: int, device: torch.device) -> torch.Tensor:

@@ -80,6 +80,20 @@ class Decoder:
             hidden = output[0] if isinstance(output, tuple) else output
         return hidden
 
+    def project(
+        self, hidden: torch.Tensor, position_ids: torch.Tensor, layer: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values, ``[batch, kv_heads, tokens, head_dim]``, of ``hidden`` entering ``layer``, after RoPE.
+
+        Families norm, project and rotate differently; leaving the layer half way serves them all, and
+        spares its attention and feed-forward part.
+        """
+        try:
+            self.run_layers(hidden, position_ids, _leave, [layer])
+        except _ProjectedError as projected:
+            return projected.key, projected.value
+        raise AssertionError("a decoder layer without attention")
+
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Last layer's hidden states ``[batch, tokens, hidden]`` to logits ``[batch, tokens, vocab]``."""
         logits: torch.Tensor = self._head(self._base.norm(hidden))
@@ -105,3 +119,14 @@ class CausalPass:
     ) -> torch.Tensor:
         keys, values = self._buffer.append(layer, key, value)
         return attention(query, keys, values, scaling, is_causal=query.shape[2] > 1)
+
+
+class _ProjectedError(Exception):
+    """Leaves a decoder layer with its keys and values, before attention."""
+
+    def __init__(self, key: torch.Tensor, value: torch.Tensor) -> None:
+        self.key, self.value = key, value
+
+
+def _leave(layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float) -> torch.Tensor:
+    raise _ProjectedError(key, value)

@@ -54,7 +54,7 @@ class PlannedPass:
         output = torch.empty_like(query)
         for group, mask in zip(self._plan.groups, self._masks, strict=True):
             seen = (kept_keys, kept_values) if group.columns is None else _columns(group.columns, keys, values)
-            output[:, :, group.rows] = attention(query[:, :, group.rows], *seen, scaling, mask)
+            output[:, :, group.rows] = attention(query[:, :, group.rows], *seen, scaling, mask, is_causal=mask is None)
         return output
 
     def keep(self, layer: int, key: torch.Tensor, value: torch.Tensor) -> None:
@@ -90,5 +90,7 @@ def _columns(
     return keys[:, :, columns], values[:, :, columns]
 
 
-def _additive(mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+def _additive(mask: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor | None:
+    if mask is None:
+        return None
     return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, -torch.inf)

@@ -32,8 +32,8 @@ class Group:
     rows: slice | torch.Tensor
     columns: slice | torch.Tensor | None
     """What they may see; None: the kept columns."""
-    mask: torch.Tensor
-    """``[rows, columns seen]``, True where seen."""
+    mask: torch.Tensor | None
+    """``[rows, columns seen]``, True where seen; None: the rows are the last of the columns, causally."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +80,10 @@ def make_plan(
     positions, row_positions = _positions(present).to(layout.device), _positions(computed)
     rows = row_positions.to(layout.device)
     wanted = present if wide or reads_recomputed else present & ~computed
+    if wide:
+        groups = _wide_groups(layout, kept, is_text, row_positions, view)
+    else:
+        groups = [_narrow(layout, present, row_positions)]
     return Plan(
         positions=positions,
         turn_offsets=layout.turn_offsets[positions],
@@ -88,7 +92,7 @@ def make_plan(
         row_is_chunk=layout.is_chunk[rows],
         kept_columns=column_of[_positions(kept)].to(layout.device) if wide else None,
         sources=_sources(layout, wanted, column_of),
-        groups=_wide_groups(layout, kept, is_text, row_positions, view) if wide else [_narrow(positions, rows)],
+        groups=groups,
     )
 
 
@@ -120,9 +124,13 @@ def _ranges(positions: torch.Tensor, segments: Sequence[Segment]) -> list[tuple[
     return [(first, last) for first, last in torch.searchsorted(positions, bounds.view(-1, 2)).tolist()]
 
 
-def _narrow(seen_positions: torch.Tensor, row_positions: torch.Tensor) -> Group:
-    mask = seen_positions[None, :] <= row_positions[:, None]
-    return Group(slice(0, len(row_positions)), None, mask)
+def _narrow(layout: PromptLayout, present: torch.Tensor, row_positions: torch.Tensor) -> Group:
+    """All rows, which see every column before them; ``present`` ``[tokens]`` and the rows are on the host."""
+    seen, everything = _positions(present), slice(0, len(row_positions))
+    if torch.equal(seen[len(seen) - len(row_positions) :], row_positions):
+        return Group(everything, None, None)
+    mask = seen.to(layout.device)[None, :] <= row_positions.to(layout.device)[:, None]
+    return Group(everything, None, mask)
 
 
 def _wide_groups(

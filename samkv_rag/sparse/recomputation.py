@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from samkv_rag.config import SamKVConfig
+from samkv_rag.model.attention import attention
 from samkv_rag.model.decoder import Decoder
 from samkv_rag.model.kv_buffer import KVBuffer
 from samkv_rag.sparse.forward import PlannedPass
@@ -37,8 +38,24 @@ def recompute(
     else:
         hidden = decoder.embed(layout.token_ids[plan.row_positions][None])
     attend = PlannedPass(decoder, plan, buffer, fusion_theta=theta)
-    hidden = decoder.run_layers(hidden, plan.row_positions, attend, range(resume_layer, decoder.num_layers))
-    return hidden[:, -1:]
+    last_layer = decoder.num_layers - 1
+    hidden = decoder.run_layers(hidden, plan.row_positions, attend, range(resume_layer, last_layer))
+    return _run_last_layer(decoder, hidden, plan, attend, buffer)
+
+
+def _run_last_layer(
+    decoder: Decoder, hidden: torch.Tensor, plan: Plan, attend: PlannedPass, buffer: KVBuffer
+) -> torch.Tensor:
+    """Run the prompt's last token, which sees all that is kept; of the other rows only KV is needed."""
+    last_layer = decoder.num_layers - 1
+    attend.keep(last_layer, *decoder.project(hidden, plan.row_positions, last_layer))
+
+    def attend_to_kept(
+        layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float
+    ) -> torch.Tensor:
+        return attention(query, *buffer.layer(layer), scaling)
+
+    return decoder.run_layers(hidden[:, -1:], plan.row_positions[-1:], attend_to_kept, [last_layer])
 
 
 def _resume(

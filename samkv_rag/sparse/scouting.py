@@ -52,8 +52,7 @@ class AttentionScores:
         self._tail = layout.tail
         future = torch.ones(num_rows, num_tail, dtype=torch.bool, device=layout.device)
         self._future = future.triu(1 + num_tail - num_rows)
-        self._weights = torch.ones(num_rows, device=layout.device)
-        self._weights[max(0, num_rows - config.emphasis_tokens) :] = config.emphasis_weight
+        self._weights = _row_weights(num_rows, config).to(layout.device)
 
     def __call__(self, layer: int, query: torch.Tensor, keys: torch.Tensor, scaling: float) -> None:
         """See :class:`~samkv_rag.sparse.forward.Observer`."""
@@ -63,3 +62,16 @@ class AttentionScores:
         logits = torch.unflatten(scoring @ keys[0].transpose(-1, -2), 1, (-1, len(self._weights)))
         logits[..., self._tail].masked_fill_(self._future, -torch.inf)  # [kv_heads, group, rows, columns]
         self.scores += (self._weights.to(logits.dtype) @ logits.softmax(-1)).float().sum((0, 1))
+
+
+def _row_weights(num_rows: int, config: SamKVConfig) -> torch.Tensor:
+    """Weight of each scoring token, ``[rows]``: the emphasised last tokens together weigh
+    ``config.emphasis_weight`` times what the others do together, however long the question is.
+
+    The last tokens, from which the answer is predicted, look for the answer itself; the question's
+    own look for what it talks about. Both are needed: the first find the answer, the others evidence.
+    """
+    num_emphasised = min(config.emphasis_tokens, num_rows)
+    weights = torch.full((num_rows,), 1.0 / max(1, num_rows - num_emphasised))
+    weights[num_rows - num_emphasised :] = config.emphasis_weight / max(1, num_emphasised)
+    return weights
