@@ -60,8 +60,8 @@ class SamKVConfig:
     min_chunk_tokens: int = 256
 
     initial_tokens: int = 4
-    span_tokens: int = 4
-    span_top_tokens: int = 2
+    span_tokens: int = 8
+    span_top_tokens: int = 4
     score_layers: tuple[float, float] = (0.5, 1.0)
     emphasis_tokens: int = 5
     emphasis_weight: float = 3.0

@@ -27,9 +27,10 @@ def slow_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, 
     return logits.softmax(-1) @ values
 
 
-@pytest.mark.parametrize("num_queries", [1, 5, 12])
-def test_causal_attention_takes_the_queries_as_the_last_of_the_keys(num_queries: int) -> None:
-    query, key, value = torch.randn(1, 6, num_queries, 8), torch.randn(1, 2, 12, 8), torch.randn(1, 2, 12, 8)
+@pytest.mark.parametrize(("num_queries", "num_keys"), [(1, 12), (5, 12), (12, 12), (70, 90), (70, 200), (90, 90)])
+def test_causal_attention_takes_the_queries_as_the_last_of_the_keys(num_queries: int, num_keys: int) -> None:
+    query = torch.randn(1, 6, num_queries, 8)
+    key, value = torch.randn(1, 2, num_keys, 8), torch.randn(1, 2, num_keys, 8)
     found = attention(query, key, value, 0.3, is_causal=True)
     torch.testing.assert_close(found, slow_attention(query, key, value, 0.3))
 

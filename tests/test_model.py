@@ -170,3 +170,19 @@ def test_a_second_bos_is_never_added() -> None:
 
 def test_a_tokenizer_without_bos_gets_none() -> None:
     assert PromptTokenizer(tiny.tokenizer()).bos_ids == []
+
+
+@pytest.mark.parametrize("family", sorted(tiny.FAMILIES))
+def test_projecting_gives_what_the_whole_layer_hands_to_attention(family: str) -> None:
+    decoder = Decoder(tiny.model(family))
+    hidden, position_ids, seen = torch.randn(1, 7, decoder.hidden_size), torch.arange(3, 10), []
+
+    def record(layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float) -> torch.Tensor:
+        seen.append((key, value))
+        return torch.zeros_like(query)
+
+    with torch.inference_mode():
+        decoder.run_layers(hidden, position_ids, record, [2])
+        projected = decoder.project(hidden, position_ids, 2)
+    for found, expected in zip(projected, seen[0], strict=True):
+        assert torch.equal(found, expected)
