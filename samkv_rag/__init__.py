@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from samkv_rag.engine import SamKVEngine
     from samkv_rag.exceptions import DamagedChunkWarning, SamKVError
     from samkv_rag.generation import GenerationResult, StreamPiece
-    from samkv_rag.metrics import ChunkUse, GenerationMetrics, IngestionReport
+    from samkv_rag.metrics import ChunkUse, Diagnostic, GenerationMetrics, IngestionReport
     from samkv_rag.store import KVStore, open_store
 
 __version__ = "0.1.0"
@@ -23,6 +23,7 @@ _HOMES = {
     "ChunkCache": "chunk_cache",
     "ChunkUse": "metrics",
     "DamagedChunkWarning": "exceptions",
+    "Diagnostic": "metrics",
     "GenerationMetrics": "metrics",
     "GenerationResult": "generation",
     "IngestionReport": "metrics",
@@ -38,6 +39,7 @@ __all__ = [
     "ChunkCache",
     "ChunkUse",
     "DamagedChunkWarning",
+    "Diagnostic",
     "GenerationMetrics",
     "GenerationResult",
     "IngestionReport",

@@ -13,9 +13,10 @@ from torch.nn.functional import cross_entropy
 from samkv_rag.assembly import PromptAssembler, ReadPrompt
 from samkv_rag.config import SamKVConfig
 from samkv_rag.decoding import AnswerText, Sampling, TokenChooser, decode
+from samkv_rag.diagnostics import excessive_recomputation
 from samkv_rag.exceptions import PromptTooLongError
 from samkv_rag.methods import METHODS, Clock, Prefilled, PrefillMethod
-from samkv_rag.metrics import ChunkUse, GenerationMetrics
+from samkv_rag.metrics import ChunkUse, Diagnostic, GenerationMetrics
 from samkv_rag.model.decoder import CausalPass, Decoder
 from samkv_rag.model.kv_buffer import KVBuffer
 from samkv_rag.model.tokenization import PromptTokenizer
@@ -168,7 +169,7 @@ class Generation:
             decode_tokens_per_s=(completion_tokens - 1) / decode_s if completion_tokens > 1 else 0.0,
             total_s=total_s,
             phase_s=dict(self._clock.phase_s),
-            notes=self._prefilled.notes,
+            diagnostics=(*self._prefilled.diagnostics, *self._excessive_recomputation(missed)),
         )
 
     def chunk_uses(self) -> tuple[ChunkUse, ...]:
@@ -214,6 +215,17 @@ class Generation:
                 f"the prompt has {num_tokens} tokens, the model's context window is {window} and must hold the "
                 "answer too; retrieve fewer or smaller chunks"
             )
+
+    def _excessive_recomputation(self, num_missed: int) -> list[Diagnostic]:
+        """What was computed of the chunks beyond the bound, unless full prefill was asked for."""
+        if not self._layout.chunks or not (self._method.reads_cache or self._fallback_reason):
+            return []
+        computed = self._prefilled.recomputed.clone()
+        for segment in self._layout.chunks:
+            if not segment.hit:
+                computed[segment.span] = True
+        ratio = self._share_of_chunks(computed)
+        return excessive_recomputation(ratio, self._config.sequence_ratio, num_missed, self._fallback_reason)
 
     def _share_of_chunks(self, mask: torch.Tensor) -> float:
         """Chunk tokens in ``mask`` ÷ chunk tokens in the prompt; 1 where there are none."""

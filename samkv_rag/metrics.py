@@ -21,6 +21,16 @@ class ChunkUse:
 
 
 @dataclass(frozen=True)
+class Diagnostic:
+    """Something that makes an answer worse or dearer than was asked for, though it is no error."""
+
+    name: str
+    """One of those in :mod:`samkv_rag.diagnostics`."""
+    message: str
+    """The value, the limit and the remedy, in words."""
+
+
+@dataclass(frozen=True)
 class GenerationMetrics:
     """Figures of one generation. Times in seconds, sizes in bytes.
 
@@ -49,8 +59,8 @@ class GenerationMetrics:
     total_s: float
     phase_s: dict[str, float] = field(default_factory=dict)
     """Seconds of the steps before the first token: recognise, read_missing, prefix, select, recompute."""
-    notes: tuple[str, ...] = ()
-    """What the method did differently from what was asked, in words."""
+    diagnostics: tuple[Diagnostic, ...] = ()
+    """What went otherwise than asked for."""
 
     @property
     def chunks_total(self) -> int:

@@ -15,7 +15,7 @@ PACKAGE = Path(samkv_rag.__file__).parent
 LAYERS = [
     {"exceptions"},
     {"config", "metrics", "prompt"},
-    {"chunk_cache"},
+    {"chunk_cache", "diagnostics"},
     {"store", "model"},
     {"ingestion", "sparse", "decoding"},
     {"methods"},

@@ -60,7 +60,8 @@ def decoder_of(num_layers: int) -> Decoder:
 def layout_of(decoder: Decoder, num_chunks: int = 3, resume_layer: int = 1) -> PromptLayout:
     """A prefix, chunks with a token of text between them, a question."""
     ids = torch.arange(64).view(1, 64)
-    summary = Layout(4, 4, 16, resume_layer)
+    config = SamKVConfig()
+    summary = Layout(config.initial_tokens, config.local_tokens, config.block_tokens, resume_layer)
     prefix = encode(decoder, [[1, 2, 3]], Layout(0, 1, 3), "")[0]
     segments = [Segment("prefix", prefix.token_ids, 0, prefix)]
     for number in range(num_chunks):

@@ -17,6 +17,8 @@ from samkv_rag.generation import GenerationResult
 from samkv_rag.metrics import ChunkUse, GenerationMetrics
 from samkv_rag.prompt import text_digest
 
+CHUNKS_MISSED = "chunks_missed"
+
 
 class Answerer:
     """The same prompt, clock and decoding for every method."""
@@ -111,13 +113,14 @@ def _as_prediction(data: str, case: Case, task: Task, result: GenerationResult, 
         prompt_tokens=metrics.prompt_tokens,
         chunk_tokens=metrics.chunk_tokens,
         supporting_recall=_supporting_recall(case, result.chunks),
-        notes=[*metrics.notes, *_missed(metrics)],
+        diagnostics={diagnostic.name: diagnostic.message for diagnostic in metrics.diagnostics} | _missed(metrics),
     )
 
 
-def _missed(metrics: GenerationMetrics) -> list[str]:
+def _missed(metrics: GenerationMetrics) -> dict[str, str]:
     """All chunks were ingested before; where one was not found, the time to the first token is not what it says."""
-    return [f"{metrics.chunks_missed} chunks were computed on the spot"] if metrics.chunks_missed else []
+    missed = metrics.chunks_missed
+    return {CHUNKS_MISSED: f"{missed} chunks were computed on the spot"} if missed else {}
 
 
 def _supporting_recall(case: Case, chunks: Sequence[ChunkUse]) -> float | None:

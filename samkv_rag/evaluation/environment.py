@@ -31,6 +31,7 @@ def describe_run(options: EvaluationOptions, engine: SamKVEngine) -> dict[str, A
         "seed": options.seed,
         "max_new_tokens": options.max_new_tokens,
         "engine": _common_options(options),
+        "references": [str(options.reference)] if options.reference else [],
         "versions": _versions(),
         "hardware": _hardware(engine),
         "ran_before_on": [],

@@ -40,6 +40,7 @@ class EvaluationOptions:
     limit: cases of each file, all by default.
     seed: draws the cases of a limit (without it they are the first) and seeds the bootstrap.
     store: folder for the chunks' KV, by default ``kv`` in ``output_dir``.
+    reference: folder of another evaluation, from which full prefill's answers are taken over.
     dtype: as of :meth:`SamKVEngine.from_pretrained`.
     max_new_tokens: most tokens of an answer.
     engine_options: further options of :class:`SamKVConfig`, the same for every method.
@@ -56,6 +57,7 @@ class EvaluationOptions:
     limit: int | None = None
     seed: int | None = None
     store: Path | None = None
+    reference: Path | None = None
     dtype: str | None = None
     max_new_tokens: int = 16
     engine_options: Mapping[str, Any] = field(default_factory=dict)

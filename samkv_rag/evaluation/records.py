@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from samkv_rag.exceptions import ConfigurationError, EvaluationError
 
 FORMAT = "samkv-evaluation-1"
 KV_FOLDER = "kv"
+_CONFIG_FILE, _PREDICTIONS_FILE = "config.json", "predictions.jsonl"
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,8 @@ class Prediction:
     prompt_tokens: int
     chunk_tokens: int
     supporting_recall: float | None
-    notes: list[str]
+    diagnostics: dict[str, str]
+    """Names and messages of what went otherwise than asked for."""
 
     @property
     def task(self) -> Task:
@@ -58,8 +60,8 @@ class RunFolder:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._config_file, self._predictions_file = folder / "config.json", folder / "predictions.jsonl"
-        self._earlier = self._read_config()
+        self._predictions_file = folder / _PREDICTIONS_FILE
+        self._earlier = self._read_earlier()
         self._predictions: dict[tuple[str, str, Task], Prediction] = {}
 
     @property
@@ -75,10 +77,17 @@ class RunFolder:
         """
         config = json.loads(json.dumps(config))  # as it will be read again: tuples become lists
         merged = _continued(self._earlier, config) if self._earlier else config
-        self.write_json("config.json", {"format": FORMAT} | merged)
+        self.write_json(_CONFIG_FILE, {"format": FORMAT} | merged)
         if self._earlier:
-            self._predictions = {_key(p): p for p in self._read_predictions()}
+            _cut_half_line(self._predictions_file)
+            self._predictions = {_key(p): p for p in read_predictions(self.folder)}
         return merged
+
+    def adopt(self, predictions: Iterable[Prediction]) -> None:
+        """Keep those of ``predictions``, made elsewhere, that are not there yet."""
+        for prediction in predictions:
+            if _key(prediction) not in self._predictions:
+                self.append(prediction)
 
     def find(self, data: str, case_id: str, task: Task) -> Prediction | None:
         """A prediction made before."""
@@ -101,36 +110,48 @@ class RunFolder:
         temporary.write_text(text, encoding="utf-8")
         temporary.replace(self.folder / name)
 
-    def _read_config(self) -> dict[str, Any] | None:
+    def _read_earlier(self) -> dict[str, Any] | None:
         if self.folder.exists() and not self.folder.is_dir():
             raise ConfigurationError(f"{self.folder} is a file; choose another --output-dir")
         # A run that was killed while it began may have left its store alone.
         if not self.folder.exists() or {path.name for path in self.folder.iterdir()} <= {KV_FOLDER}:
             return None
-        try:
-            config = json.loads(self._config_file.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            config = None
-        if not isinstance(config, dict) or config.get("format") != FORMAT:
+        config = read_config(self.folder)
+        if config is None:
             raise ConfigurationError(f"{self.folder} is not empty and holds no evaluation; choose another --output-dir")
         return config
 
-    def _read_predictions(self) -> Iterable[Prediction]:
-        file = self._predictions_file
-        if not file.exists():
-            return
+
+def read_config(folder: Path) -> dict[str, Any] | None:
+    """Configuration of the evaluation in ``folder``; None where there is none."""
+    try:
+        config = json.loads((folder / _CONFIG_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return config if isinstance(config, dict) and config.get("format") == FORMAT else None
+
+
+def read_predictions(folder: Path) -> Iterator[Prediction]:
+    """Yield the predictions in ``folder``, but for a last line that is still being written.
+
+    Raises:
+        EvaluationError: a line is damaged.
+    """
+    file = folder / _PREDICTIONS_FILE
+    lines = file.read_bytes().split(b"\n")[:-1] if file.exists() else []
+    for number, line in enumerate(lines, start=1):
+        try:
+            yield _as_prediction(json.loads(line))
+        except (ValueError, TypeError) as error:
+            raise EvaluationError(f"{file}, line {number}: {error}; delete the line, it will be run again") from error
+
+
+def _cut_half_line(file: Path) -> None:
+    """Remove a last line in whose middle an earlier run was killed."""
+    if file.exists():
         content = file.read_bytes()
-        whole = content[: content.rfind(b"\n") + 1]
-        if len(whole) < len(content):  # the process was killed while it wrote this line
-            with file.open("r+b") as opened:
-                opened.truncate(len(whole))
-        for number, line in enumerate(whole.decode("utf-8").split("\n")[:-1], start=1):
-            try:
-                yield _as_prediction(json.loads(line))
-            except (ValueError, TypeError) as error:
-                raise EvaluationError(
-                    f"{file}, line {number}: {error}; delete the line, it will be run again"
-                ) from error
+        with file.open("r+b") as opened:
+            opened.truncate(content.rfind(b"\n") + 1)
 
 
 def _as_prediction(record: Any) -> Prediction:
@@ -159,7 +180,7 @@ def _continued(earlier: dict[str, Any], config: dict[str, Any]) -> dict[str, Any
         _require_equal(f"sha256 of data {name}", earlier["data"][name]["sha256"], config["data"][name]["sha256"])
     if config["limit"] is not None and (earlier["limit"] is None or config["limit"] < earlier["limit"]):
         _require_equal("limit", earlier["limit"], config["limit"])
-    joined = {name: _joined(earlier[name], config[name]) for name in ("methods", "sequence_ratios")}
+    joined = {name: _joined(earlier[name], config[name]) for name in ("methods", "sequence_ratios", "references")}
     before = _joined(earlier["ran_before_on"], [_machine(earlier)])
     return (
         config

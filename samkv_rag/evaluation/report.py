@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from samkv_rag.diagnostics import MEANINGS
+from samkv_rag.evaluation.answering import CHUNKS_MISSED
 from samkv_rag.evaluation.plots import MEMORY, QUALITY, TTFT
 from samkv_rag.evaluation.summary import EvaluationMetrics, RunMetrics
 
+_MEANINGS = MEANINGS | {CHUNKS_MISSED: "the store lacked chunks; the time to the first token has their prefill in it"}
 _HEADER = (
     "method", "ratio", "n", "F1", "EM", "gold NLL", "F1 − full, 95%", "NLL − full, 95%",
     "TTFT s", "TTFT ÷ full", "kept", "recomputed", "KV MB", "KV ÷ full", "support kept",
@@ -81,6 +84,7 @@ def _how_measured(config: dict[str, Any]) -> str:
         "for the prompt, in 10⁶ bytes. Support kept: mean share of the tokens of chunks that hold the answer, where "
         "the data names them.",
     ]
+    lines += [f"Full prefill's answers were taken over from {folder}." for folder in config["references"]]
     lines += [f"Part of the answers was made on {_in_words(machine)}." for machine in config["ran_before_on"]]
     return "## How it was measured\n\n" + "\n".join(f"- {line}" for line in lines) + "\n"
 
@@ -99,9 +103,9 @@ def _in_words(machine: dict[str, Any]) -> str:
 
 def _diagnostics(runs: Iterable[RunMetrics]) -> str:
     rows = [
-        f"| {run.data} | {run.method} | {run.sequence_ratio:g} | {kind} | {count} of {run.n} |"
+        f"| {run.data} | {run.method} | {run.sequence_ratio:g} | {name} | {count} of {run.n} | {_MEANINGS[name]} |"
         for run in runs
-        for kind, count in run.diagnostics.items()
+        for name, count in run.diagnostics.items()
     ]
-    table = ["| data | method | ratio | noted (N: a number) | cases |", "| --- | --- | --- | --- | --- |", *rows]
-    return "## Diagnostics\n\n" + ("\n".join(table) if rows else "Nothing was noted.") + "\n"
+    table = ["| data | method | ratio | diagnostic | cases | meaning |", "| --- " * 6 + "|", *rows]
+    return "## Diagnostics\n\n" + ("\n".join(table) if rows else "There were none.") + "\n"

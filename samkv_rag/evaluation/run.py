@@ -15,6 +15,7 @@ from samkv_rag.evaluation.environment import describe_run
 from samkv_rag.evaluation.options import REFERENCE, EvaluationOptions, Task
 from samkv_rag.evaluation.plots import draw_plots, require_matplotlib
 from samkv_rag.evaluation.records import KV_FOLDER, RunFolder
+from samkv_rag.evaluation.reference import read_reference
 from samkv_rag.evaluation.report import write_report
 from samkv_rag.evaluation.summary import EvaluationMetrics, summarise
 
@@ -42,7 +43,10 @@ def evaluate(options: EvaluationOptions) -> EvaluationMetrics:
         config=options.engine_config(),
         dtype=options.dtype,
     )
-    config = folder.start(describe_run(options, engine))
+    config = describe_run(options, engine)
+    adopted = read_reference(options.reference, config) if options.reference else []
+    config = folder.start(config)
+    folder.adopt(adopted)
     engine.add_chunks(chunk for data in data_sets for case in data.cases for chunk in case.chunks)
     answerer = Answerer(engine, options.max_new_tokens)
     for _ in _Run(answerer, folder, options.tasks()).run(data_sets):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -43,7 +42,7 @@ class RunMetrics:
     gold_nll_full: float
     phase_s_median: dict[str, float]
     diagnostics: dict[str, int]
-    """Notes of the method, numbers masked, and in how many cases each was made."""
+    """Name of each that was made, and in how many cases."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +98,7 @@ def _summarise_pairs(data: str, task: Task, pairs: Sequence[tuple[Prediction, Pr
         supporting_recall=fmean(recalls) if recalls else None,
         gold_nll_full=_mean(full, lambda p: p.gold_nll),
         phase_s_median={name: median(p.phase_s.get(name, 0.0) for p in own) for name in _phases(own)},
-        diagnostics=dict(Counter(kind for p in own for kind in sorted({_kind(note) for note in p.notes}))),
+        diagnostics=dict(sorted(Counter(name for p in own for name in p.diagnostics).items())),
     )
 
 
@@ -109,8 +108,3 @@ def _mean(predictions: Sequence[Prediction], figure: Callable[[Prediction], floa
 
 def _phases(predictions: Sequence[Prediction]) -> list[str]:
     return list(dict.fromkeys(name for prediction in predictions for name in prediction.phase_s))
-
-
-def _kind(note: str) -> str:
-    """A note without its numbers, by which like notes are counted."""
-    return re.sub(r"\d+(\.\d+)?", "N", note)

@@ -12,6 +12,7 @@ from typing import ClassVar
 import torch
 
 from samkv_rag.config import SamKVConfig
+from samkv_rag.metrics import Diagnostic
 from samkv_rag.model.decoder import Decoder
 from samkv_rag.model.kv_buffer import KVBuffer
 from samkv_rag.sparse.layout import PromptLayout
@@ -27,8 +28,8 @@ class Prefilled:
     """``[tokens]``, prompt tokens whose KV is in the buffer"""
     recomputed: torch.Tensor
     """``[tokens]``, chunk tokens run through the model for this prompt"""
-    notes: tuple[str, ...] = ()
-    """What was done differently from what the configuration asks."""
+    diagnostics: tuple[Diagnostic, ...] = ()
+    """What the method noticed on its way."""
 
 
 class Clock:

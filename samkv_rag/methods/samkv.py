@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 from samkv_rag.config import SamKVConfig
+from samkv_rag.diagnostics import consensus_failure
 from samkv_rag.methods.sparse import Selected, SparsePrefill
 from samkv_rag.model.decoder import Decoder
 from samkv_rag.sparse.consensus import consensus_blocks
@@ -25,5 +26,7 @@ class SamKV(SparsePrefill):
         """
         anchors = anchor_mask(layout, budget)
         blocks = Blocks(layout, config.initial_tokens, config.local_tokens, config.block_tokens)
-        scores = consensus_blocks(decoder, layout, anchors, config)
-        return Selected(anchors | blocks.best_within(scores, budget.num_tokens - int(anchors.sum())))
+        queries, scores = consensus_blocks(decoder, layout, anchors, config)
+        failure = consensus_failure(queries, scores, config.personalization)
+        kept = anchors | blocks.best_within(scores, budget.num_tokens - int(anchors.sum()))
+        return Selected(kept, diagnostics=tuple(failure))

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from samkv_rag.chunk_cache import Layout
 from samkv_rag.config import SamKVConfig
+from samkv_rag.diagnostics import cache_underflow
 from samkv_rag.methods.base import Clock, Prefilled, PrefillMethod
+from samkv_rag.metrics import Diagnostic
 from samkv_rag.model.decoder import Decoder
 from samkv_rag.model.kv_buffer import KVBuffer
 from samkv_rag.sparse.layout import PromptLayout
@@ -24,10 +26,15 @@ class Selected:
 
     tokens: torch.Tensor
     text_below: TextBelow | None = None
+    diagnostics: tuple[Diagnostic, ...] = ()
 
 
 class SparsePrefill(PrefillMethod):
     """Keeps at most ``config.sequence_ratio`` of the chunk tokens and all other tokens."""
+
+    def anchors(self, config: SamKVConfig) -> Layout:
+        """How many of a chunk's first and last tokens always stay."""
+        return Layout(config.initial_tokens, config.local_tokens, config.block_tokens)
 
     @abstractmethod
     def select(self, decoder: Decoder, layout: PromptLayout, config: SamKVConfig, budget: Budget) -> Selected:
@@ -37,23 +44,24 @@ class SparsePrefill(PrefillMethod):
         self, decoder: Decoder, layout: PromptLayout, config: SamKVConfig, buffer: KVBuffer, clock: Clock
     ) -> Prefilled:
         """See :class:`PrefillMethod`."""
-        notes: list[str] = []
         with clock.phase("select"):
-            selected = self._select(decoder, layout, config, notes)
+            selected = self._select(decoder, layout, config)
         recomputed = selected.tokens if config.recompute else torch.zeros_like(selected.tokens)
         kept = selected.tokens | layout.is_prefix | layout.is_text
         with clock.phase("recompute"):
             hidden = recompute(decoder, layout, kept, recomputed, config, buffer, selected.text_below)
-        return Prefilled(hidden, kept, recomputed, tuple(notes))
+        return Prefilled(hidden, kept, recomputed, selected.diagnostics)
 
-    def _select(self, decoder: Decoder, layout: PromptLayout, config: SamKVConfig, notes: list[str]) -> Selected:
+    def _select(self, decoder: Decoder, layout: PromptLayout, config: SamKVConfig) -> Selected:
         if config.sequence_ratio == 1:
             return Selected(layout.is_chunk)
-        wanted = Layout(config.initial_tokens, config.local_tokens, config.block_tokens)
+        wanted = self.anchors(config)
         budget = plan_budget(layout, config.sequence_ratio, wanted)
-        if (budget.initial_tokens, budget.local_tokens) != (wanted.initial_tokens, wanted.local_tokens):
-            notes.append(
-                f"a budget of {budget.num_tokens} tokens for {len(layout.chunks)} chunks: anchors shrunk from "
-                f"{wanted.initial_tokens}+{wanted.local_tokens} to {budget.initial_tokens}+{budget.local_tokens}"
-            )
-        return self.select(decoder, layout, config, budget)
+        shrunk = cache_underflow(
+            budget.num_tokens,
+            len(layout.chunks),
+            (wanted.initial_tokens, wanted.local_tokens),
+            (budget.initial_tokens, budget.local_tokens),
+        )
+        selected = self.select(decoder, layout, config, budget)
+        return replace(selected, diagnostics=(*shrunk, *selected.diagnostics))

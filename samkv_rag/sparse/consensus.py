@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import torch
 
-from samkv_rag.chunk_cache import Means
+from samkv_rag.chunk_cache import Layout, Means
 from samkv_rag.config import SamKVConfig
+from samkv_rag.exceptions import ConfigurationError
 from samkv_rag.model.decoder import Decoder
 from samkv_rag.sparse.layout import PromptLayout, Segment
 from samkv_rag.sparse.personalization import generic_query, personalise
@@ -17,18 +18,40 @@ from samkv_rag.sparse.selection import dynamic_share
 
 def consensus_blocks(
     decoder: Decoder, layout: PromptLayout, anchors: torch.Tensor, config: SamKVConfig
-) -> torch.Tensor:
-    """Score of every block of every chunk, ``[blocks]``, over the last ``config.stable_layers`` layers.
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Score every block of every chunk over the last ``config.stable_layers`` layers.
 
-    With ``dynamic_share`` the blocks outside a chunk's own share get -inf: they are never kept,
-    whatever the budget. ``anchors`` is a ``[tokens]`` mask.
+    Returns the chunks' queries ``[chunks, layers, heads, head_dim]`` and the scores ``[blocks]``. With
+    ``dynamic_share`` the blocks outside a chunk's own share get -inf: they are never kept, whatever
+    the budget. ``anchors`` is a ``[tokens]`` mask.
+
+    Raises:
+        ConfigurationError: a chunk was summarised otherwise than ``config`` says.
     """
+    _require_own_summaries(layout, config)
     layers = list(range(max(0, decoder.num_layers - config.stable_layers), decoder.num_layers))
     query = generic_query(decoder, layout, anchors, layers)
     means = [_turned(decoder, segment, layers) for segment in layout.chunks]
     local_queries = torch.stack([mean.local_mean_query for mean in means])
     queries = personalise(query, local_queries) if config.personalization else query.expand_as(local_queries)
-    return torch.cat([_chunk_scores(q, mean, config) for q, mean in zip(queries, means, strict=True)])
+    scores = torch.cat([_chunk_scores(q, mean, config) for q, mean in zip(queries, means, strict=True)])
+    return queries, scores
+
+
+def _require_own_summaries(layout: PromptLayout, config: SamKVConfig) -> None:
+    """Refuse chunks whose blocks are not those of ``config``: their means would score other tokens."""
+    wanted = _described(config)
+    for segment in layout.chunks:
+        assert segment.reader is not None
+        if (found := _described(segment.reader.layout)) != wanted:
+            raise ConfigurationError(
+                f"method 'samkv' is asked to select by {wanted}, but the chunk at token {segment.start} was ingested "
+                f"with {found}; ingest it again with an engine whose config has method='samkv', or use method='scout'"
+            )
+
+
+def _described(summary: SamKVConfig | Layout) -> str:
+    return f"anchors {summary.initial_tokens}+{summary.local_tokens} and blocks of {summary.block_tokens} tokens"
 
 
 def _chunk_scores(query: torch.Tensor, means: Means, config: SamKVConfig) -> torch.Tensor:

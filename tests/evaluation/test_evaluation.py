@@ -18,6 +18,7 @@ from samkv_rag.evaluation.compressors import COMPRESSORS, Compressor
 from samkv_rag.evaluation.run import _DataSet, _Run
 from samkv_rag.exceptions import EvaluationError
 from samkv_rag.methods import METHODS
+from samkv_rag.store import DiskStore
 
 SCHEMA = {
     "data", "method", "sequence_ratio", "n", "f1", "em", "gold_nll", "f1_full", "f1_diff_ci95", "gold_nll_diff_ci95",
@@ -91,7 +92,7 @@ def test_a_prediction_is_the_engines_answer(options: Callable[..., EvaluationOpt
     keys = {
         "data", "case", "method", "ratio", "prediction", "f1", "em", "gold_nll", "ttft_s", "total_s", "phase_s",
         "sequence_ratio", "recompute_ratio", "kv_bytes_resident", "kv_bytes_full", "prompt_tokens", "chunk_tokens",
-        "supporting_recall", "notes",
+        "supporting_recall", "diagnostics",
     }  # fmt: skip
     lines = lines_of(tmp_path / "out")
     assert all(set(line) == keys for line in lines)
@@ -101,6 +102,24 @@ def test_a_prediction_is_the_engines_answer(options: Callable[..., EvaluationOpt
         ("case-0", "naive_reuse", None),
     ]
     assert all(line["total_s"] > line["ttft_s"] > 0 for line in lines)
+
+
+def test_diagnostics_are_counted_by_name(
+    options: Callable[..., EvaluationOptions], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    diagnostics = {run.method: run.diagnostics for run in evaluate(options(sequence_ratios=[0.02])).runs}
+    assert diagnostics == {"full_prefill": {}, "naive_reuse": {}, "scout": {"cache_underflow": 3}}
+    report = (tmp_path / "out" / "report.md").read_text()
+    assert "| tides | scout | 0.02 | cache_underflow | 3 of 3 | the budget does not hold" in report
+    line = next(line for line in lines_of(tmp_path / "out") if line["method"] == "scout")
+    assert "a budget of 2 tokens for 3 chunks" in line["diagnostics"]["cache_underflow"]
+
+    monkeypatch.setattr(DiskStore, "open", lambda *_: None)  # as if every chunk were damaged
+    lost = evaluate(options(output_dir=tmp_path / "lost", methods=["naive_reuse"], limit=1)).runs[1]
+    assert lost.diagnostics == {"chunks_missed": 1, "excessive_recomputation": 1}
+    assert (
+        "naive_reuse | 1 | chunks_missed | 1 of 1 | the store lacked" in (tmp_path / "lost" / "report.md").read_text()
+    )
 
 
 def test_every_method_is_warmed_up_once_a_file_and_the_order_rotates(

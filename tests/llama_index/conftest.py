@@ -122,7 +122,7 @@ class FakeEngine:
         unknown = {text.strip() for text in self.hinted if text.strip() in rendered} - self.chunks
         self.chunks |= unknown
         figures: dict[str, Any] = dict.fromkeys(GenerationMetrics.__dataclass_fields__, 0)
-        figures |= {"method": "scout", "fallback_reason": None, "phase_s": {}, "notes": ()}
+        figures |= {"method": "scout", "fallback_reason": None, "phase_s": {}, "diagnostics": ()}
         figures |= {"prompt_tokens": self.count_tokens(rendered), "completion_tokens": num_generated}
         return GenerationMetrics(**figures | {"chunks_hit": hits, "chunks_missed": len(unknown)})
 

@@ -1,0 +1,216 @@
+"""Every signature of failure is provoked, and none is seen where nothing is wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import tiny
+from samkv_rag import GenerationMetrics, SamKVEngine
+from samkv_rag.diagnostics import (
+    CACHE_UNDERFLOW,
+    CONSENSUS_FAILURE,
+    EXCESSIVE_RECOMPUTATION,
+    MEANINGS,
+    consensus_failure,
+    mean_pairwise_cosine,
+)
+from samkv_rag.exceptions import ConfigurationError
+from samkv_rag.methods import METHODS
+
+MakeEngine = Callable[..., SamKVEngine]
+CHUNKS = [tiny.text(seed) for seed in range(4)]
+PROMPT = tiny.rag_prompt(CHUNKS)
+SPARSE = ["scout", "samkv"]
+
+
+def ask(engine: SamKVEngine, prompt: str = PROMPT, **options: Any) -> GenerationMetrics:
+    return engine.generate(prompt, max_new_tokens=1, **({"sequence_ratio": 0.3} | options)).metrics
+
+
+def messages(metrics: GenerationMetrics) -> dict[str, str]:
+    found = {diagnostic.name: diagnostic.message for diagnostic in metrics.diagnostics}
+    assert len(found) == len(metrics.diagnostics), "one name twice"
+    assert set(found) <= set(MEANINGS)
+    return found
+
+
+@pytest.fixture
+def engine_of(make_engine: MakeEngine) -> MakeEngine:
+    """An engine of a method, with the chunks ingested."""
+
+    def make(method: str, **options: Any) -> SamKVEngine:
+        engine = make_engine(method=method, **options)
+        engine.add_chunks(CHUNKS)
+        return engine
+
+    return make
+
+
+@pytest.mark.parametrize("num_chunks", [1, 2, 4])
+@pytest.mark.parametrize("method", METHODS)
+def test_nothing_is_said_where_nothing_is_wrong(engine_of: MakeEngine, method: str, num_chunks: int) -> None:
+    engine = engine_of(method, family="qwen2" if num_chunks == 2 else "llama")
+    assert ask(engine, tiny.rag_prompt(CHUNKS[:num_chunks])).diagnostics == ()
+    assert ask(engine, sequence_ratio=1.0).diagnostics == ()
+
+
+def test_diagnostics_are_plain_values_in_json(engine_of: MakeEngine) -> None:
+    metrics = ask(engine_of("scout"), sequence_ratio=0.001)
+    (diagnostic,) = metrics.to_dict()["diagnostics"]
+    assert diagnostic == {"name": CACHE_UNDERFLOW, "message": metrics.diagnostics[0].message}
+
+
+# -- cache underflow -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", SPARSE)
+def test_anchors_that_the_budget_does_not_hold_are_shrunk_and_it_is_said(engine_of: MakeEngine, method: str) -> None:
+    engine = engine_of(method, initial_tokens=9)
+    metrics = ask(engine, sequence_ratio=0.1)
+    budget = int(0.1 * metrics.chunk_tokens)
+    message = messages(metrics)[CACHE_UNDERFLOW]
+    assert f"a budget of {budget} tokens for 4 chunks: anchors shrunk from 9+" in message
+    assert message.endswith("raise sequence_ratio or retrieve fewer chunks")
+    assert 0 < metrics.sequence_ratio <= 0.1
+    assert CACHE_UNDERFLOW not in messages(ask(engine, sequence_ratio=0.9))
+
+
+@pytest.mark.parametrize("method", SPARSE)
+@pytest.mark.parametrize("initial_tokens", [0, 4])
+def test_a_budget_of_no_token_is_no_error_but_said(engine_of: MakeEngine, method: str, initial_tokens: int) -> None:
+    metrics = ask(engine_of(method, initial_tokens=initial_tokens), sequence_ratio=0.001)
+    assert (metrics.sequence_ratio, metrics.completion_tokens) == (0.0, 1)
+    message = messages(metrics)[CACHE_UNDERFLOW]
+    assert "a budget of 0 tokens for 4 chunks: nothing of the chunks is kept" in message
+    assert message.endswith("raise sequence_ratio")
+
+
+# -- excessive recomputation ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", ["scout", "samkv", "naive_reuse", "cacheblend", "epic"])
+def test_chunks_that_were_not_stored_count_as_recomputed(engine_of: MakeEngine, method: str) -> None:
+    engine = engine_of(method)
+    engine.remove_chunks(CHUNKS[1:3])
+    engine.hint(CHUNKS)
+    metrics = ask(engine)
+    assert metrics.chunks_missed == 2
+    value, _, cause = messages(metrics)[EXCESSIVE_RECOMPUTATION].partition(": ")
+    computed = float(value.split()[0])
+    missed_share = sum(map(engine.count_tokens, CHUNKS[1:3])) / metrics.chunk_tokens
+    assert missed_share - 0.01 < computed <= missed_share + metrics.recompute_ratio + 0.01
+    assert "the bound is 0.3 (sequence_ratio)" in value
+    assert cause == "the store lacked 2 of the prompt's chunks; ingest them beforehand, with add_chunks"
+    assert ask(engine).diagnostics == ()  # they are stored now
+
+
+def test_a_recomputed_token_of_a_chunk_that_was_not_stored_counts_once(engine_of: MakeEngine) -> None:
+    engine = engine_of("scout")
+    engine.remove_chunks(CHUNKS)
+    engine.hint(CHUNKS)
+    assert messages(ask(engine))[EXCESSIVE_RECOMPUTATION].startswith("1.00 of the chunk tokens were computed")
+
+
+def test_few_missed_tokens_within_the_bound_are_not_excessive(engine_of: MakeEngine) -> None:
+    engine = engine_of("naive_reuse")
+    engine.remove_chunks(CHUNKS[:1])
+    engine.hint(CHUNKS)
+    metrics = ask(engine, sequence_ratio=0.5)
+    assert (metrics.chunks_missed, metrics.diagnostics) == (1, ())
+
+
+@pytest.mark.parametrize(
+    ("prompt", "options", "reason"),
+    [
+        (PROMPT, {"min_chunk_tokens": 10_000}, "reuse pays from 10000 (min_chunk_tokens)"),
+        ("Use these passages.\n\n" + CHUNKS[0], {}, "no question follows the last chunk"),
+    ],
+    ids=["few", "no question"],
+)
+def test_a_fallback_to_full_prefill_is_excessive(
+    engine_of: MakeEngine, prompt: str, options: dict[str, Any], reason: str
+) -> None:
+    metrics = ask(engine_of("scout"), prompt, **options)
+    assert metrics.recompute_ratio == 1.0
+    message = messages(metrics)[EXCESSIVE_RECOMPUTATION]
+    assert "full prefill ran: " in message and reason in message
+    assert message.endswith("or lower min_chunk_tokens")
+
+
+def test_a_prompt_without_chunks_recomputes_none(engine_of: MakeEngine) -> None:
+    assert ask(engine_of("scout"), "What does the keeper record?").diagnostics == ()
+
+
+def test_full_prefill_that_was_asked_for_is_not_excessive(engine_of: MakeEngine) -> None:
+    metrics = ask(engine_of("full_prefill"))
+    assert (metrics.recompute_ratio, metrics.diagnostics) == (1.0, ())
+
+
+# -- consensus failure ---------------------------------------------------------------------------
+
+
+def test_queries_of_a_crowd_of_chunks_do_not_tell_them_apart(make_engine: MakeEngine) -> None:
+    """Each gets the mean of all others, which is all but the same for 60 chunks."""
+    engine, crowd = make_engine(method="samkv"), [tiny.text(seed, num_words=30) for seed in range(60)]
+    engine.add_chunks(crowd)
+    message = messages(ask(engine, tiny.rag_prompt(crowd)))[CONSENSUS_FAILURE]
+    assert message.startswith("the personalised queries of 60 chunks have a mean cosine of 0.9999")
+    assert message.endswith("or use method='scout'")
+    assert CONSENSUS_FAILURE not in messages(ask(engine, tiny.rag_prompt(crowd), personalization=False))
+    assert CONSENSUS_FAILURE not in messages(ask(engine, tiny.rag_prompt(crowd), method="scout"))
+    assert CONSENSUS_FAILURE not in messages(ask(engine, tiny.rag_prompt(crowd[:10])))
+
+
+def test_chunks_of_one_block_never_stand_out_from_their_anchors(engine_of: MakeEngine) -> None:
+    engine = engine_of("samkv", block_tokens=500)
+    metrics = ask(engine)
+    message = messages(metrics)[CONSENSUS_FAILURE]
+    assert message.startswith("none of 4 blocks stands out from its chunk's anchors, so these alone are kept")
+    assert metrics.sequence_ratio == 4 * 8 / metrics.chunk_tokens
+    assert ask(engine, dynamic_share=False).diagnostics == ()
+
+
+def test_both_failures_make_one_diagnostic() -> None:
+    same, nothing = torch.ones(3, 2, 4, 8), torch.full((5,), -torch.inf)
+    (both,) = consensus_failure(same, nothing, personalised=True)
+    assert "mean cosine of 1.00000, above 0.9999" in both.message
+    assert "none of 5 blocks" in both.message
+    (one,) = consensus_failure(same, nothing, personalised=False)
+    assert "cosine" not in one.message
+    assert consensus_failure(same, torch.tensor([1.0, -torch.inf]), personalised=False) == []
+    assert consensus_failure(same[:1], torch.tensor([]), personalised=True) == []
+
+
+def test_the_mean_cosine_is_that_of_all_pairs() -> None:
+    torch.manual_seed(0)
+    queries = torch.randn(5, 2, 3, 8)
+    pairs = [torch.cosine_similarity(queries[i], queries[j], dim=-1) for i in range(5) for j in range(5) if i != j]
+    torch.testing.assert_close(mean_pairwise_cosine(queries), torch.stack(pairs).mean())
+
+
+# -- chunks of another layout --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("ingested", [{"block_tokens": 16}, {"initial_tokens": 2}, {"local_tokens": 7}], ids=str)
+def test_the_papers_method_refuses_summaries_of_other_tokens(
+    make_engine: MakeEngine, tmp_path: Path, ingested: dict[str, int]
+) -> None:
+    make_engine(store=tmp_path, **ingested).add_chunks(CHUNKS)
+    engine = make_engine(store=tmp_path)
+    assert engine.add_chunks(CHUNKS).num_reused == 4  # scout makes no use of the summaries
+    there = {"initial_tokens": 4, "local_tokens": 4, "block_tokens": 8} | ingested
+    words = "anchors {initial_tokens}+{local_tokens} and blocks of {block_tokens} tokens".format(**there)
+    with pytest.raises(ConfigurationError, match=r"by anchors 4\+4 and blocks of 8 tokens.*ingest it again") as error:
+        ask(engine, method="samkv")
+    assert f"was ingested with {words};" in str(error.value)
+    assert "whose config has method='samkv'" in str(error.value)
+    assert ask(engine).method == "scout"  # the engine goes on
+
+    again = make_engine(store=tmp_path, method="samkv")
+    assert again.add_chunks(CHUNKS).num_added == 4
+    assert ask(engine, method="samkv").chunks_hit == 4
