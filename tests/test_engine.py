@@ -125,6 +125,17 @@ def test_anchors_are_kept_and_shrink_with_the_budget(make_engine: MakeEngine, me
     assert f"anchors shrunk from 4+{num_last} to" in tight.diagnostics[0].message
 
 
+def test_all_chunks_of_a_prompt_are_prefetched_before_the_first_is_opened(
+    engine: SamKVEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[tuple[str, int]] = []
+    opened = engine.store.open
+    monkeypatch.setattr(engine.store, "prefetch", lambda keys: calls.append(("prefetch", len(list(keys)))))
+    monkeypatch.setattr(engine.store, "open", lambda *key: calls.append(("open", 1)) or opened(*key))
+    engine.generate(PROMPT, max_new_tokens=1)
+    assert calls == [("prefetch", len(CHUNKS)), *[("open", 1)] * len(CHUNKS)]
+
+
 def test_streamed_equals_not_streamed(engine: SamKVEngine) -> None:
     for options in ({}, {"temperature": 0.8, "top_p": 0.9, "seed": 5}):
         whole = engine.generate(PROMPT, max_new_tokens=24, **options)

@@ -129,6 +129,8 @@ class ChunkLibrary:
 
     def read(self, texts: Sequence[str]) -> list[tuple[ChunkReader, bool]]:
         """Readers of ``texts``, and whether the store had them; what it lacks is computed and stored."""
+        # All are on their way from a slow disk while the first is still being checked and computed with.
+        self._store.prefetch(self._key(text_digest(text)) for text in texts)
         readers = [self._open(text) for text in texts]
         missing = {text: reader for text, reader in zip(texts, readers, strict=True) if reader is None}
         computed = self._compute(list(missing)) if missing else {}
