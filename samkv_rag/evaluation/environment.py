@@ -18,24 +18,29 @@ from samkv_rag.evaluation.options import EvaluationOptions
 
 
 def describe_run(options: EvaluationOptions, engine: SamKVEngine) -> dict[str, Any]:
-    """Everything that the figures depend on."""
+    """Everything that the figures depend on. Files and folders by name alone: reports are made to be shared."""
     tasks = options.tasks()
     return {
-        "model": options.model,
+        "model": _name(options.model),
         "model_fingerprint": engine.fingerprint,
         "dtype": str(engine.decoder.dtype).removeprefix("torch."),
-        "data": {file.stem: {"file": str(file), "sha256": _sha256(file)} for file in options.data},
+        "data": {file.stem: {"file": file.name, "sha256": _sha256(file)} for file in options.data},
         "methods": list(dict.fromkeys(task.method for task in tasks)),
         "sequence_ratios": list(dict.fromkeys(options.sequence_ratios)),
         "limit": options.limit,
         "seed": options.seed,
         "max_new_tokens": options.max_new_tokens,
         "engine": _common_options(options),
-        "references": [str(options.reference)] if options.reference else [],
+        "references": [options.reference.resolve().name] if options.reference else [],
         "versions": _versions(),
         "hardware": _hardware(engine),
         "ran_before_on": [],
     }
+
+
+def _name(model: str) -> str:
+    """A hub id as it is, of a file or folder the last part."""
+    return Path(model).resolve().name if Path(model).exists() else model
 
 
 def _common_options(options: EvaluationOptions) -> dict[str, Any]:

@@ -69,6 +69,8 @@ def test_the_command_line_from_end_to_end(
     report = (out / "report.md").read_text()
     for part in ("## tides", "## more", "## How it was measured", "## Diagnostics", "sample of 2 of each file, seed 3"):
         assert part in report
+    for shared in (report, (out / "config.json").read_text()):
+        assert str(out.parent) not in shared, "a report is made to be shared: no paths of this machine"
     for plot in (plots.QUALITY, plots.TTFT, plots.MEMORY):
         assert (out / plot).read_bytes().startswith(PNG)
         assert f"({plot})" in report

@@ -39,7 +39,7 @@ def test_full_prefill_is_taken_over_and_the_rest_is_run(
     assert full_prefill_lines(out) == full_prefill_lines(reference)
     assert {run.method: run.n for run in metrics.runs} == {"full_prefill": 2, "scout": 2, "naive_reuse": 2}
     assert {path: path.read_bytes() for path in reference.iterdir()} == before
-    assert json.loads((out / "config.json").read_text())["references"] == [str(reference)]
+    assert json.loads((out / "config.json").read_text())["references"] == [reference.name]
     assert f"Full prefill's answers were taken over from {reference}." in (out / "report.md").read_text()
 
 
