@@ -40,7 +40,7 @@ def test_full_prefill_is_taken_over_and_the_rest_is_run(
     assert {run.method: run.n for run in metrics.runs} == {"full_prefill": 2, "scout": 2, "naive_reuse": 2}
     assert {path: path.read_bytes() for path in reference.iterdir()} == before
     assert json.loads((out / "config.json").read_text())["references"] == [reference.name]
-    assert f"Full prefill's answers were taken over from {reference}." in (out / "report.md").read_text()
+    assert f"Full prefill's answers were taken over from {reference.name}." in (out / "report.md").read_text()
 
 
 def test_what_the_reference_lacks_is_run(options: Options, reference: Path, tmp_path: Path, answered: Answered) -> None:
