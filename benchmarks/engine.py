@@ -32,10 +32,10 @@ from samkv_rag.prompt import ChunkIndex, describe
 QUESTION = "Who was the engineer of the tower at Skerrow Light?"
 VARIANTS: dict[str, dict[str, Any]] = {
     "full_prefill": {"method": "full_prefill"},
-    "samkv 0.15 (default)": {},
-    "samkv 0.15, view all": {"recompute_view": "all"},
-    "samkv 0.15, view chunk": {"recompute_view": "chunk"},
-    "samkv 0.15, from the bottom": {"update": "fusion", "fusion_theta": 1.0},
+    "scout 0.15 (default)": {},
+    "scout 0.15, view all": {"recompute_view": "all"},
+    "scout 0.15, view chunk": {"recompute_view": "chunk"},
+    "scout 0.15, from the bottom": {"update": "fusion", "fusion_theta": 1.0},
     "naive_reuse": {"method": "naive_reuse"},
 }
 
