@@ -33,6 +33,7 @@ from benchmarks.synthetic import (
     parse_token_counts,
     prompt_parts,
     random_decoder,
+    refuse_long_chunks,
     store_chunks,
 )
 from benchmarks.timing import WaitingClock, peak_device_bytes, timed_s
@@ -244,9 +245,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--json", type=Path)
     options = parser.parse_args(arguments)
-    shortest = min(parse_token_counts(options.contexts))
-    if not 1 <= options.chunk_tokens <= shortest:
-        parser.error(f"--chunk-tokens is {options.chunk_tokens}; the shortest context has {shortest} tokens")
+    refuse_long_chunks(parser, options)
     return options
 
 

@@ -32,6 +32,7 @@ from benchmarks.synthetic import (
     prompt_parts,
     random_chunk,
     random_decoder,
+    refuse_long_chunks,
     store_chunks,
 )
 from samkv_rag import SamKVConfig
@@ -152,9 +153,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--json", type=Path)
     parser.add_argument("--only", choices=_METHODS, help=argparse.SUPPRESS)  # what a child process is told
     options = parser.parse_args(arguments)
-    shortest = min(parse_token_counts(options.contexts))
-    if not 1 <= options.chunk_tokens <= shortest:
-        parser.error(f"--chunk-tokens is {options.chunk_tokens}; the shortest context has {shortest} tokens")
+    refuse_long_chunks(parser, options)
     return options
 
 

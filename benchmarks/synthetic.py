@@ -5,6 +5,7 @@ Speed and memory depend on shapes alone, so chunks are given as token ids, below
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -180,6 +181,13 @@ def parse_token_counts(text: str) -> list[int]:
     if min(counts) < 1:
         raise ValueError(f"{text!r} holds a count below 1; give lengths such as 4k,8k or 500")
     return counts
+
+
+def refuse_long_chunks(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    """End with an error where a chunk is longer than the shortest of ``--contexts``."""
+    shortest = min(parse_token_counts(options.contexts))
+    if not 1 <= options.chunk_tokens <= shortest:
+        parser.error(f"--chunk-tokens is {options.chunk_tokens}; the shortest context has {shortest} tokens")
 
 
 def _parse_token_count(part: str) -> int:
