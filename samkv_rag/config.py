@@ -62,8 +62,8 @@ class SamKVConfig:
     initial_tokens: int = 4
     span_tokens: int = 8
     span_top_tokens: int = 4
-    score_layers: tuple[float, float] = (0.5, 1.0)
-    emphasis_tokens: int = 5
+    score_layers: tuple[float, float] = (0.5, 0.83)
+    emphasis_tokens: int = 1
     emphasis_weight: float = 3.0
     local_tokens: int = 4
     block_tokens: int = 16

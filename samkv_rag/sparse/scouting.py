@@ -68,8 +68,8 @@ def _row_weights(num_rows: int, config: SamKVConfig) -> torch.Tensor:
     """Weight of each scoring token, ``[rows]``: the emphasised last tokens together weigh
     ``config.emphasis_weight`` times what the others do together, however long the question is.
 
-    The last tokens, from which the answer is predicted, look for the answer itself; the question's
-    own look for what it talks about. Both are needed: the first find the answer, the others evidence.
+    The last token, from which the answer is predicted, looks for the answer itself; the question's
+    own look for what it talks about. Both are needed: the first finds the answer, the others evidence.
     """
     num_emphasised = min(config.emphasis_tokens, num_rows)
     weights = torch.full((num_rows,), 1.0 / max(1, num_rows - num_emphasised))
