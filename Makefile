@@ -1,5 +1,6 @@
 # make install   everything into .venv
-# make demo      documents ingested and questions answered, side by side with full prefill
+# make demo      documents ingested and questions answered with LlamaIndex, side by side with full prefill
+# make demo-langchain   the same with LangChain
 # make test      all tests (the fast ones alone: make test-fast)
 # make check     ruff and mypy --strict
 # make bench     the figures of benchmarks/, printed
@@ -12,18 +13,21 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check 
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: install demo test test-fast check format bench clean
+.PHONY: install demo demo-langchain test test-fast check format bench clean
 
 install: $(INSTALLED)
 
-$(INSTALLED): pyproject.toml constraints.txt integrations/llama_index/pyproject.toml
+$(INSTALLED): pyproject.toml constraints.txt $(wildcard integrations/*/pyproject.toml)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP_INSTALL) --editable .
-	$(PIP_INSTALL) --editable integrations/llama_index --editable ".[demo,dev]"
+	$(PIP_INSTALL) --editable integrations/langchain --editable integrations/llama_index --editable ".[demo,dev]"
 	touch $@
 
 demo: install
 	$(BIN)/samkv demo
+
+demo-langchain: install
+	$(BIN)/samkv demo --framework langchain
 
 test: install
 	$(BIN)/python -m pytest --slow

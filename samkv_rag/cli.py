@@ -16,6 +16,7 @@ import typer
 
 from samkv_rag import __version__
 from samkv_rag.config import SamKVConfig
+from samkv_rag.demo import Framework
 from samkv_rag.exceptions import ConfigurationError, SamKVError
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -60,19 +61,20 @@ def demo(
     questions: Annotated[int | None, typer.Option(min=1, help="How many questions.", show_default="all")] = None,
     sequence_ratio: Annotated[float, typer.Option(help="Most of the chunk tokens to keep.")] = 0.15,
     model: _Model = None,
+    framework: Annotated[Framework, typer.Option(help="Whose pipeline answers.")] = Framework.LLAMA_INDEX,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures to this file too.")] = None,
 ) -> None:
-    """Answer questions about 70 documents with LlamaIndex, SamKV beside full prefill."""
+    """Answer questions about 70 documents with LlamaIndex or LangChain, SamKV beside full prefill."""
     from samkv_rag.demo import corpus, quieten_libraries, require_packages
 
     asked, config = corpus.questions(questions), SamKVConfig(sequence_ratio=sequence_ratio)
-    require_packages()
+    require_packages(framework)
     _require_writable(json_file)
     quieten_libraries()
     from samkv_rag.demo.run import DemoOptions, run_demo
     from samkv_rag.demo.screen import Screen
 
-    report = run_demo(DemoOptions(asked, store, model, config), Screen())
+    report = run_demo(DemoOptions(asked, store, model, config, framework), Screen())
     if json_file is not None:
         json_file.write_text(_as_json(report.to_dict()) + "\n", encoding="utf-8")
 

@@ -96,17 +96,28 @@ class SamKVEngine:
 
     # -- chunks ----------------------------------------------------------------------------------
 
-    def add_chunks(self, texts: Iterable[str], *, show_progress: bool | None = None) -> IngestionReport:
+    def add_chunks(
+        self, texts: Iterable[str], *, sources: Sequence[str | None] | None = None, show_progress: bool | None = None
+    ) -> IngestionReport:
         """Compute and store the caches of chunk texts that are not stored yet.
 
-        White space around a text is not part of the chunk. ``show_progress=None`` shows a bar on a
-        terminal only.
+        White space around a text is not part of the chunk. ``sources`` are names of what the texts come
+        from, such as document ids, one or None for each: a chunk stays until :meth:`remove_sources`, or a
+        new text under the same name, takes its last. ``show_progress=None`` shows a bar on a terminal only.
 
         Raises:
-            EmptyChunkError, ChunkTooLongError: nothing was computed.
-            StoreFullError: the chunks stored until then stay.
+            ConfigurationError, EmptyChunkError, ChunkTooLongError: nothing was computed.
+            StoreFullError: the chunks stored until then stay; sources are as before.
         """
-        return self._library.add([texts] if isinstance(texts, str) else texts, show_progress)
+        return self._library.add([texts] if isinstance(texts, str) else texts, show_progress, sources)
+
+    def remove_sources(self, sources: Iterable[str]) -> int:
+        """Forget sources, delete the chunks that have none left, and return how many those were."""
+        return self._library.release([sources] if isinstance(sources, str) else sources)
+
+    def sources(self) -> list[str]:
+        """Every source given to :meth:`add_chunks` and not removed since."""
+        return self._library.sources()
 
     def has_chunk(self, text: str) -> bool:
         """Whether the chunk is stored for this model."""
@@ -193,13 +204,18 @@ class SamKVEngine:
         sampling = Sampling(max_new_tokens, temperature, top_p, _as_stops(stop), seed)
         return stream_answer(self._generation(prompt, policy), self.tokenizer, sampling, self._end_ids)
 
-    def apply_chat_template(self, messages: Sequence[Mapping[str, Any]]) -> str:
+    def apply_chat_template(
+        self, messages: Sequence[Mapping[str, Any]], *, tools: Sequence[Mapping[str, Any]] = ()
+    ) -> str:
         """Messages as the one string that :meth:`generate` would use.
+
+        ``tools`` are function schemas that the answer may call; its calls are text, in the model's own way.
 
         Raises:
             ChatTemplateError: no template, or one that refuses these messages.
+            ToolsUnsupportedError: there are tools, and the template leaves them out.
         """
-        return self.tokenizer.render(messages)
+        return self.tokenizer.render(messages, tools)
 
     def tokenize(self, text: str) -> list[int]:
         """Token ids of a text, without special tokens."""

@@ -9,6 +9,7 @@
     │   ├── EmptyPromptError
     │   ├── PromptTooLongError    past the model's context window
     │   └── ChatTemplateError     messages the model's template refuses
+    │       └── ToolsUnsupportedError  a template that takes no tools (also a NotImplementedError)
     ├── ChunkError
     │   ├── EmptyChunkError
     │   └── ChunkTooLongError     past the model's context window
@@ -61,6 +62,10 @@ class PromptTooLongError(PromptError):
 
 class ChatTemplateError(PromptError):
     """The messages do not fit the model's chat template."""
+
+
+class ToolsUnsupportedError(ChatTemplateError, NotImplementedError):
+    """The model's chat template takes no tools."""
 
 
 class ChunkError(SamKVError):

@@ -83,7 +83,7 @@ def test_a_buffer_grows_and_keeps_what_it_holds() -> None:
 def test_one_layer_of_cached_kv_is_in_memory_at_a_time(
     make_engine: Callable[..., SamKVEngine], monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], tmp_path: Any
 ) -> None:
-    engine = make_engine(store=tmp_path, **options)
+    engine = make_engine(store=tmp_path, score_layers=(0.5, 1.0), **options)  # scouting reads every layer
     chunks = [tiny.text(seed) for seed in range(4)]
     engine.add_chunks(chunks)
     alive: dict[int, list[weakref.ref[torch.Tensor]]] = {}

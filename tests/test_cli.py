@@ -15,6 +15,7 @@ import samkv_rag
 import tiny
 from samkv_rag import cli, demo
 from samkv_rag.demo.documents import CHUNK_TOKENS, pack_paragraphs
+from samkv_rag.exceptions import ConfigurationError
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -97,6 +98,7 @@ def test_as_a_process_it_fails_in_one_line(tmp_path: Path) -> None:
         ["demo", "--questions", "two"],
         ["demo", "--sequence-ratio", "much"],
         ["demo", "--nonsense"],
+        ["demo", "--framework", "another"],
     ],
     ids=" ".join,
 )
@@ -129,6 +131,13 @@ def test_demo_names_what_is_not_installed(run: Run, monkeypatch: pytest.MonkeyPa
     status, _, error = run("demo")
     assert status == 1
     assert 'needs no_such_package, no_such.module; pip install "samkv-rag[demo]"' in only_line(error)
+
+
+def test_demo_needs_the_packages_of_its_framework_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(demo, "_is_installed", lambda name: not name.startswith("langchain"))
+    demo.require_packages(demo.Framework.LLAMA_INDEX)
+    with pytest.raises(ConfigurationError, match="needs langchain_chroma, langchain_core, langchain_samkv;"):
+        demo.require_packages(demo.Framework.LANGCHAIN)
 
 
 # -- ingest ----------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""The demo: its corpus and its model file; and, marked slow, the whole of it, twice."""
+"""The demo: its corpus and its model file; and, marked slow, the whole of it, twice and with both frameworks."""
 
 from __future__ import annotations
 
@@ -29,6 +29,21 @@ def test_every_question_is_told_by_its_section() -> None:
 
 def test_questions_can_be_limited() -> None:
     assert [q.question for q in corpus.questions(2)] == [q.question for q in corpus.questions()[:2]]
+
+
+def test_both_frameworks_order_passages_alike() -> None:
+    from langchain_core.documents import Document
+    from llama_index.core.postprocessor import LongContextReorder
+    from llama_index.core.schema import NodeWithScore, TextNode
+
+    from samkv_rag.demo.langchain_pipeline import best_outside
+
+    scores = [0.9, 0.8, 0.7, 0.5, 0.4, 0.3, 0.1]
+    for count in range(len(scores) + 1):
+        nodes = [NodeWithScore(node=TextNode(text=str(score)), score=score) for score in scores[:count]]
+        found = [(Document(page_content=str(score)), score) for score in scores[:count]]
+        expected = [node.text for node in LongContextReorder().postprocess_nodes(nodes)]
+        assert [document.page_content for document, _ in best_outside(found)] == expected
 
 
 # -- the model file --------------------------------------------------------------------------------
@@ -86,14 +101,18 @@ def test_a_model_in_the_cache_is_not_fetched_again(cache: Path, monkeypatch: pyt
 
 
 @pytest.fixture(scope="module")
-def two_runs(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[subprocess.CompletedProcess[str], dict[str, Any]]]:
-    folder = tmp_path_factory.mktemp("demo")
-    return [run_demo(folder, number) for number in range(2)]
+def demo_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("demo")
 
 
-def run_demo(folder: Path, number: int) -> tuple[subprocess.CompletedProcess[str], dict[str, Any]]:
-    figures = folder / f"{number}.json"
-    options = ["--store", str(folder / "store"), "--questions", "4", "--json", str(figures)]
+@pytest.fixture(scope="module")
+def two_runs(demo_folder: Path) -> list[tuple[subprocess.CompletedProcess[str], dict[str, Any]]]:
+    return [run_demo(demo_folder, str(number)) for number in range(2)]
+
+
+def run_demo(folder: Path, name: str, *more: str) -> tuple[subprocess.CompletedProcess[str], dict[str, Any]]:
+    figures = folder / f"{name}.json"
+    options = ["--store", str(folder / "store"), "--questions", "4", "--json", str(figures), *more]
     finished = subprocess.run(
         [sys.executable, "-m", "samkv_rag.cli", "demo", *options],
         capture_output=True,
@@ -154,3 +173,16 @@ def test_first_token_comes_sooner_than_with_full_prefill(two_runs: list[Any]) ->
         assert median(ttft) < median(ttft_full)
         ratios = [question["ttft_s"] / question["ttft_s_full"] for question in figures["questions"]]
         assert figures["ttft_ratio_median"] == pytest.approx(median(ratios))
+
+
+@pytest.mark.slow
+def test_langchain_answers_as_llama_index_does(two_runs: list[Any], demo_folder: Path) -> None:
+    """The same chunks from the same store, hence the same prompts; scores are each framework's own."""
+    _, expected = two_runs[1]
+    finished, figures = run_demo(demo_folder, "langchain", "--framework", "langchain")
+    assert finished.stderr == ""
+    assert (figures["framework"], figures["ingested_chunks"]) == ("langchain", 0)
+    for mine, other in zip(figures["questions"], expected["questions"], strict=True):
+        assert {source["file"] for source in mine["sources"]} == {source["file"] for source in other["sources"]}
+        for name in ("answer", "answer_full", "chunks_hit", "chunk_tokens", "prompt_tokens", "sequence_ratio"):
+            assert mine[name] == other[name], name

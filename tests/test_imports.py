@@ -22,6 +22,7 @@ LAYERS = [
     {"assembly"},
     {"generation"},
     {"engine"},
+    {"serving"},
     {"evaluation"},
     {"demo", "cli"},
 ]

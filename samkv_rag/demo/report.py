@@ -69,6 +69,7 @@ class Comparison:
 class DemoReport:
     """The whole run."""
 
+    framework: str
     model: str
     ingested_chunks: int
     reused_chunks: int
@@ -96,6 +97,7 @@ class DemoReport:
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, ready for JSON."""
         return {
+            "framework": self.framework,
             "model": self.model,
             "questions": [comparison.to_dict() for comparison in self.comparisons],
             "ttft_ratio_median": self.ttft_ratio_median,

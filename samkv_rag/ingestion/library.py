@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from samkv_rag.chunk_cache import ChunkCache, ChunkReader, Layout, chunk_key
 from samkv_rag.config import SamKVConfig
-from samkv_rag.exceptions import ChunkTooLongError, EmptyChunkError, StoreFullError
+from samkv_rag.exceptions import ChunkTooLongError, ConfigurationError, EmptyChunkError, StoreFullError
 from samkv_rag.ingestion.encoder import encode
 from samkv_rag.metrics import IngestionReport
 from samkv_rag.model.decoder import Decoder
@@ -77,7 +77,34 @@ class ChunkLibrary:
 
     # -- ingestion -------------------------------------------------------------------------------
 
-    def add(self, texts: Iterable[str], show_progress: bool | None = None) -> IngestionReport:
+    def add(
+        self, texts: Iterable[str], show_progress: bool | None = None, sources: Sequence[str | None] | None = None
+    ) -> IngestionReport:
+        """Compute and store what is missing; then record that the n-th source refers to the n-th text.
+
+        Raises:
+            ConfigurationError: there is not one source, or None, for every text; nothing was computed.
+            Else as :meth:`_add_missing`, with references as before.
+        """
+        cleaned = list(_cleaned(texts))
+        if sources is None:
+            return self._add_missing(cleaned, show_progress)
+        references = self._references(cleaned, sources)
+        report = self._add_missing(cleaned, show_progress)
+        self._store.refer(self._fingerprint, references)
+        # Whoever released the last other reference in between took the chunk with it.
+        self._add_missing(cleaned, show_progress=False)
+        return report
+
+    def release(self, sources: Iterable[str]) -> int:
+        """Forget sources; chunks without any left are deleted. Return how many."""
+        return self._store.release(self._fingerprint, sources)
+
+    def sources(self) -> list[str]:
+        """Every source that refers to a chunk."""
+        return list(self._store.references(self._fingerprint))
+
+    def _add_missing(self, texts: Iterable[str], show_progress: bool | None) -> IngestionReport:
         """Compute and store what is missing, in batches of like length.
 
         All texts are checked before any is computed. ``show_progress=None`` shows a bar on a
@@ -88,7 +115,7 @@ class ChunkLibrary:
             StoreFullError: the chunks stored until then stay.
         """
         started = time.perf_counter()
-        unique = list(dict.fromkeys(_cleaned(texts)))
+        unique = list(dict.fromkeys(texts))
         worthwhile = [text for text in unique if len(text) >= PREFIX_CHARS]
         self._sync()
         pending = [self._tokenised(text) for text in worthwhile if not self.stores(text_digest(text))]
@@ -179,6 +206,15 @@ class ChunkLibrary:
         summary = (layout.initial_tokens, layout.local_tokens, layout.block_tokens)
         wanted = (self._layout.initial_tokens, self._layout.local_tokens, self._layout.block_tokens)
         return self._config.method != "samkv" or summary == wanted
+
+    def _references(self, texts: Sequence[str], sources: Sequence[str | None]) -> dict[str, str]:
+        """Source to chunk key; of a source named twice the last text counts."""
+        if isinstance(sources, str) or len(sources) != len(texts):
+            raise ConfigurationError(f"{len(sources)} sources for {len(texts)} chunks; give a list of one for each")
+        named = [(source, text) for source, text in zip(sources, texts, strict=True) if source is not None]
+        if wrong := [source for source, _ in named if not isinstance(source, str) or not source]:
+            raise ConfigurationError(f"source {wrong[0]!r} is no name; it must be a text that is not empty, or None")
+        return {source: self._key(text_digest(text)) for source, text in named}
 
     def _key(self, digest: str) -> str:
         return chunk_key(self._fingerprint, digest)

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from samkv_rag.exceptions import ChatTemplateError
+from samkv_rag.exceptions import ChatTemplateError, ToolsUnsupportedError
 
 _SENTINEL = "\n"
 
@@ -46,20 +46,31 @@ class PromptTokenizer:
         """What the model expects before a prompt, often empty."""
         return list(self._bos_ids)
 
-    def render(self, messages: Sequence[Mapping[str, Any]]) -> str:
+    def render(self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] = ()) -> str:
         """Messages to one string by the model's chat template, ready for the answer.
+
+        ``tools`` are function schemas that the answer may call, as templates take them.
 
         Raises:
             ChatTemplateError: no template, or one that refuses these messages.
+            ToolsUnsupportedError: there are tools, and the template leaves them out.
         """
+        text = self._rendered(messages, tools)
+        if tools and text == self._rendered(messages, ()):
+            raise ToolsUnsupportedError(
+                f"the chat template of {self.tokenizer.name_or_path or 'this model'} takes no tools, "
+                f"{len(tools)} given; take a model made for tool calls, such as Qwen2.5-Instruct"
+            )
+        return text
+
+    def _rendered(self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]]) -> str:
         if not self.has_chat_template:
             raise ChatTemplateError("the tokenizer has no chat template; pass the prompt as one string")
+        options: dict[str, Any] = {"tokenize": False, "add_generation_prompt": True}
+        if tools:
+            options["tools"] = [dict(tool) for tool in tools]
         try:
-            return str(
-                self.tokenizer.apply_chat_template(
-                    [dict(message) for message in messages], tokenize=False, add_generation_prompt=True
-                )
-            )
+            return str(self.tokenizer.apply_chat_template([dict(message) for message in messages], **options))
         except Exception as error:  # jinja2 errors and whatever a template raises itself
             raise ChatTemplateError(
                 f"the model's chat template refused {len(messages)} message(s): {error}; "

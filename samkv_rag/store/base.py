@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from types import TracebackType
 
@@ -45,7 +45,7 @@ class KVStore(ABC):
 
     @abstractmethod
     def remove(self, keys: Iterable[str]) -> int:
-        """Delete chunks and return how many there were."""
+        """Delete chunks, and the references to them, and return how many chunks there were."""
 
     @abstractmethod
     def changes(self, fingerprint: str, since: int) -> tuple[list[Entry], int] | None:
@@ -53,6 +53,28 @@ class KVStore(ABC):
 
         None where entries were removed after ``since``: read again from 0.
         """
+
+    @abstractmethod
+    def refer(self, fingerprint: str, references: Mapping[str, str]) -> int:
+        """Record which chunk key each source (a document's id, say) of a model stands for.
+
+        It replaces what a source referred to before: a chunk that thereby loses its last reference is
+        removed. A chunk need not be stored to be referred to. Returns how many chunks were removed.
+
+        Raises:
+            StoreFullError: no room; the references are as before.
+        """
+
+    @abstractmethod
+    def release(self, fingerprint: str, sources: Iterable[str]) -> int:
+        """Forget sources, and remove the chunks that lose their last reference; return how many.
+
+        A chunk that no source ever referred to stays.
+        """
+
+    @abstractmethod
+    def references(self, fingerprint: str) -> dict[str, str]:
+        """Return every source of a model and the chunk key that it refers to."""
 
     @abstractmethod
     def nbytes(self) -> int:

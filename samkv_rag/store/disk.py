@@ -1,6 +1,6 @@
 """A store in a folder: one safetensors file a chunk, and an SQLite index of what is there.
 
-    FOLDER/index.sqlite          entries; WAL mode, so that many processes share it
+    FOLDER/index.sqlite          entries and references; WAL mode, so that many processes share it
     FOLDER/chunks/ab/abcd….safetensors
 
 A file is written under a temporary name and renamed, then indexed: what the index names is whole.
@@ -13,13 +13,14 @@ import os
 import sqlite3
 import threading
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from samkv_rag.chunk_cache import ChunkCache, ChunkReader, Layout
 from samkv_rag.exceptions import DamagedChunkWarning, StoreFormatError, StoreFullError
+from samkv_rag.store import references as reference_table
 from samkv_rag.store.base import Entry, KVStore
 from samkv_rag.store.chunk_file import ChunkFile, DamagedFileError, write_chunk_file
 
@@ -39,6 +40,7 @@ CREATE TABLE IF NOT EXISTS chunks (
     num_bytes INTEGER NOT NULL
 );
 CREATE TABLE IF NOT EXISTS last_removal (id INTEGER PRIMARY KEY CHECK (id = 1), mark INTEGER NOT NULL);
+{reference_table.SCHEMA}
 PRAGMA user_version = {SCHEMA_VERSION};
 """
 _COLUMNS = "key, text_digest, prefix, suffix, num_chars, num_tokens, layout"
@@ -86,18 +88,25 @@ class DiskStore(KVStore):
 
     def remove(self, keys: Iterable[str]) -> int:
         """See :meth:`KVStore.remove`; the index forgets a chunk before its file goes."""
-        removed = 0
-        with self._lock, self._index as index:
-            for key in set(keys):
-                cursor = index.execute("DELETE FROM chunks WHERE key = ?", (key,))
-                removed += cursor.rowcount
-                self._path(key).unlink(missing_ok=True)
-                self._verified.discard(key)
-            if removed:
-                index.execute("INSERT OR REPLACE INTO last_removal SELECT 1, max(seq) FROM sqlite_sequence")
-                # A removal moves the mark too, so that readers notice it.
-                index.execute("UPDATE sqlite_sequence SET seq = seq + 1 WHERE name = 'chunks'")
-        return removed
+        gone = set(keys)
+        with self._writing() as index:
+            reference_table.drop_keys(index, gone)
+            return self._remove(index, gone)
+
+    def refer(self, fingerprint: str, references: Mapping[str, str]) -> int:
+        """See :meth:`KVStore.refer`."""
+        with self._writing() as index:
+            return self._remove(index, reference_table.point(index, fingerprint, references))
+
+    def release(self, fingerprint: str, sources: Iterable[str]) -> int:
+        """See :meth:`KVStore.release`."""
+        with self._writing() as index:
+            return self._remove(index, reference_table.drop(index, fingerprint, sources))
+
+    def references(self, fingerprint: str) -> dict[str, str]:
+        """See :meth:`KVStore.references`."""
+        with self._lock:
+            return reference_table.read(self._index, fingerprint)
 
     def changes(self, fingerprint: str, since: int) -> tuple[list[Entry], int] | None:
         """See :meth:`KVStore.changes`."""
@@ -155,6 +164,25 @@ class DiskStore(KVStore):
             return index
         except sqlite3.DatabaseError as error:
             raise StoreFormatError(f"{path} is not a samkv_rag index ({error}); use another folder") from error
+
+    @contextmanager
+    def _writing(self) -> Iterator[sqlite3.Connection]:
+        """A transaction that no other writer, thread or process, comes between."""
+        with _disk_errors(self.folder), self._lock, self._index as index:
+            index.execute("BEGIN IMMEDIATE")
+            yield index
+
+    def _remove(self, index: sqlite3.Connection, keys: Iterable[str]) -> int:
+        removed = 0
+        for key in keys:
+            removed += index.execute("DELETE FROM chunks WHERE key = ?", (key,)).rowcount
+            self._path(key).unlink(missing_ok=True)
+            self._verified.discard(key)
+        if removed:
+            index.execute("INSERT OR REPLACE INTO last_removal SELECT 1, max(seq) FROM sqlite_sequence")
+            # A removal moves the mark too, so that readers notice it.
+            index.execute("UPDATE sqlite_sequence SET seq = seq + 1 WHERE name = 'chunks'")
+        return removed
 
     def _insert(self, entry: Entry, fingerprint: str, num_bytes: int) -> None:
         known = (entry.key, entry.text_digest, entry.prefix, entry.suffix, entry.num_chars, entry.num_tokens)

@@ -52,6 +52,7 @@ class FakeEngine:
     model_name: str = "fake/model"
     config: SamKVConfig = field(default_factory=lambda: SamKVConfig(sequence_ratio=0.5))
     chunks: set[str] = field(default_factory=set)
+    references: dict[str, str] = field(default_factory=dict)
     hinted: list[str] = field(default_factory=list)
     calls: list[tuple[Prompt, dict[str, Any]]] = field(default_factory=list)
     threads: set[int] = field(default_factory=set)
@@ -63,10 +64,22 @@ class FakeEngine:
     def __post_init__(self) -> None:
         self.gate.set()
 
-    def add_chunks(self, texts: Iterable[str], *, show_progress: bool | None = None) -> IngestionReport:
+    def add_chunks(
+        self,
+        texts: Iterable[str],
+        *,
+        sources: Sequence[str | None] | None = None,
+        show_progress: bool | None = None,
+    ) -> IngestionReport:
         self.progress.append(show_progress)
         self.threads.add(threading.get_ident())
-        stripped = {text.strip() for text in texts}
+        ordered = [text.strip() for text in texts]
+        named = zip(sources or [None] * len(ordered), ordered, strict=True)
+        references = {source: text for source, text in named if source is not None}
+        replaced = {self.references[source] for source in references if source in self.references}
+        self.references |= references
+        self.chunks -= replaced - set(self.references.values())
+        stripped = set(ordered)
         new = stripped - self.chunks
         self.chunks |= new
         return IngestionReport(len(new), len(stripped) - len(new), 0, 0, 0.0)
@@ -78,6 +91,13 @@ class FakeEngine:
         gone = self.chunks & {text.strip() for text in texts}
         self.chunks -= gone
         return len(gone)
+
+    def remove_sources(self, sources: Iterable[str]) -> int:
+        released = {self.references.pop(source) for source in list(sources) if source in self.references}
+        return self.remove_chunks(released - set(self.references.values()))
+
+    def sources(self) -> list[str]:
+        return list(self.references)
 
     def prune(self, keep_texts: Iterable[str]) -> int:
         return self.remove_chunks(self.chunks - {text.strip() for text in keep_texts})

@@ -13,9 +13,9 @@ from llama_index.core.base.llms.types import ChatMessage
 from llama_index.core.callbacks import CallbackManager, EventPayload, TokenCountingHandler
 from llama_index.core.prompts import PromptTemplate
 from llama_index.llms.samkv import SamKVLLM
-from llama_index.llms.samkv._streams import off_the_loop
 
 from samkv_rag.exceptions import ConfigurationError, PromptError
+from samkv_rag.serving.streams import off_the_loop
 
 MESSAGES = [ChatMessage(role="user", content="Who keeps the light?")]
 TEXT = "w0 w1 w2 "

@@ -27,6 +27,17 @@ def test_chunks_come_and_go(engine: Any) -> None:
     assert not engine.has_chunk(CHUNK)
 
 
+def test_chunks_go_with_their_last_source(engine: Any) -> None:
+    other = "The keeper of the lighthouse rests on Sundays."
+    engine.add_chunks([CHUNK, CHUNK, other], sources=["a", "b", None])
+    assert sorted(engine.sources()) == ["a", "b"]
+    engine.add_chunks([other], sources=["a"])
+    assert engine.remove_sources(["b", "unknown"]) == 1
+    assert (engine.has_chunk(CHUNK), engine.has_chunk(other), engine.sources()) == (False, True, ["a"])
+    engine.add_chunks([CHUNK], sources=["a"])
+    assert not engine.has_chunk(other)
+
+
 @pytest.mark.parametrize("prompt", [PROMPT, MESSAGES], ids=["text", "messages"])
 def test_a_stream_ends_with_the_figures_and_equals_generate(engine: Any, prompt: Any) -> None:
     engine.add_chunks([CHUNK])

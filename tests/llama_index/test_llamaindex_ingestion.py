@@ -62,6 +62,25 @@ class TestStep:
         assert ingestion.prune([NODES[0], TEXTS[1]]) == 1
         assert fake_engine.chunks == set(TEXTS[:2])
 
+    def test_nodes_of_one_text_share_its_chunk_until_the_last_goes(
+        self, ingestion: SamKVIngestion, fake_engine: Any
+    ) -> None:
+        ingestion([TextNode(text="Twin.", id_="one"), TextNode(text="Twin.", id_="two")])
+        assert ingestion.remove_nodes(["one", "unknown"]) == 0
+        assert ingestion.remove_nodes(["two"]) == 1
+        assert fake_engine.chunks == set()
+
+    def test_plain_texts_have_no_node_to_go_with(self, ingestion: SamKVIngestion, fake_engine: Any) -> None:
+        ingestion.ensure([TEXTS[0], NODES[1]])
+        assert fake_engine.sources() == ["llama_index/1"]
+
+    def test_namespaces_keep_equal_node_ids_apart(self, fake_engine: Any) -> None:
+        one, other = (SamKVIngestion(engine=fake_engine, namespace=name) for name in ("a", "a/b"))
+        one([TextNode(text="Of one index.", id_="b/1")])
+        other([TextNode(text="Of the other index.", id_="1")])
+        assert one.remove_nodes(["b/1"]) == 1
+        assert fake_engine.chunks == {"Of the other index."}
+
     def test_refuses_bad_arguments(self, fake_engine: Any) -> None:
         with pytest.raises(ConfigurationError, match="unknown option batch_size"):
             SamKVIngestion(engine=fake_engine, batch_size=3)
@@ -128,6 +147,7 @@ class TestCacheKey:
             "model": "no/such-model",
             "store": "kv",
             "version": 1,
+            "namespace": "llama_index",
         }
 
     def test_is_unchanged_by_a_run(self, ingestion: SamKVIngestion) -> None:

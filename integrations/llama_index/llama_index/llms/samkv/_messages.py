@@ -4,37 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from llama_index.core.base.llms.types import ChatMessage, MessageRole
+from llama_index.core.base.llms.types import ChatMessage
 
 from samkv_rag.exceptions import PromptError
+from samkv_rag.serving.messages import join_system_messages, template_role
 
-_ROLES = {
-    MessageRole.DEVELOPER: "system",
-    MessageRole.CHATBOT: "assistant",
-    MessageRole.MODEL: "assistant",
-    MessageRole.FUNCTION: "tool",
-}
 _SILENT_BLOCKS = ("cache", "thinking")  # carry nothing the model should read again
 
 
 def engine_messages(messages: Sequence[ChatMessage]) -> list[dict[str, str]]:
     """Return ``messages`` as role and content, neighbouring system messages joined.
 
-    LlamaIndex puts an LLM's ``system_prompt`` before a prompt's own system message, and most chat
-    templates accept one only.
+    LlamaIndex puts an LLM's ``system_prompt`` before a prompt's own system message.
 
     Raises:
         PromptError: a message holds something other than text.
     """
     refuse_non_text(messages)
-    joined: list[dict[str, str]] = []
-    for message in messages:
-        role, content = _role(message.role), message.content or ""
-        if role == "system" and joined and joined[-1]["role"] == "system":
-            joined[-1]["content"] += f"\n\n{content}"
-        else:
-            joined.append({"role": role, "content": content})
-    return joined
+    return join_system_messages(
+        {"role": template_role(message.role.value), "content": message.content or ""} for message in messages
+    )
 
 
 def refuse_non_text(messages: Iterable[ChatMessage]) -> None:
@@ -43,7 +32,3 @@ def refuse_non_text(messages: Iterable[ChatMessage]) -> None:
         for block in message.blocks:
             if block.block_type != "text" and block.block_type not in _SILENT_BLOCKS:
                 raise PromptError(f"a {message.role.value} message holds a {block.block_type} block; send text only")
-
-
-def _role(role: MessageRole) -> str:
-    return _ROLES.get(role, role.value)

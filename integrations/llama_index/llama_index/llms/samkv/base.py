@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from llama_index.core.base.llms.generic_utils import messages_to_prompt as generic_messages_to_prompt
@@ -23,23 +22,32 @@ from llama_index.core.base.llms.types import (
 from llama_index.core.bridge.pydantic import Field, PrivateAttr, ValidationError, field_validator
 from llama_index.core.llms.custom import CustomLLM
 from llama_index.core.llms.llm import default_completion_to_prompt
-from llama_index.llms.samkv._engine import EngineHandle
 from llama_index.llms.samkv._messages import engine_messages, refuse_non_text
 from llama_index.llms.samkv._responses import growing_answers, whole_answer
-from llama_index.llms.samkv._streams import ends_with, off_the_loop
 from llama_index.llms.samkv._tracing import traced_chat, traced_completion
 
 from samkv_rag.config import SamKVConfig, refuse_unknown
-from samkv_rag.exceptions import ConfigurationError
 from samkv_rag.metrics import GenerationMetrics
+from samkv_rag.serving.handle import EngineHandle
+from samkv_rag.serving.options import (
+    ENGINE_OPTIONS,
+    as_config,
+    as_dtype_name,
+    as_path_text,
+    as_texts,
+    call_options,
+    refusal,
+)
+from samkv_rag.serving.streams import ends_with, off_the_loop
 
 if TYPE_CHECKING:
     from samkv_rag import SamKVEngine, StreamPiece
 
 _Prompt = str | list[dict[str, str]]
 
+_PER_CALL = ("max_tokens", "temperature", "top_p", "stop", "seed", "sequence_ratio")
 _IGNORED_PER_CALL = ("extra_headers",)  # LlamaIndex's document-context extractor sends it to every LLM
-_OF_THE_ENGINE = ("model", "store", "config", "device", "dtype", "gguf_file", "trust_remote_code")
+_OF_THE_ENGINE = ("model", *ENGINE_OPTIONS)
 
 
 class SamKVLLM(CustomLLM):
@@ -94,7 +102,7 @@ class SamKVLLM(CustomLLM):
         try:
             super().__init__(model=model, **options)
         except ValidationError as error:
-            raise _as_configuration_error(error) from error
+            raise refusal(error.errors()) from error
         if self.config is not None and "sequence_ratio" not in options:
             self.sequence_ratio = self.config.sequence_ratio
         self._handle = EngineHandle(self._load_engine)
@@ -113,33 +121,28 @@ class SamKVLLM(CustomLLM):
         refuse_unknown(options, [name for name in cls.model_fields if name not in _OF_THE_ENGINE])
         options.setdefault("sequence_ratio", engine.config.sequence_ratio)
         llm = cls(engine.model_name, **options)
-        llm._handle = EngineHandle(lambda: engine)
+        llm._handle = EngineHandle.of(engine)
         return llm
 
     @field_validator("config", mode="before")
     @classmethod
     def _config_from_dict(cls, config: object) -> object:
-        if not isinstance(config, Mapping):
-            return config
-        options = dict(config)
-        if isinstance(options.get("score_layers"), list):  # after a round trip through JSON
-            options["score_layers"] = tuple(options["score_layers"])
-        return SamKVConfig().with_options(**options)
+        return as_config(config)
 
     @field_validator("stop", mode="before")
     @classmethod
     def _stop_from_text(cls, stop: object) -> object:
-        return [stop] if isinstance(stop, str) else stop
+        return as_texts(stop)
 
     @field_validator("store", mode="before")
     @classmethod
     def _store_from_path(cls, store: object) -> object:
-        return str(store) if isinstance(store, Path) else store
+        return as_path_text(store)
 
     @field_validator("dtype", mode="before")
     @classmethod
     def _dtype_from_torch(cls, dtype: object) -> object:
-        return dtype if dtype is None else str(dtype).removeprefix("torch.")
+        return as_dtype_name(dtype)
 
     @classmethod
     def class_name(cls) -> str:
@@ -242,12 +245,8 @@ class SamKVLLM(CustomLLM):
 
     def _options(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """Return the engine's options: the LLM's fields, changed by what the caller gave."""
-        options = {name: value for name, value in given.items() if name not in _IGNORED_PER_CALL and value is not None}
-        if "max_tokens" in options and "max_new_tokens" in options:
-            raise ConfigurationError("max_tokens and max_new_tokens are the same option; give one")
-        limit = options.pop("max_tokens", self.max_tokens)
-        own = {name: getattr(self, name) for name in ("temperature", "top_p", "stop", "seed", "sequence_ratio")}
-        return {"max_new_tokens": limit, **own, **options}
+        own = {name: getattr(self, name) for name in _PER_CALL}
+        return call_options(own, {name: value for name, value in given.items() if name not in _IGNORED_PER_CALL})
 
     # Engine calls
 
@@ -273,8 +272,3 @@ class SamKVLLM(CustomLLM):
         self._last_metrics = metrics
         if self.on_metrics is not None:
             self.on_metrics(metrics)
-
-
-def _as_configuration_error(error: ValidationError) -> ConfigurationError:
-    problems = (f"{'.'.join(map(str, e['loc']))} is {e['input']!r}: {e['msg']}" for e in error.errors())
-    return ConfigurationError("; ".join(problems))

@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Any, cast
 
 from llama_index.core.bridge.pydantic import Field, PrivateAttr
 from llama_index.core.schema import BaseNode, NodeWithScore, TransformComponent
-from llama_index.llms.samkv._engine import EngineHandle, chunk_texts, handle_of
+from llama_index.llms.samkv._nodes import chunk_texts, chunks_with_ids
 
 from samkv_rag.config import refuse_unknown
 from samkv_rag.exceptions import ConfigurationError
+from samkv_rag.serving.handle import EngineHandle, handle_of
+from samkv_rag.serving.sources import source_names
 
 if TYPE_CHECKING:
     from llama_index.llms.samkv.base import SamKVLLM
@@ -30,7 +32,8 @@ class SamKVIngestion(TransformComponent):
     emptied. Answers stay right: SamKVPostprocessor makes the engine recognise such chunks and compute
     them on the spot. To pay for that beforehand, call :meth:`ensure` with the pipeline's nodes.
 
-    Deleting a document from an index or a docstore leaves its KV behind: :meth:`prune` removes it.
+    Deleting a document from an index or a docstore leaves its KV behind: :meth:`remove_nodes`, with the
+    ids of the nodes that go, or :meth:`prune`, with the nodes that stay, removes it.
 
     The step computes on one model in one process, so it refuses to run in a pipeline's worker
     processes: run such a pipeline without it and call :meth:`ensure` with the nodes.
@@ -40,6 +43,7 @@ class SamKVIngestion(TransformComponent):
         engine: instead of ``llm``, its engine.
         show_progress: show a progress bar; None leaves it to the engine. LlamaIndex does not hand a
             pipeline's own ``show_progress`` to its steps.
+        namespace: keeps the node ids of several indexes apart where they share a store; one for each.
 
     Raises:
         ConfigurationError: not exactly one of ``llm`` and ``engine``, or an unknown argument.
@@ -49,6 +53,7 @@ class SamKVIngestion(TransformComponent):
     model: str = Field(description="Name of the model whose KV is stored.")
     store: str | None = Field(default=None, description="Where, when known.")
     version: int = Field(default=_VERSION, description="Version of this step.")
+    namespace: str = Field(default="llama_index", description="Whose node ids these are.")
     show_progress: bool | None = Field(default=None, exclude=True, description="Show a progress bar.")
 
     _handle: EngineHandle = PrivateAttr()
@@ -59,14 +64,15 @@ class SamKVIngestion(TransformComponent):
         *,
         engine: SamKVEngine | None = None,
         show_progress: bool | None = None,
+        namespace: str = "llama_index",
         **options: Any,
     ) -> None:
-        refuse_unknown(options, ("llm", "engine", "show_progress"))
-        handle = handle_of(llm, engine)
+        refuse_unknown(options, ("llm", "engine", "show_progress", "namespace"))
+        handle = handle_of(llm, engine, "SamKVLLM")
         # The LLM's name and store are known without loading its model.
         model = llm.model if llm is not None else handle.get().model_name
         store = llm.store if llm is not None else None
-        super().__init__(model=model, store=store, show_progress=show_progress)
+        super().__init__(model=model, store=store, show_progress=show_progress, namespace=namespace)
         self._handle = handle
 
     @classmethod
@@ -106,9 +112,19 @@ class SamKVIngestion(TransformComponent):
     def ensure(
         self, items: Iterable[BaseNode | NodeWithScore | str], *, show_progress: bool | None = None
     ) -> IngestionReport:
-        """Store the KV of those nodes or texts that are not in the store yet."""
+        """Store the KV of those nodes or texts that are not in the store yet, under the nodes' ids."""
         show = self.show_progress if show_progress is None else show_progress
-        return self.engine.add_chunks(chunk_texts(items), show_progress=show)
+        chunks = chunks_with_ids(items)
+        sources = [None if node_id is None else self._source(node_id) for node_id, _ in chunks]
+        return self.engine.add_chunks([text for _, text in chunks], sources=sources, show_progress=show)
+
+    def remove_nodes(self, node_ids: Iterable[str]) -> int:
+        """Remove the KV of deleted nodes, save where another node has the same text; return how many chunks.
+
+        For example ``ingestion.remove_nodes(index.docstore.get_ref_doc_info(doc_id).node_ids)`` before a
+        document is deleted.
+        """
+        return self.engine.remove_sources(self._source(node_id) for node_id in node_ids)
 
     def prune(self, keep: Iterable[BaseNode | NodeWithScore | str]) -> int:
         """Remove the KV of every chunk of this model but those of ``keep``; return how many.
@@ -116,3 +132,6 @@ class SamKVIngestion(TransformComponent):
         For example ``ingestion.prune(index.docstore.docs.values())`` after deletions.
         """
         return self.engine.prune(chunk_texts(keep))
+
+    def _source(self, node_id: str) -> str:
+        return source_names(self.namespace, [node_id])[0]

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 from llama_index.core.bridge.pydantic import PrivateAttr
 from llama_index.core.postprocessor.types import BaseNodePostprocessor
 from llama_index.core.schema import NodeWithScore, QueryBundle
-from llama_index.llms.samkv._engine import EngineHandle, chunk_texts, handle_of
+from llama_index.llms.samkv._nodes import chunk_texts
 
 from samkv_rag.config import refuse_unknown
+from samkv_rag.serving.handle import EngineHandle, handle_of
 
 if TYPE_CHECKING:
     from llama_index.llms.samkv.base import SamKVLLM
@@ -38,7 +39,7 @@ class SamKVPostprocessor(BaseNodePostprocessor):
     def __init__(self, llm: SamKVLLM | None = None, *, engine: SamKVEngine | None = None, **options: Any) -> None:
         refuse_unknown(options, ("callback_manager",))
         super().__init__(**options)
-        self._handle = handle_of(llm, engine)
+        self._handle = handle_of(llm, engine, "SamKVLLM")
 
     @classmethod
     def class_name(cls) -> str:

@@ -15,7 +15,7 @@ T = TypeVar("T")
 def ends_with(stream: Generator[T, None, None], source: Generator[Any, None, None]) -> Generator[T, None, None]:
     """Yield from ``stream`` and close ``source`` with it.
 
-    LlamaIndex's wrapper around a stream does not close what it reads from, and an event handler that
+    A framework's wrapper around a stream may not close what it reads from, and an event handler that
     keeps the exception keeps its frames, and so the generation behind them, alive.
     """
     try:

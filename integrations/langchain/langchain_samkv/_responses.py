@@ -1,0 +1,51 @@
+"""Engine results as LangChain message chunks."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterable
+from typing import TYPE_CHECKING
+
+from langchain_core.messages import AIMessageChunk
+from langchain_core.messages.ai import InputTokenDetails, UsageMetadata
+
+from langchain_samkv._tools import TextOnly, ToolCalls
+
+if TYPE_CHECKING:
+    from samkv_rag import GenerationMetrics, StreamPiece
+
+
+def message_chunks(
+    pieces: Iterable[StreamPiece], beginning: str, model_name: str, reader: TextOnly | ToolCalls
+) -> Generator[AIMessageChunk, None, None]:
+    """Yield the answer chunk by chunk; the last one carries usage and figures.
+
+    ``beginning`` is what the prompt already put into the model's mouth; it is part of the answer.
+    """
+    yield from reader.add(beginning)
+    for piece in pieces:
+        yield from reader.add(piece.text)
+        if piece.metrics is not None:
+            yield from reader.finish()
+            yield _last_chunk(model_name, piece.finish_reason, piece.metrics)
+
+
+def _last_chunk(model_name: str, finish_reason: str | None, metrics: GenerationMetrics) -> AIMessageChunk:
+    return AIMessageChunk(
+        content="",
+        usage_metadata=_usage(metrics),
+        response_metadata={
+            "model_name": model_name,
+            "finish_reason": finish_reason,
+            "metrics": metrics.to_dict(),
+        },
+        chunk_position="last",
+    )
+
+
+def _usage(metrics: GenerationMetrics) -> UsageMetadata:
+    return UsageMetadata(
+        input_tokens=metrics.prompt_tokens,
+        output_tokens=metrics.completion_tokens,
+        total_tokens=metrics.prompt_tokens + metrics.completion_tokens,
+        input_token_details=InputTokenDetails(cache_read=metrics.tokens_reused),
+    )

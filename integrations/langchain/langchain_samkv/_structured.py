@@ -1,0 +1,105 @@
+"""Answers as JSON that fits a schema: asked for in the prompt, begun for the model, checked when parsed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from operator import itemgetter
+from typing import Any
+
+import jsonschema
+from langchain_core.exceptions import OutputParserException
+from langchain_core.language_models import LanguageModelInput
+from langchain_core.messages import AIMessage
+from langchain_core.output_parsers import (
+    BaseCumulativeTransformOutputParser,
+    BaseOutputParser,
+    JsonOutputParser,
+    PydanticOutputParser,
+)
+from langchain_core.outputs import Generation
+from langchain_core.runnables import Runnable, RunnableMap, RunnablePassthrough
+from langchain_core.utils.function_calling import convert_to_json_schema
+from langchain_core.utils.pydantic import is_basemodel_subclass
+
+from samkv_rag.serving.messages import Message
+
+METHODS = ("json_schema", "json_mode", "function_calling")
+
+
+def with_json_instruction(messages: Sequence[Message], schema: Mapping[str, Any]) -> list[Message]:
+    """Return ``messages`` with the wish for JSON behind the last one, as the user's."""
+    wish = (
+        "Answer with one JSON object and nothing else. It must fit this JSON schema:\n"
+        f"{json.dumps(schema, ensure_ascii=False)}"
+    )
+    if messages and messages[-1]["role"] == "user":
+        last = messages[-1]
+        return [*messages[:-1], last | {"content": f"{last['content']}\n\n{wish}"}]
+    return [*messages, {"role": "user", "content": wish}]
+
+
+def beginning_of_json(schema: Mapping[str, Any]) -> str:
+    """Return how an answer begins that fits ``schema``: an object by its first required property.
+
+    Small models, left to begin themselves, chat or repeat the schema.
+    """
+    if schema.get("type", "object") != "object":
+        return ""
+    properties, required = schema.get("properties", {}), schema.get("required", ())
+    first = next((name for name in properties if name in required), None)
+    if first is None:
+        return "{"
+    quote = ' "' if properties[first].get("type") == "string" else ""
+    return f"{{{json.dumps(first, ensure_ascii=False)}:{quote}"
+
+
+def parsed(
+    llm: Runnable[LanguageModelInput, AIMessage], schema: dict[str, Any] | type, include_raw: bool
+) -> Runnable[LanguageModelInput, Any]:
+    """Return ``llm`` followed by a parser that checks against ``schema``.
+
+    With ``include_raw``, the result is a dict of ``raw``, ``parsed`` and ``parsing_error``, and an answer
+    that does not fit raises no error.
+    """
+    parser = _parser(schema)
+    if not include_raw:
+        return llm | parser
+    parse = RunnablePassthrough.assign(parsed=itemgetter("raw") | parser, parsing_error=lambda _: None)
+    failed = RunnablePassthrough.assign(parsed=lambda _: None)
+    return RunnableMap(raw=llm) | parse.with_fallbacks([failed], exception_key="parsing_error")
+
+
+class JsonSchemaParser(BaseCumulativeTransformOutputParser[Any]):
+    """JSON as a dict; whole answers, not the growing dicts of a stream, are checked against a schema."""
+
+    json_schema: dict[str, Any]
+
+    def parse_result(self, result: list[Generation], *, partial: bool = False) -> Any:
+        """Return the dict.
+
+        Raises:
+            OutputParserException: the answer is no JSON, or does not fit the schema.
+        """
+        value = JsonOutputParser().parse_result(result, partial=partial)
+        if not partial:
+            self._require_fit(value, result[0].text)
+        return value
+
+    def parse(self, text: str) -> Any:
+        """Return the dict in ``text``; raises as :meth:`parse_result`."""
+        return self.parse_result([Generation(text=text)])
+
+    def _require_fit(self, value: Any, text: str) -> None:
+        try:
+            jsonschema.validate(value, self.json_schema)
+        except jsonschema.ValidationError as error:
+            raise OutputParserException(
+                f"the answer does not fit the schema: {error.message}", llm_output=text
+            ) from error
+
+
+def _parser(schema: dict[str, Any] | type) -> BaseOutputParser[Any]:
+    if isinstance(schema, type) and is_basemodel_subclass(schema):
+        return PydanticOutputParser(pydantic_object=schema)
+    return JsonSchemaParser(json_schema=convert_to_json_schema(schema))

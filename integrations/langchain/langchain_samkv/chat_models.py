@@ -1,0 +1,247 @@
+"""The chat model: LangChain's calls, on a SamKV engine."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import aclosing, closing
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Any
+
+from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
+from langchain_core.language_models import BaseChatModel, LangSmithParams, LanguageModelInput
+from langchain_core.language_models.chat_models import agenerate_from_stream, generate_from_stream
+from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
+from langchain_core.outputs import ChatGenerationChunk, ChatResult
+from langchain_core.runnables import Runnable
+from langchain_core.tools import BaseTool
+from langchain_core.utils.function_calling import convert_to_json_schema, convert_to_openai_tool
+from pydantic import BeforeValidator, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+
+from langchain_samkv._engine import ENGINE_FIELDS, handle_for, ratio_of_config
+from langchain_samkv._request import Request
+from langchain_samkv._structured import METHODS, parsed
+from langchain_samkv._tools import chosen_tool
+from samkv_rag.config import SamKVConfig, refuse_unknown
+from samkv_rag.exceptions import ConfigurationError
+from samkv_rag.serving.handle import EngineHandle
+from samkv_rag.serving.options import as_config, as_dtype_name, as_path_text, as_texts, refusal
+from samkv_rag.serving.streams import off_the_loop
+
+if TYPE_CHECKING:
+    from samkv_rag import SamKVEngine
+
+_PER_CALL = ("max_tokens", "temperature", "top_p", "stop", "seed", "sequence_ratio")
+
+
+class ChatSamKV(BaseChatModel):
+    """A local chat model that answers from the cached KV of the retrieved chunks.
+
+    Give ``model`` or an existing ``engine``, which several components may share. A model is loaded on
+    first use; touch :attr:`engine` to load it at a time of your choosing. Copies (``configurable_fields``,
+    ``model_copy``) share its engine.
+
+    Every call, and ``bind``, takes ``max_tokens``, ``temperature``, ``top_p``, ``stop``, ``seed`` and the
+    options that :meth:`samkv_rag.SamKVEngine.generate` takes, such as ``sequence_ratio`` and ``method``;
+    None means the model's own.
+
+    Answers carry ``usage_metadata``, in which ``cache_read`` counts the tokens whose KV was reused, and
+    ``response_metadata`` with ``model_name``, ``finish_reason`` and ``metrics``; in a stream, the last chunk.
+
+    Raises:
+        ConfigurationError: an argument is unknown or out of range.
+    """
+
+    model_config = ConfigDict(populate_by_name=True)
+
+    model_name: Annotated[str, BeforeValidator(as_path_text)] = Field(
+        alias="model", description="Hub id or local folder of a transformers model."
+    )
+    store: Annotated[str, BeforeValidator(as_path_text)] = Field(
+        default=":memory:", description="Where chunk KV is kept: ':memory:' or a folder."
+    )
+    config: Annotated[SamKVConfig | None, BeforeValidator(as_config)] = Field(
+        default=None, description="Policy of the engine, or a dict of its options."
+    )
+    device: str | None = Field(default=None, description="Device of the model; None picks one.")
+    dtype: Annotated[str | None, BeforeValidator(as_dtype_name)] = Field(
+        default=None, description="Data type of the model, for example 'bfloat16'."
+    )
+    gguf_file: str | None = Field(default=None, description="GGUF file inside the model's folder.")
+    trust_remote_code: bool = Field(default=False, description="Run code that comes with the model.")
+    engine_handle: EngineHandle = Field(
+        default_factory=handle_for, exclude=True, repr=False, description="The engine, or the promise of one."
+    )
+
+    sequence_ratio: float = Field(
+        default_factory=ratio_of_config,
+        gt=0.0,
+        le=1.0,
+        description="Share of chunk tokens kept.",
+    )
+    max_tokens: int = Field(default=256, ge=1, description="Longest answer, in tokens.")
+    temperature: float = Field(default=0.0, ge=0.0, description="0 always takes the likeliest token.")
+    top_p: float = Field(default=1.0, gt=0.0, le=1.0, description="Sample from the likeliest tokens of this mass.")
+    stop: Annotated[list[str] | None, BeforeValidator(as_texts)] = Field(
+        default=None, description="Texts that end an answer and are not part of it."
+    )
+    seed: int | None = Field(default=None, description="Makes sampling repeatable.")
+    streaming: bool = Field(default=False, description="Also invoke reports token by token to callbacks.")
+
+    def __init__(self, *, engine: SamKVEngine | None = None, **options: Any) -> None:
+        fields = type(self).model_fields
+        known = {*fields, *(field.alias for field in fields.values() if field.alias)}
+        if engine is not None:
+            known -= {*ENGINE_FIELDS, "model", "engine_handle"}
+        refuse_unknown(options, known)
+        if engine is not None:
+            options |= {"model_name": engine.model_name, "config": engine.config}
+        try:
+            super().__init__(**options)
+        except ValidationError as error:
+            raise refusal(error.errors()) from error
+        if engine is not None:
+            self.engine_handle = EngineHandle.of(engine, self.engine_handle.origin)
+
+    @field_validator("engine_handle")
+    @classmethod
+    def _same_engine(cls, handle: EngineHandle, info: ValidationInfo) -> EngineHandle:
+        """Take over the engine of the model this is a copy of, unless the copy is of another model."""
+        fresh = handle_for(info.data)
+        return handle if handle.origin == fresh.origin else fresh
+
+    @property
+    def engine(self) -> SamKVEngine:
+        """The engine, loaded on first use."""
+        return self.engine_handle.get()
+
+    # The four calls
+
+    def _generate(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: CallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> ChatResult:
+        return generate_from_stream(self._stream(messages, stop, **kwargs))
+
+    def _stream(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: CallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> Iterator[ChatGenerationChunk]:
+        with closing(self._chunks(messages, {"stop": stop, **kwargs})) as chunks:
+            for chunk in chunks:
+                generation = ChatGenerationChunk(message=chunk)
+                if run_manager is not None:
+                    run_manager.on_llm_new_token(generation.text, chunk=generation)
+                yield generation
+
+    async def _agenerate(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: AsyncCallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> ChatResult:
+        async with aclosing(self._astream(messages, stop, **kwargs)) as chunks:  # type: ignore[type-var]
+            return await agenerate_from_stream(chunks)
+
+    async def _astream(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: AsyncCallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> AsyncIterator[ChatGenerationChunk]:
+        async with aclosing(off_the_loop(self._chunks(messages, {"stop": stop, **kwargs}))) as chunks:
+            async for chunk in chunks:
+                generation = ChatGenerationChunk(message=chunk)
+                if run_manager is not None:
+                    await run_manager.on_llm_new_token(generation.text, chunk=generation)
+                yield generation
+
+    def _chunks(
+        self, messages: Sequence[BaseMessage], given: Mapping[str, Any]
+    ) -> Generator[AIMessageChunk, None, None]:
+        """Yield the answer; the model is loaded and the prompt built with the first chunk, in the reader's thread."""
+        own = {name: getattr(self, name) for name in _PER_CALL}
+        yield from Request.of_call(own, given).answer(self.engine, messages)
+
+    # Tools and structured answers
+
+    def bind_tools(
+        self,
+        tools: Sequence[dict[str, Any] | type | Callable[..., Any] | BaseTool],
+        *,
+        tool_choice: str | bool | dict[str, Any] | None = None,
+        strict: bool | None = None,
+        **kwargs: Any,
+    ) -> Runnable[LanguageModelInput, AIMessage]:
+        """Return the model with tools that it may call.
+
+        ``tool_choice`` is ``"auto"``, ``"any"`` or the name of the tool that must be called: the answer is
+        begun for the model. ``strict`` is passed on in the tools' schemas.
+
+        Raises:
+            ToolsUnsupportedError: the model's chat template takes no tools; where the model is not loaded
+                yet, its first call raises.
+            ConfigurationError: ``tool_choice`` names no tool.
+        """
+        schemas = [convert_to_openai_tool(tool, strict=strict) for tool in tools]
+        choice = chosen_tool(tool_choice, [schema["function"]["name"] for schema in schemas])
+        if (engine := self.engine_handle.loaded) is not None:
+            engine.apply_chat_template([{"role": "user", "content": "?"}], tools=schemas)
+        return self.bind(tools=schemas, tool_choice=choice, **kwargs)
+
+    def with_structured_output(
+        self,
+        schema: dict[str, Any] | type,
+        *,
+        include_raw: bool = False,
+        method: str = "json_schema",
+        strict: bool | None = None,
+        **kwargs: Any,
+    ) -> Runnable[LanguageModelInput, Any]:
+        """Return the model with answers that fit ``schema``, or raise langchain's OutputParserException.
+
+        ``"json_schema"`` and ``"json_mode"`` put the schema into the prompt, begin the answer and check it;
+        ``"function_calling"`` makes the model call a tool, for templates that take tools. Decoding is free
+        in all of them, so ``strict`` changes nothing: every complete answer is checked.
+
+        Raises:
+            ConfigurationError: an unknown method or option.
+        """
+        refuse_unknown(kwargs, ())
+        if method not in METHODS:
+            raise ConfigurationError(f"method is {method!r}; it must be one of {', '.join(METHODS)}")
+        if method == "function_calling":
+            return super().with_structured_output(schema, include_raw=include_raw)
+        asked = {"kwargs": {"method": method}, "schema": schema}
+        llm = self.bind(json_schema=convert_to_json_schema(schema), ls_structured_output_format=asked)
+        return parsed(llm, schema, include_raw)
+
+    # What it is
+
+    def get_token_ids(self, text: str) -> list[int]:
+        """Return the model's own token ids of ``text``."""
+        return self.engine.tokenize(text)
+
+    @property
+    def _llm_type(self) -> str:
+        return "samkv"
+
+    @property
+    def _identifying_params(self) -> dict[str, Any]:
+        """All that an answer depends on: LangChain's caches of answers are keyed by it."""
+        engine = {name: getattr(self, name) for name in ENGINE_FIELDS} | {
+            "config": asdict(self.config or SamKVConfig())
+        }
+        # LangChain overwrites "stop" with that of the call.
+        own = {"default_stop" if name == "stop" else name: getattr(self, name) for name in _PER_CALL}
+        return engine | own
+
+    def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
+        return super()._get_ls_params(stop=stop or self.stop, **kwargs)

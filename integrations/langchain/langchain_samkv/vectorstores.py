@@ -1,0 +1,235 @@
+"""A vector store that keeps the KV of its documents in step with them."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from langchain_core.documents import Document
+from langchain_core.embeddings import Embeddings
+from langchain_core.vectorstores import InMemoryVectorStore, VectorStore
+
+from langchain_samkv._documents import DocumentKV, Reservation
+from langchain_samkv._searches import HintedSearches
+from samkv_rag.exceptions import ConfigurationError
+from samkv_rag.serving.handle import handle_of
+from samkv_rag.serving.threads import finished_off_the_loop
+
+if TYPE_CHECKING:
+    from langchain_samkv.chat_models import ChatSamKV
+    from samkv_rag import IngestionReport, SamKVEngine
+
+_LLM = "ChatSamKV"
+_IDS_AT_ONCE = 1000
+
+
+class SamKVVectorStore(HintedSearches):
+    """Wrap any vector store: adding documents computes their KV, deleting them lets it go.
+
+    Searches are the wrapped store's own; what they find is hinted to the engine, so that its KV is on
+    its way before the prompt is. ``langchain_core.indexing.index()`` works as on the wrapped store.
+
+    KV is kept by content: documents of one text share it, and it goes with the last of them. The counts
+    live in the KV store, so they last as long as the KV does. KV is computed before the wrapped store
+    adds and removed after it has deleted; where adding fails, what was computed for it is let go.
+
+    Changes made to the wrapped store directly (its ``vectorstore``) do not reach the KV; :meth:`prefill`
+    and :meth:`prune` make up for them. Answers are right all the same: a chunk without KV is computed
+    when a prompt holds it.
+
+    Args:
+        vectorstore: the store to wrap.
+        llm: the ChatSamKV that will answer.
+        engine: instead of ``llm``, its engine.
+        namespace: keeps the ids of several collections apart in one KV store. By default the wrapped
+            store's type and, where it has one, its collection's name.
+
+    Raises:
+        ConfigurationError: not exactly one of ``llm`` and ``engine``, or ``vectorstore`` is none.
+    """
+
+    def __init__(
+        self,
+        vectorstore: VectorStore,
+        llm: ChatSamKV | None = None,
+        *,
+        engine: SamKVEngine | None = None,
+        namespace: str | None = None,
+    ) -> None:
+        if not isinstance(vectorstore, VectorStore):
+            raise ConfigurationError(f"vectorstore is a {type(vectorstore).__name__}; it must be a VectorStore")
+        super().__init__(vectorstore, DocumentKV(handle_of(llm, engine, _LLM), namespace or _name_of(vectorstore)))
+
+    @property
+    def engine(self) -> SamKVEngine:
+        """The engine, loaded on first use."""
+        return self._kv.handle.get()
+
+    # -- adding ----------------------------------------------------------------------------------
+
+    @classmethod
+    def from_texts(
+        cls,
+        texts: list[str],
+        embedding: Embeddings,
+        metadatas: list[dict[str, Any]] | None = None,
+        *,
+        ids: list[str] | None = None,
+        vectorstore_cls: type[VectorStore] = InMemoryVectorStore,
+        llm: ChatSamKV | None = None,
+        engine: SamKVEngine | None = None,
+        namespace: str | None = None,
+        **kwargs: Any,
+    ) -> SamKVVectorStore:
+        """Build a store of ``vectorstore_cls`` from texts and wrap it; it gets the other arguments."""
+        reservation, named = Reservation(handle_of(llm, engine, _LLM), texts), _with_ids(texts, ids)
+        build = partial(vectorstore_cls.from_texts, texts, embedding, metadatas, ids=named, **kwargs)
+        wrapper = cls(reservation.held_while(build), llm, engine=engine, namespace=namespace)
+        reservation.settle(wrapper._kv, named)
+        return wrapper
+
+    @classmethod
+    async def afrom_texts(
+        cls,
+        texts: list[str],
+        embedding: Embeddings,
+        metadatas: list[dict[str, Any]] | None = None,
+        *,
+        ids: list[str] | None = None,
+        vectorstore_cls: type[VectorStore] = InMemoryVectorStore,
+        llm: ChatSamKV | None = None,
+        engine: SamKVEngine | None = None,
+        namespace: str | None = None,
+        **kwargs: Any,
+    ) -> SamKVVectorStore:
+        """As :meth:`from_texts`."""
+        reservation, named = Reservation(handle_of(llm, engine, _LLM), texts), _with_ids(texts, ids)
+        build = partial(vectorstore_cls.afrom_texts, texts, embedding, metadatas, ids=named, **kwargs)
+        wrapper = cls(await reservation.aheld_while(build), llm, engine=engine, namespace=namespace)
+        await finished_off_the_loop(reservation.settle, wrapper._kv, named)
+        return wrapper
+
+    def add_documents(self, documents: list[Document], **kwargs: Any) -> list[str]:
+        """Compute the documents' KV and add them; returns their ids.
+
+        Raises:
+            ChunkTooLongError: a document does not fit the model's context window; nothing was added.
+            StoreFullError: the KV store has no room; nothing was added.
+        """
+        texts = [document.page_content for document in documents]
+        return self._add(texts, partial(self.vectorstore.add_documents, documents, **kwargs))
+
+    async def aadd_documents(self, documents: list[Document], **kwargs: Any) -> list[str]:
+        """As :meth:`add_documents`; KV is computed off the event loop."""
+        texts = [document.page_content for document in documents]
+        return await self._aadd(texts, partial(self.vectorstore.aadd_documents, documents, **kwargs))
+
+    def add_texts(
+        self,
+        texts: Iterable[str],
+        metadatas: list[dict[str, Any]] | None = None,
+        *,
+        ids: list[str] | None = None,
+        **kwargs: Any,
+    ) -> list[str]:
+        """As :meth:`add_documents`."""
+        listed, given = list(texts), kwargs if ids is None else kwargs | {"ids": ids}
+        return self._add(listed, partial(self.vectorstore.add_texts, listed, metadatas, **given))
+
+    async def aadd_texts(
+        self,
+        texts: Iterable[str],
+        metadatas: list[dict[str, Any]] | None = None,
+        *,
+        ids: list[str] | None = None,
+        **kwargs: Any,
+    ) -> list[str]:
+        """As :meth:`add_documents`; KV is computed off the event loop."""
+        listed, given = list(texts), kwargs if ids is None else kwargs | {"ids": ids}
+        return await self._aadd(listed, partial(self.vectorstore.aadd_texts, listed, metadatas, **given))
+
+    def prefill(self, documents: Iterable[Document]) -> IngestionReport:
+        """Compute and record the KV of documents that the wrapped store holds already.
+
+        Raises:
+            ConfigurationError: a document has no id.
+        """
+        listed = list(documents)
+        ids = [document.id for document in listed if document.id]
+        if len(ids) != len(listed):
+            raise ConfigurationError(f"{len(listed) - len(ids)} documents have no id; prefill what a search returned")
+        return self._kv.record(ids, [document.page_content for document in listed])
+
+    # -- deleting --------------------------------------------------------------------------------
+
+    def delete(self, ids: list[str] | None = None, **kwargs: Any) -> bool | None:
+        """Delete documents in the wrapped store, by its rules, then the KV of those that are gone."""
+        deleted = self.vectorstore.delete(ids, **kwargs)
+        if deleted is not False:
+            self._remove_deleted(ids, criteria=kwargs)
+        return deleted
+
+    async def adelete(self, ids: list[str] | None = None, **kwargs: Any) -> bool | None:
+        """As :meth:`delete`."""
+        deleted = await self.vectorstore.adelete(ids, **kwargs)
+        if deleted is not False:
+            await finished_off_the_loop(self._remove_deleted, ids, criteria=kwargs)
+        return deleted
+
+    def prune(self) -> int:
+        """Remove the KV of documents that the wrapped store no longer holds; return how many chunks.
+
+        Raises:
+            NotImplementedError: the wrapped store cannot be asked by id.
+        """
+        return self._kv.remove(self._gone(self._kv.ids()))
+
+    # -- helpers ---------------------------------------------------------------------------------
+
+    def _add(self, texts: Sequence[str], add: Callable[[], list[str]]) -> list[str]:
+        reservation = Reservation(self._kv.handle, texts)
+        ids = reservation.held_while(add)
+        reservation.settle(self._kv, ids)
+        return ids
+
+    async def _aadd(self, texts: Sequence[str], add: Callable[[], Awaitable[list[str]]]) -> list[str]:
+        reservation = Reservation(self._kv.handle, texts)
+        ids = await reservation.aheld_while(add)
+        await finished_off_the_loop(reservation.settle, self._kv, ids)
+        return ids
+
+    def _remove_deleted(self, ids: Sequence[str] | None, criteria: dict[str, Any]) -> None:
+        """Remove the KV of ``ids``; where more decided what is deleted, of those that are gone."""
+        gone = candidates = self._kv.ids() if ids is None else ids
+        if ids is None or criteria:
+            try:
+                gone = self._gone(candidates)
+            except NotImplementedError:  # no ids and nothing else means everything
+                gone = [] if criteria else candidates
+        self._kv.remove(gone)
+
+    def _gone(self, ids: Sequence[str]) -> list[str]:
+        """Those of ``ids`` that the wrapped store does not hold."""
+        batches = (ids[start : start + _IDS_AT_ONCE] for start in range(0, len(ids), _IDS_AT_ONCE))
+        held = set[str]().union(*map(self._held, batches))
+        return [identifier for identifier in ids if identifier not in held]
+
+    def _held(self, ids: Sequence[str]) -> set[str]:
+        try:
+            return {document.id for document in self.vectorstore.get_by_ids(ids) if document.id}
+        except ValueError:  # a document that is there but cannot be read, as one without metadata in Chroma
+            half = len(ids) // 2
+            return self._held(ids[:half]) | self._held(ids[half:]) if half else set(ids)
+
+
+def _with_ids(texts: Sequence[str], ids: Sequence[str | None] | None) -> list[str]:
+    """An id for every text: the given one or, where there is none, a new one."""
+    return [identifier or str(uuid.uuid4()) for identifier in ids or [None] * len(texts)]
+
+
+def _name_of(vectorstore: VectorStore) -> str:
+    names = (getattr(vectorstore, name, None) for name in ("collection_name", "_collection_name", "index_name"))
+    collection = next((name for name in names if isinstance(name, str)), "")
+    return f"{type(vectorstore).__name__}:{collection}"

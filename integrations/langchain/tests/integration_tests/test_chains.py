@@ -1,0 +1,191 @@
+"""The ways in which LangChain users build RAG: in each the chunks are recognised, and the answer is the engine's."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from langchain.agents import create_agent
+from langchain.agents.middleware import ModelRequest, dynamic_prompt
+from langchain_classic.chains import create_retrieval_chain
+from langchain_classic.chains.combine_documents import create_stuff_documents_chain
+from langchain_core.callbacks import BaseCallbackHandler
+from langchain_core.chat_history import InMemoryChatMessageHistory
+from langchain_core.documents import Document
+from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
+from langchain_core.output_parsers import StrOutputParser
+from langchain_core.outputs import LLMResult
+from langchain_core.prompts import ChatPromptTemplate, MessagesPlaceholder, PromptTemplate
+from langchain_core.retrievers import BaseRetriever
+from langchain_core.runnables import Runnable, RunnablePassthrough
+from langchain_core.runnables.history import RunnableWithMessageHistory
+from langchain_core.tools import create_retriever_tool
+from langgraph.checkpoint.memory import InMemorySaver
+
+from langchain_samkv import ChatSamKV, SamKVVectorStore
+from samkv_rag import SamKVEngine
+from tests.lighthouse import KEEPER, QUERY, TEXTS, WordEmbeddings
+from tests.scripted import TOOL_TEMPLATE, ScriptedEngine, tiny_engine
+
+RULES = "Answer from these passages alone."
+PROMPT = ChatPromptTemplate.from_messages([("system", RULES + "\n\n{context}"), ("human", "{input}")])
+
+
+class Answers(BaseCallbackHandler):
+    """The model's messages, also where a chain goes on with their text alone."""
+
+    def __init__(self) -> None:
+        self.messages: list[AIMessage] = []
+
+    def on_llm_end(self, response: LLMResult, **_: Any) -> None:
+        self.messages.append(response.generations[0][0].message)  # type: ignore[union-attr, arg-type]
+
+
+@pytest.fixture
+def engine() -> SamKVEngine:
+    return tiny_engine()
+
+
+@pytest.fixture
+def llm(engine: SamKVEngine) -> ChatSamKV:
+    return ChatSamKV(engine=engine, max_tokens=8, sequence_ratio=0.5)
+
+
+@pytest.fixture
+def retriever(llm: ChatSamKV) -> BaseRetriever:
+    store = SamKVVectorStore.from_texts(TEXTS, WordEmbeddings(), llm=llm)
+    return store.as_retriever(search_kwargs={"k": 2})
+
+
+@pytest.fixture
+def lcel(llm: ChatSamKV, retriever: BaseRetriever) -> Runnable[str, str]:
+    return {"context": retriever | format_docs, "input": RunnablePassthrough()} | PROMPT | llm | StrOutputParser()
+
+
+def format_docs(docs: list[Document]) -> str:
+    return "\n\n".join(doc.page_content for doc in docs)
+
+
+def check(message: Any, num_chunks: int = 2) -> None:
+    """All chunks were stored, recognised, and reduced to their share; nothing fell back to full prefill."""
+    metrics = message.response_metadata["metrics"]
+    assert (metrics["chunks_hit"], metrics["chunks_missed"]) == (num_chunks, 0)
+    assert (metrics["method"], metrics["fallback_reason"]) == ("scout", None)
+    assert 0 < metrics["sequence_ratio"] <= 0.5
+    assert message.usage_metadata["input_token_details"]["cache_read"] >= metrics["chunk_tokens"] > 0
+
+
+def direct_answer(engine: SamKVEngine, context: str, *turns: str, question: str = QUERY) -> str:
+    """What the engine says to the same messages, without LangChain; ``turns`` are earlier questions and answers."""
+    roles = ("user", "assistant") * len(turns)
+    history = [{"role": role, "content": text} for role, text in zip(roles, turns, strict=False)]
+    messages = [{"role": "system", "content": context}, *history, {"role": "user", "content": question}]
+    return engine.generate(messages, max_new_tokens=8, sequence_ratio=0.5).text
+
+
+def expected_context(retriever: BaseRetriever, question: str = QUERY) -> str:
+    return f"{RULES}\n\n{format_docs(retriever.invoke(question))}"
+
+
+def test_lcel_with_a_plain_format_docs(lcel: Runnable[str, str], retriever: BaseRetriever, engine: SamKVEngine) -> None:
+    answers = Answers()
+    answer = lcel.invoke(QUERY, {"callbacks": [answers]})
+    check(answers.messages[0])
+    assert answer == answers.messages[0].text == direct_answer(engine, expected_context(retriever))
+
+
+def test_stuff_documents_in_a_retrieval_chain(llm: ChatSamKV, retriever: BaseRetriever, engine: SamKVEngine) -> None:
+    answers = Answers()
+    chain = create_retrieval_chain(retriever, create_stuff_documents_chain(llm, PROMPT))
+    result = chain.invoke({"input": QUERY}, {"callbacks": [answers]})
+    check(answers.messages[0])
+    assert result["answer"] == direct_answer(engine, expected_context(retriever))
+    assert result["context"] == retriever.invoke(QUERY), "documents come back as they were"
+
+
+def test_documents_with_metadata_around_them(llm: ChatSamKV, retriever: BaseRetriever) -> None:
+    answers = Answers()
+    document_prompt = PromptTemplate.from_template("<passage>{page_content}</passage>")
+    stuff = create_stuff_documents_chain(llm, PROMPT, document_prompt=document_prompt, document_separator="\n--\n")
+    stuff.invoke({"context": retriever.invoke(QUERY), "input": QUERY}, {"callbacks": [answers]})
+    check(answers.messages[0])
+
+
+def test_an_agent_with_the_passages_in_its_prompt(
+    llm: ChatSamKV, retriever: BaseRetriever, engine: SamKVEngine
+) -> None:
+    @dynamic_prompt
+    def with_passages(request: ModelRequest) -> str:
+        return expected_context(retriever, request.state["messages"][-1].text)
+
+    agent = create_agent(llm, tools=[], middleware=[with_passages])
+    answer = agent.invoke({"messages": [HumanMessage(QUERY)]})["messages"][-1]
+    check(answer)
+    assert answer.text == direct_answer(engine, expected_context(retriever))
+
+
+def test_an_agent_that_remembers_by_a_checkpointer(
+    llm: ChatSamKV, retriever: BaseRetriever, engine: SamKVEngine
+) -> None:
+    @dynamic_prompt
+    def with_passages(request: ModelRequest) -> str:
+        return expected_context(retriever, request.state["messages"][-1].text)
+
+    agent = create_agent(llm, tools=[], middleware=[with_passages], checkpointer=InMemorySaver())
+    thread: Any = {"configurable": {"thread_id": "one"}}
+    agent.invoke({"messages": [HumanMessage(QUERY)]}, thread)
+    *_, first, _, second = agent.invoke({"messages": [HumanMessage("And the lamp?")]}, thread)["messages"]
+    check(second)
+    context = expected_context(retriever, "And the lamp?")
+    assert second.text == direct_answer(engine, context, QUERY, first.text, question="And the lamp?")
+
+
+def test_an_agent_that_searches_by_a_tool() -> None:
+    """The model's words come from a script that calls the tool; what it costs is the real engine's."""
+    llm = ChatSamKV(engine=ScriptedEngine(tiny_engine(TOOL_TEMPLATE)), max_tokens=8, sequence_ratio=0.5)  # type: ignore[arg-type]
+    store = SamKVVectorStore.from_texts(TEXTS, WordEmbeddings(), llm=llm)
+    search = create_retriever_tool(store.as_retriever(search_kwargs={"k": 2}), "search", "Search the station's book.")
+    messages = create_agent(llm, [search]).invoke({"messages": [HumanMessage(QUERY)]})["messages"]
+    _, call, found, answer = messages
+    assert call.tool_calls[0]["args"] == {"query": QUERY}
+    assert isinstance(found, ToolMessage) and KEEPER in found.text
+    check(answer)
+
+
+@pytest.mark.filterwarnings("ignore::langchain_core._api.deprecation.LangChainDeprecationWarning")
+def test_a_conversation_with_message_history(llm: ChatSamKV, retriever: BaseRetriever, engine: SamKVEngine) -> None:
+    prompt = ChatPromptTemplate.from_messages(
+        [("system", RULES + "\n\n{context}"), MessagesPlaceholder("history"), ("human", "{input}")]
+    )
+    passages = RunnablePassthrough.assign(context=lambda asked: format_docs(retriever.invoke(asked["input"])))
+    history = InMemoryChatMessageHistory()
+    chain = RunnableWithMessageHistory(
+        passages | prompt | llm, lambda _: history, input_messages_key="input", history_messages_key="history"
+    )
+    turns: list[str] = []
+    for question in (QUERY, "And the lamp?", "What is the sea like in winter?"):
+        answer = chain.invoke({"input": question}, {"configurable": {"session_id": "one"}})
+        check(answer)
+        context = expected_context(retriever, question)
+        assert answer.text == direct_answer(engine, context, *turns, question=question)
+        turns += [question, answer.text]
+    assert [message.text for message in history.messages] == turns
+
+
+async def test_events_of_a_stream(lcel: Runnable[str, str], retriever: BaseRetriever) -> None:
+    events = [event async for event in lcel.astream_events(QUERY, version="v2")]
+    by_kind = {event["event"]: event for event in events}
+    assert by_kind["on_retriever_end"]["data"]["output"] == retriever.invoke(QUERY)
+    pieces = [event["data"]["chunk"].text for event in events if event["event"] == "on_chat_model_stream"]
+    assert len(pieces) > 2 and "".join(pieces) == lcel.invoke(QUERY)
+    check(by_kind["on_chat_model_end"]["data"]["output"])
+
+
+async def test_many_questions_at_once(lcel: Runnable[str, str]) -> None:
+    questions = [QUERY, "And the lamp?", "What is the sea like in winter?"]
+    answers = Answers()
+    expected = [lcel.invoke(question) for question in questions]
+    assert lcel.batch(questions) == expected
+    assert await lcel.abatch(questions, {"callbacks": [answers]}) == expected
+    for message in answers.messages:
+        check(message)

@@ -1,0 +1,135 @@
+"""Tools and structured answers, on a scripted engine that reads the real prompt."""
+
+from __future__ import annotations
+
+from typing import Any, TypedDict
+
+import pytest
+from langchain_core.exceptions import OutputParserException
+from langchain_core.messages import HumanMessage, ToolMessage
+from langchain_core.tools import tool
+from pydantic import BaseModel, Field
+
+from langchain_samkv import ChatSamKV
+from langchain_samkv._structured import beginning_of_json
+from samkv_rag.exceptions import ConfigurationError, SamKVError, ToolsUnsupportedError
+from tests.scripted import scripted_engine, tiny_engine
+
+QUESTION = "What is the tide at 'North Quay' (7)?"
+
+
+@tool
+def tide_at(place: str, hour: int) -> str:
+    """Height of the tide."""
+    return f"{hour} metres at {place}"
+
+
+class Tide(BaseModel):
+    """A tide."""
+
+    place: str = Field(description="where")
+    hour: int
+
+
+class TideDict(TypedDict):
+    """A tide."""
+
+    place: str
+    hour: int
+
+
+SCHEMAS = {"pydantic": Tide, "typeddict": TideDict, "json schema": Tide.model_json_schema()}
+
+
+@pytest.fixture
+def llm() -> ChatSamKV:
+    return ChatSamKV(engine=scripted_engine(), max_tokens=8)
+
+
+@pytest.fixture
+def silent_llm() -> ChatSamKV:
+    """A model that takes no part in any script: tiny, random, with the plain template."""
+    return ChatSamKV(engine=tiny_engine(), max_tokens=8)
+
+
+class TestTools:
+    def test_a_call_is_made_answered_and_read_again(self, llm: ChatSamKV) -> None:
+        bound = llm.bind_tools([tide_at])
+        asked = bound.invoke(QUESTION)
+        (call,) = asked.tool_calls
+        assert (call["name"], call["args"]) == ("tide_at", {"place": "North Quay", "hour": 7})
+        result = tide_at.invoke(call)
+        assert isinstance(result, ToolMessage) and result.content == "7 metres at North Quay"
+        answer = bound.invoke([HumanMessage(QUESTION), asked, result])
+        assert answer.text and not answer.tool_calls
+
+    def test_streamed_equals_whole(self, llm: ChatSamKV) -> None:
+        bound = llm.bind_tools([tide_at], tool_choice="tide_at")
+        streamed: Any = None
+        for chunk in bound.stream(QUESTION):
+            streamed = chunk if streamed is None else streamed + chunk
+        whole = bound.invoke(QUESTION)
+        assert [call["args"] for call in streamed.tool_calls] == [call["args"] for call in whole.tool_calls]
+        assert streamed.content == whole.content == ""
+        assert streamed.usage_metadata == whole.usage_metadata
+
+    def test_a_template_without_tools_is_refused_by_name_when_bound(self, silent_llm: ChatSamKV) -> None:
+        with pytest.raises(NotImplementedError, match=r"the chat template of .* takes no tools, 1 given") as refusal:
+            silent_llm.bind_tools([tide_at])
+        assert isinstance(refusal.value, ToolsUnsupportedError) and isinstance(refusal.value, SamKVError)
+
+    def test_or_when_called_if_the_model_is_loaded_only_then(self, silent_llm: ChatSamKV) -> None:
+        later = ChatSamKV(model="a/b", max_tokens=4)
+        bound = later.bind_tools([tide_at])
+        later.engine_handle._engine = silent_llm.engine
+        with pytest.raises(ToolsUnsupportedError):
+            bound.invoke(QUESTION)
+
+    def test_a_choice_of_no_tool_is_refused(self, llm: ChatSamKV) -> None:
+        with pytest.raises(ConfigurationError, match="tool_choice is 'moon'"):
+            llm.bind_tools([tide_at], tool_choice="moon")
+
+
+class TestStructuredOutput:
+    @pytest.mark.parametrize("method", ["json_schema", "json_mode", "function_calling"])
+    @pytest.mark.parametrize("schema", SCHEMAS)
+    def test_answers_are_of_the_schema(self, llm: ChatSamKV, schema: str, method: str) -> None:
+        answer = llm.with_structured_output(SCHEMAS[schema], method=method).invoke(QUESTION)
+        expected: Any = {"place": "North Quay", "hour": 7}
+        assert answer == (Tide(**expected) if schema == "pydantic" else expected)
+
+    def test_the_wish_stands_behind_the_users_last_words(self, llm: ChatSamKV) -> None:
+        streamed = list(llm.with_structured_output(TideDict).stream(QUESTION))
+        assert streamed[-1] == {"place": "North Quay", "hour": 7}
+        assert len(streamed) > 1  # grows
+
+    @pytest.mark.parametrize("schema", SCHEMAS)
+    def test_an_answer_that_does_not_fit_is_an_error(self, silent_llm: ChatSamKV, schema: str) -> None:
+        with pytest.raises(OutputParserException):
+            silent_llm.with_structured_output(SCHEMAS[schema]).invoke(QUESTION)
+
+    @pytest.mark.parametrize("schema", [TideDict, Tide.model_json_schema()], ids=["typeddict", "json schema"])
+    def test_so_is_one_of_the_wrong_types(self, llm: ChatSamKV, schema: Any) -> None:
+        wrong = llm.with_structured_output(schema).last  # type: ignore[attr-defined]
+        with pytest.raises(OutputParserException, match="'late' is not of type 'integer'"):
+            wrong.parse('{"place": "North Quay", "hour": "late"}')
+
+    @pytest.mark.parametrize(
+        ("schema", "beginning"),
+        [
+            ({"properties": {"n": {"type": "integer"}}, "required": ["n"]}, '{"n":'),
+            ({"properties": {"a": {"type": "string"}, "b": {"type": "string"}}, "required": ["b"]}, '{"b": "'),
+            ({"properties": {"a": {"type": "string", "enum": [1]}}}, "{"),
+            ({"type": "array"}, ""),
+        ],
+    )
+    def test_the_answer_is_begun_no_further_than_the_schema_says(self, schema: Any, beginning: str) -> None:
+        assert beginning_of_json(schema) == beginning
+
+    def test_include_raw_gives_the_message_and_what_became_of_it(self, llm: ChatSamKV, silent_llm: ChatSamKV) -> None:
+        good = llm.with_structured_output(Tide, include_raw=True).invoke(QUESTION)
+        assert good["parsed"] == Tide(place="North Quay", hour=7)
+        assert good["raw"].text.startswith('{"place"') and good["parsing_error"] is None
+        bad = silent_llm.with_structured_output(Tide, include_raw=True).invoke(QUESTION)
+        assert bad["parsed"] is None
+        assert bad["raw"].text.startswith('{"place": "') and isinstance(bad["parsing_error"], OutputParserException)

@@ -1,0 +1,69 @@
+"""Documents about a lighthouse, an embedding without a model, and what tests of stores have in common."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from functools import cache
+
+import pytest
+from langchain_core.documents import Document
+from langchain_core.embeddings import Embeddings
+from langchain_core.vectorstores import VectorStore
+
+import tiny
+from langchain_samkv import SamKVVectorStore
+from samkv_rag import SamKVConfig, SamKVEngine
+from samkv_rag.prompt import text_digest
+
+LAMP = "The lamp of the lighthouse turns once in a minute, and it is never dark at night."
+KEEPER = "The keeper of the lighthouse rests on Sundays, when his daughter minds the lamp."
+SEA = "The sea around the island is rough in winter, and no boat lands before March."
+TEXTS = [LAMP, KEEPER, SEA]
+QUERY = "When does the keeper rest?"
+
+
+class WordEmbeddings(Embeddings):
+    """Embeds a text as hashed word counts of length 1: the same words are near, on every machine."""
+
+    def embed_query(self, text: str) -> list[float]:
+        vector = [0.0] * 64
+        for word in re.findall(r"\w+", text.lower()):
+            vector[int(hashlib.md5(word.encode()).hexdigest(), 16) % 64] += 1.0
+        norm = sum(x * x for x in vector) ** 0.5 or 1.0
+        return [x / norm for x in vector]
+
+    def embed_documents(self, texts: list[str]) -> list[list[float]]:
+        return [self.embed_query(text) for text in texts]
+
+
+@cache
+def shared_engine() -> SamKVEngine:
+    """For tests to which other tests' chunks do not matter: making an engine takes longer than they do."""
+    return SamKVEngine(tiny.model(), tiny.tokenizer(), config=SamKVConfig(min_chunk_tokens=0, block_tokens=8))
+
+
+def live_chunks(engine: SamKVEngine, *texts: str) -> bool:
+    """Whether the KV store holds exactly the chunks of these texts."""
+    entries, _ = engine.store.changes(engine.fingerprint, 0) or ([], 0)
+    return {entry.text_digest for entry in entries} == {text_digest(text) for text in texts}
+
+
+def documents(*texts: str) -> list[Document]:
+    return [Document(page_content=text, metadata={"length": len(text)}) for text in texts]
+
+
+class StoreFixtures:
+    """Subclasses override ``wrapped``: an empty store, new for every test."""
+
+    @pytest.fixture
+    def wrapped(self) -> VectorStore:
+        raise NotImplementedError
+
+    @pytest.fixture
+    def engine(self, tiny_engine: SamKVEngine) -> SamKVEngine:
+        return tiny_engine
+
+    @pytest.fixture
+    def store(self, wrapped: VectorStore, engine: SamKVEngine) -> SamKVVectorStore:
+        return SamKVVectorStore(wrapped, engine=engine)

@@ -1,0 +1,113 @@
+"""A model that calls tools and writes JSON, without one: a real engine whose words come from a script.
+
+The script reads the rendered prompt, as a model does, and does what it asks for: it finds the tools
+the template wrote down, the JSON schema, and how the answer already begins. So an answer is right only
+if all of that arrived. Everything else, figures included, and every other answer is the real engine's.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Generator
+from contextlib import closing
+from functools import cache
+from typing import Any
+
+import tiny
+from samkv_rag import SamKVConfig, SamKVEngine, StreamPiece
+
+TOOL_TEMPLATE = (
+    "{% if tools %}{{ '<|system|>\n<tools>\n' }}{% for tool in tools %}{{ tool | tojson + '\n' }}{% endfor %}"
+    '{{ \'</tools>\nCall one with <tool_call>\n{"name": ..., "arguments": ...}\n</tool_call></s>\n\' }}{% endif %}'
+    "{% for message in messages %}{{ '<|' + message['role'] + '|>\n' + message['content'] }}"
+    "{% for call in message.tool_calls or [] %}{{ '\n<tool_call>\n' + call.function | tojson + '\n</tool_call>' }}"
+    "{% endfor %}{{ '</s>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}"
+)
+PIECE_CHARS = 7
+
+
+def tiny_engine(chat_template: str | None = tiny.CHAT_TEMPLATE, **options: Any) -> SamKVEngine:
+    """An engine on a tiny random model that speaks the template."""
+    tokenizer = tiny.tokenizer().__class__(
+        tokenizer_object=tiny.tokenizer().backend_tokenizer,
+        bos_token="<s>",
+        eos_token="</s>",
+        chat_template=chat_template,
+    )
+    config = SamKVConfig(**({"min_chunk_tokens": 0, "block_tokens": 8} | options))
+    return SamKVEngine.from_pretrained(tiny.model(), tokenizer=tokenizer, config=config)
+
+
+class ScriptedEngine:
+    """``engine``, but for what it says where tools or JSON are asked for."""
+
+    def __init__(self, engine: SamKVEngine) -> None:
+        self._engine = engine
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._engine, name)
+
+    def stream(self, prompt: str, **options: Any) -> Generator[StreamPiece, None, None]:
+        """Like :meth:`SamKVEngine.stream`."""
+        if (words := script(prompt)) is None:
+            return self._engine.stream(prompt, **options)
+        return _with_words(self._engine.stream(prompt, **(options | {"max_new_tokens": 1})), words)
+
+
+def _with_words(real: Generator[StreamPiece, None, None], words: str) -> Generator[StreamPiece, None, None]:
+    with closing(real):
+        *_, last = real
+        for start in range(0, len(words), PIECE_CHARS):
+            yield StreamPiece(words[start : start + PIECE_CHARS])
+        yield StreamPiece("", "stop", last.metrics)
+
+
+def script(prompt: str) -> str | None:
+    """What is to be said to ``prompt``; None: whatever the real engine says."""
+    conversation, _, begun = prompt.rpartition("<|assistant|>\n")
+    if begun.startswith("{"):
+        (schema,) = re.findall(r"fit this JSON schema:\n(.*?)</s>", conversation)
+        return _rest(begun, json.dumps(_values(json.loads(schema), _question(conversation))))
+    if "<tools>" not in conversation or (not begun and _last_role(conversation) == "tool"):
+        return None
+    call = json.dumps(_call(conversation, begun), ensure_ascii=False)
+    return _rest(begun, f"<tool_call>\n{call}\n</tool_call>")
+
+
+def _rest(begun: str, whole: str) -> str:
+    assert whole.startswith(begun), f"the answer was begun with {begun!r}, which {whole!r} is not"
+    return whole[len(begun) :]
+
+
+def _call(conversation: str, begun: str) -> dict[str, Any]:
+    listed = conversation.partition("<tools>\n")[2].partition("\n</tools>")[0].splitlines()
+    tools = {tool["function"]["name"]: tool["function"] for tool in map(json.loads, listed)}
+    named = re.search(r'"name": "(\w+)"', begun)
+    tool = tools[named[1]] if named else next(iter(tools.values()))
+    return {"name": tool["name"], "arguments": _values(tool["parameters"], _question(conversation))}
+
+
+def _values(schema: dict[str, Any], question: str) -> dict[str, Any]:
+    """What the question says for every property: its number, what stands in quotes, or all of it."""
+    number = re.search(r"\((\d+)\)", question)
+    quoted = re.search(r"'(.+?)'", question)
+    text = quoted[1] if quoted else question
+    return {
+        name: (int(number[1]) if number else 0) if kind.get("type") == "integer" else text
+        for name, kind in schema.get("properties", {}).items()
+    }
+
+
+def _question(conversation: str) -> str:
+    return re.findall(r"<\|user\|>\n(.*?)</s>", conversation, re.DOTALL)[-1].strip()
+
+
+def _last_role(conversation: str) -> str:
+    return re.findall(r"<\|(\w+)\|>", conversation)[-1]
+
+
+@cache
+def scripted_engine() -> Any:
+    """One for all tests: it keeps no state but chunks."""
+    return ScriptedEngine(tiny_engine(TOOL_TEMPLATE))

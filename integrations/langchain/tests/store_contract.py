@@ -1,0 +1,182 @@
+"""What SamKVVectorStore does to the KV of its documents, whatever store it wraps; subclasses supply that store."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from langchain_core.documents import Document
+from langchain_core.vectorstores import VectorStore
+
+from langchain_samkv import ChatSamKV, SamKVVectorStore
+from samkv_rag import SamKVEngine
+from samkv_rag.exceptions import ChunkTooLongError, ConfigurationError
+from tests.lighthouse import KEEPER, LAMP, QUERY, SEA, TEXTS, StoreFixtures, documents, live_chunks
+
+
+class KVContract(StoreFixtures):
+    """Adding, deleting and building."""
+
+    # -- adding
+
+    def test_adding_computes_kv_under_the_ids_that_the_store_gives(
+        self, store: SamKVVectorStore, engine: SamKVEngine
+    ) -> None:
+        ids = store.add_documents(documents(*TEXTS))
+        assert len(set(ids)) == 3
+        assert live_chunks(engine, *TEXTS)
+        assert {document.page_content for document in store.get_by_ids(ids)} == set(TEXTS)
+        store.delete(ids[:1])
+        assert live_chunks(engine, KEEPER, SEA)
+
+    def test_add_texts_does_the_same(self, store: SamKVVectorStore, engine: SamKVEngine) -> None:
+        assert store.add_texts((text for text in TEXTS[:2]), [{"n": 1}, {"n": 2}], ids=["a", "b"]) == ["a", "b"]
+        assert store.get_by_ids(["b"]) == [Document(page_content=KEEPER, metadata={"n": 2}, id="b")]
+        assert live_chunks(engine, LAMP, KEEPER)
+
+    def test_one_text_under_two_ids_goes_with_the_second(self, store: SamKVVectorStore, engine: SamKVEngine) -> None:
+        store.add_texts([LAMP, LAMP, SEA], ids=["a", "b", "c"])
+        store.delete(["a"])
+        assert live_chunks(engine, LAMP, SEA)
+        store.delete(["b"])
+        assert live_chunks(engine, SEA)
+
+    def test_a_changed_document_takes_its_old_chunk_along(self, store: SamKVVectorStore, engine: SamKVEngine) -> None:
+        store.add_texts([LAMP, KEEPER], ids=["a", "b"])
+        store.add_texts([SEA], ids=["a"])
+        assert live_chunks(engine, SEA, KEEPER)
+        store.add_texts([" "], ids=["a"])
+        assert live_chunks(engine, KEEPER)
+
+    def test_adding_the_same_again_changes_nothing(self, store: SamKVVectorStore, engine: SamKVEngine) -> None:
+        for _ in range(2):
+            store.add_texts(TEXTS, ids=["a", "b", "c"])
+        assert live_chunks(engine, *TEXTS) and len(engine.sources()) == 3
+
+    def test_where_the_store_fails_nothing_is_left_and_nothing_lost(
+        self, store: SamKVVectorStore, engine: SamKVEngine, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        store.add_texts([LAMP], ids=["a"])
+
+        def fail(*arguments: Any, **options: Any) -> list[str]:
+            assert engine.has_chunk(SEA), "KV comes first"
+            raise ConnectionError("no route to the vectors")
+
+        for name in ("add_texts", "aadd_texts"):
+            monkeypatch.setattr(store.vectorstore, name, fail)
+        with pytest.raises(ConnectionError):
+            store.add_texts([SEA, KEEPER], ids=["a", "b"])
+        with pytest.raises(ConnectionError):
+            asyncio.run(store.aadd_texts([SEA, KEEPER], ids=["a", "b"]))
+        assert live_chunks(engine, LAMP) and len(engine.sources()) == 1
+
+    def test_where_kv_fails_the_store_is_not_touched(self, store: SamKVVectorStore, engine: SamKVEngine) -> None:
+        too_long = " ".join(TEXTS * 200)
+        with pytest.raises(ChunkTooLongError):
+            store.add_texts([LAMP, too_long], ids=["a", "b"])
+        assert store.get_by_ids(["a", "b"]) == []
+        assert live_chunks(engine)
+
+    def test_too_few_ids_are_told(
+        self, store: SamKVVectorStore, engine: SamKVEngine, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(store.vectorstore, "add_texts", lambda texts, *rest, **options: ["only one"])
+        with pytest.warns(UserWarning, match="returned 1 ids for 2 texts"):
+            store.add_texts([LAMP, SEA])
+        assert live_chunks(engine, LAMP, SEA)
+
+    # -- deleting
+
+    def test_kv_goes_after_the_document(
+        self, store: SamKVVectorStore, engine: SamKVEngine, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        store.add_texts([LAMP], ids=["a"])
+        for refused in (lambda *_, **__: False, _refuse):
+            monkeypatch.setattr(store.vectorstore, "delete", refused)
+            try:
+                assert store.delete(["a"]) is False
+            except PermissionError:
+                assert refused is _refuse
+            assert live_chunks(engine, LAMP)
+
+    def test_deleting_without_ids_follows_what_the_store_did(
+        self, store: SamKVVectorStore, engine: SamKVEngine, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        store.add_texts(TEXTS, ids=["a", "b", "c"])
+        delete = store.vectorstore.delete
+        monkeypatch.setattr(store.vectorstore, "delete", lambda ids=None, **criteria: delete(["a", "c"]))
+        store.delete(None, where={"length": 1})
+        assert live_chunks(engine, KEEPER)
+
+    @pytest.mark.parametrize(("criteria", "left"), [({}, []), ({"where": 1}, TEXTS)])
+    def test_a_store_that_cannot_be_asked_deletes_all_or_by_criteria(
+        self,
+        store: SamKVVectorStore,
+        engine: SamKVEngine,
+        monkeypatch: pytest.MonkeyPatch,
+        criteria: dict[str, Any],
+        left: list[str],
+    ) -> None:
+        store.add_texts(TEXTS)
+        monkeypatch.setattr(store.vectorstore, "delete", lambda ids=None, **_: None)
+        monkeypatch.setattr(store.vectorstore, "get_by_ids", lambda ids: VectorStore.get_by_ids(store.vectorstore, ids))
+        with pytest.raises(NotImplementedError):
+            store.prune()
+        store.delete(None, **criteria)
+        assert live_chunks(engine, *left)
+
+    def test_prune_makes_up_for_deletions_behind_its_back(self, store: SamKVVectorStore, engine: SamKVEngine) -> None:
+        ids = store.add_documents(documents(*TEXTS))
+        assert store.prune() == 0
+        store.vectorstore.delete(ids[:2])
+        assert store.prune() == 2
+        assert live_chunks(engine, SEA)
+
+    def test_prefill_makes_up_for_additions_behind_its_back(self, store: SamKVVectorStore, engine: SamKVEngine) -> None:
+        store.vectorstore.add_texts(TEXTS, ids=["a", "b", "c"])
+        assert store.prefill(store.similarity_search(QUERY, k=3)).num_added == 3
+        assert live_chunks(engine, *TEXTS)
+        store.delete(["a"])
+        assert live_chunks(engine, KEEPER, SEA)
+        with pytest.raises(ConfigurationError, match="1 documents have no id"):
+            store.prefill(documents(LAMP))
+
+    def test_two_collections_may_use_the_same_ids(
+        self, store: SamKVVectorStore, wrapped: VectorStore, engine: SamKVEngine
+    ) -> None:
+        other = SamKVVectorStore(wrapped, engine=engine, namespace="another collection")
+        store.add_texts([LAMP], ids=["a"])
+        other.add_texts([SEA], ids=["a"])
+        assert live_chunks(engine, LAMP, SEA)
+        other.delete(["a"])
+        assert live_chunks(engine, LAMP)
+
+    def test_counts_outlive_the_process(
+        self, wrapped: VectorStore, make_engine: Callable[..., SamKVEngine], tmp_path: Path
+    ) -> None:
+        SamKVVectorStore(wrapped, engine=make_engine(store=tmp_path)).add_texts([LAMP, LAMP, SEA], ids=["a", "b", "c"])
+        engine = make_engine(store=tmp_path)
+        again = SamKVVectorStore(wrapped, engine=engine)
+        again.delete(["a", "c"])
+        assert live_chunks(engine, LAMP)
+        again.delete(["b"])
+        assert live_chunks(engine)
+
+    # -- building
+
+    def test_is_built_from_an_llm_or_an_engine(self, wrapped: VectorStore, engine: SamKVEngine) -> None:
+        llm = ChatSamKV(engine=engine)
+        assert SamKVVectorStore(wrapped, llm).engine is engine is SamKVVectorStore(wrapped, engine=engine).engine
+        with pytest.raises(ConfigurationError, match="exactly one of llm=ChatSamKV"):
+            SamKVVectorStore(wrapped)
+        with pytest.raises(ConfigurationError, match="exactly one"):
+            SamKVVectorStore(wrapped, llm, engine=engine)
+        with pytest.raises(ConfigurationError, match="vectorstore is a list; it must be a VectorStore"):
+            SamKVVectorStore([], llm)  # type: ignore[arg-type]
+
+
+def _refuse(*arguments: Any, **options: Any) -> bool:
+    raise PermissionError("read only")

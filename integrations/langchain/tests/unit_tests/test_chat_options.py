@@ -1,0 +1,145 @@
+"""ChatSamKV without a model: what it takes and refuses, what identifies it, what its copies share."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+from langchain_core.runnables import ConfigurableField
+
+from langchain_samkv import ChatSamKV
+from langchain_samkv._engine import handle_for
+from samkv_rag import SamKVConfig
+from samkv_rag.exceptions import ConfigurationError
+
+
+@pytest.fixture
+def loads(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, dict[str, Any]]]:
+    """Calls of SamKVEngine.from_pretrained, which is replaced."""
+    import samkv_rag
+
+    seen: list[tuple[str, dict[str, Any]]] = []
+
+    class Loader:
+        @staticmethod
+        def from_pretrained(model: str, **options: Any) -> Any:
+            seen.append((model, options))
+            return object()
+
+    monkeypatch.setitem(vars(samkv_rag), "SamKVEngine", Loader)
+    return seen
+
+
+class TestArguments:
+    def test_an_unknown_one_is_refused_with_the_known_ones(self) -> None:
+        with pytest.raises(ConfigurationError, match=r"unknown option api_key; known are .*max_tokens"):
+            ChatSamKV(model="some/model", api_key="x")
+
+    @pytest.mark.parametrize(
+        "bad", [{"max_tokens": 0}, {"temperature": -1}, {"top_p": 2.0}, {"sequence_ratio": 0}, {"max_tokens": "many"}]
+    )
+    def test_one_out_of_range_is_refused_by_name(self, bad: dict[str, Any]) -> None:
+        with pytest.raises(ConfigurationError, match=f"^{next(iter(bad))} is "):
+            ChatSamKV(model="some/model", **bad)
+
+    def test_a_missing_model_is_named(self) -> None:
+        with pytest.raises(ConfigurationError, match=r"^model is missing$"):
+            ChatSamKV()
+
+    def test_an_unknown_config_option_is_refused(self) -> None:
+        with pytest.raises(ConfigurationError, match="unknown option block_size"):
+            ChatSamKV(model="some/model", config={"block_size": 3})
+
+    def test_the_model_goes_by_both_names(self) -> None:
+        assert ChatSamKV(model="a/b").model_name == ChatSamKV(model_name="a/b").model_name == "a/b"
+
+    def test_plain_values_are_understood(self, tmp_path: Path) -> None:
+        llm = ChatSamKV(
+            model=Path("a/b"), stop="END", store=tmp_path, dtype="torch.bfloat16", config={"sequence_ratio": 0.3}
+        )
+        assert (llm.model_name, llm.stop, llm.store, llm.dtype) == ("a/b", ["END"], str(tmp_path), "bfloat16")
+        assert (llm.config, llm.sequence_ratio) == (SamKVConfig(sequence_ratio=0.3), 0.3)
+
+    def test_an_unknown_method_of_structured_output_is_refused(self) -> None:
+        llm = ChatSamKV(model="a/b")
+        with pytest.raises(ConfigurationError, match="method is 'grammar'"):
+            llm.with_structured_output({"title": "x", "type": "object"}, method="grammar")
+        with pytest.raises(ConfigurationError, match="unknown option retries"):
+            llm.with_structured_output({"title": "x", "type": "object"}, retries=3)
+
+
+class TestEngine:
+    def test_is_loaded_once_with_every_option(self, loads: list[Any], tmp_path: Path) -> None:
+        llm = ChatSamKV(model="a/b", store=tmp_path, dtype="float32", config={"method": "epic"}, sequence_ratio=0.4)
+        assert loads == []
+        assert llm.engine is llm.engine
+        ((model, options),) = loads
+        assert model == "a/b"
+        assert options == {
+            "store": str(tmp_path),
+            "config": SamKVConfig(method="epic"),
+            "device": None,
+            "dtype": "float32",
+            "gguf_file": None,
+            "trust_remote_code": False,
+        }
+
+    def test_is_shared_by_copies(self, loads: list[Any]) -> None:
+        llm = ChatSamKV(model="a/b")
+        others = [copy.copy(llm), copy.deepcopy(llm), llm.model_copy(update={"temperature": 1.0})]
+        assert all(other.engine is llm.engine for other in others)
+
+    def test_is_shared_by_configured_copies_of_the_same_model(self, loads: list[Any]) -> None:
+        llm = ChatSamKV(model="a/b")
+        configurable = llm.configurable_fields(
+            temperature=ConfigurableField(id="temperature"), model_name=ConfigurableField(id="model")
+        )
+        warmer, _ = configurable.prepare({"configurable": {"temperature": 0.5}})  # type: ignore[attr-defined]
+        other, _ = configurable.prepare({"configurable": {"model": "c/d"}})  # type: ignore[attr-defined]
+        assert (warmer.temperature, warmer.engine_handle) == (0.5, llm.engine_handle)
+        assert other.engine_handle is not llm.engine_handle
+        assert other.engine and loads[-1][0] == "c/d"
+
+    def test_is_never_pickled(self) -> None:
+        with pytest.raises(TypeError, match="stays in its process"):
+            pickle.dumps(ChatSamKV(model="a/b").engine_handle)
+
+    def test_what_belongs_to_it_is_refused_beside_one(self) -> None:
+        with pytest.raises(ConfigurationError, match="unknown option store"):
+            ChatSamKV(engine=object(), store="elsewhere")  # type: ignore[arg-type]
+
+    def test_a_handle_knows_what_it_loads(self) -> None:
+        llm = ChatSamKV(model="a/b")
+        assert llm.engine_handle.origin == handle_for(vars(llm)).origin
+
+
+class TestIdentity:
+    @pytest.mark.parametrize(
+        "change",
+        [
+            {"sequence_ratio": 0.5},
+            {"config": {"method": "epic"}},
+            {"temperature": 1.0},
+            {"max_tokens": 9},
+            {"stop": ["END"]},
+            {"seed": 1},
+            {"top_p": 0.5},
+            {"store": "elsewhere"},
+            {"dtype": "float32"},
+        ],
+    )
+    def test_whatever_changes_answers_changes_the_key_of_answer_caches(self, change: dict[str, Any]) -> None:
+        plain, changed = ChatSamKV(model="a/b"), ChatSamKV(model="a/b", **change)
+        assert plain._get_llm_string() == ChatSamKV(model="a/b")._get_llm_string()
+        assert plain._get_llm_string() != changed._get_llm_string()
+
+    def test_so_does_what_a_call_changes(self) -> None:
+        llm = ChatSamKV(model="a/b")
+        assert llm._get_llm_string(sequence_ratio=0.5) != llm._get_llm_string()
+
+    def test_tracers_see_provider_model_and_stops(self) -> None:
+        params = ChatSamKV(model="a/b", stop="END")._get_ls_params()
+        assert (params["ls_provider"], params["ls_model_name"], params["ls_stop"]) == ("samkv", "a/b", ["END"])

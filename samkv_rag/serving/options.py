@@ -1,0 +1,74 @@
+"""Options of an integration's LLM: from plain values, checked, merged with those of a call."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from os import PathLike, fspath
+from typing import Any
+
+from samkv_rag.config import SamKVConfig
+from samkv_rag.exceptions import ConfigurationError
+
+ENGINE_OPTIONS = ("store", "config", "device", "dtype", "gguf_file", "trust_remote_code")
+"""Options of ``SamKVEngine.from_pretrained`` that an LLM takes beside the model."""
+
+
+def as_config(config: object) -> object:
+    """Return a policy from a mapping of its options; anything else as it is.
+
+    Raises:
+        ConfigurationError: an option is unknown or out of range.
+    """
+    if not isinstance(config, Mapping):
+        return config
+    options = dict(config)
+    if isinstance(options.get("score_layers"), list):  # after a round trip through JSON
+        options["score_layers"] = tuple(options["score_layers"])
+    return SamKVConfig().with_options(**options)
+
+
+def as_texts(stop: object) -> object:
+    """Return one text as a list of it; anything else as it is."""
+    return [stop] if isinstance(stop, str) else stop
+
+
+def as_path_text(path: object) -> object:
+    """Return a path as text; anything else as it is."""
+    return fspath(path) if isinstance(path, PathLike) else path
+
+
+def as_dtype_name(dtype: object) -> object:
+    """Return ``torch.bfloat16`` as ``"bfloat16"``; None stays."""
+    return dtype if dtype is None else str(dtype).removeprefix("torch.")
+
+
+def call_options(own: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the engine's options of one call: the LLM's ``own``, changed by those ``given``; None changes nothing.
+
+    Frameworks say ``max_tokens`` for the engine's ``max_new_tokens``; both are understood.
+
+    Raises:
+        ConfigurationError: a call gives both.
+    """
+    changes = {name: value for name, value in given.items() if value is not None}
+    if "max_tokens" in changes and "max_new_tokens" in changes:
+        raise ConfigurationError("max_tokens and max_new_tokens are the same option; give one")
+    options = {_engine_name(name): value for name, value in own.items()}
+    return options | {_engine_name(name): value for name, value in changes.items()}
+
+
+def refusal(problems: Iterable[Mapping[str, Any]]) -> ConfigurationError:
+    """Return the error for the problems that pydantic found (``ValidationError.errors()``)."""
+    own = [problem for problem in problems if problem["type"] != "default_factory_not_called"]  # only a consequence
+    return ConfigurationError("; ".join(map(_in_words, own)))
+
+
+def _in_words(problem: Mapping[str, Any]) -> str:
+    name = ".".join(map(str, problem["loc"]))
+    if problem["type"] == "missing":
+        return f"{name} is missing"
+    return f"{name} is {problem['input']!r}: {problem['msg']}"
+
+
+def _engine_name(name: str) -> str:
+    return "max_new_tokens" if name == "max_tokens" else name
