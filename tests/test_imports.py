@@ -22,7 +22,9 @@ LAYERS = [
     {"assembly"},
     {"generation"},
     {"engine"},
+    {"serving"},
     {"evaluation"},
+    {"cli_store"},
     {"demo", "cli"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
