@@ -7,14 +7,18 @@ import os
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+import servers
+import stores
 import tiny
 from samkv_rag import SamKVConfig, SamKVEngine
+from samkv_rag.store import KVStore
 
 # Tiny models gain nothing from threads, and spinning threads of two runs slow each other down.
 torch.set_num_threads(1)
@@ -58,3 +62,32 @@ def make_engine() -> Callable[..., SamKVEngine]:
 def tiny_engine(make_engine: Callable[..., SamKVEngine]) -> SamKVEngine:
     """Llama family, in-memory store, caches used however short the prompt."""
     return make_engine()
+
+
+@pytest.fixture(scope="session")
+def s3_options() -> Iterator[dict[str, Any]]:
+    """Storage options of a local S3 server with an empty bucket ``samkv``."""
+    with servers.s3_server() as options:
+        yield options
+
+
+@pytest.fixture(scope="session")
+def redis() -> Iterator[servers.RedisServer]:
+    """A local Redis server."""
+    with servers.redis_server() as server:
+        yield server
+
+
+@pytest.fixture
+def make_store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable[[str], KVStore]]:
+    """A function: kind of store, one of ``stores.KINDS``, to an empty store. Servers start when first needed."""
+    opened: list[KVStore] = []
+
+    def make(kind: str) -> KVStore:
+        store = stores.KINDS[kind](request, tmp_path)
+        opened.append(store)
+        return store
+
+    yield make
+    for store in opened:
+        store.close()

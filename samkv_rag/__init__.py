@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from samkv_rag.chunk_cache import ChunkCache
     from samkv_rag.config import SamKVConfig
     from samkv_rag.engine import SamKVEngine
-    from samkv_rag.exceptions import DamagedChunkWarning, SamKVError
+    from samkv_rag.exceptions import DamagedChunkWarning, DamagedIndexWarning, SamKVError
     from samkv_rag.generation import GenerationResult, StreamPiece
     from samkv_rag.metrics import ChunkUse, Diagnostic, GenerationMetrics, IngestionReport
     from samkv_rag.store import KVStore, open_store
@@ -23,6 +23,7 @@ _HOMES = {
     "ChunkCache": "chunk_cache",
     "ChunkUse": "metrics",
     "DamagedChunkWarning": "exceptions",
+    "DamagedIndexWarning": "exceptions",
     "Diagnostic": "metrics",
     "GenerationMetrics": "metrics",
     "GenerationResult": "generation",
@@ -39,6 +40,7 @@ __all__ = [
     "ChunkCache",
     "ChunkUse",
     "DamagedChunkWarning",
+    "DamagedIndexWarning",
     "Diagnostic",
     "GenerationMetrics",
     "GenerationResult",

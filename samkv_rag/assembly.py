@@ -46,6 +46,10 @@ class PromptAssembler:
         counts = [self._library.num_tokens(span.text_digest, span.text) for span in spans if span.text_digest]
         return ReadPrompt(spans, sum(counts))
 
+    def end_hints(self, prompt: ReadPrompt) -> None:
+        """What was announced for ``prompt`` need not be read ahead any more."""
+        self._library.end_hints(span.text_digest for span in prompt.spans if span.text_digest)
+
     def without_cache(self, prompt: ReadPrompt) -> PromptLayout:
         """Layout in which nothing is cached; the same token ids as :meth:`with_cache`."""
         parts = [(span, self._token_ids(span, first=i == 0)) for i, span in enumerate(prompt.spans)]

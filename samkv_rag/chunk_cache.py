@@ -9,6 +9,8 @@ from typing import Protocol
 
 import torch
 
+from samkv_rag.config import KVDtype
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -48,6 +50,9 @@ class ChunkReader(Protocol):
     def layer(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values of one layer, each ``[kv_heads, tokens, head_dim]``, at positions 0..tokens-1."""
 
+    def fill_layer(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> None:
+        """Write what :meth:`layer` returns into ``keys`` and ``values``, on the host and of any strides."""
+
     def means(self) -> Means:
         """The summaries the paper's selection works on."""
 
@@ -83,6 +88,8 @@ class ChunkCache:
     """Model, tokenizer and format that computed it, see ``model.fingerprint``."""
     hidden: torch.Tensor | None = None
     """``[tokens, hidden]`` entering ``layout.resume_layer``, where that is not 0"""
+    kv_dtype: KVDtype = "auto"
+    """What a store is to keep it in, see :class:`~samkv_rag.SamKVConfig`."""
 
     @property
     def num_tokens(self) -> int:
@@ -102,6 +109,11 @@ class ChunkCache:
     def layer(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
         """See :class:`ChunkReader`."""
         return self.keys[layer], self.values[layer]
+
+    def fill_layer(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> None:
+        """See :class:`ChunkReader`."""
+        keys.copy_(self.keys[layer])
+        values.copy_(self.values[layer])
 
     def means(self) -> Means:
         """See :class:`ChunkReader`."""

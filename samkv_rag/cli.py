@@ -1,4 +1,4 @@
-"""The command line: `samkv demo`, `samkv ingest`, `samkv evaluate`.
+"""The command line: `samkv demo`, `samkv ingest`, `samkv evaluate`, `samkv store`.
 
 Nothing heavy is imported before a command needs it. Results go to standard output; progress goes to
 standard error, on a terminal only. Exit status: 0, 1 for a failure told in one line, 2 for wrong usage.
@@ -14,12 +14,13 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from samkv_rag import __version__
+from samkv_rag import __version__, cli_store
 from samkv_rag.config import SamKVConfig
 from samkv_rag.demo import Framework
 from samkv_rag.exceptions import ConfigurationError, SamKVError
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+app.add_typer(cli_store.app, name="store")
 
 # Newer releases of typer carry their own copy of click, older ones import it: found by name, both serve.
 _UsageError: type[Any] = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")

@@ -11,6 +11,7 @@ from samkv_rag.exceptions import ConfigurationError
 Method = Literal["scout", "samkv", "full_prefill", "naive_reuse", "cacheblend", "epic"]
 Update = Literal["overwrite", "fusion"]
 RecomputeView = Literal["all", "chunk", "kept"]
+KVDtype = Literal["auto", "bfloat16", "int8", "int4"]
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,11 @@ class SamKVConfig:
             recomputes every layer. None: a quarter of the depth, but 0 for a fusion and where
             everything is kept, which then equals full prefill.
 
+    Storage
+        kv_dtype: what a store keeps chunks in that are ingested: ``auto``, the model's own dtype;
+            ``bfloat16``; ``int8`` or ``int4``, quantised in groups (arXiv 2402.02750). Chunks stored
+            in any of them are read.
+
     Raises:
         ConfigurationError: a value is out of range.
     """
@@ -76,6 +82,8 @@ class SamKVConfig:
     update: Update = "overwrite"
     fusion_theta: float = 0.9
     resume_layer: int | None = None
+
+    kv_dtype: KVDtype = "auto"
 
     def __post_init__(self) -> None:
         for name, choices in _CHOICES.items():
@@ -135,6 +143,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "method": get_args(Method),
     "update": get_args(Update),
     "recompute_view": get_args(RecomputeView),
+    "kv_dtype": get_args(KVDtype),
 }
 _INTEGERS_FROM = {
     "min_chunk_tokens": 0,

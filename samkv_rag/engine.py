@@ -6,6 +6,7 @@ import threading
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import fields
 from os import PathLike
+from pathlib import PurePath
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from samkv_rag.config import SamKVConfig, refuse_unknown
 from samkv_rag.decoding import Sampling
 from samkv_rag.exceptions import ConfigurationError, EmptyPromptError
 from samkv_rag.generation import Generation, GenerationResult, StreamPiece, gather, stream_answer
+from samkv_rag.ingestion.hints import Hint
 from samkv_rag.ingestion.library import ChunkLibrary
 from samkv_rag.metrics import IngestionReport
 from samkv_rag.model.decoder import Decoder
@@ -22,11 +24,13 @@ from samkv_rag.model.fingerprint import fingerprint
 from samkv_rag.model.loading import load
 from samkv_rag.model.support import check_config, self_test
 from samkv_rag.model.tokenization import PromptTokenizer
-from samkv_rag.store import KVStore, open_store
+from samkv_rag.store import KVStore, Origin, open_store
+from samkv_rag.store.chunk_encoding import stored_dtype
+from samkv_rag.store.namespaces import scoped_fingerprint
 
 Prompt = str | Sequence[Mapping[str, Any]]
 # What chunks are summarised by at ingestion belongs to the engine, not to a single call.
-_FIXED_OPTIONS = ("initial_tokens", "local_tokens", "block_tokens", "resume_layer")
+_FIXED_OPTIONS = ("initial_tokens", "local_tokens", "block_tokens", "resume_layer", "kv_dtype")
 
 
 class SamKVEngine:
@@ -45,16 +49,22 @@ class SamKVEngine:
         store: KVStore | str | PathLike[str] = ":memory:",
         config: SamKVConfig | None = None,
         model_name: str | None = None,
+        namespace: str = "",
+        store_secret: str | bytes | None = None,
     ) -> None:
         check_config(model)
         self.config = config or SamKVConfig()
         self.tokenizer = PromptTokenizer(tokenizer)
         self.decoder = Decoder(model)
+        stored_dtype(self.config.kv_dtype, self.decoder.dtype)  # refuses one that the model cannot have
         self_test(self.decoder)
         self.model_name = model_name or str(getattr(model, "name_or_path", "") or model.config.model_type)
         self.store = open_store(store)
         self.fingerprint = fingerprint(model, tokenizer)
-        self._library = ChunkLibrary(self.decoder, self.tokenizer, self.store, self.config, self.fingerprint)
+        self.namespace = namespace
+        scope = scoped_fingerprint(self.fingerprint, namespace, store_secret)
+        origin = Origin(namespace, self.fingerprint, PurePath(self.model_name).name)
+        self._library = ChunkLibrary(self.decoder, self.tokenizer, self.store, self.config, scope, origin)
         self._assembler = PromptAssembler(self.decoder, self.tokenizer, self._library)
         self._end_ids = _end_of_text_ids(model, tokenizer)
         # One prompt is read at a time: two at once would hold twice the memory and finish no sooner.
@@ -72,12 +82,16 @@ class SamKVEngine:
         dtype: str | torch.dtype | None = None,
         gguf_file: str | None = None,
         trust_remote_code: bool = False,
+        namespace: str = "",
+        store_secret: str | bytes | None = None,
     ) -> SamKVEngine:
         """Load a model and open a store.
 
         ``model`` is a hub id, a folder, a ``.gguf`` file, or a model object (then ``tokenizer`` too).
-        ``store`` is ``":memory:"``, a folder or a store. ``dtype=None`` takes bfloat16 where the
-        processor computes in it, else float32.
+        ``store`` is what ``open_store`` takes, or a store. ``dtype=None`` takes bfloat16 where the
+        processor computes in it, else float32. Engines of one ``namespace`` (a tenant, say) share
+        their chunks and never see another's; with ``store_secret``, nobody without it can tell from
+        a store's keys whether a text is in it.
 
         Raises:
             ModelNotFoundError: nothing loadable at ``model``.
@@ -87,12 +101,12 @@ class SamKVEngine:
         """
         if isinstance(model, (str, PathLike)):
             loaded, own_tokenizer = load(model, device, dtype, gguf_file, trust_remote_code)
-            return cls(loaded, tokenizer or own_tokenizer, store, config, model_name=str(model))
+            return cls(loaded, tokenizer or own_tokenizer, store, config, str(model), namespace, store_secret)
         if tokenizer is None:
             raise ConfigurationError("a model object needs its tokenizer: pass tokenizer=...")
         if device is not None or dtype is not None or gguf_file is not None:
             raise ConfigurationError("device, dtype and gguf_file apply to a model given by name; move the object")
-        return cls(model, tokenizer, store, config)
+        return cls(model, tokenizer, store, config, namespace=namespace, store_secret=store_secret)
 
     # -- chunks ----------------------------------------------------------------------------------
 
@@ -131,13 +145,14 @@ class SamKVEngine:
         """Delete this model's chunks that are not among ``keep_texts``; return how many."""
         return self._library.prune(keep_texts)
 
-    def hint(self, texts: Iterable[str]) -> None:
+    def hint(self, texts: Iterable[str]) -> Hint:
         """Announce the chunks of a coming prompt.
 
         Their KV starts to be read while the prompt is still being built; one that is not stored will
-        be recognised all the same, computed on the spot and stored.
+        be recognised all the same, computed on the spot and stored. Reading ahead ends with the prompt;
+        where none will come, cancel what is returned.
         """
-        self._library.hint(texts)
+        return self._library.hint(texts)
 
     # -- answers ---------------------------------------------------------------------------------
 

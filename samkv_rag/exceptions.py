@@ -14,12 +14,15 @@
     │   ├── EmptyChunkError
     │   └── ChunkTooLongError     past the model's context window
     ├── StoreError
-    │   ├── StoreFullError        the disk took no more; what was stored stays
+    │   ├── StoreFullError        no room for more; what was stored stays
+    │   ├── StoreUnreachableError a remote store gave no answer in time, or an error
     │   └── StoreFormatError      not a store, or one of another format version
     └── EvaluationError
         └── CaseFileError         a line that is no case of a question and its chunks
 
-Warnings: DamagedChunkWarning, a stored chunk that could not be trusted and is treated as a miss.
+Warnings: DamagedChunkWarning, a stored chunk that could not be trusted and is treated as a miss;
+DamagedIndexWarning, a disk store's index that was lost or damaged and has been made again;
+StoreUnreachableWarning, a remote store that gave no answer, so that its chunks are misses for a while.
 
 They derive from RuntimeError because LlamaIndex swallows ValueError and TypeError into an
 "Empty Response". Each message says the value, the limit and the remedy.
@@ -85,7 +88,11 @@ class StoreError(SamKVError):
 
 
 class StoreFullError(StoreError):
-    """The disk took no more; everything stored before is intact."""
+    """No room for more; everything stored before is intact."""
+
+
+class StoreUnreachableError(StoreError):
+    """A remote store gave no answer in time, or an error."""
 
 
 class StoreFormatError(StoreError):
@@ -102,3 +109,11 @@ class CaseFileError(EvaluationError):
 
 class DamagedChunkWarning(UserWarning):
     """A stored chunk could not be trusted; it is treated as a miss and computed again."""
+
+
+class DamagedIndexWarning(UserWarning):
+    """A disk store's index was lost or damaged; it has been made again from the chunk files."""
+
+
+class StoreUnreachableWarning(UserWarning):
+    """A remote store gave no answer; its chunks are misses until it does, and computed again."""

@@ -190,6 +190,12 @@ class Generation:
         """Recognise the prompt's chunks, decide whether their caches pay, and lay out its tokens."""
         with self._clock.phase("recognise"):
             prompt = self._assembler.read(self._prompt)
+        try:
+            return self._lay_out(prompt)
+        finally:
+            self._assembler.end_hints(prompt)
+
+    def _lay_out(self, prompt: ReadPrompt) -> PromptLayout:
         if self._method.reads_cache and (reason := self._why_full_prefill(prompt)):
             self._method, self._fallback_reason = METHODS["full_prefill"], reason
         with self._clock.phase("assemble"):

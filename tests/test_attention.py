@@ -87,6 +87,7 @@ def test_one_layer_of_cached_kv_is_in_memory_at_a_time(
     chunks = [tiny.text(seed) for seed in range(4)]
     engine.add_chunks(chunks)
     alive: dict[int, list[weakref.ref[torch.Tensor]]] = {}
+    places: set[int] = set()
     most_layers = 0
     read = engine._library.read
 
@@ -98,16 +99,25 @@ def test_one_layer_of_cached_kv_is_in_memory_at_a_time(
             return getattr(self._reader, name)
 
         def layer(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
-            nonlocal most_layers
             keys, values = self._reader.layer(layer)
-            alive.setdefault(layer, []).extend((weakref.ref(keys), weakref.ref(values)))
+            self._note(layer, keys, values)
+            return keys, values
+
+        def fill_layer(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> None:
+            self._reader.fill_layer(layer, keys, values)
+            places.add(keys.untyped_storage().data_ptr())
+            self._note(layer, keys, values)
+
+        def _note(self, layer: int, *states: torch.Tensor) -> None:
+            nonlocal most_layers
+            alive.setdefault(layer, []).extend(weakref.ref(tensor) for tensor in states)
             held = [number for number, refs in alive.items() if any(ref() is not None for ref in refs)]
             most_layers = max(most_layers, len(held))
-            return keys, values
 
     monkeypatch.setattr(engine._library, "read", lambda texts: [(Watched(r), hit) for r, hit in read(texts)])
     metrics = engine.generate(tiny.rag_prompt(chunks), max_new_tokens=3).metrics
     assert metrics.chunks_hit == 4
     assert most_layers == 1
     assert len(alive) == engine.decoder.num_layers
+    assert len(places) <= 2  # whole chunks go into one place a pass, layer after layer
     assert metrics.kv_bytes_resident < 0.6 * metrics.kv_bytes_full

@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import gpu, memory
+import tiny
+from benchmarks import gpu, memory, quantization
+from benchmarks import store as store_benchmark
 from benchmarks.synthetic import parse_token_counts, random_chunk, random_decoder, store_chunks
 from samkv_rag import SamKVConfig
 from samkv_rag.store import DiskStore
@@ -86,6 +88,48 @@ def test_arithmetic_says_what_a_full_prefill_holds(tmp_path: Path, capsys: pytes
     assert row["kv_bytes_resident"] == row["kv_bytes_full"]
     assert row["prompt_tokens"] == 32 + 256 + 3 + 32
     assert row["peak_process_bytes"] >= 0
+
+
+def test_the_store_benchmark_reads_every_dtype_and_keeps_other_parts(tmp_path: Path) -> None:
+    path = tmp_path / "store.json"
+    path.write_text('{"other": 1}')
+    store_benchmark.main(["read", "--shape", "tiny", "--rounds", "1", "--folder", str(tmp_path), "--json", str(path)])
+    figures = json.loads(path.read_text())
+    assert figures["other"] == 1
+    rows = {row["kv_dtype"]: row for row in figures["read"]["rows"]}
+    assert rows["bfloat16"]["file_bytes"] > rows["int8"]["file_bytes"] > rows["int4"]["file_bytes"] > 0
+    assert all(row[speed] > 0 for row in rows.values() for speed in ("plain_gb_s", "warm_gb_s", "first_gb_s"))
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+
+def test_the_store_benchmark_knows_its_parts(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        store_benchmark.main(["write"])
+    assert "unknown part write; known are" in capsys.readouterr().err
+
+
+def test_quantised_stores_are_compared_and_continued(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = tmp_path / "model"
+    tiny.model("llama").save_pretrained(model)
+    tiny.tokenizer().save_pretrained(model)
+    chunks = [{"title": "", "text": tiny.text(seed)} for seed in range(3)]
+    case = {"id": "a", "question": "What does the keeper record?", "answers": ["tide"], "chunks": chunks}
+    cases, results = tmp_path / "cases.jsonl", tmp_path / "results.json"
+    cases.write_text("".join(json.dumps({**case, "id": name}) + "\n" for name in "ab"))
+    command = ["--model", str(model), "--data", str(cases), "--output-dir", str(tmp_path / "out")]
+    quantization.main([*command, "--limit", "1"])
+    first = (tmp_path / "out" / "answers.jsonl").read_text()
+    assert len(first.splitlines()) == 9
+    quantization.main([*command, "--json", str(results)])
+    assert (tmp_path / "out" / "answers.jsonl").read_text().startswith(first)
+    figures = json.loads(results.read_text())
+    assert figures["stored_bytes"]["int4"] < figures["stored_bytes"]["int8"] < figures["stored_bytes"]["auto"]
+    rows = {(row["mode"], row["kv_dtype"]): row for row in figures["rows"]}
+    assert len(rows) == 9
+    assert {row["n"] for row in rows.values()} == {2}
+    assert rows["kept, resumed", "auto"]["overlap_mean"] == 1
+    assert 0 < rows["kept, resumed", "int4"]["overlap_mean"] <= 1
+    assert "| int8 |" in capsys.readouterr().out
 
 
 def test_token_counts() -> None:

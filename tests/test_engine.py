@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from samkv_rag.exceptions import (
     PromptTooLongError,
     StoreFormatError,
 )
+from samkv_rag.store.base import NoPrefetch, Prefetch
 
 MakeEngine = Callable[..., SamKVEngine]
 CHUNKS = [tiny.text(seed) for seed in range(4)]
@@ -130,7 +131,12 @@ def test_all_chunks_of_a_prompt_are_prefetched_before_the_first_is_opened(
 ) -> None:
     calls: list[tuple[str, int]] = []
     opened = engine.store.open
-    monkeypatch.setattr(engine.store, "prefetch", lambda keys: calls.append(("prefetch", len(list(keys)))))
+
+    def prefetch(keys: Iterable[str], fingerprint: str) -> Prefetch:
+        calls.append(("prefetch", len(list(keys))))
+        return NoPrefetch()
+
+    monkeypatch.setattr(engine.store, "prefetch", prefetch)
     monkeypatch.setattr(engine.store, "open", lambda *key: calls.append(("open", 1)) or opened(*key))
     engine.generate(PROMPT, max_new_tokens=1)
     assert calls == [("prefetch", len(CHUNKS)), *[("open", 1)] * len(CHUNKS)]

@@ -24,6 +24,7 @@ LAYERS = [
     {"engine"},
     {"serving"},
     {"evaluation"},
+    {"cli_store"},
     {"demo", "cli"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

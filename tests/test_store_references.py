@@ -10,20 +10,21 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from test_store import FINGERPRINT, make_cache, make_entry
 
+import stores
 import tiny
+from chunks import FINGERPRINT, make_cache, make_entry
 from samkv_rag import SamKVEngine
 from samkv_rag.exceptions import ConfigurationError, EmptyChunkError
 from samkv_rag.serving.sources import ids_of, source_names
-from samkv_rag.store import DiskStore, KVStore, MemoryStore
+from samkv_rag.store import DiskStore, KVStore
 
 OTHER = "b" * 64
 
 
-@pytest.fixture(params=["memory", "disk"])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> KVStore:
-    return MemoryStore() if request.param == "memory" else DiskStore(tmp_path / "store")
+@pytest.fixture(params=list(stores.KINDS))
+def store(request: pytest.FixtureRequest, make_store: Callable[[str], KVStore]) -> KVStore:
+    return make_store(request.param)
 
 
 def put(store: KVStore, text: str, fingerprint: str = FINGERPRINT) -> str:

@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 
 from samkv_rag.chunk_cache import ChunkCache, Layout, Means
+from samkv_rag.config import KVDtype
 from samkv_rag.model.attention import attention
 from samkv_rag.model.decoder import Decoder
 
 
 @torch.inference_mode()
-def encode(decoder: Decoder, chunks: Sequence[Sequence[int]], layout: Layout, fingerprint: str) -> list[ChunkCache]:
-    """Compute the caches of ``chunks`` (token ids) in one right-padded batch.
+def encode(
+    decoder: Decoder,
+    chunks: Sequence[Sequence[int]],
+    layout: Layout,
+    fingerprint: str,
+    kv_dtype: KVDtype = "auto",
+) -> list[ChunkCache]:
+    """Compute the caches of ``chunks`` (token ids) in one right-padded batch; a store keeps them in ``kv_dtype``.
 
     Right padding needs no mask: under causal attention no real token sees what follows it.
     """
@@ -23,9 +31,8 @@ def encode(decoder: Decoder, chunks: Sequence[Sequence[int]], layout: Layout, fi
         token_ids[row, : len(ids)] = torch.tensor(ids)
     recorder = _Recorder(decoder.num_layers, _local_weights(lengths, layout).to(decoder.device))
     hidden = _run(decoder, token_ids, layout.resume_layer, recorder)
-    return [
-        recorder.cache(row, token_ids[row, :length], layout, fingerprint, hidden) for row, length in enumerate(lengths)
-    ]
+    caches = (recorder.cache(row, token_ids[row, :n], layout, fingerprint, hidden) for row, n in enumerate(lengths))
+    return [replace(cache, kv_dtype=kv_dtype) for cache in caches]
 
 
 def _run(decoder: Decoder, token_ids: torch.Tensor, resume_layer: int, recorder: _Recorder) -> torch.Tensor | None:

@@ -6,42 +6,49 @@ import threading
 import time
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import NoReturn
-
-from tqdm import tqdm
+from contextlib import nullcontext
 
 from samkv_rag.chunk_cache import ChunkCache, ChunkReader, Layout, chunk_key
 from samkv_rag.config import SamKVConfig
-from samkv_rag.exceptions import ChunkTooLongError, ConfigurationError, EmptyChunkError, StoreFullError
+from samkv_rag.exceptions import (
+    ChunkTooLongError,
+    ConfigurationError,
+    EmptyChunkError,
+    StoreError,
+    StoreUnreachableError,
+)
+from samkv_rag.ingestion.batching import Pending, batches
 from samkv_rag.ingestion.encoder import encode
+from samkv_rag.ingestion.hints import Hint, Hints
+from samkv_rag.ingestion.progress import chunk_progress
 from samkv_rag.metrics import IngestionReport
 from samkv_rag.model.decoder import Decoder
 from samkv_rag.model.tokenization import PromptTokenizer, printable
 from samkv_rag.prompt import PREFIX_CHARS, ChunkIndex, KnownText, Match, describe, text_digest
-from samkv_rag.store import Entry, KVStore
+from samkv_rag.store import Entry, KVStore, Origin
+from samkv_rag.store.bulk import collection_paused
 
-_BATCH_TOKENS = {"cpu": 2048, "cuda": 16384}
 _MAX_HINTS = 10_000
-
-
-@dataclass(frozen=True)
-class _Pending:
-    text: str
-    token_ids: list[int]
 
 
 class ChunkLibrary:
     """Chunks whose KV one model computed, in a store that other models and processes may share."""
 
     def __init__(
-        self, decoder: Decoder, tokenizer: PromptTokenizer, store: KVStore, config: SamKVConfig, fingerprint: str
+        self,
+        decoder: Decoder,
+        tokenizer: PromptTokenizer,
+        store: KVStore,
+        config: SamKVConfig,
+        fingerprint: str,
+        origin: Origin,
     ) -> None:
         self._decoder = decoder
         self._tokenizer = tokenizer
         self._store = store
         self._config = config
         self._fingerprint = fingerprint
+        self._origin = origin
         self._layout = Layout(
             config.initial_tokens,
             config.local_tokens,
@@ -49,6 +56,7 @@ class ChunkLibrary:
             resume_layer=config.stored_resume_layer(decoder.num_layers),
         )
         self._lock = threading.RLock()
+        self._hints = Hints()
         self._mark = 0
         self._forget()
 
@@ -112,17 +120,18 @@ class ChunkLibrary:
 
         Raises:
             EmptyChunkError, ChunkTooLongError: nothing was computed.
-            StoreFullError: the chunks stored until then stay.
+            StoreError: no room, or no answer; the chunks stored until then stay.
         """
         started = time.perf_counter()
         unique = list(dict.fromkeys(texts))
         worthwhile = [text for text in unique if len(text) >= PREFIX_CHARS]
         self._sync()
         pending = [self._tokenised(text) for text in worthwhile if not self.stores(text_digest(text))]
-        with _progress(len(pending), show_progress) as bar:
+        with chunk_progress(len(pending), show_progress) as bar:
             for text, cache in self._encoded(pending):
                 self._store.put(self._entry(text, cache), cache)
                 bar.update()
+        self._store.flush()
         return IngestionReport(
             num_added=len(pending),
             num_reused=len(worthwhile) - len(pending),
@@ -143,8 +152,8 @@ class ChunkLibrary:
 
     # -- reading ---------------------------------------------------------------------------------
 
-    def hint(self, texts: Iterable[str]) -> None:
-        """These chunks are about to appear in a prompt: recognise them, bring their KV nearer."""
+    def hint(self, texts: Iterable[str]) -> Hint:
+        """These chunks are about to appear in a prompt: recognise them, bring their KV nearer until it is read."""
         known = [describe(stripped) for text in texts if (stripped := text.strip())]
         self._sync()
         with self._lock:
@@ -152,13 +161,23 @@ class ChunkLibrary:
             if self._num_hints > _MAX_HINTS:
                 self._forget()
             self._index.add(known)
-        self._store.prefetch(self._key(text.text_digest) for text in known)
+        digests = [text.text_digest for text in known]
+        hint = Hint(frozenset(digests), self._store.prefetch(map(self._key, digests), self._fingerprint))
+        self._hints.note(hint)
+        return hint
+
+    def end_hints(self, digests: Iterable[str]) -> None:
+        """A prompt with these chunks has been read, or given up: what was announced for it is read no more."""
+        self._hints.end(digests)
 
     def read(self, texts: Sequence[str]) -> list[tuple[ChunkReader, bool]]:
         """Readers of ``texts``, and whether the store had them; what it lacks is computed and stored."""
         # All are on their way from a slow disk while the first is still being checked and computed with.
-        self._store.prefetch(self._key(text_digest(text)) for text in texts)
-        readers = [self._open(text) for text in texts]
+        prefetch = self._store.prefetch((self._key(text_digest(text)) for text in texts), self._fingerprint)
+        try:
+            readers = [self._open(text) for text in texts]
+        finally:
+            prefetch.cancel()
         missing = {text: reader for text, reader in zip(texts, readers, strict=True) if reader is None}
         computed = self._compute(list(missing)) if missing else {}
         return [(reader, True) if reader else (computed[t], False) for t, reader in zip(texts, readers, strict=True)]
@@ -177,18 +196,21 @@ class ChunkLibrary:
     def _store_if_possible(self, text: str, cache: ChunkCache) -> None:
         try:
             self._store.put(self._entry(text, cache), cache)
-        except StoreFullError as error:  # the question at hand can be answered all the same
+        except StoreError as error:  # the question at hand can be answered all the same
             warnings.warn(str(error), stacklevel=2)
 
     # -- helpers ---------------------------------------------------------------------------------
 
     def _sync(self) -> None:
         """Take over what this or another process has changed in the store."""
-        with self._lock:
-            changes = self._store.changes(self._fingerprint, self._mark)
-            if changes is None:
-                self._forget()
-                changes = self._store.changes(self._fingerprint, 0)
+        with self._lock, nullcontext() if self._mark else collection_paused():
+            try:
+                changes = self._store.changes(self._fingerprint, self._mark)
+                if changes is None:
+                    changes = self._store.changes(self._fingerprint, 0)
+                    self._forget()
+            except StoreUnreachableError:  # the store has warned of it; what is known is still worth a try
+                return
             entries, self._mark = changes or ([], 0)
             self._entries.update((entry.text_digest, entry) for entry in entries)
             self._index.add(KnownText(e.text_digest, e.prefix, e.suffix, e.num_chars) for e in entries)
@@ -220,28 +242,25 @@ class ChunkLibrary:
         return chunk_key(self._fingerprint, digest)
 
     def _entry(self, text: str, cache: ChunkCache) -> Entry:
-        known = describe(text)
-        key = self._key(known.text_digest)
-        return Entry(
-            key, known.text_digest, known.prefix, known.suffix, known.num_chars, cache.num_tokens, cache.layout
-        )
+        known, num_tokens = describe(text), cache.num_tokens
+        key, ends = self._key(known.text_digest), (known.prefix, known.suffix)
+        return Entry(key, known.text_digest, *ends, known.num_chars, num_tokens, cache.layout, self._origin)
 
-    def _encoded(self, pending: Sequence[_Pending]) -> Iterator[tuple[str, ChunkCache]]:
+    def _encoded(self, pending: Sequence[Pending]) -> Iterator[tuple[str, ChunkCache]]:
         """Yield texts and their caches, computed batch by batch."""
-        batch_tokens = _BATCH_TOKENS.get(self._decoder.device.type, _BATCH_TOKENS["cpu"])
-        for batch in _batches(pending, batch_tokens):
+        for batch in batches(pending, self._decoder.device.type):
             chunks = [item.token_ids for item in batch]
-            caches = encode(self._decoder, chunks, self._layout, self._fingerprint)
+            caches = encode(self._decoder, chunks, self._layout, self._fingerprint, self._config.kv_dtype)
             yield from zip((item.text for item in batch), caches, strict=True)
 
-    def _tokenised(self, text: str) -> _Pending:
+    def _tokenised(self, text: str) -> Pending:
         ids, limit = self._tokenizer.chunk_ids(text), self._decoder.context_window
         if len(ids) >= limit:
             raise ChunkTooLongError(
                 f"chunk {printable(text)!r} has {len(ids)} tokens, the model's context window is {limit}; "
                 "split it into smaller chunks"
             )
-        return _Pending(text, ids)
+        return Pending(text, ids)
 
 
 def _cleaned(texts: Iterable[str]) -> Iterator[str]:
@@ -250,21 +269,3 @@ def _cleaned(texts: Iterable[str]) -> Iterator[str]:
         if not isinstance(text, str) or not text.strip():
             raise EmptyChunkError(f"chunk {number} is {text!r}; it must be text that is not only white space")
         yield text.strip()
-
-
-def _batches(pending: Sequence[_Pending], batch_tokens: int) -> Iterator[list[_Pending]]:
-    """Batches of at most ``batch_tokens`` with padding, of chunks of like length."""
-    batch: list[_Pending] = []
-    for item in sorted(pending, key=lambda item: len(item.token_ids)):
-        if batch and (len(batch) + 1) * len(item.token_ids) > batch_tokens:
-            yield batch
-            batch = []
-        batch.append(item)
-    if batch:
-        yield batch
-
-
-def _progress(total: int, show_progress: bool | None) -> tqdm[NoReturn]:
-    # disable=None lets tqdm decide by whether standard error is a terminal.
-    disable = (None if show_progress is None else not show_progress) if total else True
-    return tqdm(total=total, desc="Caching chunks", unit="chunk", disable=disable)

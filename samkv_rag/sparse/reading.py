@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from samkv_rag.model.decoder import Decoder
-from samkv_rag.sparse.plan import Plan, Source
+from samkv_rag.sparse.plan import Plan
 
 
 class LayerReader:
@@ -28,25 +28,23 @@ class LayerReader:
     def __call__(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values, each ``[1, kv_heads, columns, head_dim]``, to be overwritten by the caller at will."""
         if self._staging is None:
-            self._fill(self._states, layer)
+            self.assemble(self._states, layer)
             keys, values = self._states.to(self._device)
         else:
             slot = self._staging.next_slot()
-            self._fill(slot, layer)
+            self.assemble(slot, layer)
             keys, values = self._staging.upload(slot, self._device)
         return (self._turn(keys) if self._turns else keys), values
 
-    def _fill(self, states: torch.Tensor, layer: int) -> None:
+    def assemble(self, states: torch.Tensor, layer: int) -> None:
+        """Read one layer of all sources into ``states`` ``[2, 1, kv_heads, columns, head_dim]``, on the host."""
+        keys, values = states[:, 0]
         for source in self._sources:
-            for own, cached in zip(states, _tokens(source, layer), strict=True):
-                own[0, :, source.columns] = cached
-
-
-def _tokens(source: Source, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
-    keys, values = source.reader.layer(layer)
-    if source.tokens is None:
-        return keys, values
-    return keys.index_select(1, source.tokens), values.index_select(1, source.tokens)
+            if source.tokens is None and isinstance(source.columns, slice):
+                source.reader.fill_layer(layer, keys[:, source.columns], values[:, source.columns])
+                continue
+            for own, cached in zip((keys, values), source.reader.layer(layer), strict=True):
+                own[:, source.columns] = cached if source.tokens is None else cached.index_select(1, source.tokens)
 
 
 class _PinnedStaging:

@@ -1,101 +1,139 @@
-"""A chunk cache as one safetensors file, readable layer by layer.
+"""Reading a chunk file, layer by layer; ``docs/format.md`` specifies it.
 
-Tensors: ``token_ids`` [tokens]; ``kv.<layer>`` [2, kv_heads, tokens, head_dim], keys then values;
-``block_mean_keys``, ``anchor_mean_key``, ``local_mean_query``; ``hidden`` where there is one.
-Metadata: format version, fingerprint, text digest, layout, an XXH3-64 checksum of every tensor's
-dtype, shape and bytes, and one of the metadata itself.
+Tensors: ``token_ids`` [tokens]; ``kv.<layer>`` [2, kv_heads, tokens, head_dim], keys then values; ``hidden``
+where there is one; ``block_mean_keys``, ``anchor_mean_key``, ``local_mean_query``; where they are quantised,
+their scales beside them. Readers return them in the model's dtype.
+Metadata: format version, fingerprint, text digest, layout, dtypes, an XXH3-64 checksum of every tensor's
+dtype, shape and bytes, one of the metadata itself, and what the store adds.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import tempfile
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import torch
-import xxhash
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
-from samkv_rag.chunk_cache import ChunkCache, Layout, Means, chunk_key
+from samkv_rag.chunk_cache import Layout, Means, chunk_key
 from samkv_rag.exceptions import StoreError
+from samkv_rag.store.byte_source import Buffer, ByteSource, DamagedBytesError, FileBytes, MemoryBytes
+from samkv_rag.store.chunk_encoding import (
+    FORMAT_VERSION,
+    SUMMARIES,
+    dtype_name,
+    encode_chunk,
+    metadata_checksum,
+    tensor_checksum,
+)
+from samkv_rag.store.quantization import QUANTIZATIONS, QuantizedLayer, dequantize_layer, dequantize_rows
+from samkv_rag.store.tensor_file import TensorSpan, raw_bytes, read_header
 
-FORMAT_VERSION = "1"
+__all__ = ["ChunkBytes", "ChunkFile", "DamagedFileError", "EncodedReader", "NewerFormatError", "encode_chunk"]
+
+_READABLE_VERSIONS = ("1", "2")
+_DTYPES = {dtype_name(dtype): dtype for dtype in (torch.bfloat16, torch.float16, torch.float32, torch.float64)}
 
 
 class DamagedFileError(StoreError):
     """The file is not what it should be; the text says how."""
 
 
-def write_chunk_file(path: Path, cache: ChunkCache, digest: str) -> int:
-    """Write ``cache`` to ``path`` atomically and return the file's size in bytes."""
-    tensors = _to_tensors(cache)
-    metadata = {
-        "format": FORMAT_VERSION,
-        "fingerprint": cache.fingerprint,
-        "text_digest": digest,
-        "layout": cache.layout.to_json(),
-        "checksums": json.dumps({name: _checksum(tensor) for name, tensor in tensors.items()}),
-    }
-    metadata["own_checksum"] = _metadata_checksum(metadata)
-    # The temporary file lies in the same folder: a rename is atomic only within one file system.
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".writing-")
-    os.close(handle)
-    try:
-        _save(tensors, temporary, metadata)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-    return path.stat().st_size
+class NewerFormatError(DamagedFileError):
+    """The file is of a format version that this release does not know; it may well be whole."""
 
 
-class ChunkFile:
-    """Reader of a chunk file; every tensor it returns is an owned copy.
+class EncodedReader:
+    """Reader of an encoded chunk; every tensor it returns is an owned copy.
+
+    ``fingerprint`` and ``key`` are what the chunk must have; None: any.
 
     Raises:
-        FileNotFoundError: no such file.
-        DamagedFileError: not a chunk file of this format and fingerprint.
+        DamagedFileError: not a chunk of this format, fingerprint and key.
     """
 
-    def __init__(self, path: Path, fingerprint: str) -> None:
-        if not path.exists():
-            raise FileNotFoundError(path)
+    def __init__(self, source: ByteSource, fingerprint: str | None, key: str | None) -> None:
+        self._source = source
         try:
-            # pread instead of mmap: tensors own their bytes, and a replaced file never shows through.
-            self._file: Any = _open_safetensors(path)
-        except (SafetensorError, OSError) as error:
+            header = read_header(source)
+        except (DamagedBytesError, OSError) as error:
             raise DamagedFileError(f"unreadable ({error})") from error
-        self._metadata: dict[str, str] = self._file.metadata() or {}
-        self._expect("format", FORMAT_VERSION)
-        self._expect("fingerprint", fingerprint)
-        self._expect_name(path)
+        self.metadata: Mapping[str, str] = header.metadata
+        self._tensors = header.tensors
+        self._require_format()
+        self._require(fingerprint, key)
+
+    @property
+    def fingerprint(self) -> str:
+        """Who computed it."""
+        return self.metadata["fingerprint"]
+
+    @property
+    def text_digest(self) -> str:
+        """Digest of the chunk's text."""
+        return self.metadata["text_digest"]
+
+    @property
+    def key(self) -> str:
+        """Store key of the chunk."""
+        return chunk_key(self.fingerprint, self.text_digest)
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of the whole encoded chunk."""
+        return self._source.size
 
     @cached_property
     def layout(self) -> Layout:
         """See :class:`ChunkReader`."""
-        return Layout.from_json(self._metadata["layout"])
+        return Layout.from_json(self.metadata["layout"])
 
     @cached_property
     def token_ids(self) -> torch.Tensor:
         """See :class:`ChunkReader`."""
-        return self._read("token_ids")
+        return self._read(self._span("token_ids"))
+
+    @cached_property
+    def kv_dtype(self) -> str:
+        """What the KV is stored in: a dtype's name, ``int8`` or ``int4``."""
+        # Version 1 knew no other than the model's own.
+        return self.metadata.get("kv_dtype") or dtype_name(self._span("kv.0").dtype)
+
+    @cached_property
+    def dtype(self) -> torch.dtype:
+        """What the model computes in, and this reader returns."""
+        return _DTYPES[self.metadata.get("dtype") or self.kv_dtype]
 
     def layer(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
         """See :class:`ChunkReader`."""
-        keys, values = self._read(f"kv.{layer}")
+        shape = self._span(f"kv.{layer}").shape[-3:]
+        keys, values = torch.empty(2, *shape, dtype=self.dtype)
+        self.fill_layer(layer, keys, values)
         return keys, values
+
+    def fill_layer(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> None:
+        """See :class:`ChunkReader`."""
+        span = self._span(f"kv.{layer}")
+        if self.kv_dtype in QUANTIZATIONS:
+            scales = [self._read(self._span(name).item(layer)) for name in ("key_scales", "value_scales")]
+            stored = QuantizedLayer(self._read(span), *scales)
+            dequantize_layer(stored, QUANTIZATIONS[self.kv_dtype], keys, values)
+        elif keys.dtype == span.dtype and keys[0].is_contiguous() and values[0].is_contiguous():
+            # From the file to its place in one system call.
+            self._read_into(span, [raw_bytes(head) for half in (keys, values) for head in half])
+        else:
+            stored_keys, stored_values = self._read(span)
+            keys.copy_(stored_keys)
+            values.copy_(stored_values)
 
     def means(self) -> Means:
         """See :class:`ChunkReader`."""
-        return Means(*(self._read(name) for name in Means.__annotations__))
+        return Means(*(self._rows(name) for name in SUMMARIES))
 
     def resume_hidden(self) -> torch.Tensor:
         """See :class:`ChunkReader`."""
-        return self._read("hidden")
+        return self._rows("hidden")
 
     def verify(self) -> None:
         """Compare the metadata and every tensor with their checksums.
@@ -103,68 +141,98 @@ class ChunkFile:
         Raises:
             DamagedFileError: one differs.
         """
-        if self._metadata.get("own_checksum") != _metadata_checksum(self._metadata):
-            raise DamagedFileError("the checksum of its metadata differs")
+        self.verify_metadata()
         try:
-            checksums = json.loads(self._metadata["checksums"])
-            names = set(self._file.keys())
-            differing = [name for name in names if _checksum(self._read(name)) != checksums.get(name)]
+            checksums = json.loads(self.metadata["checksums"])
         except (KeyError, ValueError) as error:
             raise DamagedFileError(f"its metadata is incomplete ({error})") from error
-        if differing or names != set(checksums):
+        differing = [name for name, span in self._tensors.items() if self._checksum(span) != checksums.get(name)]
+        if differing or set(self._tensors) != set(checksums):
             raise DamagedFileError(f"checksum differs in {', '.join(sorted(differing)) or 'the list of tensors'}")
 
-    def _read(self, name: str) -> torch.Tensor:
+    def verify_metadata(self) -> None:
+        """Compare the metadata alone with its checksum.
+
+        Raises:
+            DamagedFileError: it differs.
+        """
+        if self.metadata.get("own_checksum") != metadata_checksum(self.metadata):
+            raise DamagedFileError("the checksum of its metadata differs")
+
+    def _span(self, name: str) -> TensorSpan:
         try:
-            tensor: torch.Tensor = self._file.get_tensor(name)
-        except (SafetensorError, OSError) as error:
-            raise DamagedFileError(f"tensor {name} is unreadable ({error})") from error
+            return self._tensors[name]
+        except KeyError:
+            raise DamagedFileError(f"it has no tensor {name}") from None
+
+    def _rows(self, name: str) -> torch.Tensor:
+        """A tensor that is quantised by rows where the KV is."""
+        rows = self._read(self._span(name))
+        if self.kv_dtype in QUANTIZATIONS:
+            return dequantize_rows(rows, self._read(self._span(f"{name}.scales")), self.dtype)
+        return rows if self.kv_dtype == dtype_name(self.dtype) else rows.to(self.dtype)
+
+    def _read(self, span: TensorSpan) -> torch.Tensor:
+        tensor = torch.empty(span.shape, dtype=span.dtype)
+        self._read_into(span, [raw_bytes(tensor)])
         return tensor
 
-    def _expect(self, field: str, value: str) -> None:
-        found = self._metadata.get(field)
-        if found != value:
-            raise DamagedFileError(f"its {field} is {found!r}, expected {value!r}")
+    def _read_into(self, span: TensorSpan, buffers: list[Buffer]) -> None:
+        try:
+            self._source.read_into(span.start, buffers)
+        except (DamagedBytesError, OSError) as error:
+            raise DamagedFileError(f"unreadable ({error})") from error
 
-    def _expect_name(self, path: Path) -> None:
+    def _checksum(self, span: TensorSpan) -> str:
+        try:
+            return tensor_checksum(span.dtype, span.shape, self._source.read(span.start, span.stop))
+        except (DamagedBytesError, OSError) as error:
+            raise DamagedFileError(f"unreadable ({error})") from error
+
+    def _require_format(self) -> None:
+        found = self.metadata.get("format", "")
+        if found in _READABLE_VERSIONS:
+            return
+        if found.isdecimal() and int(found) > int(FORMAT_VERSION):
+            raise NewerFormatError(f"its format is {found!r}, this release reads up to {FORMAT_VERSION!r}; update it")
+        raise DamagedFileError(f"its format is {found!r}, expected one of {', '.join(_READABLE_VERSIONS)}")
+
+    def _require(self, fingerprint: str | None, key: str | None) -> None:
+        if missing := [name for name in ("fingerprint", "text_digest", "layout") if name not in self.metadata]:
+            raise DamagedFileError(f"its metadata lacks {', '.join(missing)}")
+        if fingerprint is not None and self.fingerprint != fingerprint:
+            raise DamagedFileError(f"its fingerprint is {self.fingerprint!r}, expected {fingerprint!r}")
         # A file copied over another chunk's name holds valid tensors of the wrong text.
-        key = chunk_key(self._metadata["fingerprint"], self._metadata.get("text_digest", ""))
-        if path.stem != key:
+        if key is not None and self.key != key:
             raise DamagedFileError("it holds another chunk")
 
 
-def _to_tensors(cache: ChunkCache) -> dict[str, torch.Tensor]:
-    layers = zip(cache.keys, cache.values, strict=True)
-    tensors = {f"kv.{layer}": torch.stack(pair) for layer, pair in enumerate(layers)}
-    tensors["token_ids"] = cache.token_ids
-    tensors |= {name: getattr(cache.summary, name) for name in Means.__annotations__}
-    if cache.hidden is not None:
-        tensors["hidden"] = cache.hidden
-    return {name: tensor.to("cpu").contiguous() for name, tensor in tensors.items()}
+class ChunkBytes(EncodedReader):
+    """Reader of an encoded chunk in memory, which is kept as long as the reader is.
+
+    Raises:
+        DamagedFileError: not a chunk of this format, fingerprint and key.
+    """
+
+    def __init__(self, data: bytes, fingerprint: str | None = None, key: str | None = None) -> None:
+        super().__init__(MemoryBytes(data), fingerprint, key)
 
 
-def _open_safetensors(path: Path) -> Any:
-    file: Any = safe_open(path, framework="pt", backend="pread")
-    return file.__enter__()  # closed with the reader: it lives as long as the request
+class ChunkFile(EncodedReader):
+    """Reader of a chunk file, whose name is the chunk's key.
 
+    Raises:
+        FileNotFoundError: no such file.
+        DamagedFileError: not a chunk file of this format, fingerprint and name.
+    """
 
-def _metadata_checksum(metadata: dict[str, str]) -> str:
-    covered = {name: value for name, value in metadata.items() if name != "own_checksum"}
-    return xxhash.xxh3_64_hexdigest(json.dumps(covered, sort_keys=True).encode())
-
-
-def _checksum(tensor: torch.Tensor) -> str:
-    """Checksum of a tensor's bytes and of how they are read."""
-    hasher = xxhash.xxh3_64(f"{tensor.dtype}{list(tensor.shape)}".encode())
-    hasher.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    return hasher.hexdigest()
-
-
-def _save(tensors: dict[str, torch.Tensor], path: str, metadata: dict[str, str]) -> None:
-    try:
-        save_file(tensors, path, metadata=metadata)
-    except SafetensorError as error:
-        # safetensors wraps the operating system's error into text; a full disk must be told apart.
-        if "No space left" in str(error) or "os error 28" in str(error):
-            raise OSError(28, "No space left on device") from error
-        raise
+    def __init__(self, path: Path, fingerprint: str | None = None) -> None:
+        try:
+            source = FileBytes(path)
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            raise DamagedFileError(f"unreadable ({error})") from error
+        self.status = source.status
+        """As ``os.fstat`` has it: a file that was replaced has another inode or time."""
+        super().__init__(source, fingerprint, path.stem)

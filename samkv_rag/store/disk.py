@@ -1,222 +1,231 @@
-"""A store in a folder: one safetensors file a chunk, and an SQLite index of what is there.
+"""A store in a folder: one file a chunk, and an index of what is there. Many processes may share it.
 
-    FOLDER/index.sqlite          entries and references; WAL mode, so that many processes share it
-    FOLDER/chunks/ab/abcd….safetensors
+    FOLDER/index.sqlite                     entries and references; WAL mode
+    FOLDER/chunks/ab/abcd….safetensors      see ``chunk_file``
 
-A file is written under a temporary name and renamed, then indexed: what the index names is whole.
+A file is written under a temporary name, then renamed and indexed while the index is locked: readers
+see a whole chunk or none, and what the index names is whole. Everything is private to its owner.
 """
 
 from __future__ import annotations
 
-import errno
 import os
 import sqlite3
-import threading
+import time
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
-from samkv_rag.chunk_cache import ChunkCache, ChunkReader, Layout
-from samkv_rag.exceptions import DamagedChunkWarning, StoreFormatError, StoreFullError
+from samkv_rag.chunk_cache import ChunkReader
+from samkv_rag.exceptions import DamagedChunkWarning, StoreError, StoreFullError
+from samkv_rag.store import index_table
 from samkv_rag.store import references as reference_table
-from samkv_rag.store.base import Entry, KVStore
-from samkv_rag.store.chunk_file import ChunkFile, DamagedFileError, write_chunk_file
+from samkv_rag.store.base import EncodedChunk, Entry, KVStore, NoPrefetch, Prefetch
+from samkv_rag.store.budget import require_budget
+from samkv_rag.store.chunk_file import ChunkBytes, ChunkFile, DamagedFileError
+from samkv_rag.store.chunk_folder import ChunkFolder
+from samkv_rag.store.described import describe_file
+from samkv_rag.store.disk_errors import disk_errors
+from samkv_rag.store.index import DiskIndex
+from samkv_rag.store.index_table import StoredChunk
+from samkv_rag.store.recency import Recency
 
-SCHEMA_VERSION = 1
-
-_SCHEMA = f"""
-CREATE TABLE IF NOT EXISTS chunks (
-    mark INTEGER PRIMARY KEY AUTOINCREMENT,
-    key TEXT UNIQUE NOT NULL,
-    fingerprint TEXT NOT NULL,
-    text_digest TEXT NOT NULL,
-    prefix TEXT NOT NULL,
-    suffix TEXT NOT NULL,
-    num_chars INTEGER NOT NULL,
-    num_tokens INTEGER NOT NULL,
-    layout TEXT NOT NULL,
-    num_bytes INTEGER NOT NULL
-);
-CREATE TABLE IF NOT EXISTS last_removal (id INTEGER PRIMARY KEY CHECK (id = 1), mark INTEGER NOT NULL);
-{reference_table.SCHEMA}
-PRAGMA user_version = {SCHEMA_VERSION};
-"""
-_COLUMNS = "key, text_digest, prefix, suffix, num_chars, num_tokens, layout"
+_EVICTED_AT_ONCE = 1 / 64  # of the budget: readers of a model start over after each eviction
 
 
 class DiskStore(KVStore):
     """Keeps chunk caches in a folder that outlives the process.
 
+    ``budget_bytes`` bounds the chunk files; where a new one does not fit, those go that were not used
+    for long and are cheap to compute again. Processes may give different budgets; each evicts by its own.
+
     Raises:
-        StoreFormatError: the folder's index is not one, or of another schema version.
+        ConfigurationError: the budget is no positive number of bytes.
+        StoreFormatError: the folder's index is another program's or of a newer schema version.
     """
 
-    def __init__(self, folder: str | os.PathLike[str]) -> None:
+    def __init__(self, folder: str | os.PathLike[str], budget_bytes: int | None = None) -> None:
         self.folder = Path(folder)
-        self._chunks = self.folder / "chunks"
-        self._lock = threading.RLock()
-        self._verified: set[str] = set()
-        with _disk_errors(self.folder):
-            self._chunks.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self._index = self._open_index()
+        self.budget_bytes = require_budget("disk_bytes", budget_bytes)
+        self.files = ChunkFolder(self.folder / "chunks")
+        self._verified: dict[str, tuple[int, ...]] = {}
+        self._recency = Recency(self.flush_uses)
+        with disk_errors(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            self.index = DiskIndex(self.folder, self._chunks_of_files)
+            self.files.create()
 
-    def put(self, entry: Entry, cache: ChunkCache) -> None:
-        """See :meth:`KVStore.put`."""
-        path = self._path(entry.key)
-        with _disk_errors(self.folder):
-            path.parent.mkdir(exist_ok=True, mode=0o700)
-            num_bytes = write_chunk_file(path, cache, entry.text_digest)
-            self._insert(entry, cache.fingerprint, num_bytes)
-        self._verified.discard(entry.key)
+    def put_encoded(self, chunk: EncodedChunk) -> None:
+        """See :meth:`KVStore.put_encoded`."""
+        now_s, num_bytes = time.time(), len(chunk.data)
+        self._require_room(num_bytes)
+        stored = StoredChunk(chunk.entry, chunk.fingerprint, num_bytes, created_s=now_s, last_use_s=now_s)
+        with disk_errors(self.folder), self.files.written(chunk.entry.key, chunk.data) as temporary:
+            self._write_uses()
+            self.index.write(lambda index: self._place(index, stored, temporary))
 
     def open(self, key: str, fingerprint: str) -> ChunkReader | None:
         """See :meth:`KVStore.open`; a file's checksums are verified when a process first reads it."""
-        path = self._path(key)
+        path = self.files.path(key)
         try:
             reader = ChunkFile(path, fingerprint)
-            if key not in self._verified:
-                reader.verify()
-                self._verified.add(key)
-            return reader
+            self._verify_once(key, reader)
         except FileNotFoundError:
             return None
         except DamagedFileError as error:
             warnings.warn(f"{path.name}: {error}; computed again", DamagedChunkWarning, stacklevel=2)
             return None
+        self._recency.note(key)
+        return reader
+
+    def fetch(self, key: str, fingerprint: str) -> EncodedChunk | None:
+        """See :meth:`KVStore.fetch`."""
+        stored = self.index.read(lambda index: index_table.get(index, key))
+        path = self.files.path(key)
+        try:
+            data = path.read_bytes()
+            ChunkBytes(data, fingerprint, key).verify()
+        except FileNotFoundError:
+            return None
+        except DamagedFileError as error:
+            warnings.warn(f"{path.name}: {error}; computed again", DamagedChunkWarning, stacklevel=2)
+            return None
+        self._recency.note(key)
+        return None if stored is None else EncodedChunk(stored.entry, fingerprint, data)
 
     def remove(self, keys: Iterable[str]) -> int:
-        """See :meth:`KVStore.remove`; the index forgets a chunk before its file goes."""
+        """See :meth:`KVStore.remove`."""
         gone = set(keys)
-        with self._writing() as index:
+
+        def remove(index: sqlite3.Connection) -> int:
             reference_table.drop_keys(index, gone)
             return self._remove(index, gone)
 
+        return self.index.write(remove)
+
+    def evict(self, keys: Iterable[str]) -> int:
+        """Delete chunks and return how many there were; references stay, for when they are computed again."""
+        gone = set(keys)
+        return self.index.write(lambda index: self._remove(index, gone))
+
     def refer(self, fingerprint: str, references: Mapping[str, str]) -> int:
         """See :meth:`KVStore.refer`."""
-        with self._writing() as index:
-            return self._remove(index, reference_table.point(index, fingerprint, references))
+        return self.index.write(
+            lambda index: self._remove(index, reference_table.point(index, fingerprint, references))
+        )
 
     def release(self, fingerprint: str, sources: Iterable[str]) -> int:
         """See :meth:`KVStore.release`."""
-        with self._writing() as index:
-            return self._remove(index, reference_table.drop(index, fingerprint, sources))
+        gone = list(sources)
+        return self.index.write(lambda index: self._remove(index, reference_table.drop(index, fingerprint, gone)))
 
     def references(self, fingerprint: str) -> dict[str, str]:
         """See :meth:`KVStore.references`."""
-        with self._lock:
-            return reference_table.read(self._index, fingerprint)
+        return self.index.read(lambda index: reference_table.read(index, fingerprint))
 
     def changes(self, fingerprint: str, since: int) -> tuple[list[Entry], int] | None:
         """See :meth:`KVStore.changes`."""
-        with self._lock:
-            mark = self._scalar("SELECT seq FROM sqlite_sequence WHERE name = 'chunks'")
-            if mark == since:
-                return [], since
-            if 0 < since <= self._scalar("SELECT mark FROM last_removal", default=-1):
-                return None
-            query = f"SELECT {_COLUMNS} FROM chunks WHERE fingerprint = ? AND mark > ?"
-            rows = self._index.execute(query, (fingerprint, since))
-            return [_entry(row) for row in rows], mark
+        return self.index.read(lambda index: index_table.changes(index, fingerprint, since))
+
+    def holds(self, key: str) -> bool:
+        """Whether the index names the chunk."""
+        return self.index.read(lambda index: index_table.get(index, key)) is not None
 
     def nbytes(self) -> int:
         """See :meth:`KVStore.nbytes`."""
-        with self._lock:
-            return self._scalar("SELECT sum(num_bytes) FROM chunks")
+        return self.index.read(index_table.total_bytes)
 
-    def prefetch(self, keys: Iterable[str]) -> None:
+    def prefetch(self, keys: Iterable[str], fingerprint: str) -> Prefetch:
         """Ask the kernel to read the files ahead; where it takes no advice, nothing happens."""
-        if not hasattr(os, "posix_fadvise"):
-            return
-        for key in keys:
-            try:
-                file = os.open(self._path(key), os.O_RDONLY)
-            except OSError:
-                continue
-            try:
-                os.posix_fadvise(file, 0, 0, os.POSIX_FADV_WILLNEED)
-            finally:
-                os.close(file)
+        if hasattr(os, "posix_fadvise"):
+            for key in keys:
+                _read_ahead(self.files.path(key))
+        return NoPrefetch()
+
+    def flush_uses(self) -> None:
+        """Write down what was used since the last time; on a full disk that waits for the next time."""
+        with suppress(StoreError):
+            self._write_uses()
 
     def close(self) -> None:
         """See :meth:`KVStore.close`."""
-        with self._lock:
-            self._index.close()
+        self._recency.close()
+        self.flush_uses()
+        self.index.close()
 
-    def _path(self, key: str) -> Path:
-        return self._chunks / key[:2] / f"{key}.safetensors"
+    # -- writing, within a transaction of the index ------------------------------------------------
 
-    def _open_index(self) -> sqlite3.Connection:
-        path = self.folder / "index.sqlite"
-        try:
-            index = sqlite3.connect(path, timeout=30, check_same_thread=False)
-            version = index.execute("PRAGMA user_version").fetchone()[0]
-            if version not in (0, SCHEMA_VERSION):
-                raise StoreFormatError(
-                    f"{path} has schema version {version}, this release reads {SCHEMA_VERSION}; "
-                    "use another folder or the release that wrote it"
-                )
-            index.execute("PRAGMA journal_mode = WAL")
-            index.execute("PRAGMA synchronous = NORMAL")
-            index.executescript(_SCHEMA)
-            os.chmod(path, 0o600)
-            return index
-        except sqlite3.DatabaseError as error:
-            raise StoreFormatError(f"{path} is not a samkv_rag index ({error}); use another folder") from error
+    def _place(self, index: sqlite3.Connection, stored: StoredChunk, temporary: Path) -> None:
+        self._evict(index, stored)
+        if temporary.exists():  # else it was renamed before the index proved damaged, and this is the second try
+            os.replace(temporary, self.files.path(stored.entry.key))
+        index_table.insert(index, stored)
 
-    @contextmanager
-    def _writing(self) -> Iterator[sqlite3.Connection]:
-        """A transaction that no other writer, thread or process, comes between."""
-        with _disk_errors(self.folder), self._lock, self._index as index:
-            index.execute("BEGIN IMMEDIATE")
-            yield index
+    def _evict(self, index: sqlite3.Connection, coming: StoredChunk) -> None:
+        if self.budget_bytes is None:
+            return
+        replaced = index_table.get(index, coming.entry.key)
+        total = index_table.total_bytes(index) - (replaced.num_bytes if replaced else 0)
+        excess = total + coming.num_bytes - self.budget_bytes
+        if excess > 0:
+            excess = max(excess, int(self.budget_bytes * _EVICTED_AT_ONCE))
+            self._remove(index, index_table.least_valuable(index, excess, time.time()))
 
     def _remove(self, index: sqlite3.Connection, keys: Iterable[str]) -> int:
-        removed = 0
-        for key in keys:
-            removed += index.execute("DELETE FROM chunks WHERE key = ?", (key,)).rowcount
-            self._path(key).unlink(missing_ok=True)
-            self._verified.discard(key)
-        if removed:
-            index.execute("INSERT OR REPLACE INTO last_removal SELECT 1, max(seq) FROM sqlite_sequence")
-            # A removal moves the mark too, so that readers notice it.
-            index.execute("UPDATE sqlite_sequence SET seq = seq + 1 WHERE name = 'chunks'")
-        return removed
+        removed = index_table.remove(index, keys)
+        for key in removed:
+            self.files.path(key).unlink(missing_ok=True)
+            self._verified.pop(key, None)
+        return len(removed)
 
-    def _insert(self, entry: Entry, fingerprint: str, num_bytes: int) -> None:
-        known = (entry.key, entry.text_digest, entry.prefix, entry.suffix, entry.num_chars, entry.num_tokens)
-        row = (*known, entry.layout.to_json(), fingerprint, num_bytes)
-        with self._lock, self._index as index:
-            index.execute(
-                f"INSERT OR REPLACE INTO chunks ({_COLUMNS}, fingerprint, num_bytes) VALUES (?{', ?' * 8})", row
+    def _write_uses(self) -> None:
+        if not (last_uses_s := self._recency.take()):
+            return
+        try:
+            self.index.write(lambda index: index_table.note_uses(index, last_uses_s))
+        except BaseException:
+            self._recency.give_back(last_uses_s)
+            raise
+
+    def _require_room(self, num_bytes: int) -> None:
+        if self.budget_bytes is not None and num_bytes > self.budget_bytes:
+            raise StoreFullError(
+                f"a chunk takes {num_bytes:,} bytes, the budget of {self.folder} is {self.budget_bytes:,}; raise the "
+                "budget or split the text into smaller chunks. Stored chunks are intact"
             )
 
-    def _scalar(self, query: str, default: int = 0) -> int:
-        row = self._index.execute(query).fetchone()
-        return int(row[0]) if row is not None and row[0] is not None else default
+    # -- reading -----------------------------------------------------------------------------------
+
+    def _verify_once(self, key: str, reader: ChunkFile) -> None:
+        """Verify a file that this process has not read, or that has changed since."""
+        status = reader.status
+        identity = (status.st_ino, status.st_mtime_ns, status.st_size)
+        if self._verified.get(key) != identity:
+            reader.verify()
+            self._verified[key] = identity
+
+    def _chunks_of_files(self) -> Iterator[StoredChunk] | None:
+        """What the chunk files say themselves; None where the folder holds none and is not a store."""
+        if not self.files.folder.is_dir():
+            return None
+        return (chunk for path in self.files.files() if (chunk := _described(path)) is not None)
 
 
-def _entry(row: Sequence[Any]) -> Entry:
-    """An index row in the order of ``_COLUMNS``."""
-    *known, layout = row
-    return Entry(*known, Layout.from_json(layout))  # type: ignore[call-arg]
-
-
-@contextmanager
-def _disk_errors(folder: Path) -> Iterator[None]:
-    """Map the disk's errors to ours, where they can be told apart."""
+def _described(path: Path) -> StoredChunk | None:
+    """None for a file that an index cannot be made from: damaged, gone, or the first release's."""
     try:
-        yield
-    except (NotADirectoryError, FileExistsError, PermissionError) as error:
-        raise StoreFormatError(f"{folder} cannot hold a store ({error.strerror}); use another folder") from error
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise StoreFullError(
-            f"the disk under {folder} is full; free some space or prune the store. Stored chunks are intact"
-        ) from error
-    except sqlite3.OperationalError as error:
-        if "full" not in str(error):
-            raise
-        raise StoreFullError(f"the disk under {folder} is full; free some space or prune the store") from error
+        return describe_file(path)
+    except (DamagedFileError, FileNotFoundError):
+        return None
+
+
+def _read_ahead(path: Path) -> None:
+    try:
+        file = os.open(path, os.O_RDONLY)
+    except OSError:
+        return
+    try:
+        os.posix_fadvise(file, 0, 0, os.POSIX_FADV_WILLNEED)
+    finally:
+        os.close(file)

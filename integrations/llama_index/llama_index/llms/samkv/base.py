@@ -72,7 +72,7 @@ class SamKVLLM(CustomLLM):
     """
 
     model: str = Field(description="Hub id or local folder of a transformers model.")
-    store: str = Field(default=":memory:", description="Where chunk KV is kept: ':memory:' or a folder.")
+    store: str = Field(default=":memory:", description="Where chunk KV is kept: ':memory:', a folder or a URL.")
     config: SamKVConfig | None = Field(default=None, description="Policy of the engine, or a dict of its options.")
     device: str | None = Field(default=None, description="Device of the model; None picks one.")
     dtype: str | None = Field(default=None, description="Data type of the model, for example 'bfloat16'.")

@@ -1,0 +1,39 @@
+"""Keeping tenants apart: every namespace has fingerprints, and so keys and entries, of its own.
+
+A store compares fingerprints and nothing else. Two engines whose scoped fingerprints differ never ask
+it for the same key, so neither a chunk nor the time of a hit passes from one to the other.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+
+from samkv_rag.exceptions import ConfigurationError
+
+MAX_NAMESPACE_CHARS = 128
+
+
+def scoped_fingerprint(fingerprint: str, namespace: str = "", secret: str | bytes | None = None) -> str:
+    """Fold a namespace and a secret into a model's fingerprint; without either it stays as it is.
+
+    With a secret (HMAC-SHA256) the keys of a namespace cannot be computed by who does not know it:
+    a listing of the store does not tell whether a given text is in it.
+
+    Raises:
+        ConfigurationError: the namespace is not a short printable text, or the secret is empty.
+    """
+    _require_namespace(namespace)
+    if secret is not None and not secret:
+        raise ConfigurationError("store_secret is empty; give some random text, or None for no secret")
+    if not namespace and secret is None:
+        return fingerprint
+    key = secret.encode() if isinstance(secret, str) else secret or b""
+    return hmac.new(key, f"{fingerprint}\n{namespace}".encode(), hashlib.sha256).hexdigest()
+
+
+def _require_namespace(namespace: object) -> None:
+    if not isinstance(namespace, str) or len(namespace) > MAX_NAMESPACE_CHARS or not namespace.isprintable():
+        raise ConfigurationError(
+            f"namespace is {namespace!r}; it must be a text of at most {MAX_NAMESPACE_CHARS} printable characters"
+        )
