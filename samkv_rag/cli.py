@@ -7,6 +7,7 @@ standard error, on a terminal only. Exit status: 0, 1 for a failure told in one 
 from __future__ import annotations
 
 import json
+import os
 import sys
 import warnings
 from pathlib import Path
@@ -26,6 +27,7 @@ app.add_typer(cli_store.app, name="store")
 _UsageError: type[Any] = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
 
 _DEMO_MODEL = "SmolLM2-135M-Instruct, fetched once"
+_SECRET = "SAMKV_STORE_SECRET"  # not an option: those can be read in the list of processes
 _Model = Annotated[str | None, typer.Option(help="Hub id, folder or .gguf file.", show_default=_DEMO_MODEL)]
 
 
@@ -83,17 +85,18 @@ def demo(
 @app.command()
 def ingest(
     files: Annotated[list[Path], typer.Argument(metavar="FILE", help="Text or Markdown files, or folders of them.")],
-    store: Annotated[Path, typer.Option(help="Folder for chunk KV.")],
+    store: Annotated[str, typer.Option(metavar="DIR|URL", help="Folder or URL (s3://, redis:// ...) for chunk KV.")],
     model: _Model = None,
+    namespace: Annotated[str, typer.Option(help=f"Tenant to keep apart; ${_SECRET} is its secret.")] = "",
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
     """Cut files into chunks and store the KV of those that are new."""
     from samkv_rag.demo import quieten_libraries
     from samkv_rag.demo.documents import read_texts, split_texts
 
-    texts = read_texts(files)
+    texts, secret = read_texts(files), _store_secret()
     quieten_libraries()
-    engine = _load_engine(model, store)
+    engine = _load_engine(model, store, namespace, secret)
     chunked = split_texts(texts, engine.tokenize)
     report = engine.add_chunks(chunked.chunks)
     figures = {
@@ -153,12 +156,20 @@ def evaluate(
     typer.echo(f"results in {output_dir}: report.md, metrics.json, predictions.jsonl")
 
 
-def _load_engine(model: str | None, store: Path) -> Any:
+def _load_engine(model: str | None, store: str, namespace: str, secret: str | None) -> Any:
     """An engine on a model, by default the demo's."""
     from samkv_rag.demo.models import language_model
     from samkv_rag.engine import SamKVEngine
 
-    return SamKVEngine.from_pretrained(model or language_model(_progress), store=store)
+    name = model or language_model(_progress)
+    return SamKVEngine.from_pretrained(name, store=store, namespace=namespace, store_secret=secret)
+
+
+def _store_secret() -> str | None:
+    secret = os.environ.get(_SECRET)
+    if secret == "":
+        raise ConfigurationError(f"{_SECRET} is empty; give it some random text, or unset it for no secret")
+    return secret
 
 
 def _in_words(figures: dict[str, Any]) -> str:

@@ -23,7 +23,7 @@ _Store = Annotated[Path, typer.Option("--store", metavar="DIR", help="Folder tha
 _Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 _Namespace = Annotated[str | None, typer.Option(help="Only this namespace; '' is the one without a name.")]
 _Model = Annotated[str | None, typer.Option(metavar="FINGERPRINT", help="Only this model; first characters will do.")]
-_INDEX = "Whose sources --keep-sources names: the namespace of the ingestion step."
+_ID_SCOPE = "Whose sources --keep-sources names: the id_scope of the ingestion step or vector store."
 
 
 @app.callback(invoke_without_command=True)
@@ -95,7 +95,7 @@ def prune(
     keep_sources: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Those of sources (node ids) not in FILE, one a line.")
     ] = None,
-    index: Annotated[str, typer.Option(metavar="NAME", help=_INDEX)] = "llama_index",
+    id_scope: Annotated[str, typer.Option(metavar="NAME", help=_ID_SCOPE)] = "llama_index",
     namespace: _Namespace = None,
     model: _Model = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Delete nothing, only count.")] = False,
@@ -110,7 +110,7 @@ def prune(
         _scope(namespace, model),
         older_than_s=None if older_than is None else parse_seconds(older_than),
         max_bytes=None if max_bytes is None else parse_bytes(max_bytes),
-        sources=None if keep_sources is None else _source_rule(keep_sources, index),
+        sources=None if keep_sources is None else _source_rule(keep_sources, id_scope),
     )
     with open_existing(store) as opened:
         gone = prune_store(opened, rule, dry_run)
@@ -184,7 +184,7 @@ def _scope(namespace: str | None, model: str | None) -> Scope:
     return Scope(namespace, model)
 
 
-def _source_rule(file: Path, index: str) -> SourceRule:
+def _source_rule(file: Path, id_scope: str) -> SourceRule:
     from samkv_rag.serving.sources import source_names
     from samkv_rag.store.lifecycle import SourceRule
 
@@ -192,8 +192,8 @@ def _source_rule(file: Path, index: str) -> SourceRule:
         ids = [line.strip() for line in file.read_text(encoding="utf-8").splitlines()]
     except UnicodeDecodeError as error:
         raise ConfigurationError(f"{file} is no text in UTF-8; give one source a line") from error
-    (prefix,) = source_names(index, [""])
-    return SourceRule(prefix, frozenset(source_names(index, filter(None, ids))))
+    (prefix,) = source_names(id_scope, [""])
+    return SourceRule(prefix, frozenset(source_names(id_scope, filter(None, ids))))
 
 
 def _as_dict(chunk: StoredChunk) -> dict[str, Any]:

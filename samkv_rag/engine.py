@@ -125,9 +125,12 @@ class SamKVEngine:
         """
         return self._library.add([texts] if isinstance(texts, str) else texts, show_progress, sources)
 
-    def remove_sources(self, sources: Iterable[str]) -> int:
-        """Forget sources, delete the chunks that have none left, and return how many those were."""
-        return self._library.release([sources] if isinstance(sources, str) else sources)
+    def remove_sources(self, sources: Iterable[str], *, keep_texts: Iterable[str] = ()) -> int:
+        """Forget sources, delete the chunks that have none left, and return how many those were.
+
+        Chunks of ``keep_texts`` stay: their sources are kept where no other refers to them.
+        """
+        return self._library.release([sources] if isinstance(sources, str) else sources, keep_texts)
 
     def sources(self) -> list[str]:
         """Every source given to :meth:`add_chunks` and not removed since."""
@@ -141,9 +144,12 @@ class SamKVEngine:
         """Delete chunks and return how many were there."""
         return self._library.remove([texts] if isinstance(texts, str) else texts)
 
-    def prune(self, keep_texts: Iterable[str]) -> int:
-        """Delete this model's chunks that are not among ``keep_texts``; return how many."""
-        return self._library.prune(keep_texts)
+    def prune(self, keep_texts: Iterable[str], *, unreferenced_only: bool = False) -> int:
+        """Delete this model's chunks that are not among ``keep_texts``; return how many.
+
+        ``unreferenced_only`` spares those that any source refers to.
+        """
+        return self._library.prune(keep_texts, unreferenced_only)
 
     def hint(self, texts: Iterable[str]) -> Hint:
         """Announce the chunks of a coming prompt.

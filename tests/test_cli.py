@@ -16,6 +16,7 @@ import tiny
 from samkv_rag import cli, demo
 from samkv_rag.demo.documents import CHUNK_TOKENS, pack_paragraphs
 from samkv_rag.exceptions import ConfigurationError
+from samkv_rag.store.lifecycle import open_existing, statistics
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -162,6 +163,37 @@ def test_ingest_adds_then_reuses(run: Run, notes: Path, model_folder: Path, tmp_
     assert (status, error) == (0, "")
     figures = json.loads(out)
     assert (figures["files"], figures["added"], figures["reused"], figures["tokens"]) == (3, 0, 3, 0)
+
+
+def test_ingest_keeps_tenants_and_secrets_apart(
+    run: Run, notes: Path, model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = ["ingest", notes, "--store", tmp_path / "store", "--model", model_folder]
+    added = []
+    for secret, namespace in ((None, "a"), (None, "a"), (None, "b"), ("swordfish", "a"), ("swordfish", "a")):
+        if secret is not None:
+            monkeypatch.setenv("SAMKV_STORE_SECRET", secret)
+        added.append(json.loads(run(*arguments, "--namespace", namespace, "--json")[1])["added"])
+    assert added == [3, 0, 3, 3, 0]
+    with open_existing(tmp_path / "store") as store:
+        namespaces = {origin.namespace: amount.num_chunks for origin, amount in statistics(store).by_origin.items()}
+    assert namespaces == {"a": 6, "b": 3}
+    assert not any(b"swordfish" in file.read_bytes() for file in (tmp_path / "store").rglob("*") if file.is_file())
+
+
+def test_ingest_refuses_an_empty_secret(run: Run, notes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SAMKV_STORE_SECRET", "")
+    status, _, error = run("ingest", notes, "--store", tmp_path / "store")
+    assert status == 1
+    assert "SAMKV_STORE_SECRET is empty" in only_line(error)
+
+
+def test_ingest_takes_a_url(run: Run, notes: Path, model_folder: Path, tmp_path: Path) -> None:
+    for url, added in ((f"memory://{tmp_path.name}/kv", 3), (f"memory://{tmp_path.name}/kv", 0)):
+        status, out, error = run("ingest", notes, "--store", url, "--model", model_folder)
+        assert (status, error) == (0, "")
+        assert f"{added} chunks added" in out
+    assert not list(Path.cwd().glob("memory:*"))
 
 
 @pytest.mark.parametrize(

@@ -272,7 +272,7 @@ def test_prune_keeps_what_other_sources_need(run: Run, folder: Path, tmp_path: P
     assert keys(folder) == {twice, elsewhere, free}
     with DiskStore(folder) as store:
         assert store.references(FINGERPRINT) == {"llama_index/a": twice, "other/c": elsewhere}
-    run(*arguments, "--index", "other")
+    run(*arguments, "--id-scope", "other")
     assert keys(folder) == {twice, free}
 
 

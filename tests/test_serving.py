@@ -18,7 +18,15 @@ from samkv_rag import SamKVConfig, SamKVEngine
 from samkv_rag.exceptions import ChatTemplateError, ConfigurationError, ToolsUnsupportedError
 from samkv_rag.serving.handle import EngineHandle, handle_of
 from samkv_rag.serving.messages import join_same_roles, join_system_messages, render, template_role
-from samkv_rag.serving.options import as_config, as_dtype_name, as_path_text, as_texts, call_options, refusal
+from samkv_rag.serving.options import (
+    as_config,
+    as_dtype_name,
+    as_path_text,
+    as_texts,
+    call_options,
+    refusal,
+    without_password,
+)
 
 TOOL = {"type": "function", "function": {"name": "add", "parameters": {"type": "object", "properties": {}}}}
 
@@ -160,3 +168,18 @@ class TestMessages:
         monkeypatch.setattr(tiny_engine.tokenizer.tokenizer, "chat_template", template)
         with pytest.raises(ChatTemplateError, match="2 refused"):
             render(tiny_engine, said(("user", "Hi"), ("user", "again")))
+
+
+@pytest.mark.parametrize(
+    ("store", "shown"),
+    [
+        (":memory:", ":memory:"),
+        ("folder/a@b", "folder/a@b"),
+        ("s3://bucket/a@b", "s3://bucket/a@b"),
+        ("redis://host:6379/2", "redis://host:6379/2"),
+        ("redis://:word@host:6379/2", "redis://**********@host:6379/2"),
+        ("rediss://user:word@host", "rediss://**********@host"),
+    ],
+)
+def test_a_store_is_shown_without_its_password(store: str, shown: str) -> None:
+    assert without_password(store) == shown

@@ -1,16 +1,21 @@
-"""Eight threads ask one engine at once, over each kind of store."""
+"""Eight threads ask one engine at once, over each kind of store; a process is forked."""
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
 import stores
 import tiny
+from chunks import FINGERPRINT, make_entry
 from samkv_rag import SamKVEngine
-from samkv_rag.store import KVStore, MemoryStore, TieredStore
+from samkv_rag.store import DiskStore, KVStore, MemoryStore, TieredStore
 from samkv_rag.store.base import EncodedChunk
 
 CHUNKS = [tiny.text(seed) for seed in range(6)]
@@ -75,3 +80,32 @@ def test_memory_stays_bounded_where_the_budget_holds_fewer_chunks_than_are_asked
     engine = make_engine(store=TieredStore(near, far))
     assert ask_at_once(engine) == expected
     assert chunk_bytes < largest[0] <= budget_bytes
+
+
+_PUT_IN_A_FORK = """
+import os, signal, sys
+from chunks import make_cache, make_entry
+from samkv_rag.store import open_store
+
+store = open_store(sys.argv[1], memory_bytes=1 << 20)
+store.put(make_entry("a text of the parent"), make_cache())
+store.flush()
+child = os.fork()
+if child == 0:
+    signal.alarm(20)
+    store.put(make_entry("a text of the child"), make_cache())
+    store.flush()
+    os._exit(0)
+assert os.waitpid(child, 0)[1] == 0
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system knows no fork")
+def test_a_fork_of_a_process_goes_on_with_its_store(tmp_path: Path) -> None:
+    """A server that loads the engine and then forks its workers."""
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent)}
+    command = [sys.executable, "-c", _PUT_IN_A_FORK, str(tmp_path)]
+    subprocess.run(command, env=environment, check=True, timeout=120)
+    with DiskStore(tmp_path) as store:
+        keys = {entry.key for entry in (store.changes(FINGERPRINT, 0) or ([], 0))[0]}
+    assert keys == {make_entry(f"a text of the {who}").key for who in ("parent", "child")}

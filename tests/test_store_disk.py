@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sqlite3
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,9 +14,13 @@ import torch
 
 from chunks import FINGERPRINT, make_cache, make_entry
 from samkv_rag import DamagedChunkWarning
-from samkv_rag.exceptions import StoreFormatError, StoreFullError
-from samkv_rag.store import DiskStore, chunk_folder
+from samkv_rag.chunk_cache import Layout
+from samkv_rag.exceptions import StoreError, StoreFormatError, StoreFullError
+from samkv_rag.store import DiskStore, chunk_folder, index_table
 from samkv_rag.store import chunk_encoding as chunk_encoding_module
+from samkv_rag.store.base import EncodedChunk
+from samkv_rag.store.index_table import StoredChunk
+from samkv_rag.store.verification import verify
 
 
 @pytest.fixture
@@ -178,3 +184,47 @@ def in_process(work: Callable[[], None]) -> int:
         finally:
             os._exit(1)
     return process
+
+
+def test_a_file_that_cannot_be_read_is_a_miss_on_the_way_to_another_store_too(disk: DiskStore) -> None:
+    disk.put(make_entry("a text of the store"), make_cache())
+    path = only_file(disk)
+    path.unlink()
+    path.mkdir()
+    with pytest.warns(DamagedChunkWarning, match=f"{path.name}.*unreadable"):
+        assert disk.fetch(path.stem, FINGERPRINT) is None
+
+
+@pytest.mark.parametrize("code", [errno.EROFS, errno.EIO])
+def test_what_else_a_disk_refuses_is_a_store_error(disk: DiskStore, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+    disk.put(make_entry("a text of the store"), make_cache())
+
+    def refuse(*arguments: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "write", refuse)
+    with pytest.raises(StoreError, match=f"{os.strerror(code)}.*check"):
+        disk.put(make_entry("another text of the store"), make_cache())
+    monkeypatch.undo()
+    assert disk.open(make_entry("a text of the store").key, FINGERPRINT) is not None
+
+
+def test_verifying_lists_a_chunk_as_it_is_after_it_was_replaced_meanwhile(
+    disk: DiskStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entry = make_entry("a text of the store")
+    newer = replace(entry, layout=Layout(2, 2, 8, 1))
+    disk.put(entry, make_cache())
+    disk.remove([entry.key])
+    disk.files.path(entry.key).write_bytes(EncodedChunk.of(entry, make_cache()).data)
+    get = index_table.get
+
+    def get_late(index: sqlite3.Connection, key: str) -> StoredChunk | None:
+        monkeypatch.undo()
+        line = get(index, key)
+        DiskStore(disk.folder).put(newer, replace(make_cache(), layout=newer.layout))
+        return line
+
+    monkeypatch.setattr(index_table, "get", get_late)
+    verify(disk)
+    assert (disk.changes(FINGERPRINT, 0) or ([], 0))[0] == [newer]

@@ -15,8 +15,9 @@ from samkv_rag import SamKVEngine
 from samkv_rag.exceptions import ConfigurationError, StoreFullError
 from samkv_rag.store import DiskStore, Entry
 from samkv_rag.store import recency as recency_module
+from samkv_rag.store.archive import export_chunks, import_chunks
 from samkv_rag.store.base import EncodedChunk
-from samkv_rag.store.lifecycle import list_chunks
+from samkv_rag.store.lifecycle import PruneRule, SourceRule, list_chunks, prune
 
 ENTRIES = [make_entry(f"text number {i} of the store") for i in range(6)]
 CHUNK_BYTES = len(EncodedChunk.of(ENTRIES[0], make_cache()).data)
@@ -180,3 +181,38 @@ def test_an_engine_answers_the_same_within_any_budget(make_engine: Callable[...,
         result = tight.generate(tiny.rag_prompt(chunks), max_new_tokens=6)
         assert result.token_ids == expected
         assert tight.store.nbytes() <= budget
+
+
+def test_a_chunk_replaced_by_a_larger_one_keeps_within_the_budget(tmp_path: Path) -> None:
+    store = DiskStore(tmp_path, budget_bytes=3 * CHUNK_BYTES)
+    for entry in ENTRIES[:3]:
+        store.put(entry, make_cache())
+    store.put(ENTRIES[0], make_cache(num_tokens=9))
+    assert {e.key for e in stored(store)} == {ENTRIES[0].key, ENTRIES[2].key}
+    assert store.nbytes() <= 3 * CHUNK_BYTES
+
+
+def test_a_copy_made_of_a_store_is_no_use_of_its_chunks(tmp_path: Path) -> None:
+    with DiskStore(tmp_path / "store") as store:
+        store.put(ENTRIES[0], make_cache())
+        before = list_chunks(store)
+        export_chunks(store, tmp_path / "copy.tar")
+        import_chunks(store, tmp_path / "copy.tar")
+        assert list_chunks(store) == before
+
+
+def test_a_chunk_that_is_referred_to_while_it_is_pruned_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    key = ENTRIES[0].key
+    store, other = DiskStore(tmp_path), DiskStore(tmp_path)
+    store.put(ENTRIES[0], make_cache())
+    store.refer(FINGERPRINT, {"old": key})
+    release = store.release
+
+    def release_late(fingerprint: str, sources: set[str]) -> int:
+        other.refer(FINGERPRINT, {"new": key})
+        return release(fingerprint, sources)
+
+    monkeypatch.setattr(store, "release", release_late)
+    prune(store, PruneRule(sources=SourceRule("", frozenset())))
+    assert store.references(FINGERPRINT) == {"new": key}
+    assert store.open(key, FINGERPRINT) is not None

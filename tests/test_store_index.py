@@ -11,8 +11,9 @@ import pytest
 
 from chunks import FINGERPRINT, make_cache, make_entry
 from samkv_rag.exceptions import DamagedIndexWarning, StoreFormatError
-from samkv_rag.store import DiskStore, Entry
+from samkv_rag.store import DiskStore, Entry, index_table, references
 from samkv_rag.store.base import EncodedChunk
+from samkv_rag.store.index_table import StoredChunk
 
 TEXTS = [f"text number {i} of the store" for i in range(3)]
 _VERSION_1 = """
@@ -201,3 +202,37 @@ def test_what_another_store_encoded_is_indexed_the_same(store: DiskStore, tmp_pa
     with DiskStore(tmp_path / "other") as other:
         other.put_encoded(fetched)
         assert entries(other) == [entry]
+
+
+def test_what_is_written_while_another_process_makes_the_index_again_is_not_lost(store: DiskStore) -> None:
+    """The other process has read the old index before this one's transaction ends."""
+    other, entry = DiskStore(store.folder), make_entry("a text that came meanwhile")
+    insert = index_table.insert
+
+    def insert_late(index: sqlite3.Connection, chunk: StoredChunk) -> None:
+        insert(index, chunk)
+        if not under_way:
+            under_way.append(True)
+            rebuilt.append(other.index.rebuild())
+
+    under_way: list[bool] = []
+    rebuilt: list[int] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(index_table, "insert", insert_late)
+        store.put(entry, make_cache())
+    assert entry.key in {e.key for e in entries(other)} and rebuilt
+    assert store.nbytes() == other.nbytes() == sum(path.stat().st_size for path in store.files.files())
+
+
+def test_a_reference_made_while_another_process_makes_the_index_again_is_not_lost(store: DiskStore) -> None:
+    other, key = DiskStore(store.folder), make_entry(TEXTS[0]).key
+
+    def point_late(index: sqlite3.Connection) -> None:
+        references.point(index, FINGERPRINT, {"node": key})
+        if not rebuilt:
+            rebuilt.append(other.index.rebuild())
+
+    rebuilt: list[int] = []
+    store.index.write(point_late)
+    assert rebuilt == [3]
+    assert other.references(FINGERPRINT) == store.references(FINGERPRINT) == {"node": key}

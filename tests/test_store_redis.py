@@ -147,3 +147,16 @@ def test_a_server_that_goes_makes_misses_and_comes_back(monkeypatch: pytest.Monk
             assert store.changes(FINGERPRINT, mark) is None, "it lost what it held"
             store.put(ENTRIES[1], make_cache())
             assert keys(store) == [ENTRIES[1].key]
+
+
+def test_an_entry_of_another_release_hides_no_other_chunk(store: RedisStore) -> None:
+    for entry in ENTRIES[:2]:
+        store.put(entry, make_cache())
+    store._client.hset(f"samkv:1:{FINGERPRINT}:entries", ENTRIES[0].key, '{"version": 3}')
+    assert keys(store) == [ENTRIES[1].key]
+
+
+@pytest.mark.parametrize("timeout_s", [0, -1])
+def test_a_timeout_that_is_none_is_refused(redis: servers.RedisServer, timeout_s: float) -> None:
+    with pytest.raises(ConfigurationError, match=f"timeout_s is {timeout_s}.*> 0"):
+        RedisStore(redis.url, timeout_s=timeout_s)

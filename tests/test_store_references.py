@@ -15,7 +15,7 @@ import stores
 import tiny
 from chunks import FINGERPRINT, make_cache, make_entry
 from samkv_rag import SamKVEngine
-from samkv_rag.exceptions import ConfigurationError, EmptyChunkError
+from samkv_rag.exceptions import ConfigurationError, EmptyChunkError, StoreError
 from samkv_rag.serving.sources import ids_of, source_names
 from samkv_rag.store import DiskStore, KVStore
 
@@ -162,7 +162,7 @@ def test_a_failed_removal_leaves_references_as_they_were(tmp_path: Path, monkeyp
         raise OSError(5, "Input/output error")
 
     monkeypatch.setattr(store, "_remove", fail)
-    with pytest.raises(OSError, match="Input/output"):
+    with pytest.raises(StoreError, match="Input/output"):
         store.release(FINGERPRINT, ["one"])
     assert store.references(FINGERPRINT) == {"one": key}
     assert stored(store) == {key}

@@ -17,7 +17,7 @@ from chunks import FINGERPRINT, make_cache, make_entry
 from samkv_rag import DamagedChunkWarning, SamKVEngine
 from samkv_rag.exceptions import StoreError, StoreFullError, StoreUnreachableError, StoreUnreachableWarning
 from samkv_rag.store import RemoteStore
-from samkv_rag.store.reachability import Outage
+from samkv_rag.store.reachability import Outage, redacted
 from samkv_rag.store.remote_log import MERGED_SEGMENTS
 
 ENTRIES = [make_entry(f"text number {i} of the store") for i in range(100)]
@@ -254,3 +254,22 @@ def test_an_engine_answers_the_same_while_its_remote_is_lost(
         found = engine.generate(tiny.rag_prompt(chunks), max_new_tokens=8)
     assert found.token_ids == expected.token_ids
     assert (expected.metrics.chunks_hit, found.metrics.chunks_missed) == (3, 3)
+
+
+def test_a_list_that_cannot_be_read_is_not_merged_away(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may be whole, and only this reader's copy of it cut short."""
+    RemoteStore(url).refer(FINGERPRINT, {"node": ENTRIES[0].key})
+    store = RemoteStore(url)
+    read_all = store._files.read_all
+    monkeypatch.setattr(store._files, "read_all", lambda paths: [data and data[:-1] for data in read_all(paths)])
+    with pytest.warns(DamagedChunkWarning, match="checksum differs"):
+        store.references(FINGERPRINT)
+    for i in range(MERGED_SEGMENTS):
+        store._index.point(FINGERPRINT, {f"node {i}": ENTRIES[i].key})
+    assert RemoteStore(url).references(FINGERPRINT)["node"] == ENTRIES[0].key
+
+
+@pytest.mark.parametrize("password", ["secret", "sec@ret", "s:e@c@ret"])
+def test_messages_show_no_password(password: str) -> None:
+    assert redacted(f"redis://user:{password}@host:6379/1?token={password}") == "redis://host:6379/1"
+    assert redacted("s3://bucket/a@b") == "s3://bucket/a@b"

@@ -306,3 +306,16 @@ def test_threads_read_write_and_remove_at_once(
     assert not errors and not any(thread.is_alive() for thread in threads)
     store.flush()
     assert all(store.open(key, FINGERPRINT) is not None for key in keys(store))
+
+
+def test_a_near_store_that_refuses_keeps_no_question_from_its_answer(far: SlowStore) -> None:
+    """A cache folder whose disk was mounted anew, for reading only, say."""
+    near, entry = SlowStore(), ENTRIES[0]
+    near.error = StoreError("the file system is read-only")
+    near.gate.set()
+    far.gate.set()
+    far.put(entry, make_cache())
+    near.fetch = near.wrapped.fetch  # type: ignore[method-assign]
+    with TieredStore(near, far) as tiers, pytest.warns(match="read-only"):
+        reader = tiers.open(entry.key, FINGERPRINT)
+    assert reader is not None and torch.equal(reader.layer(0)[0], make_cache().keys[0])

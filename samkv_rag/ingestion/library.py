@@ -104,9 +104,14 @@ class ChunkLibrary:
         self._add_missing(cleaned, show_progress=False)
         return report
 
-    def release(self, sources: Iterable[str]) -> int:
-        """Forget sources; chunks without any left are deleted. Return how many."""
-        return self._store.release(self._fingerprint, sources)
+    def release(self, sources: Iterable[str], keep_texts: Iterable[str] = ()) -> int:
+        """Forget sources, save the last ones of ``keep_texts``; delete chunks without any left, return how many."""
+        going, keep = set(sources), self._keys(keep_texts)
+        if keep:
+            references = self._store.references(self._fingerprint)
+            keep -= {key for source, key in references.items() if source not in going}
+            going = {source for source in going if references.get(source) not in keep}
+        return self._store.release(self._fingerprint, going)
 
     def sources(self) -> list[str]:
         """Every source that refers to a chunk."""
@@ -142,13 +147,15 @@ class ChunkLibrary:
 
     def remove(self, texts: Iterable[str]) -> int:
         """Delete chunks and return how many were there."""
-        return self._store.remove(self._key(text_digest(text.strip())) for text in texts)
+        return self._store.remove(self._keys(texts))
 
-    def prune(self, keep_texts: Iterable[str]) -> int:
-        """Delete this model's chunks that are not among ``keep_texts``."""
-        keep = {text_digest(text.strip()) for text in keep_texts}
+    def prune(self, keep_texts: Iterable[str], unreferenced_only: bool = False) -> int:
+        """Delete this model's chunks that are not among ``keep_texts``; where asked, nor referred to."""
+        keep = self._keys(keep_texts)
         self._sync()
-        return self._store.remove(entry.key for digest, entry in self._entries.items() if digest not in keep)
+        if unreferenced_only:  # read after the entries: a chunk is stored first and referred to then
+            keep |= set(self._store.references(self._fingerprint).values())
+        return self._store.remove(entry.key for entry in list(self._entries.values()) if entry.key not in keep)
 
     # -- reading ---------------------------------------------------------------------------------
 
@@ -237,6 +244,9 @@ class ChunkLibrary:
         if wrong := [source for source, _ in named if not isinstance(source, str) or not source]:
             raise ConfigurationError(f"source {wrong[0]!r} is no name; it must be a text that is not empty, or None")
         return {source: self._key(text_digest(text)) for source, text in named}
+
+    def _keys(self, texts: Iterable[str]) -> set[str]:
+        return {self._key(text_digest(text.strip())) for text in texts}
 
     def _key(self, digest: str) -> str:
         return chunk_key(self._fingerprint, digest)

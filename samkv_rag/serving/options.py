@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from os import PathLike, fspath
 from typing import Any
@@ -9,8 +10,20 @@ from typing import Any
 from samkv_rag.config import SamKVConfig
 from samkv_rag.exceptions import ConfigurationError
 
-ENGINE_OPTIONS = ("store", "config", "device", "dtype", "gguf_file", "trust_remote_code")
+ENGINE_OPTIONS = (
+    "store",
+    "config",
+    "device",
+    "dtype",
+    "gguf_file",
+    "trust_remote_code",
+    "namespace",
+    "store_secret",
+)
 """Options of ``SamKVEngine.from_pretrained`` that an LLM takes beside the model."""
+
+MASK = "**********"
+"""What stands for a secret wherever options are shown; pydantic's own."""
 
 
 def as_config(config: object) -> object:
@@ -35,6 +48,32 @@ def as_texts(stop: object) -> object:
 def as_path_text(path: object) -> object:
     """Return a path as text; anything else as it is."""
     return fspath(path) if isinstance(path, PathLike) else path
+
+
+def as_secret(secret: object) -> object:
+    """Return a secret (text, or pydantic's ``SecretStr``) as it is; no message ever holds it.
+
+    Raises:
+        ConfigurationError: it is something else, empty, or the mask that stands for one in written options.
+    """
+    text = revealed(secret)
+    if text is not None and not isinstance(text, str):
+        raise ConfigurationError(f"store_secret is a {type(secret).__name__}; it must be text, or None for no secret")
+    if text == "":
+        raise ConfigurationError("store_secret is empty; give some random text, or None for no secret")
+    if text == MASK:  # to go on without it would store chunks where everybody finds them
+        raise ConfigurationError("store_secret is masked, as it is in options that were written out; give it again")
+    return secret
+
+
+def revealed(secret: Any) -> Any:
+    """Return what a ``SecretStr`` holds; anything else as it is."""
+    return secret.get_secret_value() if hasattr(secret, "get_secret_value") else secret
+
+
+def without_password(store: str) -> str:
+    """Return a store's location fit to be shown: user and password of a URL are masked."""
+    return re.sub(r"(?<=://)[^/@]*@", f"{MASK}@", store)
 
 
 def as_dtype_name(dtype: object) -> object:

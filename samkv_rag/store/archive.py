@@ -84,7 +84,7 @@ def import_chunks(store: DiskStore, source: Path) -> Import:
 
 
 def _take_in(store: DiskStore, chunk: EncodedChunk, done: Import) -> None:
-    if store.holds(chunk.entry.key) and store.open(chunk.entry.key, chunk.fingerprint) is not None:
+    if store.copy(chunk.entry.key, chunk.fingerprint) is not None:
         done.num_present += 1
         return
     store.put_encoded(chunk)
@@ -95,9 +95,9 @@ def _take_in(store: DiskStore, chunk: EncodedChunk, done: Import) -> None:
 def _verified(store: DiskStore, chunks: list[StoredChunk]) -> Iterator[tuple[StoredChunk, bytes]]:
     """The bytes of those that are whole."""
     for chunk in chunks:
-        fetched = store.fetch(chunk.entry.key, chunk.fingerprint)
-        if fetched is not None:
-            yield chunk, fetched.data
+        copy = store.copy(chunk.entry.key, chunk.fingerprint)
+        if copy is not None:
+            yield chunk, copy.data
 
 
 def _write_folder(target: Path, chunks: Iterable[tuple[StoredChunk, bytes]]) -> Iterator[StoredChunk]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import weakref
 from collections import deque
@@ -16,26 +17,25 @@ class BackgroundPool:
     """Runs calls on at most ``num_threads`` threads, in order.
 
     The threads of ``concurrent.futures`` are waited for when a process ends, so that one remote that
-    never answers would keep it for ever; these are not. They end with :meth:`close` or with the pool.
+    never answers would keep it for ever; these are not. They end with :meth:`close` or with the pool. A fork
+    of the process, which has none of its parent's threads, starts its own.
     """
 
     def __init__(self, num_threads: int, name: str) -> None:
         self._num_threads = num_threads
         self._name = name
-        self._queue = _Queue()
-        self._threads: list[threading.Thread] = []
         self._lock = threading.Lock()
-        # Threads hold the queue, not the pool: a pool that nobody holds any more is closed.
-        weakref.finalize(self, self._queue.close)
+        self._start()
 
     def submit(self, call: Callable[..., Result], *arguments: Any) -> Future[Result]:
         """Have ``call(*arguments)`` run; a future that is cancelled before its turn is skipped."""
         future: Future[Result] = Future()
-        if not self._queue.put((future, call, arguments)):
-            future.cancel()
-            return future
         with self._lock:
-            if len(self._threads) < self._num_threads and self._queue.needs_thread:
+            if self._process_id != os.getpid():
+                self._start()
+            if not self._queue.put((future, call, arguments)):
+                future.cancel()
+            elif len(self._threads) < self._num_threads and self._queue.needs_thread:
                 thread = threading.Thread(target=_work, args=(self._queue,), name=self._name, daemon=True)
                 self._threads.append(thread)
                 thread.start()
@@ -44,6 +44,13 @@ class BackgroundPool:
     def close(self) -> None:
         """Cancel what waits; what runs is finished. Any number of times."""
         self._queue.close()
+
+    def _start(self) -> None:
+        self._process_id = os.getpid()
+        self._queue = _Queue()
+        self._threads: list[threading.Thread] = []
+        # Threads hold the queue, not the pool: a pool that nobody holds any more is closed.
+        weakref.finalize(self, self._queue.close)
 
 
 class _Queue:

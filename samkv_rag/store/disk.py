@@ -81,6 +81,13 @@ class DiskStore(KVStore):
 
     def fetch(self, key: str, fingerprint: str) -> EncodedChunk | None:
         """See :meth:`KVStore.fetch`."""
+        chunk = self.copy(key, fingerprint)
+        if chunk is not None:
+            self._recency.note(key)
+        return chunk
+
+    def copy(self, key: str, fingerprint: str) -> EncodedChunk | None:
+        """Like :meth:`fetch`, without being a use of the chunk: a copy of a store keeps nothing from being evicted."""
         stored = self.index.read(lambda index: index_table.get(index, key))
         path = self.files.path(key)
         try:
@@ -88,10 +95,10 @@ class DiskStore(KVStore):
             ChunkBytes(data, fingerprint, key).verify()
         except FileNotFoundError:
             return None
-        except DamagedFileError as error:
-            warnings.warn(f"{path.name}: {error}; computed again", DamagedChunkWarning, stacklevel=2)
+        except (DamagedFileError, OSError) as error:
+            problem = f"unreadable ({error.strerror})" if isinstance(error, OSError) else error
+            warnings.warn(f"{path.name}: {problem}; computed again", DamagedChunkWarning, stacklevel=3)
             return None
-        self._recency.note(key)
         return None if stored is None else EncodedChunk(stored.entry, fingerprint, data)
 
     def remove(self, keys: Iterable[str]) -> int:
@@ -127,10 +134,6 @@ class DiskStore(KVStore):
     def changes(self, fingerprint: str, since: int) -> tuple[list[Entry], int] | None:
         """See :meth:`KVStore.changes`."""
         return self.index.read(lambda index: index_table.changes(index, fingerprint, since))
-
-    def holds(self, key: str) -> bool:
-        """Whether the index names the chunk."""
-        return self.index.read(lambda index: index_table.get(index, key)) is not None
 
     def nbytes(self) -> int:
         """See :meth:`KVStore.nbytes`."""
@@ -170,7 +173,7 @@ class DiskStore(KVStore):
         excess = total + coming.num_bytes - self.budget_bytes
         if excess > 0:
             excess = max(excess, int(self.budget_bytes * _EVICTED_AT_ONCE))
-            self._remove(index, index_table.least_valuable(index, excess, time.time()))
+            self._remove(index, index_table.least_valuable(index, excess, time.time(), but=coming.entry.key))
 
     def _remove(self, index: sqlite3.Connection, keys: Iterable[str]) -> int:
         removed = index_table.remove(index, keys)

@@ -18,16 +18,18 @@ def disk_errors(folder: Path) -> Iterator[None]:
     Raises:
         StoreFullError: no room on the disk.
         StoreFormatError: the place cannot hold a store.
-        StoreError: the index cannot be used, such as while another process keeps it locked.
+        StoreError: the disk refuses for another reason, such as being read-only; or the index cannot be used,
+            such as while another process keeps it locked.
     """
     try:
         yield
     except (NotADirectoryError, FileExistsError, PermissionError) as error:
         raise StoreFormatError(f"{folder} cannot hold a store ({error.strerror}); use another folder") from error
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise _full(folder) from error
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise _full(folder) from error
+        problem = error.strerror or error
+        raise StoreError(f"the disk under {folder} refuses ({problem}); check that it is there and sound") from error
     except sqlite3.Error as error:
         if "full" in str(error):
             raise _full(folder) from error

@@ -37,6 +37,7 @@ from samkv_rag.store.index_table import StoredChunk
 
 INDEX_NAME = "index.sqlite"
 _LOCK_NAME = "index.lock"
+_ASIDE_NAME = "index.aside.sqlite"
 _COMPANIONS = ("", "-wal", "-shm")
 
 Result = TypeVar("Result")
@@ -57,6 +58,7 @@ class DiskIndex:
 
     def __init__(self, folder: Path, stored_chunks: Callable[[], Iterable[StoredChunk] | None]) -> None:
         self.path = folder / INDEX_NAME
+        self._aside = folder / _ASIDE_NAME
         self._lock_path = folder / _LOCK_NAME
         self._stored_chunks = stored_chunks
         self._lock = threading.RLock()
@@ -72,7 +74,10 @@ class DiskIndex:
         return self._run(operation)
 
     def write(self, operation: Operation[Result]) -> Result:
-        """Like :meth:`read`, in a transaction that no other writer's overlaps."""
+        """Like :meth:`read`, in a transaction that no other writer's overlaps.
+
+        It runs again where another process discarded the index meanwhile.
+        """
         return self._run(lambda index: _in_transaction(index, operation), writes=True)
 
     def rebuild(self) -> int:
@@ -96,12 +101,16 @@ class DiskIndex:
             if self._identity != _identity(self.path):  # lost, made again by another process, or we are its fork
                 self._reopen()
             try:
-                return operation(self._connection)
+                result = operation(self._connection)
             except _ERRORS as error:
                 if not _is_damage(error) or self._only_reads:
                     raise
                 self._reopen(discard=True, reason=str(error))
-                return operation(self._connection)
+                result = operation(self._connection)
+            if writes and self._identity != _identity(self.path):
+                # Who made it again meanwhile may have read the old one before this was in it.
+                return self._run(operation, writes)
+            return result
 
     def _reopen(self, discard: bool = False, reason: str | None = None) -> None:
         """Open the file that is there now; ``discard`` throws away the one that was open, if it still is there."""
@@ -138,9 +147,18 @@ class DiskIndex:
         if reason is not None:
             _warn(f"{self.path} is damaged ({reason}); it is made again from the chunk files")
             self._announced = True
-        self._rescued = _rescue_references(self.path) or self._rescued
+        if self.path.exists():  # else what was put aside may be there still, by a process killed since
+            self._put_aside()
+        self._rescued = _rescue_references(self._aside) or self._rescued
+        _delete(self._aside)
+        _delete(self.path)
+
+    def _put_aside(self) -> None:
+        """Whoever has it open sees from now on that it is gone: what is committed later is written again."""
+        _delete(self._aside)
         for suffix in _COMPANIONS:
-            Path(f"{self.path}{suffix}").unlink(missing_ok=True)
+            with suppress(FileNotFoundError):
+                os.replace(f"{self.path}{suffix}", f"{self._aside}{suffix}")
 
     def _opened(self) -> sqlite3.Connection:
         if not self.path.exists():  # SQLite would take a lost index's -wal for the new one's
@@ -177,6 +195,11 @@ class DiskIndex:
             if num_chunks and not self._announced:
                 _warn(f"{self.path} was made again from {num_chunks} chunk files")
             self._rescued, self._announced = [], False
+
+
+def _delete(path: Path) -> None:
+    for suffix in _COMPANIONS:
+        Path(f"{path}{suffix}").unlink(missing_ok=True)
 
 
 def _rescue_references(path: Path) -> list[Reference]:

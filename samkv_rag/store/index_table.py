@@ -103,10 +103,11 @@ def all_chunks(index: sqlite3.Connection) -> list[StoredChunk]:
     return [_stored_chunk(row, kinds) for row in index.execute(f"SELECT {_COLUMNS} FROM chunks ORDER BY mark")]
 
 
-def least_valuable(index: sqlite3.Connection, num_bytes: int, now_s: float) -> list[str]:
-    """Keys whose files take at least ``num_bytes`` together: not used for long, cheap to compute again."""
+def least_valuable(index: sqlite3.Connection, num_bytes: int, now_s: float, but: str = "") -> list[str]:
+    """Keys, ``but`` not among them, whose files take ``num_bytes``: not used for long, cheap to compute again."""
     chosen, freed = [], 0
-    rows = index.execute(f"SELECT key, num_bytes FROM chunks {_LEAST_VALUABLE_FIRST}", {"now_s": now_s})
+    query = f"SELECT key, num_bytes FROM chunks WHERE key != :but {_LEAST_VALUABLE_FIRST}"
+    rows = index.execute(query, {"now_s": now_s, "but": but})
     while freed < num_bytes and (row := rows.fetchone()):
         chosen.append(row[0])
         freed += row[1]

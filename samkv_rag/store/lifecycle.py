@@ -142,11 +142,13 @@ def prune(store: DiskStore, rule: PruneRule, dry_run: bool = False) -> Amount:
     """Delete what the rule names and return how much that was; a dry run deletes nothing."""
     chunks = list_chunks(store, rule.scope)
     released = _released(store, chunks, rule.sources) if rule.sources is not None else {}
-    chosen = _chosen(chunks, rule, _unreferred(store, released), now_s=time.time())
+    unreferred = _unreferred(store, released)
+    chosen = _chosen(chunks, rule, unreferred, now_s=time.time())
     if not dry_run:
         for fingerprint, sources in released.items():
             store.release(fingerprint, sources)
-        store.evict(chunk.entry.key for chunk in chosen)
+        # The unreferred went just now, save what a new source has referred to since.
+        store.evict(chunk.entry.key for chunk in chosen if chunk.entry.key not in unreferred)
     return Amount.of(chosen)
 
 

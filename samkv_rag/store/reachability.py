@@ -15,7 +15,7 @@ RETRY_AFTER_S = 10.0
 
 def redacted(url: str) -> str:
     """The URL without user, password and query, fit for messages."""
-    return re.sub(r"://[^/@]*@", "://", url).partition("?")[0]
+    return re.sub(r"://[^/]*@", "://", url).partition("?")[0]
 
 
 class Outage:

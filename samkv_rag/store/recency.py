@@ -27,7 +27,8 @@ class Recency:
         """The chunk was used now; touches memory only."""
         with self._lock:
             self._last_uses_s[key] = time.time()
-            if self._timer is None and not self._closed:
+            # The timer of a fork's parent is no thread of ours.
+            if (self._timer is None or not self._timer.is_alive()) and not self._closed:
                 self._timer = threading.Timer(self._every_s, self._write_now)
                 self._timer.daemon = True
                 self._timer.start()

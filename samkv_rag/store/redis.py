@@ -17,7 +17,7 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import import_module
 from typing import Any
 
@@ -49,11 +49,14 @@ class RedisStore(KVStore):
     evicts is a miss; without, ingestion says that the store is full. Options are those of ``redis.Redis``.
 
     Raises:
-        ConfigurationError: the package redis is not installed, or an option is unknown to it.
+        ConfigurationError: the package redis is not installed, an option is unknown to it, or the timeout is not
+            positive.
         StoreUnreachableError: no answer from the server.
     """
 
     def __init__(self, url: str, *, timeout_s: float = TIMEOUT_S, **client_options: Any) -> None:
+        if timeout_s <= 0:
+            raise ConfigurationError(f"timeout_s is {timeout_s}; it must be > 0")
         self.name = redacted(url)
         self._outage = Outage(self.name)
         self._client, self._errors = _connect(url, timeout_s, client_options)
@@ -123,7 +126,7 @@ class RedisStore(KVStore):
         except StoreUnreachableError as error:
             self._outage.warn(error)
             raise
-        return [Entry.from_json(entry.decode()) for entry in entries if entry is not None], mark
+        return list(_readable(entries)), mark
 
     def nbytes(self) -> int:
         """See :meth:`KVStore.nbytes`; what the server evicted is not counted."""
@@ -227,6 +230,13 @@ def _batches(texts: Iterable[str]) -> Iterator[list[str]]:
     all_texts = list(texts)
     for start in range(0, len(all_texts), _BATCH):
         yield all_texts[start : start + _BATCH]
+
+
+def _readable(entries: Iterable[bytes | None]) -> Iterator[Entry]:
+    for text in entries:
+        with suppress(ValueError):  # of a release that says more, or less, of a chunk
+            if text is not None:
+                yield Entry.from_json(text.decode())
 
 
 def _texts(names: Iterable[bytes]) -> set[str]:

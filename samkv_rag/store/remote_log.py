@@ -129,7 +129,8 @@ class RemoteLog:
             return
         try:
             for level in range(_MAX_LEVEL):
-                full = {name: part for name, part in self._known().items() if _level(name) == level}
+                # One without rows could not be read: it may be whole, or of a newer release, and stays.
+                full = {name: part for name, part in self._known().items() if part and _level(name) == level}
                 if len(full) >= MERGED_SEGMENTS:
                     self._replace(level + 1, _union(full.values()), list(full))
         finally:

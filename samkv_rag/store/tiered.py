@@ -143,8 +143,12 @@ class TieredStore(KVStore):
         return chunk
 
     def _keep_near(self, chunk: EncodedChunk) -> None:
-        with suppress(StoreFullError):  # then it stays far
+        try:
             self.near.put_encoded(chunk)
+        except StoreFullError:  # then it stays far
+            return
+        except StoreError as error:
+            warnings.warn(f"{error}; the chunk is not kept near", stacklevel=2)
 
     def _sync(self, fingerprint: str) -> None:
         """Take over what was added to ``far`` and removed from it."""

@@ -86,10 +86,14 @@ def _correct_line(store: DiskStore, described: StoredChunk, path: Path, found: V
         return
 
     def correct(index: sqlite3.Connection) -> bool:
-        # Whoever places or removes files does so with the index locked, as it is now.
-        wrong = path.exists() and not _agrees(index_table.get(index, described.entry.key), described)
+        # Whoever places or removes files does so with the index locked, as it is now: this is the file that stays.
+        try:
+            now = describe_file(path)
+        except (FileNotFoundError, DamagedFileError):
+            return False
+        wrong = not _agrees(index_table.get(index, now.entry.key), now)
         if wrong:
-            index_table.insert(index, described)
+            index_table.insert(index, now)
         return wrong
 
     found.lines_corrected += store.index.write(correct)

@@ -50,6 +50,7 @@ class FakeEngine:
     has_chat_template: bool = True
     context_window: int = 4096
     model_name: str = "fake/model"
+    namespace: str = ""
     config: SamKVConfig = field(default_factory=lambda: SamKVConfig(sequence_ratio=0.5))
     chunks: set[str] = field(default_factory=set)
     references: dict[str, str] = field(default_factory=dict)
@@ -92,15 +93,20 @@ class FakeEngine:
         self.chunks -= gone
         return len(gone)
 
-    def remove_sources(self, sources: Iterable[str]) -> int:
-        released = {self.references.pop(source) for source in list(sources) if source in self.references}
+    def remove_sources(self, sources: Iterable[str], *, keep_texts: Iterable[str] = ()) -> int:
+        going = set(sources)
+        spare = {text.strip() for text in keep_texts}
+        spare -= {text for source, text in self.references.items() if source not in going}
+        going = {source for source in going & self.references.keys() if self.references[source] not in spare}
+        released = {self.references.pop(source) for source in going}
         return self.remove_chunks(released - set(self.references.values()))
 
     def sources(self) -> list[str]:
         return list(self.references)
 
-    def prune(self, keep_texts: Iterable[str]) -> int:
-        return self.remove_chunks(self.chunks - {text.strip() for text in keep_texts})
+    def prune(self, keep_texts: Iterable[str], *, unreferenced_only: bool = False) -> int:
+        keep = {text.strip() for text in keep_texts}
+        return self.remove_chunks(self.chunks - keep - set(self.references.values() if unreferenced_only else ()))
 
     def has_chunk(self, text: str) -> bool:
         return text.strip() in self.chunks

@@ -98,3 +98,18 @@ def test_both_frameworks_share_the_kv_of_one_store(tiny_engine: SamKVEngine) -> 
     ours = [source for source in tiny_engine.sources() if source.startswith("llama_index/")]
     assert (len(ours), len(tiny_engine.sources())) == (len(TEXTS), 2 * len(TEXTS))
     assert tiny_engine.remove_sources(ours) == 0
+
+
+def test_both_frameworks_find_a_tenants_kv_behind_a_url(tmp_path: Path) -> None:
+    tiny.model().save_pretrained(tmp_path)
+    tiny.tokenizer().save_pretrained(tmp_path)
+    tenant = {"store": f"memory://{tmp_path.name}/kv", "namespace": "tenant a", "store_secret": "swordfish"}
+    SamKVIngestion(SamKVLLM(str(tmp_path), **tenant)).ensure(TEXTS)
+    with_secret, others = (
+        ChatSamKV(model=tmp_path, **tenant),
+        [tenant | {"namespace": "b"}, tenant | {"store_secret": "b"}],
+    )
+    assert all(map(with_secret.engine.has_chunk, TEXTS))
+    for other in others:
+        assert not any(map(ChatSamKV(model=tmp_path, **other).engine.has_chunk, TEXTS))
+    with_secret.engine.store.close()

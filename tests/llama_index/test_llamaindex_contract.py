@@ -38,6 +38,18 @@ def test_chunks_go_with_their_last_source(engine: Any) -> None:
     assert not engine.has_chunk(other)
 
 
+def test_texts_can_be_spared_when_sources_go(engine: Any) -> None:
+    other, spare = "The keeper of the lighthouse rests on Sundays.", "No boat lands on the island before March."
+    engine.add_chunks([CHUNK, CHUNK, other, spare], sources=["a", "b", "c", None])
+    assert engine.remove_sources(["a"], keep_texts=[CHUNK]) == 0
+    assert sorted(engine.sources()) == ["b", "c"]
+    assert engine.remove_sources(["b", "c"], keep_texts=[f"{CHUNK} "]) == 1
+    assert engine.sources() == ["b"]
+    engine.add_chunks([other])
+    assert engine.prune([other], unreferenced_only=True) == 1
+    assert [engine.has_chunk(text) for text in (CHUNK, other, spare)] == [True, True, False]
+
+
 @pytest.mark.parametrize("prompt", [PROMPT, MESSAGES], ids=["text", "messages"])
 def test_a_stream_ends_with_the_figures_and_equals_generate(engine: Any, prompt: Any) -> None:
     engine.add_chunks([CHUNK])

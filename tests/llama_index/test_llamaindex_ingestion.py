@@ -74,8 +74,8 @@ class TestStep:
         ingestion.ensure([TEXTS[0], NODES[1]])
         assert fake_engine.sources() == ["llama_index/1"]
 
-    def test_namespaces_keep_equal_node_ids_apart(self, fake_engine: Any) -> None:
-        one, other = (SamKVIngestion(engine=fake_engine, namespace=name) for name in ("a", "a/b"))
+    def test_id_scopes_keep_equal_node_ids_apart(self, fake_engine: Any) -> None:
+        one, other = (SamKVIngestion(engine=fake_engine, id_scope=name) for name in ("a", "a/b"))
         one([TextNode(text="Of one index.", id_="b/1")])
         other([TextNode(text="Of the other index.", id_="1")])
         assert one.remove_nodes(["b/1"]) == 1
@@ -147,8 +147,15 @@ class TestCacheKey:
             "model": "no/such-model",
             "store": "kv",
             "version": 1,
-            "namespace": "llama_index",
+            "namespace": "",
+            "id_scope": "llama_index",
         }
+
+    def test_differs_between_tenants_and_shows_no_password(self) -> None:
+        llms = [SamKVLLM("a/b", store="redis://u:hidden@host", namespace=n, store_secret="hidden") for n in "xy"]
+        one, other = map(SamKVIngestion, llms)
+        assert get_transformation_hash(NODES, one) != get_transformation_hash(NODES, other)
+        assert "hidden" not in repr(one) + one.to_json()
 
     def test_is_unchanged_by_a_run(self, ingestion: SamKVIngestion) -> None:
         before = get_transformation_hash(NODES, ingestion)

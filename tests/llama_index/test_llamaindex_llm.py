@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from llama_index.core.base.llms.base import BaseLLM
 from llama_index.core.base.llms.types import ChatMessage, ImageBlock, MessageRole, TextBlock
+from llama_index.core.bridge.pydantic import SecretStr
 from llama_index.core.llms.custom import CustomLLM
 from llama_index.llms.samkv import SamKVLLM
 
@@ -85,6 +86,39 @@ class TestLoading:
         assert model == "some/model"
         assert options["config"] == SamKVConfig(method="naive_reuse", min_chunk_tokens=0, sequence_ratio=0.4)
         assert (options["store"], options["dtype"], options["gguf_file"]) == (str(tmp_path), "bfloat16", None)
+        assert (options["namespace"], options["store_secret"]) == ("", None)
+
+    @pytest.mark.parametrize("secret", ["hidden", SecretStr("hidden")])
+    def test_hands_tenant_secret_and_url_to_the_engine_as_they_are(self, loads: list[Any], secret: Any) -> None:
+        store = "redis://user:word@host:6379/2"
+        assert SamKVLLM("some/model", store=store, namespace="tenant a", store_secret=secret).engine
+        ((_, options),) = loads
+        assert (options["store"], options["namespace"], options["store_secret"]) == (store, "tenant a", "hidden")
+
+
+class TestSecrets:
+    LLM = SamKVLLM("some/model", store="redis://user:word@host:6379/2", store_secret="hidden", namespace="tenant a")
+
+    def test_are_shown_nowhere(self) -> None:
+        shown = repr(self.LLM) + str(self.LLM) + self.LLM.to_json() + str(self.LLM.to_dict())
+        assert "hidden" not in shown and "word" not in shown
+        assert "tenant a" in shown and "host:6379/2" in shown
+
+    def test_a_written_out_one_must_be_given_again(self) -> None:
+        written = self.LLM.to_json()
+        with pytest.raises(ConfigurationError, match="masked"):
+            SamKVLLM.from_json(written)
+        again = SamKVLLM.from_json(written, store_secret="hidden")
+        assert again.store_secret == self.LLM.store_secret and again.namespace == "tenant a"
+
+    @pytest.mark.parametrize(("bad", "words"), [("", "is empty"), (b"hidden", "is a bytes"), (["hidden"], "is a list")])
+    def test_bad_ones_are_refused_unseen(self, bad: Any, words: str) -> None:
+        with pytest.raises(ConfigurationError, match=f"store_secret {words}") as refused:
+            SamKVLLM("some/model", store_secret=bad)
+        assert "hidden" not in str(refused.value)
+
+    def test_an_engine_brings_its_own(self, make_fake_engine: Any) -> None:
+        assert SamKVLLM.from_engine(make_fake_engine(namespace="tenant a")).namespace == "tenant a"
 
 
 class TestArguments:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from samkv_rag import IngestionReport
 
 T = TypeVar("T")
-_RESERVED = "being added"  # the namespace of chunks whose documents have no id yet
+_RESERVED = "being added"  # the scope of chunks whose documents have no id yet
 
 
 class DocumentKV:
@@ -26,13 +26,13 @@ class DocumentKV:
     Chunks are kept by content: two documents of one text share a chunk, which goes with the last of them.
     """
 
-    def __init__(self, handle: EngineHandle, namespace: str) -> None:
+    def __init__(self, handle: EngineHandle, id_scope: str) -> None:
         self.handle = handle
-        self.namespace = namespace
+        self.id_scope = id_scope
 
     def record(self, ids: Iterable[str], texts: Iterable[str]) -> IngestionReport:
         """Store the KV of documents under their ids, instead of what stood there before."""
-        names = source_names(self.namespace, ids)
+        names = source_names(self.id_scope, ids)
         chunks = [(name, text) for name, text in zip(names, texts, strict=True) if text.strip()]
         engine = self.handle.get()
         report = engine.add_chunks([text for _, text in chunks], sources=[name for name, _ in chunks])
@@ -41,11 +41,11 @@ class DocumentKV:
 
     def remove(self, ids: Iterable[str]) -> int:
         """Release what deleted documents referred to; return how many chunks went."""
-        return self.handle.get().remove_sources(source_names(self.namespace, ids))
+        return self.handle.get().remove_sources(source_names(self.id_scope, ids))
 
     def ids(self) -> list[str]:
         """Ids of all documents recorded and not removed."""
-        return ids_of(self.namespace, self.handle.get().sources())
+        return ids_of(self.id_scope, self.handle.get().sources())
 
     def hint(self, documents: Iterable[Document]) -> None:
         """Announce documents that a prompt is about to hold."""

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import aclosing, closing
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
@@ -15,16 +14,33 @@ from langchain_core.outputs import ChatGenerationChunk, ChatResult
 from langchain_core.runnables import Runnable
 from langchain_core.tools import BaseTool
 from langchain_core.utils.function_calling import convert_to_json_schema, convert_to_openai_tool
-from pydantic import BeforeValidator, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+from pydantic import (
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    SecretStr,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 
-from langchain_samkv._engine import ENGINE_FIELDS, handle_for, ratio_of_config
+from langchain_samkv._engine import ENGINE_FIELDS, handle_for, identity_of, ratio_of_config
 from langchain_samkv._request import Request
 from langchain_samkv._structured import METHODS, parsed
 from langchain_samkv._tools import chosen_tool
 from samkv_rag.config import SamKVConfig, refuse_unknown
 from samkv_rag.exceptions import ConfigurationError
 from samkv_rag.serving.handle import EngineHandle
-from samkv_rag.serving.options import as_config, as_dtype_name, as_path_text, as_texts, refusal
+from samkv_rag.serving.options import (
+    as_config,
+    as_dtype_name,
+    as_path_text,
+    as_secret,
+    as_texts,
+    refusal,
+    without_password,
+)
 from samkv_rag.serving.streams import off_the_loop
 
 if TYPE_CHECKING:
@@ -44,6 +60,8 @@ class ChatSamKV(BaseChatModel):
     options that :meth:`samkv_rag.SamKVEngine.generate` takes, such as ``sequence_ratio`` and ``method``;
     None means the model's own.
 
+    ``store_secret``, and the password in a store's URL, are masked wherever the model is shown or traced.
+
     Answers carry ``usage_metadata``, in which ``cache_read`` counts the tokens whose KV was reused, and
     ``response_metadata`` with ``model_name``, ``finish_reason`` and ``metrics``; in a stream, the last chunk.
 
@@ -51,13 +69,13 @@ class ChatSamKV(BaseChatModel):
         ConfigurationError: an argument is unknown or out of range.
     """
 
-    model_config = ConfigDict(populate_by_name=True)
+    model_config = ConfigDict(populate_by_name=True, hide_input_in_errors=True)
 
     model_name: Annotated[str, BeforeValidator(as_path_text)] = Field(
         alias="model", description="Hub id or local folder of a transformers model."
     )
-    store: Annotated[str, BeforeValidator(as_path_text)] = Field(
-        default=":memory:", description="Where chunk KV is kept: ':memory:' or a folder."
+    store: Annotated[str, BeforeValidator(as_path_text), PlainSerializer(without_password)] = Field(
+        default=":memory:", description="Where chunk KV is kept: ':memory:', a folder or a URL."
     )
     config: Annotated[SamKVConfig | None, BeforeValidator(as_config)] = Field(
         default=None, description="Policy of the engine, or a dict of its options."
@@ -68,6 +86,10 @@ class ChatSamKV(BaseChatModel):
     )
     gguf_file: str | None = Field(default=None, description="GGUF file inside the model's folder.")
     trust_remote_code: bool = Field(default=False, description="Run code that comes with the model.")
+    namespace: str = Field(default="", description="Tenant whose chunks these are; no other gets them.")
+    store_secret: Annotated[SecretStr | None, BeforeValidator(as_secret)] = Field(
+        default=None, description="Makes the store's keys unknowable without it."
+    )
     engine_handle: EngineHandle = Field(
         default_factory=handle_for, exclude=True, repr=False, description="The engine, or the promise of one."
     )
@@ -94,7 +116,7 @@ class ChatSamKV(BaseChatModel):
             known -= {*ENGINE_FIELDS, "model", "engine_handle"}
         refuse_unknown(options, known)
         if engine is not None:
-            options |= {"model_name": engine.model_name, "config": engine.config}
+            options |= {"model_name": engine.model_name, "config": engine.config, "namespace": engine.namespace}
         try:
             super().__init__(**options)
         except ValidationError as error:
@@ -236,12 +258,13 @@ class ChatSamKV(BaseChatModel):
     @property
     def _identifying_params(self) -> dict[str, Any]:
         """All that an answer depends on: LangChain's caches of answers are keyed by it."""
-        engine = {name: getattr(self, name) for name in ENGINE_FIELDS} | {
-            "config": asdict(self.config or SamKVConfig())
-        }
         # LangChain overwrites "stop" with that of the call.
         own = {"default_stop" if name == "stop" else name: getattr(self, name) for name in _PER_CALL}
-        return engine | own
+        return identity_of(vars(self)) | own
+
+    def __repr_args__(self) -> Iterable[tuple[str | None, Any]]:
+        for name, value in super().__repr_args__():
+            yield name, without_password(value) if name == "store" else value
 
     def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
         return super()._get_ls_params(stop=stop or self.stop, **kwargs)

@@ -43,7 +43,7 @@ class SamKVVectorStore(HintedSearches):
         vectorstore: the store to wrap.
         llm: the ChatSamKV that will answer.
         engine: instead of ``llm``, its engine.
-        namespace: keeps the ids of several collections apart in one KV store. By default the wrapped
+        id_scope: keeps the ids of several collections apart in one KV store. By default the wrapped
             store's type and, where it has one, its collection's name.
 
     Raises:
@@ -56,11 +56,11 @@ class SamKVVectorStore(HintedSearches):
         llm: ChatSamKV | None = None,
         *,
         engine: SamKVEngine | None = None,
-        namespace: str | None = None,
+        id_scope: str | None = None,
     ) -> None:
         if not isinstance(vectorstore, VectorStore):
             raise ConfigurationError(f"vectorstore is a {type(vectorstore).__name__}; it must be a VectorStore")
-        super().__init__(vectorstore, DocumentKV(handle_of(llm, engine, _LLM), namespace or _name_of(vectorstore)))
+        super().__init__(vectorstore, DocumentKV(handle_of(llm, engine, _LLM), id_scope or _name_of(vectorstore)))
 
     @property
     def engine(self) -> SamKVEngine:
@@ -80,13 +80,13 @@ class SamKVVectorStore(HintedSearches):
         vectorstore_cls: type[VectorStore] = InMemoryVectorStore,
         llm: ChatSamKV | None = None,
         engine: SamKVEngine | None = None,
-        namespace: str | None = None,
+        id_scope: str | None = None,
         **kwargs: Any,
     ) -> SamKVVectorStore:
         """Build a store of ``vectorstore_cls`` from texts and wrap it; it gets the other arguments."""
         reservation, named = Reservation(handle_of(llm, engine, _LLM), texts), _with_ids(texts, ids)
         build = partial(vectorstore_cls.from_texts, texts, embedding, metadatas, ids=named, **kwargs)
-        wrapper = cls(reservation.held_while(build), llm, engine=engine, namespace=namespace)
+        wrapper = cls(reservation.held_while(build), llm, engine=engine, id_scope=id_scope)
         reservation.settle(wrapper._kv, named)
         return wrapper
 
@@ -101,13 +101,13 @@ class SamKVVectorStore(HintedSearches):
         vectorstore_cls: type[VectorStore] = InMemoryVectorStore,
         llm: ChatSamKV | None = None,
         engine: SamKVEngine | None = None,
-        namespace: str | None = None,
+        id_scope: str | None = None,
         **kwargs: Any,
     ) -> SamKVVectorStore:
         """As :meth:`from_texts`."""
         reservation, named = Reservation(handle_of(llm, engine, _LLM), texts), _with_ids(texts, ids)
         build = partial(vectorstore_cls.afrom_texts, texts, embedding, metadatas, ids=named, **kwargs)
-        wrapper = cls(await reservation.aheld_while(build), llm, engine=engine, namespace=namespace)
+        wrapper = cls(await reservation.aheld_while(build), llm, engine=engine, id_scope=id_scope)
         await finished_off_the_loop(reservation.settle, wrapper._kv, named)
         return wrapper
 
@@ -178,13 +178,17 @@ class SamKVVectorStore(HintedSearches):
             await finished_off_the_loop(self._remove_deleted, ids, criteria=kwargs)
         return deleted
 
-    def prune(self) -> int:
+    def prune(self, *, unreferenced: bool = False) -> int:
         """Remove the KV of documents that the wrapped store no longer holds; return how many chunks.
+
+        What other scopes refer to stays. KV that no document ever stood for (computed for a question, say)
+        may be anybody's: it stays too, unless ``unreferenced`` removes all of it, whoever had it computed.
 
         Raises:
             NotImplementedError: the wrapped store cannot be asked by id.
         """
-        return self._kv.remove(self._gone(self._kv.ids()))
+        num_removed = self._kv.remove(self._gone(self._kv.ids()))
+        return num_removed + (self.engine.prune((), unreferenced_only=True) if unreferenced else 0)
 
     # -- helpers ---------------------------------------------------------------------------------
 

@@ -135,6 +135,20 @@ class KVContract(StoreFixtures):
         assert store.prune() == 2
         assert live_chunks(engine, SEA)
 
+    def test_prune_leaves_to_others_what_is_theirs(
+        self, store: SamKVVectorStore, wrapped: VectorStore, engine: SamKVEngine
+    ) -> None:
+        other = SamKVVectorStore(wrapped, engine=engine, id_scope="another collection")
+        store.add_texts([LAMP], ids=["a"])
+        other.add_texts([KEEPER], ids=["b"])
+        engine.add_chunks([SEA])
+        store.vectorstore.delete(["a", "b"])
+        assert store.prune() == 1
+        assert live_chunks(engine, KEEPER, SEA)
+        assert store.prune(unreferenced=True) == 1
+        assert live_chunks(engine, KEEPER)
+        assert other.prune() == 1
+
     def test_prefill_makes_up_for_additions_behind_its_back(self, store: SamKVVectorStore, engine: SamKVEngine) -> None:
         store.vectorstore.add_texts(TEXTS, ids=["a", "b", "c"])
         assert store.prefill(store.similarity_search(QUERY, k=3)).num_added == 3
@@ -147,7 +161,7 @@ class KVContract(StoreFixtures):
     def test_two_collections_may_use_the_same_ids(
         self, store: SamKVVectorStore, wrapped: VectorStore, engine: SamKVEngine
     ) -> None:
-        other = SamKVVectorStore(wrapped, engine=engine, namespace="another collection")
+        other = SamKVVectorStore(wrapped, engine=engine, id_scope="another collection")
         store.add_texts([LAMP], ids=["a"])
         other.add_texts([SEA], ids=["a"])
         assert live_chunks(engine, LAMP, SEA)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from langchain_core.load import dumps
 from langchain_core.runnables import ConfigurableField
 
 from langchain_samkv import ChatSamKV
@@ -85,7 +86,27 @@ class TestEngine:
             "dtype": "float32",
             "gguf_file": None,
             "trust_remote_code": False,
+            "namespace": "",
+            "store_secret": None,
         }
+
+    def test_gets_tenant_secret_and_url_as_they_are(self, loads: list[Any]) -> None:
+        llm = ChatSamKV(model="a/b", store="s3://bucket/kv", namespace="tenant a", store_secret="hidden")
+        assert llm.engine
+        ((_, options),) = loads
+        given = (options["store"], options["namespace"], options["store_secret"])
+        assert given == ("s3://bucket/kv", "tenant a", "hidden")
+
+    def test_is_not_shared_between_tenants(self, loads: list[Any]) -> None:
+        llm = ChatSamKV(model="a/b", namespace="a", store_secret="one")
+        configurable = llm.configurable_fields(
+            namespace=ConfigurableField(id="namespace"), store_secret=ConfigurableField(id="secret")
+        )
+        for change in ({"namespace": "b"}, {"secret": "other"}):
+            other, _ = configurable.prepare({"configurable": change})  # type: ignore[attr-defined]
+            assert other.engine_handle is not llm.engine_handle
+        same, _ = configurable.prepare({"configurable": {"secret": "one"}})  # type: ignore[attr-defined]
+        assert same.engine_handle is llm.engine_handle
 
     def test_is_shared_by_copies(self, loads: list[Any]) -> None:
         llm = ChatSamKV(model="a/b")
@@ -128,6 +149,7 @@ class TestIdentity:
             {"seed": 1},
             {"top_p": 0.5},
             {"store": "elsewhere"},
+            {"namespace": "tenant a"},
             {"dtype": "float32"},
         ],
     )
@@ -135,6 +157,20 @@ class TestIdentity:
         plain, changed = ChatSamKV(model="a/b"), ChatSamKV(model="a/b", **change)
         assert plain._get_llm_string() == ChatSamKV(model="a/b")._get_llm_string()
         assert plain._get_llm_string() != changed._get_llm_string()
+
+    def test_secrets_are_shown_nowhere(self) -> None:
+        llm = ChatSamKV(model="a/b", store="redis://user:word@host:6379/2", store_secret="hidden")
+        traced = dumps(llm) + str(llm._get_invocation_params()) + str(llm._get_ls_params())
+        shown = repr(llm) + str(llm) + llm.model_dump_json() + str(llm.model_dump()) + llm._get_llm_string() + traced
+        assert "hidden" not in shown and "word" not in shown
+        assert "host:6379/2" in shown
+
+    def test_secrets_stand_in_no_error(self) -> None:
+        with pytest.raises(ConfigurationError, match="model is missing") as refused:
+            ChatSamKV(store_secret="hidden")
+        assert "hidden" not in str(refused.value) + str(refused.value.__cause__), "tracebacks show both"
+        with pytest.raises(ConfigurationError, match="store_secret is masked"):
+            ChatSamKV(**ChatSamKV(model="a/b", store_secret="hidden").model_dump(mode="json", by_alias=True))
 
     def test_so_does_what_a_call_changes(self) -> None:
         llm = ChatSamKV(model="a/b")

@@ -42,7 +42,7 @@ class TestBuiltFromTexts:
     @pytest.mark.parametrize("is_async", [False, True])
     def test_from_documents_with_some_ids(self, tiny_engine: SamKVEngine, is_async: bool) -> None:
         documents = [Document(page_content=LAMP, id="a"), Document(page_content=SEA)]
-        options = {"llm": ChatSamKV(engine=tiny_engine), "namespace": "built"}
+        options = {"llm": ChatSamKV(engine=tiny_engine), "id_scope": "built"}
         if is_async:
             store = asyncio.run(SamKVVectorStore.afrom_documents(documents, WordEmbeddings(), **options))
         else:

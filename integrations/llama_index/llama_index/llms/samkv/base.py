@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from typing import TYPE_CHECKING, Any, cast
 
@@ -19,7 +19,15 @@ from llama_index.core.base.llms.types import (
     LLMMetadata,
     MessageRole,
 )
-from llama_index.core.bridge.pydantic import Field, PrivateAttr, ValidationError, field_validator
+from llama_index.core.bridge.pydantic import (
+    Field,
+    PrivateAttr,
+    SecretStr,
+    ValidationError,
+    ValidationInfo,
+    field_serializer,
+    field_validator,
+)
 from llama_index.core.llms.custom import CustomLLM
 from llama_index.core.llms.llm import default_completion_to_prompt
 from llama_index.llms.samkv._messages import engine_messages, refuse_non_text
@@ -34,9 +42,12 @@ from samkv_rag.serving.options import (
     as_config,
     as_dtype_name,
     as_path_text,
+    as_secret,
     as_texts,
     call_options,
     refusal,
+    revealed,
+    without_password,
 )
 from samkv_rag.serving.streams import ends_with, off_the_loop
 
@@ -47,6 +58,7 @@ _Prompt = str | list[dict[str, str]]
 
 _PER_CALL = ("max_tokens", "temperature", "top_p", "stop", "seed", "sequence_ratio")
 _IGNORED_PER_CALL = ("extra_headers",)  # LlamaIndex's document-context extractor sends it to every LLM
+_FROM_PLAIN = {"stop": as_texts, "store": as_path_text, "store_secret": as_secret, "dtype": as_dtype_name}
 _OF_THE_ENGINE = ("model", *ENGINE_OPTIONS)
 
 
@@ -65,6 +77,9 @@ class SamKVLLM(CustomLLM):
     :meth:`samkv_rag.SamKVEngine.generate` takes, such as ``sequence_ratio`` and ``method``; None means
     the LLM's own.
 
+    ``store_secret``, and the password in a store's URL, are masked wherever the LLM is shown or written out;
+    a masked secret is refused, so give it again: ``SamKVLLM.from_json(text, store_secret=secret)``.
+
     Responses carry ``raw={"usage": ..., "finish_reason": ..., "metrics": ...}``; in a stream, the last one.
 
     Raises:
@@ -78,6 +93,8 @@ class SamKVLLM(CustomLLM):
     dtype: str | None = Field(default=None, description="Data type of the model, for example 'bfloat16'.")
     gguf_file: str | None = Field(default=None, description="GGUF file inside the model's folder.")
     trust_remote_code: bool = Field(default=False, description="Run code that comes with the model.")
+    namespace: str = Field(default="", description="Tenant whose chunks these are; no other gets them.")
+    store_secret: SecretStr | None = Field(default=None, description="Makes the store's keys unknowable without it.")
 
     sequence_ratio: float = Field(
         default=SamKVConfig.sequence_ratio, gt=0.0, le=1.0, description="Share of chunk tokens kept."
@@ -120,7 +137,7 @@ class SamKVLLM(CustomLLM):
         """
         refuse_unknown(options, [name for name in cls.model_fields if name not in _OF_THE_ENGINE])
         options.setdefault("sequence_ratio", engine.config.sequence_ratio)
-        llm = cls(engine.model_name, **options)
+        llm = cls(engine.model_name, namespace=engine.namespace, **options)
         llm._handle = EngineHandle.of(engine)
         return llm
 
@@ -129,20 +146,22 @@ class SamKVLLM(CustomLLM):
     def _config_from_dict(cls, config: object) -> object:
         return as_config(config)
 
-    @field_validator("stop", mode="before")
+    @field_validator("stop", "store", "store_secret", "dtype", mode="before")
     @classmethod
-    def _stop_from_text(cls, stop: object) -> object:
-        return as_texts(stop)
+    def _from_plain_values(cls, value: object, info: ValidationInfo) -> object:
+        return _FROM_PLAIN[str(info.field_name)](value)
 
-    @field_validator("store", mode="before")
-    @classmethod
-    def _store_from_path(cls, store: object) -> object:
-        return as_path_text(store)
+    @field_serializer("store_secret")
+    def _masked(self, secret: SecretStr | None) -> str | None:
+        return None if secret is None else str(secret)
 
-    @field_validator("dtype", mode="before")
-    @classmethod
-    def _dtype_from_torch(cls, dtype: object) -> object:
-        return as_dtype_name(dtype)
+    @field_serializer("store")
+    def _shown_store(self, store: str) -> str:
+        return without_password(store)
+
+    def __repr_args__(self) -> Iterable[tuple[str | None, Any]]:
+        for name, value in super().__repr_args__():
+            yield name, without_password(value) if name == "store" else value
 
     @classmethod
     def class_name(cls) -> str:
@@ -254,7 +273,8 @@ class SamKVLLM(CustomLLM):
         from samkv_rag import SamKVEngine  # late: it imports torch
 
         config = (self.config or SamKVConfig()).with_options(sequence_ratio=self.sequence_ratio)
-        places = {name: getattr(self, name) for name in _OF_THE_ENGINE if name not in ("model", "config")}
+        names = [name for name in ENGINE_OPTIONS if name != "config"]
+        places = {name: revealed(getattr(self, name)) for name in names}
         return SamKVEngine.from_pretrained(self.model, config=config, **places)
 
     def _pieces(self, prompt: _Prompt, kwargs: Mapping[str, Any]) -> Generator[StreamPiece, None, None]:

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any, cast
 
 from llama_index.core.bridge.pydantic import Field, PrivateAttr
 from llama_index.core.schema import BaseNode, NodeWithScore, TransformComponent
-from llama_index.llms.samkv._nodes import chunk_texts, chunks_with_ids
+from llama_index.llms.samkv._nodes import chunks_with_ids
 
 from samkv_rag.config import refuse_unknown
 from samkv_rag.exceptions import ConfigurationError
 from samkv_rag.serving.handle import EngineHandle, handle_of
-from samkv_rag.serving.sources import source_names
+from samkv_rag.serving.options import without_password
+from samkv_rag.serving.sources import ids_of, source_names
 
 if TYPE_CHECKING:
     from llama_index.llms.samkv.base import SamKVLLM
@@ -33,7 +34,9 @@ class SamKVIngestion(TransformComponent):
     them on the spot. To pay for that beforehand, call :meth:`ensure` with the pipeline's nodes.
 
     Deleting a document from an index or a docstore leaves its KV behind: :meth:`remove_nodes`, with the
-    ids of the nodes that go, or :meth:`prune`, with the nodes that stay, removes it.
+    ids of the nodes that go, or :meth:`prune`, with the nodes that stay, removes it. A splitter gives nodes
+    new ids on each run: after re-ingestion, :meth:`prune` forgets the old ones; or keep the ids the same, by
+    ``SentenceSplitter(id_func=lambda number, document: f"{document.node_id}-{number}")``.
 
     The step computes on one model in one process, so it refuses to run in a pipeline's worker
     processes: run such a pipeline without it and call :meth:`ensure` with the nodes.
@@ -43,7 +46,7 @@ class SamKVIngestion(TransformComponent):
         engine: instead of ``llm``, its engine.
         show_progress: show a progress bar; None leaves it to the engine. LlamaIndex does not hand a
             pipeline's own ``show_progress`` to its steps.
-        namespace: keeps the node ids of several indexes apart where they share a store; one for each.
+        id_scope: keeps the node ids of several indexes apart where they share a store; one for each.
 
     Raises:
         ConfigurationError: not exactly one of ``llm`` and ``engine``, or an unknown argument.
@@ -53,7 +56,8 @@ class SamKVIngestion(TransformComponent):
     model: str = Field(description="Name of the model whose KV is stored.")
     store: str | None = Field(default=None, description="Where, when known.")
     version: int = Field(default=_VERSION, description="Version of this step.")
-    namespace: str = Field(default="llama_index", description="Whose node ids these are.")
+    namespace: str = Field(default="", description="The engine's: of one tenant's chunks another gets none.")
+    id_scope: str = Field(default="llama_index", description="Whose node ids these are.")
     show_progress: bool | None = Field(default=None, exclude=True, description="Show a progress bar.")
 
     _handle: EngineHandle = PrivateAttr()
@@ -64,15 +68,12 @@ class SamKVIngestion(TransformComponent):
         *,
         engine: SamKVEngine | None = None,
         show_progress: bool | None = None,
-        namespace: str = "llama_index",
+        id_scope: str = "llama_index",
         **options: Any,
     ) -> None:
-        refuse_unknown(options, ("llm", "engine", "show_progress", "namespace"))
+        refuse_unknown(options, ("llm", "engine", "show_progress", "id_scope"))
         handle = handle_of(llm, engine, "SamKVLLM")
-        # The LLM's name and store are known without loading its model.
-        model = llm.model if llm is not None else handle.get().model_name
-        store = llm.store if llm is not None else None
-        super().__init__(model=model, store=store, show_progress=show_progress, namespace=namespace)
+        super().__init__(**_identity(llm, handle), show_progress=show_progress, id_scope=id_scope)
         self._handle = handle
 
     @classmethod
@@ -126,12 +127,33 @@ class SamKVIngestion(TransformComponent):
         """
         return self.engine.remove_sources(self._source(node_id) for node_id in node_ids)
 
-    def prune(self, keep: Iterable[BaseNode | NodeWithScore | str]) -> int:
-        """Remove the KV of every chunk of this model but those of ``keep``; return how many.
+    def prune(self, keep: Iterable[BaseNode | NodeWithScore | str], *, unreferenced: bool = False) -> int:
+        """Remove the KV of this ``id_scope``'s nodes that are not in ``keep``; return how many chunks.
 
-        For example ``ingestion.prune(index.docstore.docs.values())`` after deletions.
+        For example ``ingestion.prune(index.docstore.docs.values())`` after deletions. Where a vector store
+        holds the nodes itself (Chroma, say), that docstore is empty: give
+        ``vector_store.get_nodes(None)``.
+
+        Texts of ``keep`` stay, whatever their nodes' ids, and so does what other scopes refer to. KV that no
+        node ever stood for (of plain texts, or computed for a question) may be anybody's: it stays too.
+
+        Args:
+            keep: the nodes, or texts, whose KV stays; of nothing, everything of this scope goes.
+            unreferenced: also remove KV of this model that no node of any scope stands for and that is not
+                in ``keep``.
         """
-        return self.engine.prune(chunk_texts(keep))
+        chunks = chunks_with_ids(keep)
+        texts, kept = [text for _, text in chunks], {node_id for node_id, _ in chunks}
+        gone = [node_id for node_id in ids_of(self.id_scope, self.engine.sources()) if node_id not in kept]
+        num_removed = self.engine.remove_sources(source_names(self.id_scope, gone), keep_texts=texts)
+        return num_removed + (self.engine.prune(texts, unreferenced_only=True) if unreferenced else 0)
 
     def _source(self, node_id: str) -> str:
-        return source_names(self.namespace, [node_id])[0]
+        return source_names(self.id_scope, [node_id])[0]
+
+
+def _identity(llm: SamKVLLM | None, handle: EngineHandle) -> dict[str, Any]:
+    """Whose KV it is. An LLM's is known without loading its model."""
+    if llm is None:
+        return {"model": handle.get().model_name, "namespace": handle.get().namespace}
+    return {"model": llm.model, "namespace": llm.namespace, "store": without_password(llm.store)}
