@@ -14,13 +14,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from samkv_rag.exceptions import StoreError
+from samkv_rag.store.files import WRITING_PREFIX
 
 try:
     import fcntl
 except ImportError:  # not on Windows, where an open file cannot be deleted anyway
     fcntl = None  # type: ignore[assignment]
 
-_TEMPORARY_PREFIX = ".writing-"
 _KEY = re.compile(r"[0-9a-f]{64}")
 
 
@@ -65,7 +65,7 @@ class ChunkFolder:
 
     def remove_leftovers(self) -> list[str]:
         """Delete the temporary files of writers that are no more and return their names."""
-        temporaries = [path for folder in self._subfolders() for path in sorted(folder.glob(f"{_TEMPORARY_PREFIX}*"))]
+        temporaries = [path for folder in self._subfolders() for path in sorted(folder.glob(f"{WRITING_PREFIX}*"))]
         return [path.name for path in temporaries if _remove_if_abandoned(path)]
 
     def _subfolders(self) -> list[Path]:
@@ -75,7 +75,7 @@ class ChunkFolder:
 def _create_locked(folder: Path) -> tuple[int, Path]:
     """A new temporary file, open and locked."""
     while True:
-        descriptor, name = tempfile.mkstemp(dir=folder, prefix=_TEMPORARY_PREFIX)  # 0600
+        descriptor, name = tempfile.mkstemp(dir=folder, prefix=WRITING_PREFIX)  # 0600
         if fcntl is None:
             return descriptor, Path(name)
         fcntl.flock(descriptor, fcntl.LOCK_EX)

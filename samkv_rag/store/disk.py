@@ -12,13 +12,12 @@ from __future__ import annotations
 import os
 import sqlite3
 import time
-import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 
 from samkv_rag.chunk_cache import ChunkReader
-from samkv_rag.exceptions import DamagedChunkWarning, StoreError, StoreFullError
+from samkv_rag.exceptions import StoreError, StoreFullError
 from samkv_rag.store import index_table
 from samkv_rag.store import references as reference_table
 from samkv_rag.store.base import EncodedChunk, Entry, KVStore, NoPrefetch, Prefetch
@@ -30,6 +29,7 @@ from samkv_rag.store.disk_errors import disk_errors
 from samkv_rag.store.index import DiskIndex
 from samkv_rag.store.index_table import StoredChunk
 from samkv_rag.store.recency import Recency
+from samkv_rag.store.whole import warn_damaged
 
 _EVICTED_AT_ONCE = 1 / 64  # of the budget: readers of a model start over after each eviction
 
@@ -74,7 +74,7 @@ class DiskStore(KVStore):
         except FileNotFoundError:
             return None
         except DamagedFileError as error:
-            warnings.warn(f"{path.name}: {error}; computed again", DamagedChunkWarning, stacklevel=2)
+            warn_damaged(path.name, error)
             return None
         self._recency.note(key)
         return reader
@@ -96,8 +96,7 @@ class DiskStore(KVStore):
         except FileNotFoundError:
             return None
         except (DamagedFileError, OSError) as error:
-            problem = f"unreadable ({error.strerror})" if isinstance(error, OSError) else error
-            warnings.warn(f"{path.name}: {problem}; computed again", DamagedChunkWarning, stacklevel=3)
+            warn_damaged(path.name, f"unreadable ({error.strerror})" if isinstance(error, OSError) else error)
             return None
         return None if stored is None else EncodedChunk(stored.entry, fingerprint, data)
 

@@ -6,18 +6,18 @@ import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 
-from samkv_rag.chunk_cache import ChunkReader
 from samkv_rag.exceptions import StoreFullError
-from samkv_rag.store.base import EncodedChunk, Entry, KVStore
+from samkv_rag.store.base import EncodedChunk, Entry
 from samkv_rag.store.budget import require_budget
 from samkv_rag.store.chunk_file import ChunkBytes
 from samkv_rag.store.ledger import Ledger
 from samkv_rag.store.reference_map import ReferenceMap
+from samkv_rag.store.whole import Found, WholeChunkStore
 
 _EVICTED_AT_ONCE = 1 / 64  # of the budget
 
 
-class MemoryStore(KVStore):
+class MemoryStore(WholeChunkStore):
     """Keeps encoded chunks in memory, at most ``budget_bytes`` of them; the least recently read go first.
 
     A reader keeps its own chunk's bytes as long as it lives, evicted or not: beyond the budget there are
@@ -29,7 +29,7 @@ class MemoryStore(KVStore):
 
     def __init__(self, budget_bytes: int | None = None) -> None:
         self.budget_bytes = require_budget("memory_bytes", budget_bytes)
-        self._chunks: OrderedDict[str, tuple[EncodedChunk, ChunkBytes]] = OrderedDict()
+        self._chunks: OrderedDict[str, Found] = OrderedDict()
         self._num_bytes = 0
         self._ledger = Ledger()
         self._references = ReferenceMap()
@@ -53,16 +53,6 @@ class MemoryStore(KVStore):
             self._num_bytes += len(chunk.data)
             self._ledger.add(chunk.fingerprint, [chunk.entry])
             self._evict()
-
-    def open(self, key: str, fingerprint: str) -> ChunkReader | None:
-        """See :meth:`KVStore.open`."""
-        found = self._find(key, fingerprint)
-        return None if found is None else found[1]
-
-    def fetch(self, key: str, fingerprint: str) -> EncodedChunk | None:
-        """See :meth:`KVStore.fetch`."""
-        found = self._find(key, fingerprint)
-        return None if found is None else found[0]
 
     def remove(self, keys: Iterable[str]) -> int:
         """See :meth:`KVStore.remove`."""
@@ -94,7 +84,7 @@ class MemoryStore(KVStore):
         """See :meth:`KVStore.nbytes`."""
         return self._num_bytes
 
-    def _find(self, key: str, fingerprint: str) -> tuple[EncodedChunk, ChunkBytes] | None:
+    def _find(self, key: str, fingerprint: str) -> Found | None:
         with self._lock:
             found = self._chunks.get(key)
             if found is None or found[0].fingerprint != fingerprint:

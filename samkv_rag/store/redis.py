@@ -15,24 +15,21 @@ they go on where the server lost the counter. What the server evicts is a miss.
 from __future__ import annotations
 
 import re
-import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from importlib import import_module
 from typing import Any
 
-from samkv_rag.chunk_cache import ChunkReader
 from samkv_rag.exceptions import (
     ConfigurationError,
-    DamagedChunkWarning,
     StoreError,
     StoreFullError,
     StoreUnreachableError,
 )
 from samkv_rag.store import redis_scripts as scripts
-from samkv_rag.store.base import EncodedChunk, Entry, KVStore
-from samkv_rag.store.chunk_file import ChunkBytes, DamagedFileError
+from samkv_rag.store.base import EncodedChunk, Entry
 from samkv_rag.store.reachability import Outage, redacted
+from samkv_rag.store.whole import Found, WholeChunkStore, verified, warn_damaged
 
 PREFIX = "samkv:1:"
 SCHEMES = ("redis", "rediss", "valkey", "valkeys")
@@ -41,7 +38,7 @@ _MAX_VALUE_BYTES = 512 * 1024 * 1024
 _BATCH = 1000
 
 
-class RedisStore(KVStore):
+class RedisStore(WholeChunkStore):
     """Keeps chunks as strings in a Redis or Valkey server, shared by any number of machines.
 
     ``url`` is ``redis://[user:password@]host[:port][/database]``; ``rediss://`` with TLS; ``valkey://`` and
@@ -75,16 +72,6 @@ class RedisStore(KVStore):
                 "split the text into smaller chunks, or store int8"
             )
         self._run(scripts.PUT, chunk.fingerprint, [chunk.entry.key, chunk.entry.to_json(), chunk.data])
-
-    def open(self, key: str, fingerprint: str) -> ChunkReader | None:
-        """See :meth:`KVStore.open`; a chunk that the server does not hand over is a miss too."""
-        found = self._read(key, fingerprint)
-        return None if found is None else found[1]
-
-    def fetch(self, key: str, fingerprint: str) -> EncodedChunk | None:
-        """See :meth:`KVStore.fetch`."""
-        found = self._read(key, fingerprint)
-        return None if found is None else found[0]
 
     def remove(self, keys: Iterable[str]) -> int:
         """See :meth:`KVStore.remove`."""
@@ -148,7 +135,7 @@ class RedisStore(KVStore):
         except TypeError as error:  # the client takes any option, and trips over it when it connects
             raise ConfigurationError(f"no store can be opened at {self.name} ({error})") from error
 
-    def _read(self, key: str, fingerprint: str) -> tuple[EncodedChunk, ChunkBytes] | None:
+    def _find(self, key: str, fingerprint: str) -> Found | None:
         try:
             with self._calling():
                 pipeline = self._client.pipeline(transaction=False)
@@ -160,14 +147,13 @@ class RedisStore(KVStore):
             return None
         if entry is None or data is None:
             return None
+        name = f"{self.name} {_chunk(key)}"
         try:
             chunk = EncodedChunk(Entry.from_json(entry.decode()), fingerprint, data)
-            reader = ChunkBytes(data, fingerprint, key)
-            reader.verify()
-        except (DamagedFileError, ValueError) as error:
-            warnings.warn(f"{self.name} {_chunk(key)}: {error}; computed again", DamagedChunkWarning, stacklevel=3)
+        except ValueError as error:
+            warn_damaged(name, error)
             return None
-        return chunk, reader
+        return verified(key, chunk, name)
 
     def _run(self, script: str, fingerprint: str, arguments: Sequence[str | bytes]) -> Any:
         if script not in self._scripts:

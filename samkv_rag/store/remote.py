@@ -12,23 +12,20 @@ from __future__ import annotations
 
 import json
 import re
-import warnings
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from typing import Any
 
-from samkv_rag.chunk_cache import ChunkReader
 from samkv_rag.exceptions import (
     ConfigurationError,
-    DamagedChunkWarning,
     StoreError,
     StoreFormatError,
     StoreUnreachableError,
 )
-from samkv_rag.store.base import EncodedChunk, Entry, KVStore
-from samkv_rag.store.chunk_file import ChunkBytes, DamagedFileError
+from samkv_rag.store.base import EncodedChunk, Entry
 from samkv_rag.store.remote_files import RemoteFiles
 from samkv_rag.store.remote_index import RemoteIndex
+from samkv_rag.store.whole import Found, WholeChunkStore, verified
 
 LAYOUT_VERSION = 1
 TIMEOUT_S = 30.0
@@ -36,7 +33,7 @@ REFRESH_S = 5.0
 _HASH = re.compile(r"[0-9a-f]{64}")
 
 
-class RemoteStore(KVStore):
+class RemoteStore(WholeChunkStore):
     """Keeps chunks as objects below a URL, shared by any number of machines.
 
     A chunk is read whole, in one request, and verified. What other machines add or remove is seen at most
@@ -70,16 +67,6 @@ class RemoteStore(KVStore):
         """
         self._files.write(_path(chunk.entry.key), chunk.data)
         self._index.add(_hash(chunk.fingerprint), chunk.entry, len(chunk.data))
-
-    def open(self, key: str, fingerprint: str) -> ChunkReader | None:
-        """See :meth:`KVStore.open`; a chunk that the remote does not hand over is a miss too."""
-        found = self._read(key, fingerprint)
-        return None if found is None else found[1]
-
-    def fetch(self, key: str, fingerprint: str) -> EncodedChunk | None:
-        """See :meth:`KVStore.fetch`."""
-        found = self._read(key, fingerprint)
-        return None if found is None else found[0]
 
     def remove(self, keys: Iterable[str]) -> int:
         """See :meth:`KVStore.remove`; the index forgets a chunk before its object goes."""
@@ -124,7 +111,7 @@ class RemoteStore(KVStore):
         self._files.remove(_path(key) for key in removed)
         return len(removed)
 
-    def _read(self, key: str, fingerprint: str) -> tuple[EncodedChunk, ChunkBytes] | None:
+    def _find(self, key: str, fingerprint: str) -> Found | None:
         try:
             self._index.refresh(_hash(fingerprint))
             entry = self._index.find(fingerprint, key)
@@ -137,17 +124,7 @@ class RemoteStore(KVStore):
         if data is None:
             self._unlist(key, fingerprint)
             return None
-        return self._verified(EncodedChunk(entry, fingerprint, data))
-
-    def _verified(self, chunk: EncodedChunk) -> tuple[EncodedChunk, ChunkBytes] | None:
-        try:
-            reader = ChunkBytes(chunk.data, chunk.fingerprint, chunk.entry.key)
-            reader.verify()
-        except DamagedFileError as error:
-            where = f"{self._files.name}/{_path(chunk.entry.key)}"
-            warnings.warn(f"{where}: {error}; computed again", DamagedChunkWarning, stacklevel=4)
-            return None
-        return chunk, reader
+        return verified(key, EncodedChunk(entry, fingerprint, data), f"{self._files.name}/{_path(key)}")
 
     def _unlist(self, key: str, fingerprint: str) -> None:
         # Its object went without us: deleted by a rule of the bucket, say. Reading must not depend on
