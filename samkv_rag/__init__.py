@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from samkv_rag.config import SamKVConfig
     from samkv_rag.engine import SamKVEngine
     from samkv_rag.exceptions import DamagedChunkWarning, DamagedIndexWarning, SamKVError
+    from samkv_rag.explanation import Explanation
     from samkv_rag.generation import GenerationResult, StreamPiece
     from samkv_rag.metrics import ChunkUse, Diagnostic, GenerationMetrics, IngestionReport
     from samkv_rag.store import KVStore, open_store
@@ -25,6 +26,7 @@ _HOMES = {
     "DamagedChunkWarning": "exceptions",
     "DamagedIndexWarning": "exceptions",
     "Diagnostic": "metrics",
+    "Explanation": "explanation",
     "GenerationMetrics": "metrics",
     "GenerationResult": "generation",
     "IngestionReport": "metrics",
@@ -42,6 +44,7 @@ __all__ = [
     "DamagedChunkWarning",
     "DamagedIndexWarning",
     "Diagnostic",
+    "Explanation",
     "GenerationMetrics",
     "GenerationResult",
     "IngestionReport",

@@ -84,7 +84,8 @@ class PromptAssembler:
         segments, position = [], 0
         for span, ids, reader, hit in parts:
             kind: SegmentKind = "chunk" if span.text_digest else "prefix" if reader is not None else "text"
-            segments.append(Segment(kind, ids, position, reader, span.text_digest or "", span.start_char, hit))
+            chunk = (span.text_digest or "", span.start_char, span.text)
+            segments.append(Segment(kind, ids, position, reader, *chunk, hit))
             position += len(ids)
         return PromptLayout(segments, self._decoder.device)
 

@@ -207,7 +207,7 @@ class SamKVEngine:
             raise ConfigurationError(f"reference is {reference!r}; it must be text of at least one token")
         generation = self._generation(prompt, policy)
         sampling = Sampling(max_new_tokens, stop=_as_stops(stop))
-        result = gather(stream_answer(generation, self.tokenizer, sampling, self._end_ids))
+        result = gather(self._stream(generation, sampling))
         return result, generation.nll(reference_ids)
 
     def stream(
@@ -223,7 +223,7 @@ class SamKVEngine:
     ) -> Generator[StreamPiece, None, None]:
         """Like :meth:`generate`, piece by piece. Closing the iterator stops the generation at once."""
         sampling = Sampling(max_new_tokens, temperature, top_p, _as_stops(stop), seed)
-        return stream_answer(self._generation(prompt, policy), self.tokenizer, sampling, self._end_ids)
+        return self._stream(self._generation(prompt, policy), sampling)
 
     def apply_chat_template(
         self, messages: Sequence[Mapping[str, Any]], *, tools: Sequence[Mapping[str, Any]] = ()
@@ -261,6 +261,9 @@ class SamKVEngine:
     def _generation(self, prompt: Prompt, policy: dict[str, Any]) -> Generation:
         config = self._with_policy(policy)
         return Generation(self.decoder, self._assembler, self._model_lock, config, self._as_text(prompt))
+
+    def _stream(self, generation: Generation, sampling: Sampling) -> Generator[StreamPiece, None, None]:
+        return stream_answer(generation, self.tokenizer, sampling, self._end_ids, self.model_name)
 
     def _with_policy(self, policy: dict[str, Any]) -> SamKVConfig:
         names = [f.name for f in fields(SamKVConfig) if f.name not in _FIXED_OPTIONS]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Generator, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch.nn.functional import cross_entropy
@@ -14,7 +14,8 @@ from samkv_rag.assembly import PromptAssembler, ReadPrompt
 from samkv_rag.config import SamKVConfig
 from samkv_rag.decoding import AnswerText, Sampling, TokenChooser, decode
 from samkv_rag.diagnostics import excessive_recomputation
-from samkv_rag.exceptions import PromptTooLongError
+from samkv_rag.exceptions import ConfigurationError, PromptTooLongError
+from samkv_rag.explanation import Explainer, Explanation
 from samkv_rag.methods import METHODS, Clock, Prefilled, PrefillMethod
 from samkv_rag.metrics import ChunkUse, Diagnostic, GenerationMetrics
 from samkv_rag.model.decoder import CausalPass, Decoder
@@ -34,6 +35,17 @@ class StreamPiece:
     metrics: GenerationMetrics | None = None
     token_ids: tuple[int, ...] = ()
     chunks: tuple[ChunkUse, ...] = ()
+    explainer: Explainer | None = field(default=None, repr=False)
+
+    def explain(self, answer: str) -> Explanation:
+        """Of the last piece: what ``answer``, the text of all pieces, was read from.
+
+        Raises:
+            ConfigurationError: this is not the last piece.
+        """
+        if self.explainer is None or self.metrics is None:
+            raise ConfigurationError(f"the piece {self.text!r} is not the last; ask that one, which has metrics")
+        return self.explainer(answer, self.metrics, self.chunks)
 
 
 @dataclass(frozen=True)
@@ -49,10 +61,15 @@ class GenerationResult:
     token_ids: tuple[int, ...]
     metrics: GenerationMetrics
     chunks: tuple[ChunkUse, ...]
+    explainer: Explainer = field(repr=False)
+
+    def explain(self) -> Explanation:
+        """What the answer was read from: of each chunk the tokens kept, by which scores; a picture of it too."""
+        return self.explainer(self.text, self.metrics, self.chunks)
 
 
 def stream_answer(
-    generation: Generation, tokenizer: PromptTokenizer, sampling: Sampling, end_ids: frozenset[int]
+    generation: Generation, tokenizer: PromptTokenizer, sampling: Sampling, end_ids: frozenset[int], model_name: str
 ) -> Generator[StreamPiece, None, None]:
     """Yield the answer's text piece by piece; the last piece carries metrics."""
     started = time.perf_counter()
@@ -71,7 +88,8 @@ def stream_answer(
             finish_reason = "stop"
             break
     metrics = generation.metrics(len(token_ids), ttft_s, time.perf_counter() - started)
-    yield StreamPiece(answer.finish(), finish_reason, metrics, tuple(token_ids), generation.chunk_uses())
+    explainer = Explainer(model_name, tokenizer)
+    yield StreamPiece(answer.finish(), finish_reason, metrics, tuple(token_ids), generation.chunk_uses(), explainer)
 
 
 def gather(pieces: Iterable[StreamPiece]) -> GenerationResult:
@@ -79,8 +97,9 @@ def gather(pieces: Iterable[StreamPiece]) -> GenerationResult:
     *_, last = gathered = list(pieces)
     assert last.finish_reason is not None
     assert last.metrics is not None
+    assert last.explainer is not None
     text = "".join(piece.text for piece in gathered)
-    return GenerationResult(text, last.finish_reason, last.token_ids, last.metrics, last.chunks)
+    return GenerationResult(text, last.finish_reason, last.token_ids, last.metrics, last.chunks, last.explainer)
 
 
 class Generation:
@@ -174,7 +193,9 @@ class Generation:
 
     def chunk_uses(self) -> tuple[ChunkUse, ...]:
         """What became of each chunk."""
-        kept = self._prefilled.kept.cpu()
+        kept, chunks = self._prefilled.kept.cpu(), self._layout.chunks
+        scored = self._prefilled.block_scores
+        blocks = scored.blocks.scored(scored.scores, self._layout) if scored else [()] * len(chunks)
         return tuple(
             ChunkUse(
                 chunk_key=segment.chunk_key,
@@ -182,8 +203,10 @@ class Generation:
                 num_tokens=segment.stop - segment.start,
                 hit=segment.hit,
                 kept_tokens=tuple(kept[segment.span].nonzero()[:, 0].tolist()),
+                text=segment.text,
+                blocks=of_chunk,
             )
-            for segment in self._layout.chunks
+            for segment, of_chunk in zip(chunks, blocks, strict=True)
         )
 
     def _read_prompt(self) -> PromptLayout:

@@ -3,7 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
+
+
+class ScoredBlock(NamedTuple):
+    """A run of a chunk's tokens that was scored, and kept or dropped, together."""
+
+    start: int
+    """Index, within the chunk, of its first token."""
+    stop: int
+    """Index behind its last token."""
+    score: float
+    """What the selection gave it; only comparable within one answer. -inf: not eligible, whatever the budget."""
 
 
 @dataclass(frozen=True)
@@ -18,6 +29,9 @@ class ChunkUse:
     """Its KV came from the store; otherwise it was computed on the spot."""
     kept_tokens: tuple[int, ...]
     """Indices, within the chunk, of the tokens whose KV stays for decoding."""
+    text: str = field(default="", repr=False)
+    blocks: tuple[ScoredBlock, ...] = field(default=(), repr=False)
+    """What the selection scored, in order; none under methods that select nothing. Anchors are in no block."""
 
 
 @dataclass(frozen=True)

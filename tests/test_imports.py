@@ -19,7 +19,7 @@ LAYERS = [
     {"store", "model"},
     {"ingestion", "sparse", "decoding"},
     {"methods"},
-    {"assembly"},
+    {"assembly", "explanation"},
     {"generation"},
     {"engine"},
     {"serving"},

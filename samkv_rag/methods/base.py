@@ -16,6 +16,7 @@ from samkv_rag.metrics import Diagnostic
 from samkv_rag.model.decoder import Decoder
 from samkv_rag.model.kv_buffer import KVBuffer
 from samkv_rag.sparse.layout import PromptLayout
+from samkv_rag.sparse.selection import BlockScores
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,8 @@ class Prefilled:
     """``[tokens]``, chunk tokens run through the model for this prompt"""
     diagnostics: tuple[Diagnostic, ...] = ()
     """What the method noticed on its way."""
+    block_scores: BlockScores | None = None
+    """By what it chose, if it chose."""
 
 
 class Clock:

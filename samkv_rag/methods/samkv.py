@@ -10,7 +10,7 @@ from samkv_rag.methods.sparse import Selected, SparsePrefill
 from samkv_rag.model.decoder import Decoder
 from samkv_rag.sparse.consensus import consensus_blocks
 from samkv_rag.sparse.layout import PromptLayout
-from samkv_rag.sparse.selection import Blocks, Budget, anchor_mask
+from samkv_rag.sparse.selection import Blocks, BlockScores, Budget, anchor_mask
 
 
 class SamKV(SparsePrefill):
@@ -29,4 +29,4 @@ class SamKV(SparsePrefill):
         queries, scores = consensus_blocks(decoder, layout, anchors, config)
         failure = consensus_failure(queries, scores, config.personalization)
         kept = anchors | blocks.best_within(scores, budget.num_tokens - int(anchors.sum()))
-        return Selected(kept, diagnostics=tuple(failure))
+        return Selected(kept, BlockScores(blocks, scores), diagnostics=tuple(failure))

@@ -10,7 +10,7 @@ from samkv_rag.methods.sparse import Selected, SparsePrefill
 from samkv_rag.model.decoder import Decoder
 from samkv_rag.sparse.layout import PromptLayout
 from samkv_rag.sparse.scouting import scout
-from samkv_rag.sparse.selection import Blocks, Budget, anchor_mask
+from samkv_rag.sparse.selection import Blocks, BlockScores, Budget, anchor_mask
 
 
 class Scout(SparsePrefill):
@@ -29,4 +29,5 @@ class Scout(SparsePrefill):
         anchors = anchor_mask(layout, budget)
         spans = Blocks(layout, budget.initial_tokens, budget.local_tokens, config.span_tokens)
         scores = spans.top_token_mean(token_scores, config.span_top_tokens)
-        return Selected(anchors | spans.best_within(scores, budget.num_tokens - int(anchors.sum())), text_below)
+        kept = anchors | spans.best_within(scores, budget.num_tokens - int(anchors.sum()))
+        return Selected(kept, BlockScores(spans, scores), text_below)

@@ -16,7 +16,7 @@ from samkv_rag.model.decoder import Decoder
 from samkv_rag.model.kv_buffer import KVBuffer
 from samkv_rag.sparse.layout import PromptLayout
 from samkv_rag.sparse.recomputation import recompute
-from samkv_rag.sparse.selection import Budget, plan_budget
+from samkv_rag.sparse.selection import BlockScores, Budget, plan_budget
 from samkv_rag.sparse.text import TextBelow
 
 
@@ -25,6 +25,7 @@ class Selected:
     """Chunk tokens to keep, a ``[tokens]`` mask, and what the selection computed on its way."""
 
     tokens: torch.Tensor
+    block_scores: BlockScores | None = None
     text_below: TextBelow | None = None
     diagnostics: tuple[Diagnostic, ...] = ()
 
@@ -50,7 +51,7 @@ class SparsePrefill(PrefillMethod):
         kept = selected.tokens | layout.is_prefix | layout.is_text
         with clock.phase("recompute"):
             hidden = recompute(decoder, layout, kept, recomputed, config, buffer, selected.text_below)
-        return Prefilled(hidden, kept, recomputed, selected.diagnostics)
+        return Prefilled(hidden, kept, recomputed, selected.diagnostics, selected.block_scores)
 
     def _select(self, decoder: Decoder, layout: PromptLayout, config: SamKVConfig) -> Selected:
         if config.sequence_ratio == 1:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 from samkv_rag.exceptions import ChatTemplateError, ToolsUnsupportedError
@@ -33,6 +34,13 @@ class PromptTokenizer:
     def chunk_ids(self, text: str) -> list[int]:
         """Token ids of a chunk; special tokens spelled out in a document stay plain text."""
         return self._continuation(text, split_special_tokens=True)
+
+    def chunk_offsets(self, text: str) -> list[tuple[int, int]]:
+        """First character, and the one behind the last, of each of a chunk's tokens.
+
+        Tokens that share a character (bytes of an emoji) split it: the first has it, the others are empty.
+        """
+        return _without_overlaps(self._continuation_offsets(text), len(text))
 
     def text_ids(self, text: str, starts_prompt: bool) -> list[int]:
         """Token ids of prompt text between chunks; the first text gets the BOS that the model expects."""
@@ -92,11 +100,39 @@ class PromptTokenizer:
         # A line break that merges with the text's own cannot be cut off; then the space stays.
         return ids[cut:] if ids[:cut] == self._sentinel_ids else self._encode(text, **options)
 
+    def _continuation_offsets(self, text: str) -> list[tuple[int, int]]:
+        """Offsets of the ids that :meth:`chunk_ids` gives."""
+        if not self.tokenizer.is_fast:
+            return self._decoded_offsets(self.chunk_ids(text))
+        options = {"split_special_tokens": True, "return_offsets_mapping": True}
+        num_ids = len(self.chunk_ids(text))
+        for lead in (_SENTINEL, "") if self._adds_space else ("",):
+            encoded = self.tokenizer(lead + text, add_special_tokens=False, verbose=False, **options)
+            offsets = encoded["offset_mapping"][len(self._sentinel_ids) if lead else 0 :]
+            if len(offsets) == num_ids:
+                break
+        return [(start - len(lead), stop - len(lead)) for start, stop in offsets]
+
+    def _decoded_offsets(self, token_ids: Sequence[int]) -> list[tuple[int, int]]:
+        """For tokenizers that cannot tell: by the length of the text that the ids so far make."""
+        ends = [len(self.decode(token_ids[: i + 1])) for i in range(len(token_ids))]
+        return list(pairwise([0, *ends]))
+
     def _leading_special_ids(self) -> list[int]:
         plain = self._encode("word")
         framed = list(self.tokenizer("word")["input_ids"])
         start = next((i for i in range(len(framed)) if framed[i : i + len(plain)] == plain), 0)
         return framed[:start]
+
+
+def _without_overlaps(offsets: Sequence[tuple[int, int]], num_chars: int) -> list[tuple[int, int]]:
+    """Offsets that never go back and stay within a text of ``num_chars`` characters."""
+    ordered, position = [], 0
+    for start, stop in offsets:
+        start = min(max(start, position), num_chars)
+        position = min(max(stop, start), num_chars)
+        ordered.append((start, position))
+    return ordered
 
 
 def printable(text: str, limit: int = 60) -> str:

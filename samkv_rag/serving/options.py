@@ -81,6 +81,17 @@ def as_dtype_name(dtype: object) -> object:
     return dtype if dtype is None else str(dtype).removeprefix("torch.")
 
 
+def as_switch(name: str, given: object, own: bool) -> bool:
+    """Return what a call says of a switch; None: the LLM's ``own``.
+
+    Raises:
+        ConfigurationError: neither True nor False.
+    """
+    if given is not None and not isinstance(given, bool):
+        raise ConfigurationError(f"{name} is {given!r}; it must be True or False")
+    return own if given is None else given
+
+
 def call_options(own: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
     """Return the engine's options of one call: the LLM's ``own``, changed by those ``given``; None changes nothing.
 

@@ -29,6 +29,8 @@ class Segment:
     reader: ChunkReader | None = None
     chunk_key: str = ""
     start_char: int = 0
+    text: str = ""
+    """Of a chunk."""
     hit: bool = True
     """Whether the store had the chunk, rather than it being computed for this prompt."""
 

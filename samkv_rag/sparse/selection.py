@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import NamedTuple
 
 import torch
 
 from samkv_rag.chunk_cache import Layout
+from samkv_rag.metrics import ScoredBlock
 from samkv_rag.sparse.layout import PromptLayout
 
 
@@ -76,6 +79,24 @@ class Blocks:
         mask = torch.zeros(self._num_tokens, dtype=torch.bool, device=scores.device)
         mask[self.positions[eligible[best]]] = True
         return mask
+
+    def scored(self, scores: torch.Tensor, layout: PromptLayout) -> list[tuple[ScoredBlock, ...]]:
+        """The blocks of each chunk with their ``scores`` ``[blocks]``, on the host, within their chunk."""
+        num_tokens = self.of_token.bincount(minlength=self.num_blocks)
+        first = self.positions[num_tokens.cumsum(0) - num_tokens]
+        starts = layout.index_in_chunk[first]
+        columns = (starts.tolist(), (starts + num_tokens).tolist(), scores.tolist())
+        blocks = [ScoredBlock(start, stop, score) for start, stop, score in zip(*columns, strict=True)]
+        bounds = [0, *self.per_chunk.cumsum(0).tolist()]
+        return [tuple(blocks[first:last]) for first, last in pairwise(bounds)]
+
+
+class BlockScores(NamedTuple):
+    """What a selection gave its blocks; stays on the device until an answer is there."""
+
+    blocks: Blocks
+    scores: torch.Tensor
+    """``[blocks]``"""
 
 
 def dynamic_share(block_scores: torch.Tensor, anchor_score: torch.Tensor) -> torch.Tensor:

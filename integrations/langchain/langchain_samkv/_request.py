@@ -15,7 +15,7 @@ from langchain_samkv._structured import beginning_of_json, with_json_instruction
 from langchain_samkv._tools import TextOnly, ToolCalls, beginning_of_call, chosen_tool
 from samkv_rag.exceptions import ChatTemplateError
 from samkv_rag.serving.messages import render
-from samkv_rag.serving.options import call_options
+from samkv_rag.serving.options import as_switch, call_options
 
 if TYPE_CHECKING:
     from samkv_rag import SamKVEngine
@@ -34,6 +34,8 @@ class Request:
     tool_choice: object = None
     json_schema: Mapping[str, Any] | None = None
     """What the answer must fit, as JSON."""
+    explain: bool = False
+    """Whether the answer says what it was read from."""
 
     @classmethod
     def of_call(cls, own: Mapping[str, Any], given: Mapping[str, Any]) -> Request:
@@ -41,7 +43,9 @@ class Request:
         options = {name: value for name, value in given.items() if name not in _OF_LANGCHAIN}
         tools = options.pop("tools", None) or ()
         tool_choice, json_schema = options.pop("tool_choice", None), options.pop("json_schema", None)
-        return cls(call_options(own, options), tools, tool_choice, json_schema)
+        explain = as_switch("explain", options.pop("explain", None), own["explain"])
+        own = {name: value for name, value in own.items() if name != "explain"}
+        return cls(call_options(own, options), tools, tool_choice, json_schema, explain)
 
     def answer(self, engine: SamKVEngine, messages: Sequence[BaseMessage]) -> Generator[AIMessageChunk, None, None]:
         """Yield the answer chunk by chunk; closing ends the generation.
@@ -54,7 +58,7 @@ class Request:
         prompt, beginning = self._prompt(engine, messages)
         reader = ToolCalls() if self.tools else TextOnly()
         with closing(engine.stream(prompt + beginning, **self.options)) as pieces:
-            yield from message_chunks(pieces, beginning, engine.model_name, reader)
+            yield from message_chunks(pieces, beginning, engine.model_name, reader, self.explain)
 
     def _prompt(self, engine: SamKVEngine, messages: Sequence[BaseMessage]) -> tuple[str, str]:
         """Return the rendered messages, and how the answer begins where its form is given."""

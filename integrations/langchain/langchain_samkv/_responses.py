@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from langchain_core.messages import AIMessageChunk
 from langchain_core.messages.ai import InputTokenDetails, UsageMetadata
@@ -15,21 +15,26 @@ if TYPE_CHECKING:
 
 
 def message_chunks(
-    pieces: Iterable[StreamPiece], beginning: str, model_name: str, reader: TextOnly | ToolCalls
+    pieces: Iterable[StreamPiece], beginning: str, model_name: str, reader: TextOnly | ToolCalls, explain: bool
 ) -> Generator[AIMessageChunk, None, None]:
     """Yield the answer chunk by chunk; the last one carries usage and figures.
 
     ``beginning`` is what the prompt already put into the model's mouth; it is part of the answer.
     """
     yield from reader.add(beginning)
+    text = beginning
     for piece in pieces:
+        text += piece.text
         yield from reader.add(piece.text)
         if piece.metrics is not None:
             yield from reader.finish()
-            yield _last_chunk(model_name, piece.finish_reason, piece.metrics)
+            explained = {"explanation": piece.explain(text).to_dict()} if explain else {}
+            yield _last_chunk(model_name, piece.finish_reason, piece.metrics, explained)
 
 
-def _last_chunk(model_name: str, finish_reason: str | None, metrics: GenerationMetrics) -> AIMessageChunk:
+def _last_chunk(
+    model_name: str, finish_reason: str | None, metrics: GenerationMetrics, explained: dict[str, Any]
+) -> AIMessageChunk:
     return AIMessageChunk(
         content="",
         usage_metadata=_usage(metrics),
@@ -37,6 +42,7 @@ def _last_chunk(model_name: str, finish_reason: str | None, metrics: GenerationM
             "model_name": model_name,
             "finish_reason": finish_reason,
             "metrics": metrics.to_dict(),
+            **explained,
         },
         chunk_position="last",
     )

@@ -46,7 +46,7 @@ from samkv_rag.serving.streams import off_the_loop
 if TYPE_CHECKING:
     from samkv_rag import SamKVEngine
 
-_PER_CALL = ("max_tokens", "temperature", "top_p", "stop", "seed", "sequence_ratio")
+_PER_CALL = ("max_tokens", "temperature", "top_p", "stop", "seed", "sequence_ratio", "explain")
 
 
 class ChatSamKV(BaseChatModel):
@@ -64,6 +64,8 @@ class ChatSamKV(BaseChatModel):
 
     Answers carry ``usage_metadata``, in which ``cache_read`` counts the tokens whose KV was reused, and
     ``response_metadata`` with ``model_name``, ``finish_reason`` and ``metrics``; in a stream, the last chunk.
+    With ``explain`` there is an ``explanation`` too, for :meth:`samkv_rag.Explanation.from_dict`: it holds the
+    chunks' texts, which then reach chat histories and traces.
 
     Raises:
         ConfigurationError: an argument is unknown or out of range.
@@ -107,6 +109,7 @@ class ChatSamKV(BaseChatModel):
         default=None, description="Texts that end an answer and are not part of it."
     )
     seed: int | None = Field(default=None, description="Makes sampling repeatable.")
+    explain: bool = Field(default=False, description="Answers say which tokens of which chunks were kept.")
     streaming: bool = Field(default=False, description="Also invoke reports token by token to callbacks.")
 
     def __init__(self, *, engine: SamKVEngine | None = None, **options: Any) -> None:

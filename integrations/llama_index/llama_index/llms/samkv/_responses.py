@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Generator, Iterable
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -36,28 +37,30 @@ class Answer:
         return ChatResponse(message=message, delta=self.delta, raw=self.raw, additional_kwargs=dict(self.usage))
 
 
-def growing_answers(pieces: Iterable[StreamPiece]) -> Generator[Answer, None, None]:
-    """Yield the answer so far for every piece; the last one carries the figures."""
+def growing_answers(pieces: Generator[StreamPiece, None, None], explain: bool) -> Generator[Answer, None, None]:
+    """Yield the answer so far for every piece, and close ``pieces``; the last one carries the figures."""
     text = ""
-    for piece in pieces:
-        text += piece.text
-        if piece.metrics is None:
-            yield Answer(text, piece.text)
-        else:
-            yield _finished(text, piece.text, piece.finish_reason, piece.metrics)
+    with closing(pieces):
+        for piece in pieces:
+            text += piece.text
+            if piece.metrics is None:
+                yield Answer(text, piece.text)
+            else:
+                figures = _figures(piece.metrics, piece.finish_reason)
+                explained = {"explanation": piece.explain(text).to_dict()} if explain else {}
+                yield Answer(text, piece.text, figures | explained, figures["usage"])
 
 
-def whole_answer(pieces: Iterable[StreamPiece]) -> Answer:
+def last_answer(answers: Iterable[Answer]) -> Answer:
     """Return the complete answer."""
-    (last,) = deque(growing_answers(pieces), maxlen=1)
+    (last,) = deque(answers, maxlen=1)
     return replace(last, delta=None)
 
 
-def _finished(text: str, delta: str, finish_reason: str | None, metrics: GenerationMetrics) -> Answer:
+def _figures(metrics: GenerationMetrics, finish_reason: str | None) -> dict[str, Any]:
     usage = {
         "prompt_tokens": metrics.prompt_tokens,
         "completion_tokens": metrics.completion_tokens,
         "total_tokens": metrics.prompt_tokens + metrics.completion_tokens,
     }
-    raw = {"usage": usage, "finish_reason": finish_reason, "metrics": metrics.to_dict()}
-    return Answer(text, delta, raw, usage)
+    return {"usage": usage, "finish_reason": finish_reason, "metrics": metrics.to_dict()}

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing
-from typing import TYPE_CHECKING, Any, cast
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from llama_index.core.base.llms.generic_utils import messages_to_prompt as generic_messages_to_prompt
 from llama_index.core.base.llms.types import (
@@ -31,7 +30,8 @@ from llama_index.core.bridge.pydantic import (
 from llama_index.core.llms.custom import CustomLLM
 from llama_index.core.llms.llm import default_completion_to_prompt
 from llama_index.llms.samkv._messages import engine_messages, refuse_non_text
-from llama_index.llms.samkv._responses import growing_answers, whole_answer
+from llama_index.llms.samkv._recorder import Recorder
+from llama_index.llms.samkv._responses import Answer, growing_answers, last_answer
 from llama_index.llms.samkv._tracing import traced_chat, traced_completion
 
 from samkv_rag.config import SamKVConfig, refuse_unknown
@@ -43,6 +43,7 @@ from samkv_rag.serving.options import (
     as_dtype_name,
     as_path_text,
     as_secret,
+    as_switch,
     as_texts,
     call_options,
     refusal,
@@ -52,12 +53,13 @@ from samkv_rag.serving.options import (
 from samkv_rag.serving.streams import ends_with, off_the_loop
 
 if TYPE_CHECKING:
-    from samkv_rag import SamKVEngine, StreamPiece
+    from samkv_rag import Explanation, SamKVEngine
 
 _Prompt = str | list[dict[str, str]]
 
 _PER_CALL = ("max_tokens", "temperature", "top_p", "stop", "seed", "sequence_ratio")
-_IGNORED_PER_CALL = ("extra_headers",)  # LlamaIndex's document-context extractor sends it to every LLM
+# LlamaIndex's document-context extractor sends extra headers to every LLM.
+_NOT_THE_ENGINES = ("explain", "extra_headers")
 _FROM_PLAIN = {"stop": as_texts, "store": as_path_text, "store_secret": as_secret, "dtype": as_dtype_name}
 _OF_THE_ENGINE = ("model", *ENGINE_OPTIONS)
 
@@ -80,7 +82,9 @@ class SamKVLLM(CustomLLM):
     ``store_secret``, and the password in a store's URL, are masked wherever the LLM is shown or written out;
     a masked secret is refused, so give it again: ``SamKVLLM.from_json(text, store_secret=secret)``.
 
-    Responses carry ``raw={"usage": ..., "finish_reason": ..., "metrics": ...}``; in a stream, the last one.
+    Responses carry ``raw={"usage": ..., "finish_reason": ..., "metrics": ...}``; in a stream, the last one. With
+    ``explain`` there is an ``"explanation"`` too, for :meth:`samkv_rag.Explanation.from_dict`: it holds the
+    chunks' texts, which then reach whatever logs responses.
 
     Raises:
         ConfigurationError: an argument is unknown or out of range.
@@ -105,6 +109,7 @@ class SamKVLLM(CustomLLM):
     stop: list[str] | None = Field(default=None, description="Texts that end an answer and are not part of it.")
     seed: int | None = Field(default=None, description="Makes sampling repeatable.")
 
+    explain: bool = Field(default=False, description="Responses say which tokens of which chunks were kept.")
     on_metrics: Callable[[GenerationMetrics], None] | None = Field(
         default=None,
         exclude=True,
@@ -112,7 +117,7 @@ class SamKVLLM(CustomLLM):
     )
 
     _handle: EngineHandle = PrivateAttr()
-    _last_metrics: GenerationMetrics | None = PrivateAttr(default=None)
+    _recorder: Recorder = PrivateAttr(default_factory=Recorder)
 
     def __init__(self, model: str, **options: Any) -> None:
         refuse_unknown(options, list(type(self).model_fields))
@@ -201,31 +206,39 @@ class SamKVLLM(CustomLLM):
 
         With several calls at a time, read ``response.raw["metrics"]`` or set ``on_metrics`` instead.
         """
-        return self._last_metrics
+        return self._recorder.metrics
+
+    @property
+    def last_explanation(self) -> Explanation | None:
+        """What the answer that finished last was read from; costs nothing until asked for.
+
+        With several calls at a time, set ``explain`` and read ``response.raw["explanation"]`` instead.
+        """
+        return self._recorder.explanation
 
     # The four calls
 
     def complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
         """Answer a prompt; ``formatted`` means it needs no chat template."""
-        pieces = self._pieces(self._completion_prompt(prompt, formatted), kwargs)
-        return traced_completion(self, prompt, kwargs, lambda: whole_answer(pieces).as_completion())
+        answers = self._answers(self._completion_prompt(prompt, formatted), kwargs)
+        return traced_completion(self, prompt, kwargs, lambda: last_answer(answers).as_completion())
 
     def chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
         """Answer a conversation."""
-        pieces = self._pieces(self._chat_prompt(messages), kwargs)
-        return traced_chat(self, messages, kwargs, lambda: whole_answer(pieces).as_chat())
+        answers = self._answers(self._chat_prompt(messages), kwargs)
+        return traced_chat(self, messages, kwargs, lambda: last_answer(answers).as_chat())
 
     def stream_complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponseGen:
         """Answer a prompt piece by piece; closing the stream ends the generation."""
-        pieces = self._pieces(self._completion_prompt(prompt, formatted), kwargs)
-        responses = (answer.as_completion() for answer in growing_answers(pieces))
-        return ends_with(traced_completion(self, prompt, kwargs, lambda: responses), pieces)
+        answers = self._answers(self._completion_prompt(prompt, formatted), kwargs)
+        responses = (answer.as_completion() for answer in answers)
+        return ends_with(traced_completion(self, prompt, kwargs, lambda: responses), answers)
 
     def stream_chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponseGen:
         """Answer a conversation piece by piece; closing the stream ends the generation."""
-        pieces = self._pieces(self._chat_prompt(messages), kwargs)
-        responses = (answer.as_chat() for answer in growing_answers(pieces))
-        return ends_with(traced_chat(self, messages, kwargs, lambda: responses), pieces)
+        answers = self._answers(self._chat_prompt(messages), kwargs)
+        responses = (answer.as_chat() for answer in answers)
+        return ends_with(traced_chat(self, messages, kwargs, lambda: responses), answers)
 
     # The same four without blocking the event loop
 
@@ -265,7 +278,7 @@ class SamKVLLM(CustomLLM):
     def _options(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """Return the engine's options: the LLM's fields, changed by what the caller gave."""
         own = {name: getattr(self, name) for name in _PER_CALL}
-        return call_options(own, {name: value for name, value in given.items() if name not in _IGNORED_PER_CALL})
+        return call_options(own, {name: value for name, value in given.items() if name not in _NOT_THE_ENGINES})
 
     # Engine calls
 
@@ -277,18 +290,8 @@ class SamKVLLM(CustomLLM):
         places = {name: revealed(getattr(self, name)) for name in names}
         return SamKVEngine.from_pretrained(self.model, config=config, **places)
 
-    def _pieces(self, prompt: _Prompt, kwargs: Mapping[str, Any]) -> Generator[StreamPiece, None, None]:
-        """Return the answer's pieces; options are checked now, generation begins with the first piece."""
-        return self._recorded(self.engine.stream(prompt, **self._options(kwargs)))
-
-    def _recorded(self, pieces: Iterator[StreamPiece]) -> Generator[StreamPiece, None, None]:
-        with closing(cast(Generator["StreamPiece", None, None], pieces)):
-            for piece in pieces:
-                if piece.metrics is not None:
-                    self._record(piece.metrics)
-                yield piece
-
-    def _record(self, metrics: GenerationMetrics) -> None:
-        self._last_metrics = metrics
-        if self.on_metrics is not None:
-            self.on_metrics(metrics)
+    def _answers(self, prompt: _Prompt, kwargs: Mapping[str, Any]) -> Generator[Answer, None, None]:
+        """Return the answer as it grows; options are checked now, generation begins with the first piece."""
+        pieces = self.engine.stream(prompt, **self._options(kwargs))
+        explain = as_switch("explain", kwargs.get("explain"), self.explain)
+        return growing_answers(self._recorder.record(pieces, self.on_metrics), explain)
