@@ -3,6 +3,8 @@
 # make demo-langchain   the same with LangChain
 # make test      all tests (the fast ones alone: make test-fast)
 # make check     ruff and mypy --strict
+# make cookbook  every notebook, run again and written with its outputs
+# make docs      the documentation as a site, in build/site (make docs-serve: shown while it is written)
 # make bench     the figures of benchmarks/, printed
 
 PYTHON ?= python3
@@ -13,7 +15,7 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check 
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: install demo demo-langchain test test-fast check format bench clean
+.PHONY: install demo demo-langchain test test-fast check format bench cookbook docs docs-serve clean
 
 install: $(INSTALLED)
 
@@ -47,5 +49,14 @@ format: install
 bench: install
 	$(BIN)/python -m benchmarks.engine
 
+cookbook: install
+	$(BIN)/python cookbook/run.py
+
+docs: install
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+docs-serve: install
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve
+
 clean:
-	rm -rf $(VENV) samkv-demo
+	rm -rf $(VENV) samkv-demo build/site

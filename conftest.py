@@ -20,6 +20,8 @@ import tiny
 from samkv_rag import SamKVConfig, SamKVEngine
 from samkv_rag.store import KVStore
 
+pytest_plugins = ["commands"]
+
 # Tiny models gain nothing from threads, and spinning threads of two runs slow each other down.
 torch.set_num_threads(1)
 

@@ -1,4 +1,4 @@
-"""The command line: `samkv demo`, `samkv ingest`, `samkv evaluate`, `samkv store`.
+"""The command line: `samkv demo`, `samkv ask`, `samkv ingest`, `samkv evaluate`, `samkv store`.
 
 Nothing heavy is imported before a command needs it. Results go to standard output; progress goes to
 standard error, on a terminal only. Exit status: 0, 1 for a failure told in one line, 2 for wrong usage.
@@ -15,7 +15,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from samkv_rag import __version__, cli_store
+from samkv_rag import __version__, cli_ask, cli_evaluate, cli_store
 from samkv_rag.config import SamKVConfig
 from samkv_rag.demo import Framework
 from samkv_rag.exceptions import ConfigurationError, SamKVError
@@ -82,9 +82,12 @@ def demo(
         json_file.write_text(_as_json(report.to_dict()) + "\n", encoding="utf-8")
 
 
+app.command()(cli_ask.ask)
+
+
 @app.command()
 def ingest(
-    files: Annotated[list[Path], typer.Argument(metavar="FILE", help="Text or Markdown files, or folders of them.")],
+    files: Annotated[list[Path], typer.Argument(metavar="FILE", help="Text, Markdown or PDF files, or folders.")],
     store: Annotated[str, typer.Option(metavar="DIR|URL", help="Folder or URL (s3://, redis:// ...) for chunk KV.")],
     model: _Model = None,
     namespace: Annotated[str, typer.Option(help=f"Tenant to keep apart; ${_SECRET} is its secret.")] = "",
@@ -92,16 +95,18 @@ def ingest(
 ) -> None:
     """Cut files into chunks and store the KV of those that are new."""
     from samkv_rag.demo import quieten_libraries
-    from samkv_rag.demo.documents import read_texts, split_texts
+    from samkv_rag.documents import read_documents, split_document
 
-    texts, secret = read_texts(files), _store_secret()
+    reading, secret = read_documents(files), _store_secret()
+    for problem in reading.problems:
+        _show_warning(problem)
     quieten_libraries()
     engine = _load_engine(model, store, namespace, secret)
-    chunked = split_texts(texts, engine.tokenize)
-    report = engine.add_chunks(chunked.chunks)
+    chunks = [chunk.text for document in reading.documents for chunk in split_document(document, engine.tokenize)]
+    report = engine.add_chunks(chunks)
     figures = {
-        "files": len(texts),
-        "splitter": chunked.splitter,
+        "files": len(reading.documents),
+        "problems": reading.problems,
         "added": report.num_added,
         "reused": report.num_reused,
         "skipped": report.num_skipped,
@@ -111,49 +116,7 @@ def ingest(
     typer.echo(_as_json(figures) if as_json else _in_words(figures))
 
 
-@app.command()
-def evaluate(
-    model: Annotated[str, typer.Option(help="Hub id, folder or .gguf file.")],
-    data: Annotated[list[Path], typer.Option(metavar="FILE", help="Case files, one JSON object a line.")],
-    output_dir: Annotated[Path, typer.Option(help="Folder for the results; one of an earlier run is continued.")],
-    more_data: Annotated[list[Path] | None, typer.Argument(metavar="[FILE]...", help="More case files.")] = None,
-    methods: Annotated[str, typer.Option(help="Names, separated by commas; full_prefill always runs.")] = "scout",
-    sequence_ratio: Annotated[str, typer.Option(help="Budgets, separated by commas.")] = "0.15",
-    limit: Annotated[int | None, typer.Option(min=1, help="Cases of each file.", show_default="all")] = None,
-    seed: Annotated[
-        int | None,
-        typer.Option(min=0, help="Draws a limit's cases and the bootstrap.", show_default="first cases"),
-    ] = None,
-    store: Annotated[Path | None, typer.Option(help="Folder for chunk KV.", show_default="kv in output-dir")] = None,
-    reference: Annotated[Path | None, typer.Option(help="Evaluation to take full prefill's answers from.")] = None,
-    dtype: Annotated[str | None, typer.Option(help="Such as bfloat16.", show_default="by processor")] = None,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of an answer.")] = 16,
-    option: Annotated[list[str] | None, typer.Option(metavar="NAME=VALUE", help="An option of SamKVConfig.")] = None,
-) -> None:
-    """Answer the cases of files by several methods and compare quality, speed and memory."""
-    from samkv_rag.demo import quieten_libraries
-
-    quieten_libraries()
-    from samkv_rag.evaluation import EvaluationOptions, command
-    from samkv_rag.evaluation import evaluate as run_evaluation
-
-    run_evaluation(
-        EvaluationOptions(
-            model=model,
-            data=[*data, *(more_data or [])],
-            output_dir=output_dir,
-            methods=command.split_list(methods),
-            sequence_ratios=command.parse_ratios(sequence_ratio),
-            limit=limit,
-            seed=seed,
-            store=store,
-            reference=reference,
-            dtype=dtype,
-            max_new_tokens=max_new_tokens,
-            engine_options=command.parse_engine_options(option or []),
-        )
-    )
-    typer.echo(f"results in {output_dir}: report.md, metrics.json, predictions.jsonl")
+app.command()(cli_evaluate.evaluate)
 
 
 def _load_engine(model: str | None, store: str, namespace: str, secret: str | None) -> Any:

@@ -17,12 +17,13 @@ BUCKET = "samkv"
 
 
 @contextmanager
-def s3_server() -> Iterator[dict[str, Any]]:
+def s3_server(port: int = 0) -> Iterator[dict[str, Any]]:
     """Storage options of a server that speaks S3, with an empty bucket."""
+    require_free(port)
     moto = pytest.importorskip("moto.server", reason="moto[server], an S3 server, is not installed")
     boto3 = pytest.importorskip("boto3", reason="boto3 is not installed")
     pytest.importorskip("s3fs", reason="s3fs is not installed")
-    server = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=port, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
     place = {"endpoint_url": f"http://{host}:{port}", "region_name": "us-east-1"}
@@ -37,8 +38,9 @@ def s3_server() -> Iterator[dict[str, Any]]:
 class RedisServer:
     """A process of its own, with nothing kept on disk."""
 
-    def __init__(self) -> None:
-        self.port = free_port()
+    def __init__(self, port: int = 0) -> None:
+        require_free(port)
+        self.port = port or free_port()
         self.url = f"redis://127.0.0.1:{self.port}"
         self._folder = tempfile.TemporaryDirectory()
         self._process: subprocess.Popen[bytes] | None = None
@@ -75,9 +77,9 @@ class RedisServer:
 
 
 @contextmanager
-def redis_server() -> Iterator[RedisServer]:
+def redis_server(port: int = 0) -> Iterator[RedisServer]:
     """A started server."""
-    server = RedisServer()
+    server = RedisServer(port)
     try:
         server.start()
         yield server
@@ -90,3 +92,10 @@ def free_port() -> int:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return int(listener.getsockname()[1])
+
+
+def require_free(port: int) -> None:
+    """Raise OSError where something listens on the port; 0 is any free one."""
+    with socket.socket() as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(("127.0.0.1", port))

@@ -6,51 +6,17 @@ import json
 import subprocess
 import sys
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+import pdfs
 import samkv_rag
 import tiny
+from commands import Run, only_line
 from samkv_rag import cli, demo
-from samkv_rag.demo.documents import CHUNK_TOKENS, pack_paragraphs
 from samkv_rag.exceptions import ConfigurationError
 from samkv_rag.store.lifecycle import open_existing, statistics
-
-Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """A function: arguments to exit status, standard output and standard error."""
-    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
-    monkeypatch.setenv("TQDM_DISABLE", "1")
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["samkv", *map(str, arguments)])
-        with pytest.raises(SystemExit) as exit_info:
-            cli.main()
-        captured = capsys.readouterr()
-        return int(exit_info.value.code or 0), captured.out, captured.err
-
-    return call
-
-
-@pytest.fixture(scope="module")
-def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("model")
-    tiny.model().save_pretrained(folder)
-    tiny.tokenizer().save_pretrained(folder)
-    return folder
-
-
-def only_line(error: str) -> str:
-    (line,) = error.splitlines()
-    assert line.startswith("samkv: error: ")
-    assert "Traceback" not in line
-    return line
-
 
 # -- outside ---------------------------------------------------------------------------------------
 
@@ -202,6 +168,7 @@ def test_ingest_takes_a_url(run: Run, notes: Path, model_folder: Path, tmp_path:
         ("empty.md", b" \n", "is empty"),
         ("binary.md", b"text\x00text", "binary"),
         ("latin.txt", "café".encode("latin-1"), "not UTF-8"),
+        ("scanned.pdf", pdfs.pdf([""]), "holds no text"),
     ],
 )
 def test_ingest_refuses_what_is_not_text(run: Run, tmp_path: Path, name: str, content: bytes, words: str) -> None:
@@ -213,10 +180,22 @@ def test_ingest_refuses_what_is_not_text(run: Run, tmp_path: Path, name: str, co
     assert not (tmp_path / "store").exists()
 
 
+def test_ingest_takes_pdf_and_leaves_out_what_it_cannot_read(
+    run: Run, notes: Path, model_folder: Path, tmp_path: Path
+) -> None:
+    (notes / "report.pdf").write_bytes(pdfs.pdf([tiny.text(7), tiny.text(8)]))
+    (notes / "broken.pdf").write_bytes(b"%PDF-1.7 and nothing more")
+    status, out, error = run("ingest", notes, "--store", tmp_path / "store", "--model", model_folder)
+    assert status == 0
+    assert "4 files: 5 chunks added" in out
+    (line,) = error.splitlines()
+    assert line.startswith("samkv: warning: ") and "broken.pdf is damaged" in line
+
+
 def test_ingest_refuses_a_folder_without_text(run: Run, tmp_path: Path) -> None:
     status, _, error = run("ingest", tmp_path, "--store", tmp_path / "store")
     assert status == 1
-    assert "no text files" in only_line(error)
+    assert "no files to read" in only_line(error)
 
 
 def test_ingest_names_a_model_that_is_not_there(run: Run, notes: Path, tmp_path: Path) -> None:
@@ -235,27 +214,3 @@ def test_ingest_refuses_a_store_that_is_a_file(run: Run, notes: Path, model_fold
 def test_a_warning_is_one_line_too(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cli, "app", lambda **_: warnings.showwarning("a\nfile", UserWarning, "x.py", 1))
     assert run() == (0, "", "samkv: warning: a file\n")
-
-
-# -- cutting texts without LlamaIndex --------------------------------------------------------------
-
-
-def words(text: str) -> list[int]:
-    return [len(word) for word in text.split()]
-
-
-def test_paragraphs_are_packed_up_to_the_limit() -> None:
-    paragraphs = [" ".join([f"p{i}"] * 100) for i in range(5)]
-    chunks = list(pack_paragraphs("\n\n".join(paragraphs), words))
-    assert chunks == ["\n\n".join(paragraphs[:2]), "\n\n".join(paragraphs[2:4]), paragraphs[4]]
-
-
-def test_a_long_paragraph_is_cut_at_sentences_and_nothing_is_lost() -> None:
-    text = " ".join(f"Sentence number {i} has seven words here." for i in range(200))
-    chunks = list(pack_paragraphs(text, words))
-    assert all(len(words(chunk)) <= CHUNK_TOKENS for chunk in chunks)
-    assert " ".join(chunks) == text
-
-
-def test_a_word_past_the_limit_stays_whole() -> None:
-    assert list(pack_paragraphs("x" * 50, lambda text: list(range(len(text))), limit=10)) == ["x" * 50]

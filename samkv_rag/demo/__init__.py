@@ -7,9 +7,8 @@
     run.py        the demo from start to end
     report.py     its figures, and the same as JSON
     screen.py     its output on a terminal
-    documents.py  `samkv ingest`: files to chunks
 
-The only part of samkv_rag that imports frameworks, and imported by nothing but the command line.
+The only part of samkv_rag that imports frameworks, and, models.py apart, imported by nothing but the command line.
 """
 
 from __future__ import annotations
@@ -51,14 +50,14 @@ def require_packages(framework: Framework) -> None:
         raise ConfigurationError(f'the demo needs {", ".join(missing)}; pip install "samkv-rag[demo]"')
 
 
-def quieten_libraries() -> None:
-    """Keep other libraries' notices off the terminal, and their progress bars out of files."""
-    if piped := not sys.stderr.isatty():
+def quieten_libraries(bars: bool = True) -> None:
+    """Keep other libraries' notices off the terminal, and their progress bars out of files; or all their bars."""
+    if no_bars := not (bars and sys.stderr.isatty()):
         os.environ["TQDM_DISABLE"] = "1"  # tqdm reads it when it is imported, which is next
     from transformers.utils import logging
 
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-    if piped:
+    if no_bars:
         logging.disable_progress_bar()  # type: ignore[no-untyped-call]
 
 

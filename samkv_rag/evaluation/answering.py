@@ -11,7 +11,7 @@ from samkv_rag.evaluation.compressors import COMPRESSORS, Compressor
 from samkv_rag.evaluation.datasets import Case, build_messages
 from samkv_rag.evaluation.options import REFERENCE, Task
 from samkv_rag.evaluation.records import Prediction
-from samkv_rag.evaluation.scoring import exact_match, f1
+from samkv_rag.evaluation.scoring import answer_recall, exact_match, f1
 from samkv_rag.exceptions import EvaluationError
 from samkv_rag.generation import GenerationResult
 from samkv_rag.metrics import ChunkUse, GenerationMetrics
@@ -23,9 +23,10 @@ CHUNKS_MISSED = "chunks_missed"
 class Answerer:
     """The same prompt, clock and decoding for every method."""
 
-    def __init__(self, engine: SamKVEngine, max_new_tokens: int) -> None:
+    def __init__(self, engine: SamKVEngine, max_new_tokens: int, prompt: str | None = None) -> None:
         self._engine = engine
         self._max_new_tokens = max_new_tokens
+        self._prompt = prompt
         self._compressors: dict[str, Compressor] = {}
 
     def answer(self, data: str, case: Case, task: Task, reference: Prediction | None) -> Prediction:
@@ -41,7 +42,7 @@ class Answerer:
 
     def _answer(self, data: str, case: Case, task: Task, method: str, texts: Sequence[str]) -> Prediction:
         result, gold_nll = self._engine.generate_scored(
-            build_messages(case.question, texts),
+            build_messages(case.question, texts, self._prompt),
             case.answers[0],
             max_new_tokens=self._max_new_tokens,
             stop="\n",
@@ -102,6 +103,7 @@ def _as_prediction(data: str, case: Case, task: Task, result: GenerationResult, 
         prediction=text,
         f1=f1(text, case.answers),
         em=exact_match(text, case.answers),
+        recall=answer_recall(text, case.answers),
         gold_nll=gold_nll,
         ttft_s=metrics.ttft_s,
         total_s=metrics.total_s,

@@ -1,12 +1,19 @@
-"""From the texts of the command line to options."""
+"""From the texts of the command line to options and cases."""
 
 from __future__ import annotations
 
 import ast
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+from samkv_rag.evaluation.folder import TOP_K, cases_from_folder
+from samkv_rag.evaluation.options import EvaluationOptions
+from samkv_rag.evaluation.plots import require_matplotlib
+from samkv_rag.evaluation.records import CASES_FILE, RunFolder
 from samkv_rag.exceptions import ConfigurationError
+
+__all__ = ["CASES_FILE", "make_cases", "parse_engine_options", "parse_ratios", "read_prompt", "split_list"]
 
 _WORDS = {"true": True, "false": False, "none": None}
 
@@ -41,6 +48,31 @@ def parse_engine_options(settings: Sequence[str]) -> dict[str, Any]:
             raise ConfigurationError(f"--option is {setting!r}; give name=value")
         options[name.strip()] = _parse_value(value.strip())
     return options
+
+
+def read_prompt(file: Path | None) -> str | None:
+    """The text of a prompt's file; None where none is given.
+
+    Raises:
+        ConfigurationError: it cannot be read.
+    """
+    if file is None:
+        return None
+    try:
+        return file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"--prompt {file} cannot be read ({error}); give a text file in UTF-8") from error
+
+
+def make_cases(options: EvaluationOptions, documents: Path, questions: Path, top_k: int | None) -> None:
+    """Make the case file in the output folder, unless it is there; what would fail later fails before.
+
+    Raises:
+        SamKVError: as cases_from_folder, or the output folder holds something else.
+    """
+    require_matplotlib()
+    RunFolder(options.output_dir)
+    cases_from_folder(documents, questions, options.output_dir, options.model, top_k or TOP_K)
 
 
 def _parse_value(text: str) -> Any:

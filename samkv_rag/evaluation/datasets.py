@@ -1,21 +1,24 @@
 """Evaluation cases: a question, its right answers and the chunks a retriever brought.
 
 A file holds one JSON object a line: ``id``, ``question``, ``answers`` (any of them is right),
-``chunks`` (each ``title`` and ``text``) and, where known, ``supporting`` (titles of the chunks that hold
-the answer).
+``chunks`` (each ``title`` and ``text``, perhaps ``source``) and, where known, ``supporting`` (titles or
+sources of the chunks that hold the answer).
 """
 
 from __future__ import annotations
 
 import json
 import random
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
-from samkv_rag.exceptions import CaseFileError
+from samkv_rag.exceptions import CaseFileError, ConfigurationError
 
+_PLACEHOLDER = re.compile(r"\{passages\}|\{question\}")
 _INSTRUCTION = "Answer the question using only the passages. Reply with the short answer only, no explanation."
 
 
@@ -30,6 +33,8 @@ class Case:
     """Texts as they stand in the prompt, titles included."""
     supporting: frozenset[str] | None
     """Those of ``chunks`` that hold the answer, where the data says so."""
+    retrieved: float | None = None
+    """Share, in [0, 1], of the titles or sources in ``supporting`` that have a chunk among ``chunks``."""
 
 
 def load_cases(file: Path, limit: int | None = None, seed: int | None = None) -> list[Case]:
@@ -48,9 +53,29 @@ def load_cases(file: Path, limit: int | None = None, seed: int | None = None) ->
     return cases[:limit]
 
 
-def build_messages(question: str, texts: Sequence[str]) -> list[dict[str, str]]:
+def retrieval_recall(cases: Sequence[Case]) -> dict[str, float] | None:
+    """Over the ``n`` cases that say what should have been retrieved: the mean share that was; None if none says."""
+    shares = [case.retrieved for case in cases if case.retrieved is not None]
+    return {"n": len(shares), "share": fmean(shares)} if shares else None
+
+
+def require_placeholders(prompt: str) -> None:
+    """Check a prompt's text.
+
+    Raises:
+        ConfigurationError: not just one ``{passages}`` and one ``{question}`` in it.
+    """
+    for name in ("{passages}", "{question}"):
+        if (count := prompt.count(name)) != 1:
+            raise ConfigurationError(f"prompt has {name} {count} times; it must stand in it once")
+
+
+def build_messages(question: str, texts: Sequence[str], prompt: str | None = None) -> list[dict[str, str]]:
     """Return the chat messages that put ``question`` to the model over ``texts``."""
     passages = "\n\n".join(texts)
+    if prompt is not None:
+        filled = {"{passages}": passages, "{question}": question}
+        return [{"role": "user", "content": _PLACEHOLDER.sub(lambda found: filled[found[0]], prompt)}]
     user = f"{_INSTRUCTION}\n\nPassages:\n\n{passages}\n\nQuestion: {question}\nReply with the short answer only."
     return [{"role": "system", "content": "You are a helpful assistant."}, {"role": "user", "content": user}]
 
@@ -84,23 +109,23 @@ class _NotACase(Exception):  # noqa: N818  # caught where file and line are know
 def _as_case(record: Any) -> Case:
     if not isinstance(record, dict):
         raise _NotACase("the line is not a JSON object")
-    titled = [(_text(chunk, "title", may_be_empty=True), _text(chunk, "text")) for chunk in _objects(record, "chunks")]
+    chunks = _objects(record, "chunks")
+    titled = [(_text(chunk, "title", may_be_empty=True), _text(chunk, "text")) for chunk in chunks]
     texts = tuple(f"{title}: {text}" if title else text for title, text in titled)
+    names = [
+        {title, _text(chunk, "source") if "source" in chunk else title}
+        for (title, _), chunk in zip(titled, chunks, strict=True)
+    ]
+    wanted = set(_texts(record, "supporting")) if record.get("supporting") else set()
     return Case(
         case_id=_text(record, "id"),
         question=_text(record, "question"),
         answers=tuple(_texts(record, "answers")),
         chunks=texts,
-        supporting=_supporting(record, [title for title, _ in titled], texts),
+        # A retriever may have missed them all; then there is nothing to keep.
+        supporting=frozenset(text for text, own in zip(texts, names, strict=True) if own & wanted) or None,
+        retrieved=len(wanted & set().union(*names)) / len(wanted) if wanted else None,
     )
-
-
-def _supporting(record: dict[str, Any], titles: Sequence[str], texts: Sequence[str]) -> frozenset[str] | None:
-    if not record.get("supporting"):
-        return None
-    wanted = set(_texts(record, "supporting"))
-    # A retriever may have missed them all; then there is nothing to keep.
-    return frozenset(text for title, text in zip(titles, texts, strict=True) if title in wanted) or None
 
 
 def _text(record: dict[str, Any], key: str, may_be_empty: bool = False) -> str:

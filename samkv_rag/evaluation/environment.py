@@ -30,6 +30,7 @@ def describe_run(options: EvaluationOptions, engine: SamKVEngine) -> dict[str, A
         "limit": options.limit,
         "seed": options.seed,
         "max_new_tokens": options.max_new_tokens,
+        "prompt": options.prompt,
         "engine": _common_options(options),
         "references": [options.reference.resolve().name] if options.reference else [],
         "versions": _versions(),

@@ -10,11 +10,13 @@ from typing import Any
 
 from samkv_rag.config import SamKVConfig
 from samkv_rag.evaluation.compressors import COMPRESSORS
+from samkv_rag.evaluation.datasets import require_placeholders
 from samkv_rag.exceptions import ConfigurationError
 from samkv_rag.methods import METHODS
 
 REFERENCE = "full_prefill"
-_WITHOUT_RATIO = (REFERENCE, "naive_reuse")
+TOLERANCE = 0.02
+WITHOUT_RATIO = (REFERENCE, "naive_reuse")
 # These are given per method, or would let a method fall back to full prefill unseen.
 _NOT_OPTIONS = ("method", "sequence_ratio", "min_chunk_tokens")
 
@@ -43,6 +45,9 @@ class EvaluationOptions:
     reference: folder of another evaluation, from which full prefill's answers are taken over.
     dtype: as of :meth:`SamKVEngine.from_pretrained`.
     max_new_tokens: most tokens of an answer.
+    prompt: text of the user's message with ``{passages}`` and ``{question}`` in it, that of one's own
+        pipeline say; by default one that asks for short answers.
+    tolerance: how much answer recall the recommended ratio may lose against full prefill.
     engine_options: further options of :class:`SamKVConfig`, the same for every method.
 
     Raises:
@@ -60,6 +65,8 @@ class EvaluationOptions:
     reference: Path | None = None
     dtype: str | None = None
     max_new_tokens: int = 16
+    prompt: str | None = None
+    tolerance: float = TOLERANCE
     engine_options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -76,6 +83,10 @@ class EvaluationOptions:
             raise ConfigurationError(f"seed is {self.seed}; it must be 0 or more")
         if refused := sorted(set(_NOT_OPTIONS) & set(self.engine_options)):
             raise ConfigurationError(f"{refused[0]} cannot be set for all methods; give --methods and --sequence-ratio")
+        if not 0 <= self.tolerance <= 1:
+            raise ConfigurationError(f"tolerance is {self.tolerance}; it must be a number from 0 to 1")
+        if self.prompt is not None:
+            require_placeholders(self.prompt)
         self.engine_config()
 
     def engine_config(self) -> SamKVConfig:
@@ -90,7 +101,7 @@ class EvaluationOptions:
         return [Task(method, ratio) for method in methods for ratio in self._ratios_of(method)]
 
     def _ratios_of(self, method: str) -> list[float | None]:
-        return [None] if method in _WITHOUT_RATIO else list(dict.fromkeys(self.sequence_ratios))
+        return [None] if method in WITHOUT_RATIO else list(dict.fromkeys(self.sequence_ratios))
 
 
 def _require_known_methods(methods: Sequence[str]) -> None:

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-from samkv_rag.evaluation.options import REFERENCE, Task
+from samkv_rag.evaluation.options import REFERENCE, WITHOUT_RATIO, Task
 from samkv_rag.evaluation.records import Prediction
 from samkv_rag.evaluation.summary import EvaluationMetrics, RunMetrics
 from samkv_rag.exceptions import ConfigurationError
 
-QUALITY, TTFT, MEMORY = "quality.png", "ttft.png", "memory.png"
+QUALITY, COST, TTFT, MEMORY = "quality.png", "cost.png", "ttft.png", "memory.png"
 _MAX_BINS = 8
+_ASIDE = 0.003
 _MARKERS = "osD^vP*Xph"
 
 
@@ -30,11 +32,12 @@ def require_matplotlib() -> None:
 
 
 def draw_plots(metrics: EvaluationMetrics, predictions: Sequence[Prediction], folder: Path) -> None:
-    """Write the three plots into ``folder``."""
+    """Write the four plots into ``folder``."""
     if not metrics.runs:
         return
     styles = _styles([run.method for run in metrics.runs])
     _save(_quality(metrics.runs, styles), folder / QUALITY)
+    _save(_cost(metrics.runs, styles), folder / COST)
     shown = _smallest_ratios(predictions)
     ttft = _by_context(shown, lambda p: p.ttft_s, "time to first token (s)", styles)
     _save(ttft, folder / TTFT)
@@ -42,30 +45,89 @@ def draw_plots(metrics: EvaluationMetrics, predictions: Sequence[Prediction], fo
     _save(memory, folder / MEMORY)
 
 
+@dataclass(frozen=True)
+class _Panel:
+    """One figure of every run, drawn against the ratio."""
+
+    label: str
+    figure_of: Callable[[RunMetrics], float]
+    interval_of: Callable[[RunMetrics], tuple[float, float]] | None = None
+    """From and to, where the figure is uncertain."""
+
+
 def _quality(runs: Sequence[RunMetrics], styles: dict[str, dict[str, Any]]) -> Any:
-    """F1 and gold NLL against the ratio; methods without one are horizontal lines."""
+    """Answer recall, F1 and gold NLL against the ratio.
+
+    A bar is the interval of the difference to full prefill, drawn around full prefill's own figure: where it
+    crosses full prefill's line, the difference is within the noise.
+    """
+    return _against_ratio(
+        runs,
+        styles,
+        _Panel(
+            "answer recall (higher is better)", lambda r: r.recall, lambda r: _share(r.recall_full, r.recall_diff_ci95)
+        ),
+        _Panel("F1 (higher is better)", lambda r: r.f1, lambda r: _share(r.f1_full, r.f1_diff_ci95)),
+        _Panel(
+            "gold NLL (nats/token, lower is better)",
+            lambda r: r.gold_nll,
+            lambda r: _moved(r.gold_nll_full, r.gold_nll_diff_ci95),
+        ),
+    )
+
+
+def _cost(runs: Sequence[RunMetrics], styles: dict[str, dict[str, Any]]) -> Any:
+    """Time to the first token and resident KV against the ratio."""
+    return _against_ratio(
+        runs,
+        styles,
+        _Panel("time to first token (s, median)", lambda r: r.ttft_s_median),
+        _Panel("resident KV (MB, 10⁶ bytes)", lambda r: r.kv_bytes_resident_mean / 1e6),
+        from_zero=True,
+    )
+
+
+def _moved(origin: float, interval: tuple[float, float]) -> tuple[float, float]:
+    return origin + interval[0], origin + interval[1]
+
+
+def _share(origin: float, interval: tuple[float, float]) -> tuple[float, float]:
+    low, high = _moved(origin, interval)
+    return max(low, 0.0), min(high, 1.0)
+
+
+def _against_ratio(
+    runs: Sequence[RunMetrics], styles: dict[str, dict[str, Any]], *panels: _Panel, from_zero: bool = False
+) -> Any:
+    """A column a data set, a row a panel; methods without a ratio are horizontal lines."""
     data_sets = list(dict.fromkeys(run.data for run in runs))
-    figure, axes = _figure(2, len(data_sets))
+    figure, axes = _figure(len(panels), len(data_sets))
     for column, data in enumerate(data_sets):
         own = [run for run in runs if run.data == data]
-        _draw_quality(axes[0][column], own, lambda run: run.f1, styles)
-        _draw_quality(axes[1][column], own, lambda run: run.gold_nll, styles)
+        for axis, panel in zip(axes[:, column], panels, strict=True):
+            _draw_panel(axis, own, panel, styles)
+            if from_zero:
+                axis.set_ylim(bottom=0)
         axes[0][column].set_title(f"{data} (n = {max(run.n for run in own)})")
-        axes[1][column].set_xlabel("sequence ratio asked for")
-    axes[0][0].set_ylabel("F1 (higher is better)")
-    axes[1][0].set_ylabel("gold NLL (nats/token, lower is better)")
+        axes[-1][column].set_xlabel("sequence ratio asked for")
+        axes[-1][column].set_xlim(left=0)
+    for axis, panel in zip(axes[:, 0], panels, strict=True):
+        axis.set_ylabel(panel.label)
     return _with_legend(figure, axes)
 
 
-def _draw_quality(
-    axis: Any, runs: Sequence[RunMetrics], figure_of: Callable[[RunMetrics], float], styles: dict[str, dict[str, Any]]
-) -> None:
-    for method, style in styles.items():
-        points = sorted((run.sequence_ratio, figure_of(run)) for run in runs if run.method == method)
-        if points and method in ("full_prefill", "naive_reuse"):
-            axis.axhline(points[0][1], color=style["color"], linestyle="--", linewidth=1.2, label=method)
-        elif points:
-            axis.plot(*zip(*points, strict=True), label=method, linewidth=1.2, **style)
+def _draw_panel(axis: Any, runs: Sequence[RunMetrics], panel: _Panel, styles: dict[str, dict[str, Any]]) -> None:
+    for number, (method, style) in enumerate(styles.items()):
+        own = sorted((run for run in runs if run.method == method), key=lambda run: run.sequence_ratio)
+        values = [panel.figure_of(run) for run in own]
+        if own and method in WITHOUT_RATIO:
+            axis.axhline(values[0], color=style["color"], linestyle="--", linewidth=1.2, label=method)
+        elif own:
+            aside = _ASIDE * (number - len(styles) / 2)  # so that no method's bars hide another's
+            ratios = [run.sequence_ratio + aside for run in own]
+            axis.plot(ratios, values, label=method, linewidth=1.2, **style)
+            if panel.interval_of is not None:
+                axis.vlines(ratios, *zip(*map(panel.interval_of, own), strict=True), color=style["color"], alpha=0.5)
 
 
 def _by_context(

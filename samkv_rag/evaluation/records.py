@@ -12,7 +12,7 @@ from samkv_rag.evaluation.options import Task
 from samkv_rag.exceptions import ConfigurationError, EvaluationError
 
 FORMAT = "samkv-evaluation-1"
-KV_FOLDER = "kv"
+KV_FOLDER, CASES_FILE = "kv", "cases.jsonl"
 _CONFIG_FILE, _PREDICTIONS_FILE = "config.json", "predictions.jsonl"
 
 
@@ -31,6 +31,7 @@ class Prediction:
     prediction: str
     f1: float
     em: float
+    recall: float
     gold_nll: float
     ttft_s: float
     total_s: float
@@ -113,8 +114,8 @@ class RunFolder:
     def _read_earlier(self) -> dict[str, Any] | None:
         if self.folder.exists() and not self.folder.is_dir():
             raise ConfigurationError(f"{self.folder} is a file; choose another --output-dir")
-        # A run that was killed while it began may have left its store alone.
-        if not self.folder.exists() or {path.name for path in self.folder.iterdir()} <= {KV_FOLDER}:
+        # A run that was killed while it began may have left its store or its cases alone.
+        if not self.folder.exists() or {path.name for path in self.folder.iterdir()} <= {KV_FOLDER, CASES_FILE}:
             return None
         config = read_config(self.folder)
         if config is None:
@@ -166,13 +167,13 @@ def _key(prediction: Prediction) -> tuple[str, str, Task]:
 
 
 # The fingerprint covers the dtype too, but would not name it.
-_MUST_AGREE = ("dtype", "model_fingerprint", "seed", "max_new_tokens")
+_MUST_AGREE = ("dtype", "model_fingerprint", "seed", "max_new_tokens", "prompt")
 
 
 def _continued(earlier: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
     """``config`` with the data, methods and ratios of ``earlier``, which it must agree with."""
     for name in _MUST_AGREE:
-        _require_equal(name, earlier[name], config[name])
+        _require_equal(name, earlier.get(name), config[name])
     for name in sorted(set(earlier["engine"]) | set(config["engine"])):
         # Through JSON, tuples are lists.
         _require_equal(f"engine option {name}", earlier["engine"].get(name), config["engine"].get(name))

@@ -11,7 +11,7 @@ from samkv_rag.evaluation.records import Prediction, read_config, read_predictio
 from samkv_rag.exceptions import ConfigurationError
 
 # Versions and hardware too, since times are compared with full prefill's.
-_MUST_AGREE = ("dtype", "model_fingerprint", "max_new_tokens", "versions", "hardware")
+_MUST_AGREE = ("dtype", "model_fingerprint", "max_new_tokens", "prompt", "versions", "hardware")
 
 
 def read_reference(folder: Path, config: Mapping[str, Any]) -> list[Prediction]:
@@ -24,7 +24,7 @@ def read_reference(folder: Path, config: Mapping[str, Any]) -> list[Prediction]:
     if earlier is None:
         raise ConfigurationError(f"reference {folder} holds no evaluation; give a folder that samkv evaluate wrote")
     for name in _MUST_AGREE:
-        _require_equal(folder, name, earlier[name], config[name])
+        _require_equal(folder, name, earlier.get(name), config[name])
     shared = earlier["data"].keys() & config["data"].keys()
     for name in sorted(shared):
         _require_equal(

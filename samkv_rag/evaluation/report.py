@@ -7,12 +7,13 @@ from typing import Any
 
 from samkv_rag.diagnostics import MEANINGS
 from samkv_rag.evaluation.answering import CHUNKS_MISSED
-from samkv_rag.evaluation.plots import MEMORY, QUALITY, TTFT
+from samkv_rag.evaluation.plots import COST, MEMORY, QUALITY, TTFT
+from samkv_rag.evaluation.recommendation import Recommendation
 from samkv_rag.evaluation.summary import EvaluationMetrics, RunMetrics
 
 _MEANINGS = MEANINGS | {CHUNKS_MISSED: "the store lacked chunks; the time to the first token has their prefill in it"}
 _HEADER = (
-    "method", "ratio", "n", "F1", "EM", "gold NLL", "F1 − full, 95%", "NLL − full, 95%",
+    "method", "ratio", "n", "recall", "F1", "EM", "gold NLL", "recall − full, 95%", "F1 − full, 95%", "NLL − full, 95%",
     "TTFT s", "TTFT ÷ full", "kept", "recomputed", "KV MB", "KV ÷ full", "support kept",
 )  # fmt: skip
 
@@ -21,9 +22,14 @@ def write_report(config: dict[str, Any], metrics: EvaluationMetrics) -> str:
     """Return the report in Markdown."""
     data_sets = list(dict.fromkeys(run.data for run in metrics.runs))
     parts = [f"# Evaluation of {config['model']}\n"]
+    parts += [_recommended(metrics.recommendation)] if metrics.recommendation else []
     parts += [_table(data, [run for run in metrics.runs if run.data == data]) for data in data_sets]
     parts += [_plots(), _how_measured(config), _diagnostics(metrics.runs)]
     return "\n".join(parts)
+
+
+def _recommended(recommendation: Recommendation) -> str:
+    return "\n\n".join([recommendation.sentence(), *recommendation.caveats()]) + "\n"
 
 
 def _table(data: str, runs: Sequence[RunMetrics]) -> str:
@@ -37,9 +43,11 @@ def _row(run: RunMetrics) -> tuple[str, ...]:
         run.method,
         f"{run.sequence_ratio:g}",
         str(run.n),
+        f"{run.recall:.3f}",
         f"{run.f1:.3f}",
         f"{run.em:.3f}",
         f"{run.gold_nll:.3f}",
+        _interval(run.recall_diff_ci95),
         _interval(run.f1_diff_ci95),
         _interval(run.gold_nll_diff_ci95),
         f"{run.ttft_s_median:.3f}",
@@ -59,6 +67,7 @@ def _interval(interval: tuple[float, float]) -> str:
 def _plots() -> str:
     shown = (
         (QUALITY, "Answer quality against sequence ratio"),
+        (COST, "Time to first token and resident KV against sequence ratio"),
         (TTFT, "Time to first token against context length"),
         (MEMORY, "Resident KV against context length"),
     )
@@ -73,7 +82,10 @@ def _how_measured(config: dict[str, Any]) -> str:
         f"{config['model']} in {config['dtype']} on {device}; {libraries}.",
         f"Cases: {_which_cases(config)}. Every method answered the same cases with the same prompt, clock and "
         f"decoding: greedy, at most {config['max_new_tokens']} tokens, cut at the first line break.",
-        "F1 and EM: SQuAD normalisation, best over the answers. Gold NLL: mean negative log-likelihood a token of "
+        f"The prompt: {'the default' if config['prompt'] is None else 'given, see config.json'}. Chunks stand in it "
+        "in the order of the case file.",
+        "F1 and EM: SQuAD normalisation, best over the answers. Recall: share of the answer's words that stand in what "
+        "the model said, which does not punish whole sentences. Gold NLL: mean negative log-likelihood a token of "
         "the first answer, teacher-forced behind the same prefill that gave the answer.",
         "Intervals: 95%, paired bootstrap over cases of the method's difference to full prefill, 10,000 resamples.",
         "TTFT: median seconds from the rendered prompt to the first token, with recognition, reading and checking of "
@@ -84,9 +96,17 @@ def _how_measured(config: dict[str, Any]) -> str:
         "for the prompt, in 10⁶ bytes. Support kept: mean share of the tokens of chunks that hold the answer, where "
         "the data names them.",
     ]
+    lines += [_retrieved(name, data["retrieved"]) for name, data in config["data"].items() if data.get("retrieved")]
     lines += [f"Full prefill's answers were taken over from {folder}." for folder in config["references"]]
     lines += [f"Part of the answers was made on {_in_words(machine)}." for machine in config["ran_before_on"]]
     return "## How it was measured\n\n" + "\n".join(f"- {line}" for line in lines) + "\n"
+
+
+def _retrieved(name: str, retrieved: dict[str, Any]) -> str:
+    return (
+        f"Retrieval of {name}: {retrieved['share']:.2f} of what should be found is among the chunks, over the "
+        f"{retrieved['n']} cases that name it; no method can answer from what was not retrieved."
+    )
 
 
 def _which_cases(config: dict[str, Any]) -> str:

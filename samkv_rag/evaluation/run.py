@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from samkv_rag.engine import SamKVEngine
 from samkv_rag.evaluation.answering import Answerer
-from samkv_rag.evaluation.datasets import Case, load_cases
+from samkv_rag.evaluation.datasets import Case, load_cases, retrieval_recall
 from samkv_rag.evaluation.environment import describe_run
 from samkv_rag.evaluation.options import REFERENCE, EvaluationOptions, Task
 from samkv_rag.evaluation.plots import draw_plots, require_matplotlib
@@ -44,13 +44,15 @@ def evaluate(options: EvaluationOptions) -> EvaluationMetrics:
         dtype=options.dtype,
     )
     config = describe_run(options, engine)
+    for data in data_sets:
+        config["data"][data.name]["retrieved"] = retrieval_recall(data.cases)
     adopted = read_reference(options.reference, config) if options.reference else []
     config = folder.start(config)
     folder.adopt(adopted)
     engine.add_chunks(chunk for data in data_sets for case in data.cases for chunk in case.chunks)
-    answerer = Answerer(engine, options.max_new_tokens)
+    answerer = Answerer(engine, options.max_new_tokens, options.prompt)
     for _ in _Run(answerer, folder, options.tasks()).run(data_sets):
-        metrics = _write_results(folder, config)
+        metrics = _write_results(folder, config, options.tolerance)
     return metrics
 
 
@@ -100,8 +102,8 @@ class _Run:
         self._folder.append(self._answerer.answer(data, case, task, reference))
 
 
-def _write_results(folder: RunFolder, config: dict[str, Any]) -> EvaluationMetrics:
-    metrics = summarise(folder.predictions, config["seed"] or 0)
+def _write_results(folder: RunFolder, config: dict[str, Any], tolerance: float) -> EvaluationMetrics:
+    metrics = summarise(folder.predictions, config["seed"] or 0, tolerance)
     folder.write_json("metrics.json", metrics.to_dict())
     folder.write_text("report.md", write_report(config, metrics))
     draw_plots(metrics, folder.predictions, folder.folder)

@@ -26,6 +26,21 @@ def f1(prediction: str, answers: Sequence[str]) -> float:
     return max(_word_f1(normalise(prediction).split(), normalise(answer).split()) for answer in answers)
 
 
+def answer_recall(prediction: str, answers: Sequence[str]) -> float:
+    """Best share, over the answers, of an answer's words that stand in the prediction, in [0, 1].
+
+    Unlike F1 it does not count against a right answer that it came in a sentence: of all scores by words, it
+    goes best with people's judgement of chat models (Adlakha et al. 2023, arXiv 2307.16877).
+    """
+    return max(_word_recall(normalise(prediction).split(), normalise(answer).split()) for answer in answers)
+
+
+def _word_recall(predicted: list[str], expected: list[str]) -> float:
+    if not expected:  # "The", say, has no words once it is normalised
+        return float(not predicted)
+    return sum((Counter(predicted) & Counter(expected)).values()) / len(expected)
+
+
 def _word_f1(predicted: list[str], expected: list[str]) -> float:
     if not predicted or not expected:
         return float(predicted == expected)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from statistics import fmean, median
 from typing import Any
 
-from samkv_rag.evaluation.options import REFERENCE, Task
+from samkv_rag.evaluation.options import REFERENCE, TOLERANCE, Task
+from samkv_rag.evaluation.recommendation import Recommendation, recommend
 from samkv_rag.evaluation.records import Prediction
 from samkv_rag.evaluation.statistics import bootstrap_interval
 
@@ -40,6 +41,10 @@ class RunMetrics:
     kv_bytes_full_mean: float
     supporting_recall: float | None
     gold_nll_full: float
+    recall: float
+    """Mean share of the reference answer's words that stand in the answer."""
+    recall_full: float
+    recall_diff_ci95: tuple[float, float]
     phase_s_median: dict[str, float]
     diagnostics: dict[str, int]
     """Name of each that was made, and in how many cases."""
@@ -50,13 +55,16 @@ class EvaluationMetrics:
     """All rows, data set by data set, full prefill first."""
 
     runs: tuple[RunMetrics, ...]
+    recommendation: Recommendation | None = None
+    """None where no method ran that has a budget."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, ready for JSON."""
-        return {"runs": [asdict(run) for run in self.runs]}
+        recommended = self.recommendation.to_dict() if self.recommendation else None
+        return {"runs": [asdict(run) for run in self.runs], "recommendation": recommended}
 
 
-def summarise(predictions: Iterable[Prediction], seed: int = 0) -> EvaluationMetrics:
+def summarise(predictions: Sequence[Prediction], seed: int = 0, tolerance: float = TOLERANCE) -> EvaluationMetrics:
     """Compute the figures; ``seed`` is the bootstrap's. Cases that full prefill has not answered do not count."""
     groups: dict[tuple[str, Task], dict[str, Prediction]] = {}
     for prediction in predictions:
@@ -67,7 +75,7 @@ def summarise(predictions: Iterable[Prediction], seed: int = 0) -> EvaluationMet
         pairs = [(answered[case], reference[case]) for case in answered if case in reference]
         if pairs:
             rows.append(_summarise_pairs(data, task, pairs, seed))
-    return EvaluationMetrics(tuple(rows))
+    return EvaluationMetrics(tuple(rows), recommend(predictions, tolerance, seed))
 
 
 def _order(group: tuple[tuple[str, Task], Any]) -> tuple[str, bool, str, float]:
@@ -97,6 +105,9 @@ def _summarise_pairs(data: str, task: Task, pairs: Sequence[tuple[Prediction, Pr
         kv_bytes_full_mean=_mean(own, lambda p: p.kv_bytes_full),
         supporting_recall=fmean(recalls) if recalls else None,
         gold_nll_full=_mean(full, lambda p: p.gold_nll),
+        recall=_mean(own, lambda p: p.recall),
+        recall_full=_mean(full, lambda p: p.recall),
+        recall_diff_ci95=bootstrap_interval([p.recall - q.recall for p, q in pairs], seed),
         phase_s_median={name: median(p.phase_s.get(name, 0.0) for p in own) for name in _phases(own)},
         diagnostics=dict(sorted(Counter(name for p in own for name in p.diagnostics).items())),
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from os import PathLike, fspath
 from pathlib import Path
 from typing import Any
@@ -29,23 +31,43 @@ def load(
     Raises:
         ModelNotFoundError: nothing loadable there.
     """
+    source, gguf_options = _source(model, gguf_file)
+    target = choose_device(device)
+    options = gguf_options | {"trust_remote_code": trust_remote_code}
+    with _not_found(source):
+        tokenizer = AutoTokenizer.from_pretrained(source, **options)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(source, dtype=choose_dtype(dtype, target), **options)
+    return loaded.to(target), tokenizer
+
+
+def load_tokenizer(model: str | PathLike[str]) -> Any:
+    """Return the tokenizer alone, of a model that :func:`load` takes.
+
+    Raises:
+        ModelNotFoundError: nothing loadable there.
+    """
+    source, options = _source(model, None)
+    with _not_found(source):
+        return AutoTokenizer.from_pretrained(source, **options)
+
+
+def _source(model: str | PathLike[str], gguf_file: str | None) -> tuple[str, dict[str, Any]]:
     source = fspath(model)
     if gguf_file is None and source.endswith(".gguf"):
         source, gguf_file = str(Path(source).parent), Path(source).name
-    target = choose_device(device)
-    options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
-    if gguf_file is not None:
-        options["gguf_file"] = gguf_file
+    return source, {} if gguf_file is None else {"gguf_file": gguf_file}
+
+
+@contextmanager
+def _not_found(source: str) -> Iterator[None]:
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source, **options)
-        loaded: Any = AutoModelForCausalLM.from_pretrained(source, dtype=choose_dtype(dtype, target), **options)
+        yield
     except (OSError, ValueError, ImportError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelNotFoundError(
             f"no causal language model could be loaded from {source!r}: {reason} "
             "Give a hub id, a folder written by save_pretrained, or a .gguf file"
         ) from error
-    return loaded.to(target), tokenizer
 
 
 def choose_device(device: str | torch.device | None) -> torch.device:

@@ -25,7 +25,7 @@ SCHEMA = {
     "ttft_s_median", "ttft_ratio_median", "sequence_ratio_mean", "recompute_ratio_mean", "kv_bytes_resident_mean",
     "kv_bytes_full_mean", "supporting_recall",
 }  # fmt: skip
-EXTRA = {"gold_nll_full", "phase_s_median", "diagnostics"}
+EXTRA = {"gold_nll_full", "phase_s_median", "diagnostics", "recall", "recall_full", "recall_diff_ci95"}
 PNG = b"\x89PNG\r\n"
 
 
@@ -53,7 +53,9 @@ def test_the_command_line_from_end_to_end(
     assert str(out) in captured.out
 
     metrics = json.loads((out / "metrics.json").read_text())
-    assert list(metrics) == ["runs"]
+    assert list(metrics) == ["runs", "recommendation"]
+    assert metrics["recommendation"]["sentence"] in captured.out
+    assert metrics["recommendation"]["evidence"]["num_cases"] == 4, "over both files"
     assert all(set(run) == SCHEMA | EXTRA for run in metrics["runs"])
     assert [(run["data"], run["method"], run["sequence_ratio"], run["n"]) for run in metrics["runs"]] == [
         (data, method, ratio, 2)
@@ -71,7 +73,7 @@ def test_the_command_line_from_end_to_end(
         assert part in report
     for shared in (report, (out / "config.json").read_text()):
         assert str(out.parent) not in shared, "a report is made to be shared: no paths of this machine"
-    for plot in (plots.QUALITY, plots.TTFT, plots.MEMORY):
+    for plot in (plots.QUALITY, plots.COST, plots.TTFT, plots.MEMORY):
         assert (out / plot).read_bytes().startswith(PNG)
         assert f"({plot})" in report
 
@@ -92,9 +94,9 @@ def test_every_method_runs_and_keeps_its_figures_apart(options: Callable[..., Ev
 def test_a_prediction_is_the_engines_answer(options: Callable[..., EvaluationOptions], tmp_path: Path) -> None:
     evaluate(options(limit=1))
     keys = {
-        "data", "case", "method", "ratio", "prediction", "f1", "em", "gold_nll", "ttft_s", "total_s", "phase_s",
-        "sequence_ratio", "recompute_ratio", "kv_bytes_resident", "kv_bytes_full", "prompt_tokens", "chunk_tokens",
-        "supporting_recall", "diagnostics",
+        "data", "case", "method", "ratio", "prediction", "f1", "em", "recall", "gold_nll", "ttft_s", "total_s",
+        "phase_s", "sequence_ratio", "recompute_ratio", "kv_bytes_resident", "kv_bytes_full", "prompt_tokens",
+        "chunk_tokens", "supporting_recall", "diagnostics",
     }  # fmt: skip
     lines = lines_of(tmp_path / "out")
     assert all(set(line) == keys for line in lines)

@@ -1,0 +1,126 @@
+"""Every notebook of the cookbook is what its script says, has clean outputs, and runs from nothing."""
+
+from __future__ import annotations
+
+import ast
+import re
+import socket
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import pytest
+from jupytext.compare import compare_notebooks
+
+from cookbook import run
+
+LIMIT_S = 300.0  # for a whole notebook, on two cores
+SCRIPTS = [pytest.param(script, id=script.stem) for script in run.scripts()]
+LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
+MACHINE = re.compile(r"(?<![\w.:/])/(?:home|root|tmp|Users|var|opt|mnt|private|work|usr)/|\b[A-Z]:\\| at 0x[0-9a-f]{6}")
+HERE = (str(Path.home()), str(run.FOLDER.parent), tempfile.gettempdir(), socket.gethostname())
+BAR = re.compile(r"\d+%\||[█▏▎▍]|\d+it/s")
+
+
+@pytest.fixture(params=SCRIPTS)
+def script(request: pytest.FixtureRequest) -> Path:
+    return Path(request.param)
+
+
+@pytest.fixture
+def notebook(script: Path) -> Any:
+    """The committed .ipynb."""
+    return nbformat.read(script.with_suffix(".ipynb"), as_version=4)
+
+
+def code_cells(notebook: Any) -> list[Any]:
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def texts(notebook: Any) -> Iterator[str]:
+    """Everything readable that the cells gave."""
+    for cell in code_cells(notebook):
+        for output in cell.outputs:
+            yield output.get("text", "")
+            yield from (str(data) for mime, data in output.get("data", {}).items() if not mime.startswith("image/"))
+
+
+def prints(cell: Any) -> bool:
+    """Whether the cell itself, not a function in it, calls print."""
+    calls = (node.value for node in ast.parse(cell.source).body if isinstance(node, ast.Expr))
+    return any(isinstance(call, ast.Call) and ast.unparse(call.func) == "print" for call in calls)
+
+
+def test_there_are_notebooks() -> None:
+    assert SCRIPTS
+
+
+def test_notebook_without_script_is_refused() -> None:
+    assert {file.stem for file in run.FOLDER.glob("*.ipynb")} == {script.stem for script in run.scripts()}
+
+
+def test_script_and_notebook_are_the_same(script: Path, notebook: Any) -> None:
+    compare_notebooks(notebook, run.read(script), fmt="py:percent", raise_on_first_difference=True)
+
+
+def test_writing_again_changes_nothing(script: Path, notebook: Any, tmp_path: Path) -> None:
+    run.normalise(notebook)
+    run.write(notebook, tmp_path / script.name)
+    written = (tmp_path / script.name).with_suffix(".ipynb")
+    assert written.read_text(encoding="utf-8") == script.with_suffix(".ipynb").read_text(encoding="utf-8")
+
+
+def test_cells_ran_in_order_to_the_end(notebook: Any) -> None:
+    counts = [cell.execution_count for cell in code_cells(notebook)]
+    assert counts == list(range(1, len(counts) + 1))
+
+
+def test_what_prints_has_outputs(notebook: Any) -> None:
+    printing = [cell for cell in code_cells(notebook) if prints(cell)]
+    assert printing
+    assert all(cell.outputs for cell in printing)
+
+
+def test_no_cell_failed_or_warned(notebook: Any) -> None:
+    outputs = [output for cell in code_cells(notebook) for output in cell.outputs]
+    assert not [output for output in outputs if output.output_type == "error" or output.get("name") == "stderr"]
+
+
+def test_outputs_tell_nothing_of_the_machine(notebook: Any) -> None:
+    found = [(match.group(), text) for text in texts(notebook) if (match := MACHINE.search(text))]
+    assert not found
+    assert not [name for name in HERE if any(name in text for text in texts(notebook))]
+
+
+def test_outputs_have_no_progress_bars(notebook: Any) -> None:
+    assert not [text for text in texts(notebook) if BAR.search(text)]
+
+
+def test_begins_with_what_it_needs_and_ends_with_what_to_try(notebook: Any) -> None:
+    first, second, *_, last = notebook.cells
+    assert first.source.startswith("# ")
+    assert "pip install" in first.source + second.source
+    assert last.cell_type == "markdown"
+    assert last.source.startswith("## What to try next")
+    assert LINK.search(last.source)
+
+
+def test_no_cell_installs(notebook: Any) -> None:
+    assert not [cell.source for cell in code_cells(notebook) if re.search(r"^\s*[!%]", cell.source, re.MULTILINE)]
+
+
+def test_relative_links_lead_somewhere(notebook: Any) -> None:
+    targets = [target for cell in notebook.cells for target in LINK.findall(cell.source)]
+    relative = [target.partition("#")[0] for target in targets if "://" not in target]
+    assert not [target for target in relative if not (run.FOLDER / target).exists()]
+
+
+@pytest.mark.slow
+def test_runs_from_nothing(script: Path, tmp_path: Path) -> None:
+    notebook = run.read(script)
+    run.execute(notebook, tmp_path, LIMIT_S)
+    test_no_cell_failed_or_warned(notebook)
+    test_outputs_tell_nothing_of_the_machine(notebook)
+    assert not list(tmp_path.iterdir())  # what it writes is in folders of its own, and temporary
