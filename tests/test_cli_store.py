@@ -167,9 +167,9 @@ def test_damaged_files_are_removed_on_request_only(run: Run, folder: Path) -> No
 def test_a_newer_releases_file_is_told_apart_from_a_damaged_one(
     run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from samkv_rag.store import chunk_encoding
+    from samkv_rag.store.format import encoding
 
-    monkeypatch.setattr(chunk_encoding, "FORMAT_VERSION", "999")
+    monkeypatch.setattr(encoding, "FORMAT_VERSION", "999")
     with DiskStore(folder) as store:
         store.put(make_entry("a text of the next release"), make_cache())
     monkeypatch.undo()

@@ -16,7 +16,8 @@ from chunks import FINGERPRINT, make_cache, make_entry
 from samkv_rag import DamagedChunkWarning, SamKVEngine
 from samkv_rag.chunk_cache import Means
 from samkv_rag.exceptions import StoreFullError
-from samkv_rag.store import Entry, KVStore, MemoryStore, chunk_folder
+from samkv_rag.store import Entry, KVStore, MemoryStore
+from samkv_rag.store.disk import chunk_folder
 
 
 @pytest.fixture(params=list(stores.KINDS))

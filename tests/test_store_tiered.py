@@ -15,7 +15,7 @@ from samkv_rag import DamagedChunkWarning
 from samkv_rag.exceptions import StoreError, StoreFullError, StoreUnreachableError
 from samkv_rag.store import DiskStore, KVStore, MemoryStore, RemoteStore, TieredStore
 from samkv_rag.store.base import EncodedChunk
-from samkv_rag.store.write_back import WriteBack
+from samkv_rag.store.tiers.write_back import WriteBack
 from stores import WrappedStore
 
 ENTRIES = [make_entry(f"text number {i} of the store") for i in range(24)]

@@ -11,7 +11,7 @@ from typing import Protocol, TypeVar
 
 from samkv_rag.chunk_cache import ChunkCache, ChunkReader, Layout
 from samkv_rag.config import KVDtype
-from samkv_rag.store.chunk_encoding import encode_chunk
+from samkv_rag.store.format.encoding import encode_chunk
 
 Store = TypeVar("Store", bound="KVStore")
 
@@ -70,7 +70,7 @@ class EncodedChunk:
     entry: Entry
     fingerprint: str
     data: bytes
-    """A whole chunk file, see ``chunk_file.encode_chunk``."""
+    """A whole chunk file, see ``format.encoding.encode_chunk``."""
 
     @classmethod
     def of(cls, entry: Entry, cache: ChunkCache, kv_dtype: KVDtype | None = None) -> EncodedChunk:

@@ -9,13 +9,13 @@ from typing import Any
 from samkv_rag.config import refuse_unknown
 from samkv_rag.exceptions import ConfigurationError
 from samkv_rag.store.base import KVStore
-from samkv_rag.store.budget import require_budget
-from samkv_rag.store.disk import DiskStore
-from samkv_rag.store.memory import MemoryStore
-from samkv_rag.store.reachability import redacted
-from samkv_rag.store.redis import SCHEMES, RedisStore
-from samkv_rag.store.remote import RemoteStore
-from samkv_rag.store.tiered import TieredStore
+from samkv_rag.store.disk.store import DiskStore
+from samkv_rag.store.memory.store import MemoryStore
+from samkv_rag.store.redis.store import SCHEMES, RedisStore
+from samkv_rag.store.remote.store import RemoteStore
+from samkv_rag.store.shared.options import require_budget
+from samkv_rag.store.shared.reachability import redacted
+from samkv_rag.store.tiers.store import TieredStore
 
 MEMORY_BYTES_BEFORE_REMOTE = 1 << 30
 _MEMORY_OPTIONS = ("memory_bytes",)

@@ -9,7 +9,7 @@ from typing import TypeAlias
 from samkv_rag.chunk_cache import ChunkReader
 from samkv_rag.exceptions import DamagedChunkWarning
 from samkv_rag.store.base import EncodedChunk, KVStore
-from samkv_rag.store.chunk_file import ChunkBytes, DamagedFileError
+from samkv_rag.store.format.reading import ChunkBytes, DamagedFileError
 
 Found: TypeAlias = tuple[EncodedChunk, ChunkBytes]
 

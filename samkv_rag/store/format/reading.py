@@ -18,19 +18,16 @@ import torch
 
 from samkv_rag.chunk_cache import Layout, Means, chunk_key
 from samkv_rag.exceptions import StoreError
-from samkv_rag.store.byte_source import Buffer, ByteSource, DamagedBytesError, FileBytes, MemoryBytes
-from samkv_rag.store.chunk_encoding import (
+from samkv_rag.store.format.byte_source import Buffer, ByteSource, DamagedBytesError, FileBytes, MemoryBytes
+from samkv_rag.store.format.container import TensorSpan, raw_bytes, read_header
+from samkv_rag.store.format.encoding import (
     FORMAT_VERSION,
     SUMMARIES,
     dtype_name,
-    encode_chunk,
     metadata_checksum,
     tensor_checksum,
 )
-from samkv_rag.store.quantization import QUANTIZATIONS, QuantizedLayer, dequantize_layer, dequantize_rows
-from samkv_rag.store.tensor_file import TensorSpan, raw_bytes, read_header
-
-__all__ = ["ChunkBytes", "ChunkFile", "DamagedFileError", "EncodedReader", "NewerFormatError", "encode_chunk"]
+from samkv_rag.store.format.quantization import QUANTIZATIONS, QuantizedLayer, dequantize_layer, dequantize_rows
 
 _READABLE_VERSIONS = ("1", "2")
 _DTYPES = {dtype_name(dtype): dtype for dtype in (torch.bfloat16, torch.float16, torch.float32, torch.float64)}

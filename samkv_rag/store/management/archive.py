@@ -16,13 +16,13 @@ from pathlib import Path
 
 from samkv_rag.exceptions import ConfigurationError, StoreFormatError
 from samkv_rag.store.base import EncodedChunk
-from samkv_rag.store.chunk_file import ChunkBytes, DamagedFileError
-from samkv_rag.store.described import entry_of
-from samkv_rag.store.disk import DiskStore
-from samkv_rag.store.disk_errors import disk_errors
-from samkv_rag.store.files import WRITING_PREFIX, write_atomically
-from samkv_rag.store.index_table import StoredChunk
-from samkv_rag.store.lifecycle import EVERYTHING, Amount, Scope, list_chunks
+from samkv_rag.store.disk.described import entry_of
+from samkv_rag.store.disk.errors import disk_errors
+from samkv_rag.store.disk.index_table import StoredChunk
+from samkv_rag.store.disk.store import DiskStore
+from samkv_rag.store.format.reading import ChunkBytes, DamagedFileError
+from samkv_rag.store.management.inventory import EVERYTHING, Amount, Scope, list_chunks
+from samkv_rag.store.shared.private_files import WRITING_PREFIX, write_atomically
 
 _MAX_CHUNK_BYTES = 4 * 1024**3
 

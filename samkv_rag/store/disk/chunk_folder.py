@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from samkv_rag.exceptions import StoreError
-from samkv_rag.store.files import WRITING_PREFIX
+from samkv_rag.store.shared.private_files import WRITING_PREFIX
 
 try:
     import fcntl

@@ -12,8 +12,8 @@ import xxhash
 from samkv_rag.chunk_cache import ChunkCache, Means
 from samkv_rag.config import KVDtype
 from samkv_rag.exceptions import ConfigurationError
-from samkv_rag.store.quantization import QUANTIZATIONS, QuantizedLayer, quantize_layer, quantize_rows
-from samkv_rag.store.tensor_file import pack, raw_bytes
+from samkv_rag.store.format.container import pack, raw_bytes
+from samkv_rag.store.format.quantization import QUANTIZATIONS, QuantizedLayer, quantize_layer, quantize_rows
 
 FORMAT_VERSION = "2"
 SUMMARIES = tuple(Means.__annotations__)

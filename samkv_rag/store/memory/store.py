@@ -8,11 +8,11 @@ from collections.abc import Iterable, Mapping
 
 from samkv_rag.exceptions import StoreFullError
 from samkv_rag.store.base import EncodedChunk, Entry
-from samkv_rag.store.budget import require_budget
-from samkv_rag.store.chunk_file import ChunkBytes
-from samkv_rag.store.ledger import Ledger
-from samkv_rag.store.reference_map import ReferenceMap
-from samkv_rag.store.whole import Found, WholeChunkStore
+from samkv_rag.store.format.reading import ChunkBytes
+from samkv_rag.store.memory.reference_map import ReferenceMap
+from samkv_rag.store.shared.ledger import Ledger
+from samkv_rag.store.shared.options import require_budget
+from samkv_rag.store.shared.whole import Found, WholeChunkStore
 
 _EVICTED_AT_ONCE = 1 / 64  # of the budget
 

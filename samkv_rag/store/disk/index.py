@@ -21,9 +21,9 @@ from typing import TypeVar
 from filelock import FileLock
 
 from samkv_rag.exceptions import DamagedIndexWarning, StoreFormatError
-from samkv_rag.store import index_table, references
-from samkv_rag.store.disk_errors import disk_errors
-from samkv_rag.store.index_schema import (
+from samkv_rag.store.disk import index_references, index_table
+from samkv_rag.store.disk.errors import disk_errors
+from samkv_rag.store.disk.index_schema import (
     SCHEMA_VERSION,
     connect,
     connect_reading,
@@ -33,7 +33,7 @@ from samkv_rag.store.index_schema import (
     run_script,
     schema_version,
 )
-from samkv_rag.store.index_table import StoredChunk
+from samkv_rag.store.disk.index_table import StoredChunk
 
 INDEX_NAME = "index.sqlite"
 _LOCK_NAME = "index.lock"
@@ -167,7 +167,7 @@ class DiskIndex:
         try:
             if schema_version(index, self.path) != SCHEMA_VERSION:
                 _in_transaction(index, self._bring_up_to_date)
-            run_script(index, references.SCHEMA)  # the first release's indexes lack them
+            run_script(index, index_references.SCHEMA)  # the first release's indexes lack them
             return index
         except BaseException:
             index.close()
@@ -189,7 +189,7 @@ class DiskIndex:
             migrate_from_1(index)
         elif version == 0:
             create_tables(index)
-            run_script(index, references.SCHEMA)
+            run_script(index, index_references.SCHEMA)
             index.executemany("INSERT OR IGNORE INTO chunk_references VALUES (?, ?, ?)", self._rescued)
             num_chunks = index_table.insert_all(index, self._stored_chunks() or ())
             if num_chunks and not self._announced:

@@ -6,8 +6,8 @@ import threading
 from collections.abc import Callable, Iterable
 
 from samkv_rag.exceptions import SamKVError, StoreError
-from samkv_rag.store.background import BackgroundPool
 from samkv_rag.store.base import EncodedChunk
+from samkv_rag.store.shared.background import BackgroundPool
 
 NUM_THREADS = 4
 MAX_PENDING_BYTES = 256 * 1024 * 1024

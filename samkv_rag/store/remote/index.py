@@ -13,9 +13,9 @@ from contextlib import suppress
 
 from samkv_rag.chunk_cache import chunk_key
 from samkv_rag.store.base import Entry
-from samkv_rag.store.ledger import Ledger
-from samkv_rag.store.remote_files import RemoteFiles
-from samkv_rag.store.remote_log import Listener, RemoteLog
+from samkv_rag.store.remote.files import RemoteFiles
+from samkv_rag.store.remote.log import Listener, RemoteLog
+from samkv_rag.store.shared.ledger import Ledger
 
 _HASH = re.compile(r"[0-9a-f]{64}")
 

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 
-from samkv_rag.store.background import BackgroundPool
+from samkv_rag.store.shared.background import BackgroundPool
 
 NUM_THREADS = 8
 MAX_WAITING = 1024

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from samkv_rag.exceptions import ConfigurationError, StoreError, StoreFullError
-from samkv_rag.store.background import BackgroundPool
-from samkv_rag.store.files import make_private_folder, write_atomically
-from samkv_rag.store.reachability import Outage, redacted
+from samkv_rag.store.shared.background import BackgroundPool
+from samkv_rag.store.shared.private_files import make_private_folder, write_atomically
+from samkv_rag.store.shared.reachability import Outage, redacted
 
 _NUM_CONNECTIONS = 16
 Result = TypeVar("Result")

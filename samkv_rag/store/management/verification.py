@@ -6,12 +6,12 @@ import sqlite3
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from samkv_rag.store import index_table
-from samkv_rag.store.chunk_file import ChunkFile, DamagedFileError, NewerFormatError
-from samkv_rag.store.described import NoEntryError, describe_file
-from samkv_rag.store.disk import DiskStore
-from samkv_rag.store.index import INDEX_NAME
-from samkv_rag.store.index_table import StoredChunk
+from samkv_rag.store.disk import index_table
+from samkv_rag.store.disk.described import NoEntryError, describe_file
+from samkv_rag.store.disk.index import INDEX_NAME
+from samkv_rag.store.disk.index_table import StoredChunk
+from samkv_rag.store.disk.store import DiskStore
+from samkv_rag.store.format.reading import ChunkFile, DamagedFileError, NewerFormatError
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 
 
 class ReferenceMap:
-    """What ``store.references`` is for SQLite; its owner's lock guards it."""
+    """What ``disk.index_references`` is for SQLite; its owner's lock guards it."""
 
     def __init__(self) -> None:
         self._keys: dict[str, dict[str, str]] = {}  # fingerprint -> source -> key

@@ -2,7 +2,7 @@
 
     URL/store.json                            format version
     URL/chunks/ab/abcd….safetensors           one object a chunk, as in a disk store
-    URL/index/FINGERPRINT/…                   which there are, see ``remote_index``
+    URL/index/FINGERPRINT/…                   which there are, see ``remote.index``
     URL/references/FINGERPRINT/…              which sources refer to them
 
 A chunk's object is put before it is listed: what the index names is whole, or has been removed since.
@@ -23,9 +23,9 @@ from samkv_rag.exceptions import (
     StoreUnreachableError,
 )
 from samkv_rag.store.base import EncodedChunk, Entry
-from samkv_rag.store.remote_files import RemoteFiles
-from samkv_rag.store.remote_index import RemoteIndex
-from samkv_rag.store.whole import Found, WholeChunkStore, verified
+from samkv_rag.store.remote.files import RemoteFiles
+from samkv_rag.store.remote.index import RemoteIndex
+from samkv_rag.store.shared.whole import Found, WholeChunkStore, verified
 
 LAYOUT_VERSION = 1
 TIMEOUT_S = 30.0

@@ -11,10 +11,10 @@ from contextlib import suppress
 from samkv_rag.chunk_cache import ChunkReader
 from samkv_rag.exceptions import StoreError, StoreFullError, StoreUnreachableError
 from samkv_rag.store.base import EncodedChunk, Entry, KVStore, Prefetch
-from samkv_rag.store.chunk_file import ChunkBytes
-from samkv_rag.store.ledger import Ledger
-from samkv_rag.store.prefetching import Prefetcher
-from samkv_rag.store.write_back import WriteBack
+from samkv_rag.store.format.reading import ChunkBytes
+from samkv_rag.store.shared.ledger import Ledger
+from samkv_rag.store.tiers.prefetching import Prefetcher
+from samkv_rag.store.tiers.write_back import WriteBack
 
 
 class TieredStore(KVStore):

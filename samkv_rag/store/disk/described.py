@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from samkv_rag.store.base import ENTRY_METADATA, Entry
-from samkv_rag.store.chunk_file import ChunkFile, DamagedFileError, EncodedReader
-from samkv_rag.store.index_table import StoredChunk
+from samkv_rag.store.disk.index_table import StoredChunk
+from samkv_rag.store.format.reading import ChunkFile, DamagedFileError, EncodedReader
 
 
 class NoEntryError(DamagedFileError):

@@ -1,4 +1,4 @@
-"""What a Redis store does in one step, as scripts that the server runs. ``redis`` has the names of its keys.
+"""What a Redis store does in one step, as scripts that the server runs. ``redis.store`` has the names of its keys.
 
 Every script takes the prefix of all keys and the model's fingerprint, then what is its own.
 """

@@ -1,7 +1,7 @@
 """A store in a folder: one file a chunk, and an index of what is there. Many processes may share it.
 
     FOLDER/index.sqlite                     entries and references; WAL mode
-    FOLDER/chunks/ab/abcd….safetensors      see ``chunk_file``
+    FOLDER/chunks/ab/abcd….safetensors      see ``format``
 
 A file is written under a temporary name, then renamed and indexed while the index is locked: readers
 see a whole chunk or none, and what the index names is whole. Everything is private to its owner.
@@ -18,18 +18,17 @@ from pathlib import Path
 
 from samkv_rag.chunk_cache import ChunkReader
 from samkv_rag.exceptions import StoreError, StoreFullError
-from samkv_rag.store import index_table
-from samkv_rag.store import references as reference_table
 from samkv_rag.store.base import EncodedChunk, Entry, KVStore, NoPrefetch, Prefetch
-from samkv_rag.store.budget import require_budget
-from samkv_rag.store.chunk_file import ChunkBytes, ChunkFile, DamagedFileError
-from samkv_rag.store.chunk_folder import ChunkFolder
-from samkv_rag.store.described import describe_file
-from samkv_rag.store.disk_errors import disk_errors
-from samkv_rag.store.index import DiskIndex
-from samkv_rag.store.index_table import StoredChunk
-from samkv_rag.store.recency import Recency
-from samkv_rag.store.whole import warn_damaged
+from samkv_rag.store.disk import index_references, index_table
+from samkv_rag.store.disk.chunk_folder import ChunkFolder
+from samkv_rag.store.disk.described import describe_file
+from samkv_rag.store.disk.errors import disk_errors
+from samkv_rag.store.disk.index import DiskIndex
+from samkv_rag.store.disk.index_table import StoredChunk
+from samkv_rag.store.disk.recency import Recency
+from samkv_rag.store.format.reading import ChunkBytes, ChunkFile, DamagedFileError
+from samkv_rag.store.shared.options import require_budget
+from samkv_rag.store.shared.whole import warn_damaged
 
 _EVICTED_AT_ONCE = 1 / 64  # of the budget: readers of a model start over after each eviction
 
@@ -105,7 +104,7 @@ class DiskStore(KVStore):
         gone = set(keys)
 
         def remove(index: sqlite3.Connection) -> int:
-            reference_table.drop_keys(index, gone)
+            index_references.drop_keys(index, gone)
             return self._remove(index, gone)
 
         return self.index.write(remove)
@@ -118,17 +117,17 @@ class DiskStore(KVStore):
     def refer(self, fingerprint: str, references: Mapping[str, str]) -> int:
         """See :meth:`KVStore.refer`."""
         return self.index.write(
-            lambda index: self._remove(index, reference_table.point(index, fingerprint, references))
+            lambda index: self._remove(index, index_references.point(index, fingerprint, references))
         )
 
     def release(self, fingerprint: str, sources: Iterable[str]) -> int:
         """See :meth:`KVStore.release`."""
         gone = list(sources)
-        return self.index.write(lambda index: self._remove(index, reference_table.drop(index, fingerprint, gone)))
+        return self.index.write(lambda index: self._remove(index, index_references.drop(index, fingerprint, gone)))
 
     def references(self, fingerprint: str) -> dict[str, str]:
         """See :meth:`KVStore.references`."""
-        return self.index.read(lambda index: reference_table.read(index, fingerprint))
+        return self.index.read(lambda index: index_references.read(index, fingerprint))
 
     def changes(self, fingerprint: str, since: int) -> tuple[list[Entry], int] | None:
         """See :meth:`KVStore.changes`."""

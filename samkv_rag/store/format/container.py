@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from samkv_rag.store.byte_source import ByteSource, DamagedBytesError
+from samkv_rag.store.format.byte_source import ByteSource, DamagedBytesError
 
 _DTYPES = {
     "F64": torch.float64,

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 import xxhash
 
 from samkv_rag.exceptions import DamagedChunkWarning
-from samkv_rag.store.remote_files import RemoteFiles
+from samkv_rag.store.remote.files import RemoteFiles
 
 MERGED_SEGMENTS = 32
 _SEGMENT_NAME = re.compile(r"\d-\d{20}-[0-9a-f]{16}\.txt")

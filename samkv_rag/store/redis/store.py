@@ -26,10 +26,10 @@ from samkv_rag.exceptions import (
     StoreFullError,
     StoreUnreachableError,
 )
-from samkv_rag.store import redis_scripts as scripts
 from samkv_rag.store.base import EncodedChunk, Entry
-from samkv_rag.store.reachability import Outage, redacted
-from samkv_rag.store.whole import Found, WholeChunkStore, verified, warn_damaged
+from samkv_rag.store.redis import scripts
+from samkv_rag.store.shared.reachability import Outage, redacted
+from samkv_rag.store.shared.whole import Found, WholeChunkStore, verified, warn_damaged
 
 PREFIX = "samkv:1:"
 SCHEMES = ("redis", "rediss", "valkey", "valkeys")
