@@ -19,7 +19,7 @@ def disk_errors(folder: Path) -> Iterator[None]:
         StoreFullError: no room on the disk.
         StoreFormatError: the place cannot hold a store.
         StoreError: the disk refuses for another reason, such as being read-only; or the index cannot be used,
-            such as while another process keeps it locked.
+            such as while another process keeps it locked, or when it is closed.
     """
     try:
         yield
@@ -33,6 +33,8 @@ def disk_errors(folder: Path) -> Iterator[None]:
     except sqlite3.Error as error:
         if "full" in str(error):
             raise _full(folder) from error
+        if "closed database" in str(error):
+            raise StoreError(f"the store at {folder} is closed; open it again") from error
         remedy = "try again later" if "locked" in str(error) else "see samkv store rebuild-index"
         raise StoreError(f"the index of {folder} cannot be used ({error}); {remedy}") from error
 

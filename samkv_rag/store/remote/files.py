@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Iterable
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from contextlib import suppress
 from importlib import import_module
@@ -119,6 +119,8 @@ class RemoteFiles:
         except FileNotFoundError:
             self._outage.end()
             raise
+        except CancelledError as error:  # by the pool, which takes no more
+            raise StoreError(f"the store at {self.name} is closed; open it again") from error
         except PermissionError as error:
             raise StoreError(f"{self.name} refuses access ({error}); check the credentials") from error
         except (TimeoutError, FutureTimeoutError) as error:  # one and the same from Python 3.11 on

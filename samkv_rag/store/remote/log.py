@@ -3,7 +3,8 @@
     FOLDER/LEVEL-TIME-RANDOM.txt
 
 Each object, a *segment*, holds some rows; the table is the union of its segments, of two rows of one name
-the later one. Adding rows adds a segment; where 32 of a level have gathered, they are merged into one of the
+the later one. Later is what its writer put after all that it knew of, whatever the clocks of machines say
+(Lamport, 10.1145/359545.359563): a row's time is its writer's, made to rise beyond every known one. Adding rows adds a segment; where 32 of a level have gathered, they are merged into one of the
 next level. Nobody ever writes over an object: a new one is put first, then those it replaces are deleted, so
 that a reader always finds every row somewhere. Where a merge and a removal meet, a removed row may come
 back; what rows mean must bear that.
@@ -31,13 +32,14 @@ _MAX_LEVEL = 9
 _MAX_LISTINGS = 4
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, order=True)
 class Row:
-    """What stands under a name, and when it was put there."""
+    """What stands under a name, and when it was put there; of two the larger counts."""
 
     put_ns: int
+    """Nanoseconds since 1970, or more where another machine's clock is ahead."""
     text: str
-    """Without line breaks."""
+    """Without line breaks. It decides between rows of one moment, so that all machines agree."""
 
 
 Segment = dict[str, Row]
@@ -56,6 +58,7 @@ class RemoteLog:
         self._listener = listener
         self._segments: dict[str, Segment] = {}
         self._rows: Segment = {}
+        self._newest_ns = 0
         self._listed_s = float("-inf")
         self._lock = threading.RLock()  # guards what is above
         self._listing = threading.Lock()  # one thread lists, and others wait for what it finds
@@ -81,7 +84,8 @@ class RemoteLog:
 
     def add(self, rows: Mapping[str, str]) -> None:
         """Put rows, in place of older ones of their names."""
-        self._write(0, {name: Row(time.time_ns(), text) for name, text in rows.items()})
+        put_ns = self._next_ns()
+        self._write(0, {name: Row(put_ns, text) for name, text in rows.items()})
         self._merge_full_levels()
 
     def remove(self, names: set[str]) -> set[str]:
@@ -94,6 +98,11 @@ class RemoteLog:
         rest = {name: row for name, row in union.items() if name not in names}
         self._replace(max(map(_level, touched)), rest, list(touched))
         return names & union.keys()
+
+    def _next_ns(self) -> int:
+        with self._lock:
+            self._newest_ns = max(time.time_ns(), self._newest_ns + 1)
+            return self._newest_ns
 
     def _known(self) -> dict[str, Segment]:
         with self._lock:
@@ -146,6 +155,7 @@ class RemoteLog:
                 for row in [segment[name] for segment in self._segments.values() if name in segment]:
                     _take_newest(self._rows, name, row)
             for segment in added.values():
+                self._newest_ns = max([self._newest_ns, *(row.put_ns for row in segment.values())])
                 for name, row in segment.items():
                     _take_newest(self._rows, name, row)
             touched = set().union(*dropped, *added.values())
@@ -177,7 +187,7 @@ def _union(segments: Iterable[Segment]) -> Segment:
 
 
 def _take_newest(rows: Segment, name: str, row: Row) -> None:
-    if name not in rows or rows[name].put_ns <= row.put_ns:
+    if name not in rows or rows[name] < row:
         rows[name] = row
 
 

@@ -39,7 +39,12 @@ class TieredStore(KVStore):
         self._syncing = threading.Lock()
 
     def put_encoded(self, chunk: EncodedChunk) -> None:
-        """See :meth:`KVStore.put_encoded`; what fails on the way to ``far`` is raised by :meth:`flush`."""
+        """See :meth:`KVStore.put_encoded`; what fails on the way to ``far`` is raised by :meth:`flush`.
+
+        Raises:
+            StoreError: the store is closed.
+        """
+        self._write_back.require_open()
         self._keep_near(chunk)
         self._write_back.put(chunk, lambda: self._ledger.add(chunk.fingerprint, [chunk.entry]))
 
@@ -105,10 +110,10 @@ class TieredStore(KVStore):
         """See :meth:`KVStore.close`; waits for what is on its way to ``far``."""
         self._prefetcher.close()
         try:
-            self.flush()
+            self._write_back.close()
+            self.far.flush()
         except StoreError as error:
             warnings.warn(f"{error}; such chunks are computed again", stacklevel=2)
-        self._write_back.close()
         self.near.close()
         self.far.close()
 

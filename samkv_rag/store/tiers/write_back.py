@@ -23,16 +23,22 @@ class WriteBack:
         self._pending: dict[str, list[EncodedChunk]] = {}
         """By key, the oldest first; the oldest is the one being written."""
         self._pending_bytes = 0
-        self._errors: list[SamKVError] = []
+        self._first_error: SamKVError | None = None
+        self._num_errors = 0
+        self._closed = False
         self._changed = threading.Condition()
 
     def put(self, chunk: EncodedChunk, note: Callable[[], None]) -> None:
         """Have a chunk written; waits while too many bytes are pending.
 
         ``note`` is called when the chunk is among :meth:`pending_keys` and before it is written.
+
+        Raises:
+            StoreError: closed, before or while it waited; the chunk was not taken.
         """
         with self._changed:
-            self._changed.wait_for(lambda: not self._pending or self._fits(len(chunk.data)))
+            self._changed.wait_for(lambda: self._closed or not self._pending or self._fits(len(chunk.data)))
+            self._require_open()
             waiting = self._pending.setdefault(chunk.entry.key, [])
             waiting.append(chunk)
             self._pending_bytes += len(chunk.data)
@@ -65,17 +71,41 @@ class WriteBack:
         """
         with self._changed:
             self._changed.wait_for(lambda: not self._pending)
-            errors, self._errors = self._errors, []
-        if len(errors) == 1:
-            raise errors[0]
-        if errors:
+            first, number = self._first_error, self._num_errors
+            self._first_error, self._num_errors = None, 0
+        if first is not None and number > 1:
             # The same type, so that a full store is told from one that does not answer.
-            kind = type(errors[0]) if isinstance(errors[0], StoreError) else StoreError
-            raise kind(f"{len(errors)} chunks were not stored; the first: {errors[0]}") from errors[0]
+            kind = type(first) if isinstance(first, StoreError) else StoreError
+            raise kind(f"{number} chunks were not stored; the first: {first}") from first
+        if first is not None:
+            raise first
 
     def close(self) -> None:
-        """Take no more; called after :meth:`flush`."""
-        self._pool.close()
+        """Take no more and return when everything is written; any number of times.
+
+        Raises:
+            StoreError: as :meth:`flush`.
+        """
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        try:
+            self.flush()
+        finally:
+            self._pool.close()
+
+    def require_open(self) -> None:
+        """Check that chunks are still taken.
+
+        Raises:
+            StoreError: closed.
+        """
+        with self._changed:
+            self._require_open()
+
+    def _require_open(self) -> None:
+        if self._closed:
+            raise StoreError("the store is closed; open it again to store more")
 
     def _fits(self, num_bytes: int) -> bool:
         return self._pending_bytes + num_bytes <= self._max_pending_bytes
@@ -93,8 +123,10 @@ class WriteBack:
             self._done(chunk)
 
     def _note(self, error: SamKVError) -> None:
+        _let_go_of_frames(error)  # they hold the chunk, and nobody may ever ask for the error
         with self._changed:
-            self._errors.append(error)
+            self._first_error = self._first_error or error
+            self._num_errors += 1
 
     def _done(self, chunk: EncodedChunk) -> None:
         key = chunk.entry.key
@@ -106,3 +138,15 @@ class WriteBack:
             else:
                 del self._pending[key]
             self._changed.notify_all()
+
+
+def _let_go_of_frames(error: BaseException) -> None:
+    """Drop the tracebacks of an error and of those that led to it."""
+    chain: list[BaseException | None] = [error]
+    seen: set[int] = set()
+    while chain:
+        one = chain.pop()
+        if one is not None and id(one) not in seen:
+            seen.add(id(one))
+            one.__traceback__ = None
+            chain += [one.__cause__, one.__context__]
