@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from samkv_rag.exceptions import ConfigurationError, StoreError, StoreFullError
+from samkv_rag.store.remote.leftovers import remove_leftovers
 from samkv_rag.store.shared.background import BackgroundPool
 from samkv_rag.store.shared.private_files import make_private_folder, write_atomically
 from samkv_rag.store.shared.reachability import Outage, redacted
@@ -35,6 +36,7 @@ class RemoteFiles:
         self.timeout_s = timeout_s
         self._fs, self._root = _open_filesystem(url, options)
         self._is_local = "file" in _protocols(self._fs)
+        self._leftovers_removed = not self._is_local  # elsewhere a killed writer leaves no file
         self._has_folders = not self._fs.async_impl  # object stores are asynchronous, and know no folders
         self._outage = Outage(self.name)
         self._pool = BackgroundPool(_NUM_CONNECTIONS, "samkv-remote")
@@ -65,6 +67,9 @@ class RemoteFiles:
             self._result(self._pool.submit(self._write, self._full(path), data))
         except FileNotFoundError as error:
             raise StoreError(f"{self.name} is not there ({error}); create its bucket or folder") from error
+        if not self._leftovers_removed:
+            self._leftovers_removed = True  # a process that writes does so once, and waits for nothing
+            self._pool.submit(remove_leftovers, Path(self._root))
 
     def names(self, folder: str) -> list[str]:
         """What stands directly below ``folder``, without the folder's own name."""

@@ -4,10 +4,12 @@
 
 Each object, a *segment*, holds some rows; the table is the union of its segments, of two rows of one name
 the later one. Later is what its writer put after all that it knew of, whatever the clocks of machines say
-(Lamport, 10.1145/359545.359563): a row's time is its writer's, made to rise beyond every known one. Adding rows adds a segment; where 32 of a level have gathered, they are merged into one of the
-next level. Nobody ever writes over an object: a new one is put first, then those it replaces are deleted, so
-that a reader always finds every row somewhere. Where a merge and a removal meet, a removed row may come
-back; what rows mean must bear that.
+(Lamport, doi 10.1145/359545.359563): a row's time is its writer's, made to rise beyond every known one.
+
+Adding rows adds a segment; where 32 of a level have gathered, they are merged into one of the next level.
+Nobody ever writes over an object: a new one is put first, then those it replaces are deleted, so that a
+reader always finds every row somewhere. Where a merge and a removal meet, a removed row may come back; what
+rows mean must bear that.
 """
 
 from __future__ import annotations
