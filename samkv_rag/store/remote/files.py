@@ -69,7 +69,7 @@ class RemoteFiles:
             raise StoreError(f"{self.name} is not there ({error}); create its bucket or folder") from error
         if not self._leftovers_removed:
             self._leftovers_removed = True  # a process that writes does so once, and waits for nothing
-            self._pool.submit(remove_leftovers, Path(self._root))
+            self._pool.submit(remove_leftovers, Path(self._full("")))
 
     def names(self, folder: str) -> list[str]:
         """What stands directly below ``folder``, without the folder's own name."""
