@@ -8,6 +8,7 @@ from __future__ import annotations
 _COMMON = """
 local all = ARGV[1]
 local own = all .. ARGV[2] .. ':'
+local references = own .. 'references'
 
 local function next_mark()
     local now = redis.call('TIME')
@@ -29,35 +30,54 @@ local function note_removal(number)
 end
 
 local function take(source)
-    local key = redis.call('HGET', own .. 'sources', source)
+    local key = redis.call('HGET', references, 's:' .. source)
     if key then
-        redis.call('HDEL', own .. 'sources', source)
-        redis.call('SREM', own .. 'of:' .. key, source)
+        -- Deleting first: a full server then lets the rest of the script write.
+        redis.call('HDEL', references, 's:' .. source)
+        if redis.call('HINCRBY', references, 'n:' .. key, -1) < 1 then redis.call('HDEL', references, 'n:' .. key) end
     end
     return key
+end
+
+local function sources_of(keys)
+    local found, cursor = {}, '0'
+    repeat
+        local part = redis.call('HSCAN', references, cursor, 'MATCH', 's:*', 'COUNT', 1000)
+        cursor = part[1]
+        for i = 1, #part[2], 2 do
+            if keys[part[2][i + 1]] then found[#found + 1] = string.sub(part[2][i], 3) end
+        end
+    until cursor == '0'
+    return found
 end
 """
 
 PUT = f"""{_COMMON}
-redis.call('SET', all .. 'chunk:' .. ARGV[3], ARGV[5])
+redis.call('SET', all .. 'chunk:' .. ARGV[3], ARGV[5], 'EX', ARGV[6])
 redis.call('HSET', own .. 'entries', ARGV[3], ARGV[4])
 redis.call('ZADD', own .. 'marks', next_mark(), ARGV[3])
 """
-"""A chunk: key, entry, data."""
+"""A chunk: key, entry, data, the seconds that it is kept."""
 
 FORGET = f"""{_COMMON}
 local number = 0
-for i = 3, #ARGV do number = number + forget(ARGV[i]) end
+for i = 3, #ARGV do
+    if redis.call('EXISTS', all .. 'chunk:' .. ARGV[i]) == 0 then number = number + forget(ARGV[i]) end
+end
 return note_removal(number)
 """
-"""Chunks by key; references to them stay. Returns how many there were."""
+"""Chunks by key that are evicted; references to them stay. Returns how many there were."""
 
 REMOVE = f"""{_COMMON}
-local number = 0
+local number, referred, gone = 0, false, {{}}
 for i = 3, #ARGV do
-    for _, source in ipairs(redis.call('SMEMBERS', own .. 'of:' .. ARGV[i])) do take(source) end
-    number = number + forget(ARGV[i])
+    gone[ARGV[i]] = true
+    referred = referred or redis.call('HEXISTS', references, 'n:' .. ARGV[i]) == 1
 end
+if referred then
+    for _, source in ipairs(sources_of(gone)) do take(source) end
+end
+for i = 3, #ARGV do number = number + forget(ARGV[i]) end
 return note_removal(number)
 """
 """Chunks by key, and the references to them. Returns how many chunks there were."""
@@ -69,8 +89,8 @@ for i = 3, #ARGV, 2 do
     if key then before[#before + 1] = key end
 end
 for i = 3, #ARGV, 2 do
-    redis.call('HSET', own .. 'sources', ARGV[i], ARGV[i + 1])
-    redis.call('SADD', own .. 'of:' .. ARGV[i + 1], ARGV[i])
+    redis.call('HSET', references, 's:' .. ARGV[i], ARGV[i + 1])
+    redis.call('HINCRBY', references, 'n:' .. ARGV[i + 1], 1)
 end
 return before
 """
@@ -89,7 +109,7 @@ return before
 COLLECT = f"""{_COMMON}
 local number = 0
 for i = 3, #ARGV do
-    if redis.call('SCARD', own .. 'of:' .. ARGV[i]) == 0 then number = number + forget(ARGV[i]) end
+    if redis.call('HEXISTS', references, 'n:' .. ARGV[i]) == 0 then number = number + forget(ARGV[i]) end
 end
 return note_removal(number)
 """

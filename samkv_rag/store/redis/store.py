@@ -4,17 +4,19 @@
     samkv:1:FINGERPRINT:entries     hash, key -> entry
     samkv:1:FINGERPRINT:marks       sorted set, key -> mark
     samkv:1:FINGERPRINT:removed     mark of the last removal
-    samkv:1:FINGERPRINT:sources     hash, source -> key
-    samkv:1:FINGERPRINT:of:KEY      set, the sources of a key
+    samkv:1:FINGERPRINT:references  hash, s:SOURCE -> key, n:KEY -> number of its sources
     samkv:1:mark                    mark of the last change
 
 A chunk and its entry are put in one step. Marks are the server's time in microseconds, made to rise, so that
-they go on where the server lost the counter. What the server evicts is a miss.
+they go on where the server lost the counter. What the server evicts is a miss. Chunks alone have a time to
+live, so that a policy for such keys (``volatile-lru``) evicts nothing else; sources and their numbers are one
+key, because a number without its sources would let chunks in use be deleted.
 """
 
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from importlib import import_module
@@ -22,6 +24,7 @@ from typing import Any
 
 from samkv_rag.exceptions import (
     ConfigurationError,
+    EvictionPolicyWarning,
     StoreError,
     StoreFullError,
     StoreUnreachableError,
@@ -36,19 +39,25 @@ SCHEMES = ("redis", "rediss", "valkey", "valkeys")
 TIMEOUT_S = 10.0
 _MAX_VALUE_BYTES = 512 * 1024 * 1024
 _BATCH = 1000
+_KEPT_S = 100 * 365 * 24 * 3600
+"""No limit, but what marks a chunk as a key that a policy for volatile keys may evict."""
 
 
 class RedisStore(WholeChunkStore):
     """Keeps chunks as strings in a Redis or Valkey server, shared by any number of machines.
 
     ``url`` is ``redis://[user:password@]host[:port][/database]``; ``rediss://`` with TLS; ``valkey://`` and
-    ``valkeys://`` are the same. The server's ``maxmemory`` is the budget: with a policy of eviction, what it
-    evicts is a miss; without, ingestion says that the store is full. Options are those of ``redis.Redis``.
+    ``valkeys://`` are the same. The server's ``maxmemory`` is the budget: with a policy of eviction
+    (``volatile-lru``), what it evicts is a miss; without, ingestion says that the store is full. Options are
+    those of ``redis.Redis``.
 
     Raises:
         ConfigurationError: the package redis is not installed, an option is unknown to it, or the timeout is not
             positive.
         StoreUnreachableError: no answer from the server.
+
+    Warns:
+        EvictionPolicyWarning: the server's policy may evict the lists of chunks and of sources too.
     """
 
     def __init__(self, url: str, *, timeout_s: float = TIMEOUT_S, **client_options: Any) -> None:
@@ -59,6 +68,7 @@ class RedisStore(WholeChunkStore):
         self._client, self._errors = _connect(url, timeout_s, client_options)
         self._scripts: dict[str, Any] = {}
         self._require_answer()
+        self._warn_of_policy()
 
     def put_encoded(self, chunk: EncodedChunk) -> None:
         """See :meth:`KVStore.put_encoded`.
@@ -71,7 +81,7 @@ class RedisStore(WholeChunkStore):
                 f"a chunk of {len(chunk.data)} bytes is more than {self.name} takes ({_MAX_VALUE_BYTES}); "
                 "split the text into smaller chunks, or store int8"
             )
-        self._run(scripts.PUT, chunk.fingerprint, [chunk.entry.key, chunk.entry.to_json(), chunk.data])
+        self._run(scripts.PUT, chunk.fingerprint, [chunk.entry.key, chunk.entry.to_json(), chunk.data, str(_KEPT_S)])
 
     def remove(self, keys: Iterable[str]) -> int:
         """See :meth:`KVStore.remove`."""
@@ -96,8 +106,8 @@ class RedisStore(WholeChunkStore):
     def references(self, fingerprint: str) -> dict[str, str]:
         """See :meth:`KVStore.references`."""
         with self._calling():
-            found = self._client.hgetall(_of(fingerprint, "sources"))
-        return {source.decode(): key.decode() for source, key in found.items()}
+            found = self._client.hgetall(_of(fingerprint, "references"))
+        return {name.decode()[2:]: key.decode() for name, key in found.items() if name.startswith(b"s:")}
 
     def changes(self, fingerprint: str, since: int) -> tuple[list[Entry], int] | None:
         """See :meth:`KVStore.changes`."""
@@ -135,17 +145,30 @@ class RedisStore(WholeChunkStore):
         except TypeError as error:  # the client takes any option, and trips over it when it connects
             raise ConfigurationError(f"no store can be opened at {self.name} ({error})") from error
 
+    def _warn_of_policy(self) -> None:
+        with suppress(StoreError), self._calling():  # not every user may ask
+            memory = self._client.info("memory")
+            policy = str(memory.get("maxmemory_policy", ""))
+            if memory.get("maxmemory") and policy.startswith("allkeys-"):
+                warnings.warn(
+                    f"{self.name} evicts by {policy}, which may take the lists of chunks and of sources too: chunks "
+                    "are then computed again, sources must be ingested again; set maxmemory-policy to volatile-lru",
+                    EvictionPolicyWarning,
+                    stacklevel=3,
+                )
+
     def _find(self, key: str, fingerprint: str) -> Found | None:
         try:
             with self._calling():
                 pipeline = self._client.pipeline(transaction=False)
                 entry, data = pipeline.hget(_of(fingerprint, "entries"), key).get(_chunk(key)).execute()
-            if entry is not None and data is None:  # evicted: it must not be listed as stored
-                self._count(scripts.FORGET, fingerprint, [key])
         except StoreUnreachableError as error:
             self._outage.warn(error)
             return None
-        if entry is None or data is None:
+        if entry is None:
+            return None
+        if data is None:
+            self._unlist(key, fingerprint)
             return None
         name = f"{self.name} {_chunk(key)}"
         try:
@@ -154,6 +177,11 @@ class RedisStore(WholeChunkStore):
             warn_damaged(name, error)
             return None
         return verified(key, chunk, name)
+
+    def _unlist(self, key: str, fingerprint: str) -> None:
+        """It was evicted. Reading must not depend on being allowed to write."""
+        with suppress(StoreError):
+            self._count(scripts.FORGET, fingerprint, [key])
 
     def _run(self, script: str, fingerprint: str, arguments: Sequence[str | bytes]) -> Any:
         if script not in self._scripts:
@@ -169,7 +197,7 @@ class RedisStore(WholeChunkStore):
         with self._calling():
             names = (name.decode() for name in self._client.scan_iter(f"{PREFIX}*", count=1000))
             found = (name.removeprefix(PREFIX).rpartition(":") for name in names)
-            return {fingerprint for fingerprint, _, part in found if part in ("entries", "sources")}
+            return {fingerprint for fingerprint, _, part in found if part in ("entries", "references")}
 
     @contextmanager
     def _calling(self) -> Iterator[None]:
