@@ -183,7 +183,7 @@ def test_leftovers_of_dead_writers_go_and_those_of_living_ones_stay(run_json: Ca
         (folder / "chunks" / "00").mkdir(exist_ok=True)
         dead = folder / "chunks" / "00" / ".writing-dead"
         dead.write_bytes(b"half a chunk")
-        with store.files.written(ENTRIES[0].key, b"half a chunk") as living:
+        with store.files.written(ENTRIES[0].key, [b"half a chunk"]) as living:
             _, found = run_json("verify", "--store", folder)
             assert found["leftovers_removed"] == [dead.name]
             assert living.exists() and not dead.exists()

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from types import TracebackType
 from typing import Protocol, TypeVar
 
-from samkv_rag.chunk_cache import ChunkCache, ChunkReader, Layout
+from samkv_rag.chunk_cache import ChunkCache, ChunkReader, Layout, require_counts
 from samkv_rag.config import KVDtype
 from samkv_rag.store.format.encoding import encode_chunk
 
@@ -57,10 +57,19 @@ class Entry:
         """
         try:
             fields = json.loads(text)
-            layout, origin = Layout(**fields.pop("layout")), Origin(**fields.pop("origin"))
-            return cls(**fields, layout=layout, origin=origin)
-        except (TypeError, KeyError, AttributeError) as error:
+            layout, origin = Layout.from_fields(fields.pop("layout")), Origin(**fields.pop("origin"))
+            entry = cls(**fields, layout=layout, origin=origin)
+        except (TypeError, KeyError, AttributeError, RecursionError) as error:
             raise ValueError(f"not a chunk's entry ({error})") from error
+        entry._require_types()
+        return entry
+
+    def _require_types(self) -> None:
+        """What others wrote goes into indexes, which one wrong type would make unreadable."""
+        texts = (self.key, self.text_digest, self.prefix, self.suffix, *vars(self.origin).values())
+        if wrong := [text for text in texts if not isinstance(text, str)]:
+            raise ValueError(f"not a chunk's entry ({wrong[0]!r} is no text)")
+        require_counts((self.num_chars, self.num_tokens))
 
 
 @dataclass(frozen=True)

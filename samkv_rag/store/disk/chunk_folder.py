@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -50,14 +50,15 @@ class ChunkFolder:
             yield from sorted(path for path in folder.glob("*.safetensors") if _KEY.fullmatch(path.stem))
 
     @contextmanager
-    def written(self, key: str, data: bytes) -> Iterator[Path]:
-        """A temporary file with ``data`` beside the place of ``key``; to be renamed, else it is deleted."""
+    def written(self, key: str, pieces: Iterable[bytes | memoryview]) -> Iterator[Path]:
+        """A temporary file of ``pieces`` beside the place of ``key``; to be renamed, else it is deleted."""
         # Beside it, because a rename is atomic only within one file system.
         folder = self.path(key).parent
         folder.mkdir(exist_ok=True, mode=0o700)
         descriptor, temporary = _create_locked(folder)
         try:
-            _write_all(descriptor, data)
+            for piece in pieces:
+                _write_all(descriptor, piece)
             yield temporary
         finally:
             temporary.unlink(missing_ok=True)
@@ -84,7 +85,7 @@ def _create_locked(folder: Path) -> tuple[int, Path]:
         os.close(descriptor)  # taken for a leftover between its creation and its lock
 
 
-def _write_all(descriptor: int, data: bytes) -> None:
+def _write_all(descriptor: int, data: bytes | memoryview) -> None:
     remaining = memoryview(data)
     while remaining:
         remaining = remaining[os.write(descriptor, remaining) :]

@@ -57,10 +57,14 @@ class DiskStore(KVStore):
 
     def put_encoded(self, chunk: EncodedChunk) -> None:
         """See :meth:`KVStore.put_encoded`."""
-        now_s, num_bytes = time.time(), len(chunk.data)
+        self.put_pieces(chunk.entry, chunk.fingerprint, len(chunk.data), [chunk.data])
+
+    def put_pieces(self, entry: Entry, fingerprint: str, num_bytes: int, pieces: Iterable[bytes | memoryview]) -> None:
+        """Like :meth:`put_encoded`, of a chunk file that need not be in memory whole."""
+        now_s = time.time()
         self._require_room(num_bytes)
-        stored = StoredChunk(chunk.entry, chunk.fingerprint, num_bytes, created_s=now_s, last_use_s=now_s)
-        with disk_errors(self.folder), self.files.written(chunk.entry.key, chunk.data) as temporary:
+        stored = StoredChunk(entry, fingerprint, num_bytes, created_s=now_s, last_use_s=now_s)
+        with disk_errors(self.folder), self.files.written(entry.key, pieces) as temporary:
             self._write_uses()
             self.index.write(lambda index: self._place(index, stored, temporary))
 
@@ -98,6 +102,18 @@ class DiskStore(KVStore):
             warn_damaged(path.name, f"unreadable ({error.strerror})" if isinstance(error, OSError) else error)
             return None
         return None if stored is None else EncodedChunk(stored.entry, fingerprint, data)
+
+    def holds(self, key: str, fingerprint: str) -> bool:
+        """Whether :meth:`copy` would hand over a chunk, which takes no memory here; a damaged one is reported."""
+        path = self.files.path(key)
+        try:
+            ChunkFile(path, fingerprint).verify()
+        except FileNotFoundError:
+            return False
+        except DamagedFileError as error:
+            warn_damaged(path.name, error)
+            return False
+        return self.index.read(lambda index: index_table.get(index, key)) is not None
 
     def remove(self, keys: Iterable[str]) -> int:
         """See :meth:`KVStore.remove`."""

@@ -61,25 +61,26 @@ class MemoryBytes:
 
 
 class FileBytes:
-    """Bytes of an open file. A file renamed over it does not show through.
+    """Bytes of an open file, or a part of them. A file renamed over it does not show through.
 
     Raises:
         FileNotFoundError: no such file.
         OSError: it cannot be opened.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, start: int = 0, size: int | None = None) -> None:
         self._file = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0))
         weakref.finalize(self, os.close, self._file)  # closed with its reader, which lives as long as a request
         self._seek_lock = threading.Lock()
         self.status = os.fstat(self._file)
-        self.size = self.status.st_size
+        self._start = start
+        self.size = self.status.st_size - start if size is None else size
 
     def read_into(self, start: int, buffers: Sequence[Buffer]) -> None:
         """See :meth:`ByteSource.read_into`."""
         wanted = sum(memoryview(buffer).nbytes for buffer in buffers)
         read = self._read_at_once if hasattr(os, "preadv") else self._seek_and_read
-        found = read(start, buffers)
+        found = read(self._start + start, buffers)
         if found != wanted:
             raise DamagedBytesError(f"{found} of {wanted} bytes at {start} are there")
 

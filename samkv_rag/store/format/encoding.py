@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -80,15 +80,16 @@ def metadata_checksum(metadata: Mapping[str, str]) -> str:
     return xxhash.xxh3_64_hexdigest(json.dumps(covered, sort_keys=True).encode())
 
 
-def tensor_checksum(dtype: torch.dtype, shape: tuple[int, ...], data: Any) -> str:
-    """Checksum of a tensor's bytes (a buffer) and of how they are read."""
+def tensor_checksum(dtype: torch.dtype, shape: tuple[int, ...], pieces: Iterable[Any]) -> str:
+    """Checksum of a tensor's bytes (buffers, one after another) and of how they are read."""
     hasher = xxhash.xxh3_64(f"{dtype}{list(shape)}".encode())
-    hasher.update(data)
+    for piece in pieces:
+        hasher.update(piece)
     return hasher.hexdigest()
 
 
 def _checksum(tensor: torch.Tensor) -> str:
-    return tensor_checksum(tensor.dtype, tuple(tensor.shape), raw_bytes(tensor))
+    return tensor_checksum(tensor.dtype, tuple(tensor.shape), [raw_bytes(tensor)])
 
 
 def _encoded(cache: ChunkCache, stored: str) -> dict[str, torch.Tensor]:

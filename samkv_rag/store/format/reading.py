@@ -10,7 +10,7 @@ dtype, shape and bytes, one of the metadata itself, and what the store adds.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 
@@ -29,6 +29,7 @@ from samkv_rag.store.format.encoding import (
 )
 from samkv_rag.store.format.quantization import QUANTIZATIONS, QuantizedLayer, dequantize_layer, dequantize_rows
 
+_PIECE_BYTES = 4 << 20
 _READABLE_VERSIONS = ("1", "2")
 _DTYPES = {dtype_name(dtype): dtype for dtype in (torch.bfloat16, torch.float16, torch.float32, torch.float64)}
 
@@ -139,6 +140,7 @@ class EncodedReader:
             DamagedFileError: one differs.
         """
         self.verify_metadata()
+        self._require_readable()
         try:
             checksums = json.loads(self.metadata["checksums"])
         except (KeyError, ValueError) as error:
@@ -180,9 +182,21 @@ class EncodedReader:
         except (DamagedBytesError, OSError) as error:
             raise DamagedFileError(f"unreadable ({error})") from error
 
+    def pieces(self) -> Iterator[bytes | memoryview]:
+        """The whole encoded chunk, a part in memory at a time.
+
+        Raises:
+            DamagedFileError: it cannot be read.
+        """
+        return self._pieces(0, self.num_bytes)
+
     def _checksum(self, span: TensorSpan) -> str:
+        return tensor_checksum(span.dtype, span.shape, self._pieces(span.start, span.stop))
+
+    def _pieces(self, start: int, stop: int) -> Iterator[bytes | memoryview]:
         try:
-            return tensor_checksum(span.dtype, span.shape, self._source.read(span.start, span.stop))
+            for begin in range(start, stop, _PIECE_BYTES):
+                yield self._source.read(begin, min(begin + _PIECE_BYTES, stop))
         except (DamagedBytesError, OSError) as error:
             raise DamagedFileError(f"unreadable ({error})") from error
 
@@ -193,6 +207,12 @@ class EncodedReader:
         if found.isdecimal() and int(found) > int(FORMAT_VERSION):
             raise NewerFormatError(f"its format is {found!r}, this release reads up to {FORMAT_VERSION!r}; update it")
         raise DamagedFileError(f"its format is {found!r}, expected one of {', '.join(_READABLE_VERSIONS)}")
+
+    def _require_readable(self) -> None:
+        try:
+            _ = self.layout, self.dtype
+        except (ValueError, KeyError) as error:
+            raise DamagedFileError(f"its metadata is not what a writer writes ({error})") from error
 
     def _require(self, fingerprint: str | None, key: str | None) -> None:
         if missing := [name for name in ("fingerprint", "text_digest", "layout") if name not in self.metadata]:

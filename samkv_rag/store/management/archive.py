@@ -1,7 +1,7 @@
 """Chunks carried from one disk store to another: in one tar file, or as a folder of chunk files.
 
-What comes in is verified chunk by chunk and filed under the key that its own contents give. Names and
-paths in an archive are never used.
+What comes in is verified chunk by chunk, a piece of one in memory at a time, and filed under the key that
+its own contents give. Names and paths in an archive are never used.
 """
 
 from __future__ import annotations
@@ -14,17 +14,16 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from samkv_rag.exceptions import ConfigurationError, StoreFormatError
-from samkv_rag.store.base import EncodedChunk
+from samkv_rag.exceptions import ConfigurationError
+from samkv_rag.store.base import Entry
 from samkv_rag.store.disk.described import entry_of
 from samkv_rag.store.disk.errors import disk_errors
 from samkv_rag.store.disk.index_table import StoredChunk
 from samkv_rag.store.disk.store import DiskStore
-from samkv_rag.store.format.reading import ChunkBytes, DamagedFileError
+from samkv_rag.store.format.reading import DamagedFileError, EncodedReader
+from samkv_rag.store.management.candidates import Candidate, candidates
 from samkv_rag.store.management.inventory import EVERYTHING, Amount, Scope, list_chunks
 from samkv_rag.store.shared.private_files import WRITING_PREFIX, write_atomically
-
-_MAX_CHUNK_BYTES = 4 * 1024**3
 
 
 @dataclass(frozen=True)
@@ -71,25 +70,34 @@ def import_chunks(store: DiskStore, source: Path) -> Import:
         StoreFullError: no room; what was taken in until then stays.
     """
     done = Import()
-    for name, data in _read_folder(source) if source.is_dir() else _read_tar(source, done):
+    for candidate in candidates(source):
         try:
-            reader = ChunkBytes(data)
-            reader.verify()
-            chunk = EncodedChunk(entry_of(reader), reader.fingerprint, data)
+            chunk = _checked(candidate)
         except DamagedFileError as error:
-            done.refused.append(Refused(name, str(error)))
+            done.refused.append(Refused(candidate.name, str(error)))
             continue
-        _take_in(store, chunk, done)
+        _take_in(store, *chunk, done)
     return done
 
 
-def _take_in(store: DiskStore, chunk: EncodedChunk, done: Import) -> None:
-    if store.copy(chunk.entry.key, chunk.fingerprint) is not None:
+def _checked(candidate: Candidate) -> tuple[Entry, EncodedReader]:
+    if candidate.problem:
+        raise DamagedFileError(candidate.problem)
+    try:
+        reader = EncodedReader(candidate.open(), None, None)
+    except OSError as error:
+        raise DamagedFileError(f"unreadable ({error.strerror})") from error
+    reader.verify()
+    return entry_of(reader), reader
+
+
+def _take_in(store: DiskStore, entry: Entry, reader: EncodedReader, done: Import) -> None:
+    if store.holds(entry.key, reader.fingerprint):
         done.num_present += 1
         return
-    store.put_encoded(chunk)
+    store.put_pieces(entry, reader.fingerprint, reader.num_bytes, reader.pieces())
     done.num_added += 1
-    done.num_bytes += len(chunk.data)
+    done.num_bytes += reader.num_bytes
 
 
 def _verified(store: DiskStore, chunks: list[StoredChunk]) -> Iterator[tuple[StoredChunk, bytes]]:
@@ -120,24 +128,6 @@ def _write_tar(target: Path, chunks: Iterable[tuple[StoredChunk, bytes]]) -> Ite
         os.replace(temporary, target)
     finally:
         Path(temporary).unlink(missing_ok=True)
-
-
-def _read_folder(folder: Path) -> Iterator[tuple[str, bytes]]:
-    for path in sorted(folder.rglob("*.safetensors")):
-        yield path.name, path.read_bytes()
-
-
-def _read_tar(path: Path, done: Import) -> Iterator[tuple[str, bytes]]:
-    try:
-        with tarfile.open(path, "r:") as archive:
-            for member in archive:
-                file = archive.extractfile(member) if member.isreg() else None  # follows no link
-                if file is None or member.size > _MAX_CHUNK_BYTES:
-                    done.refused.append(Refused(member.name, "it is no chunk file"))
-                else:
-                    yield member.name, file.read()
-    except (tarfile.TarError, FileNotFoundError, IsADirectoryError) as error:
-        raise StoreFormatError(f"{path} is not a tar file of chunks, or not a whole one ({error})") from error
 
 
 def _name(chunk: StoredChunk) -> str:

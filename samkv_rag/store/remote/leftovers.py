@@ -21,22 +21,22 @@ _TABLES = ("chunks", "index", "references")
 def remove_leftovers(root: Path, older_than_s: float = LEFTOVER_AGE_S) -> int:
     """Delete what writers left below a store's folder and return how many files; what cannot be deleted stays."""
     before_s = time.time() - older_than_s
-    return sum(_remove_from(folder, before_s) for folder in (root, *_folders(root)))
+    return sum(_remove_from(folder, before_s) for folder in [str(root), *_folders(root)])
 
 
-def _folders(root: Path) -> Iterator[os.DirEntry[str]]:
+def _folders(root: Path) -> Iterator[str]:
     """Where a store writes; links are not followed."""
     for table in _TABLES:
         with suppress(OSError), os.scandir(root / table) as entries:
-            yield from (entry for entry in entries if entry.is_dir(follow_symlinks=False))
+            yield from (entry.path for entry in entries if entry.is_dir(follow_symlinks=False))
 
 
-def _remove_from(folder: Path | os.DirEntry[str], before_s: float) -> int:
+def _remove_from(folder: str, before_s: float) -> int:
     number = 0
     with suppress(OSError), os.scandir(folder) as entries:
         for entry in entries:
             if entry.name.startswith(WRITING_PREFIX):
-                number += _remove_if_old(entry, before_s)
+                number += int(_remove_if_old(entry, before_s))
     return number
 
 
