@@ -27,7 +27,7 @@ from samkv_rag.store.disk.index import DiskIndex
 from samkv_rag.store.disk.index_table import StoredChunk
 from samkv_rag.store.disk.recency import Recency
 from samkv_rag.store.format.reading import ChunkBytes, ChunkFile, DamagedFileError
-from samkv_rag.store.shared.options import require_budget
+from samkv_rag.store.shared.options import require_budget, require_folder
 from samkv_rag.store.shared.whole import warn_damaged
 
 _EVICTED_AT_ONCE = 1 / 64  # of the budget: readers of a model start over after each eviction
@@ -40,12 +40,12 @@ class DiskStore(KVStore):
     for long and are cheap to compute again. Processes may give different budgets; each evicts by its own.
 
     Raises:
-        ConfigurationError: the budget is no positive number of bytes.
+        ConfigurationError: the folder is no path, or the budget no positive number of bytes.
         StoreFormatError: the folder's index is another program's or of a newer schema version.
     """
 
     def __init__(self, folder: str | os.PathLike[str], budget_bytes: int | None = None) -> None:
-        self.folder = Path(folder)
+        self.folder = Path(require_folder("folder", folder))
         self.budget_bytes = require_budget("disk_bytes", budget_bytes)
         self.files = ChunkFolder(self.folder / "chunks")
         self._verified: dict[str, tuple[int, ...]] = {}

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 
-from samkv_rag.exceptions import StoreFormatError
+from samkv_rag.exceptions import ConfigurationError, StoreFormatError
 from samkv_rag.store.base import Origin
 from samkv_rag.store.disk import index_table
 from samkv_rag.store.disk.index import INDEX_NAME
@@ -56,10 +56,19 @@ class Scope:
     """Chunks of one namespace, of one model, or both; None: of any.
 
     ``model`` is the model's fingerprint or its first characters.
+
+    Raises:
+        ConfigurationError: the model is empty, which would be every model; or one of the two is no text.
     """
 
     namespace: str | None = None
     model: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.model is not None and not (isinstance(self.model, str) and self.model):
+            raise ConfigurationError(f"model is {self.model!r}; it must be a fingerprint or its first characters")
+        if self.namespace is not None and not isinstance(self.namespace, str):
+            raise ConfigurationError(f"namespace is {self.namespace!r}; it must be a text")
 
     def holds(self, chunk: StoredChunk) -> bool:
         """Whether the chunk is one of them."""

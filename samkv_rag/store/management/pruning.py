@@ -10,6 +10,7 @@ from samkv_rag.exceptions import ConfigurationError
 from samkv_rag.store.disk.index_table import StoredChunk
 from samkv_rag.store.disk.store import DiskStore
 from samkv_rag.store.management.inventory import EVERYTHING, Amount, Scope, list_chunks
+from samkv_rag.store.shared.options import require_age, require_budget
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class PruneRule:
     """Which chunks go: those of the scope that a criterion applies to; where there is none, all of the scope.
 
     Raises:
-        ConfigurationError: neither scope nor criterion is given, which would empty the store.
+        ConfigurationError: neither scope nor criterion is given, which would empty the store; or one is out of range.
     """
 
     scope: Scope = EVERYTHING
@@ -41,6 +42,10 @@ class PruneRule:
     """Those go that lose their last reference by it."""
 
     def __post_init__(self) -> None:
+        if self.older_than_s is not None:
+            require_age("older_than_s", self.older_than_s)
+        if self.max_bytes != 0 or isinstance(self.max_bytes, bool):
+            require_budget("max_bytes", self.max_bytes)
         if self.scope == EVERYTHING and not self.has_criterion:
             raise ConfigurationError(
                 "nothing says what to prune; give an age, a size, sources to keep, a namespace or a model"

@@ -31,6 +31,7 @@ from samkv_rag.exceptions import (
 )
 from samkv_rag.store.base import EncodedChunk, Entry
 from samkv_rag.store.redis import scripts
+from samkv_rag.store.shared.options import require_timeout, require_url
 from samkv_rag.store.shared.reachability import Outage, redacted
 from samkv_rag.store.shared.whole import Found, WholeChunkStore, verified, warn_damaged
 
@@ -61,9 +62,8 @@ class RedisStore(WholeChunkStore):
     """
 
     def __init__(self, url: str, *, timeout_s: float = TIMEOUT_S, **client_options: Any) -> None:
-        if timeout_s <= 0:
-            raise ConfigurationError(f"timeout_s is {timeout_s}; it must be > 0")
-        self.name = redacted(url)
+        require_timeout("timeout_s", timeout_s)
+        self.name = redacted(require_url(url))
         self._outage = Outage(self.name)
         self._client, self._errors = _connect(url, timeout_s, client_options)
         self._scripts: dict[str, Any] = {}

@@ -17,7 +17,6 @@ from contextlib import suppress
 from typing import Any
 
 from samkv_rag.exceptions import (
-    ConfigurationError,
     StoreError,
     StoreFormatError,
     StoreUnreachableError,
@@ -25,6 +24,7 @@ from samkv_rag.exceptions import (
 from samkv_rag.store.base import EncodedChunk, Entry
 from samkv_rag.store.remote.files import RemoteFiles
 from samkv_rag.store.remote.index import RemoteIndex
+from samkv_rag.store.shared.options import require_age, require_timeout, require_url
 from samkv_rag.store.shared.whole import Found, WholeChunkStore, verified
 
 LAYOUT_VERSION = 1
@@ -45,7 +45,7 @@ class RemoteStore(WholeChunkStore):
         refresh_s: how old the list of chunks may become.
 
     Raises:
-        ConfigurationError: the protocol is unknown or its package is not installed.
+        ConfigurationError: the protocol is unknown, its package is not installed, or an option is out of range.
         StoreUnreachableError: no answer; a mistaken address is told here and not at the first question.
         StoreFormatError: another version's store, or something else.
     """
@@ -53,10 +53,8 @@ class RemoteStore(WholeChunkStore):
     def __init__(
         self, url: str, *, timeout_s: float = TIMEOUT_S, refresh_s: float = REFRESH_S, **storage_options: Any
     ) -> None:
-        if timeout_s <= 0 or refresh_s < 0:
-            raise ConfigurationError(f"timeout_s is {timeout_s}, refresh_s {refresh_s}; they must be > 0 and >= 0")
-        self._files = RemoteFiles(url, timeout_s, storage_options)
-        self._index = RemoteIndex(self._files, refresh_s)
+        self._files = RemoteFiles(require_url(url), require_timeout("timeout_s", timeout_s), storage_options)
+        self._index = RemoteIndex(self._files, require_age("refresh_s", refresh_s))
         self._require_layout()
 
     def put_encoded(self, chunk: EncodedChunk) -> None:

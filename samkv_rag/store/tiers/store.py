@@ -9,7 +9,7 @@ from concurrent.futures import Future
 from contextlib import suppress
 
 from samkv_rag.chunk_cache import ChunkReader
-from samkv_rag.exceptions import StoreError, StoreFullError, StoreUnreachableError
+from samkv_rag.exceptions import ConfigurationError, StoreError, StoreFullError, StoreUnreachableError
 from samkv_rag.store.base import EncodedChunk, Entry, KVStore, Prefetch
 from samkv_rag.store.format.reading import ChunkBytes
 from samkv_rag.store.shared.ledger import Ledger
@@ -25,9 +25,13 @@ class TieredStore(KVStore):
     far store; :meth:`flush`, which ingestion ends with, returns when all are there. So a process that is
     killed loses at most chunks computed for a question in its last moments, or those of an ingestion that
     has not returned. Closing the store closes both.
+
+    Raises:
+        ConfigurationError: one of the two is no store, or they are one and the same.
     """
 
     def __init__(self, near: KVStore, far: KVStore) -> None:
+        _require_two_stores(near, far)
         self.near = near
         self.far = far
         self._write_back = WriteBack(self._put_far)
@@ -189,3 +193,11 @@ class TieredStore(KVStore):
         """A near store that outlives processes may hold what was removed from ``far`` between two of them."""
         entries, _ = self.near.changes(fingerprint, 0) or ([], 0)
         return {entry.key for entry in entries}
+
+
+def _require_two_stores(near: object, far: object) -> None:
+    for name, store in (("near", near), ("far", far)):
+        if not isinstance(store, KVStore):
+            raise ConfigurationError(f"{name} is {store!r}; it must be a store, such as open_store returns")
+    if near is far:
+        raise ConfigurationError("near and far are one and the same store; give two, or use it without tiers")
