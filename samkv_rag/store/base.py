@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from types import TracebackType
 from typing import Protocol, TypeVar
 
-from samkv_rag.chunk_cache import ChunkCache, ChunkReader, Layout, require_counts
+from samkv_rag.chunk_cache import ChunkCache, ChunkReader, Layout, chunk_key, require_counts
 from samkv_rag.config import KVDtype
 from samkv_rag.store.format.encoding import encode_chunk
 
@@ -63,6 +63,10 @@ class Entry:
             raise ValueError(f"not a chunk's entry ({error})") from error
         entry._require_types()
         return entry
+
+    def is_of(self, key: str, fingerprint: str) -> bool:
+        """Whether it is this key's entry, and the key this model's; another would list what cannot be read."""
+        return self.key == key == chunk_key(fingerprint, self.text_digest)
 
     def _require_types(self) -> None:
         """What others wrote goes into indexes, which one wrong type would make unreadable."""
@@ -154,6 +158,7 @@ class KVStore(ABC):
         removed. A chunk need not be stored to be referred to. Returns how many chunks were removed.
 
         Raises:
+            StoreError: something else than a key is referred to; the references are as before.
             StoreFullError: no room; the references are as before.
         """
 

@@ -7,21 +7,18 @@ FOLDER/chunks/ab/.writing-…             being written; locked by its writer fo
 from __future__ import annotations
 
 import os
-import re
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from samkv_rag.exceptions import StoreError
+from samkv_rag.store.shared.hashes import is_hash, require_hash
 from samkv_rag.store.shared.private_files import WRITING_PREFIX
 
 try:
     import fcntl
 except ImportError:  # not on Windows, where an open file cannot be deleted anyway
     fcntl = None  # type: ignore[assignment]
-
-_KEY = re.compile(r"[0-9a-f]{64}")
 
 
 class ChunkFolder:
@@ -40,14 +37,12 @@ class ChunkFolder:
         Raises:
             StoreError: not a key.
         """
-        if not _KEY.fullmatch(key):
-            raise StoreError(f"key is {key!r}; it must be a SHA-256 in hex")
-        return self.folder / key[:2] / f"{key}.safetensors"
+        return self.folder / require_hash(key)[:2] / f"{key}.safetensors"
 
     def files(self) -> Iterator[Path]:
         """Every chunk file, in the order of keys."""
         for folder in self._subfolders():
-            yield from sorted(path for path in folder.glob("*.safetensors") if _KEY.fullmatch(path.stem))
+            yield from sorted(path for path in folder.glob("*.safetensors") if is_hash(path.stem))
 
     @contextmanager
     def written(self, key: str, pieces: Iterable[bytes | memoryview]) -> Iterator[Path]:

@@ -22,13 +22,13 @@ CREATE INDEX IF NOT EXISTS chunk_references_by_key ON chunk_references (key);
 def read(index: sqlite3.Connection, fingerprint: str) -> dict[str, str]:
     """Every source of a model and the chunk key that it refers to."""
     rows = index.execute("SELECT source, key FROM chunk_references WHERE fingerprint = ?", (fingerprint,))
-    return dict(rows.fetchall())
+    return {_text(source): key for source, key in rows}
 
 
 def point(index: sqlite3.Connection, fingerprint: str, references: Mapping[str, str]) -> set[str]:
     """Point sources at chunk keys; return the keys that thereby lost their last reference."""
     before = _take(index, fingerprint, references)
-    rows = [(fingerprint, source, key) for source, key in references.items()]
+    rows = [(fingerprint, _bound(source), key) for source, key in references.items()]
     index.executemany("INSERT INTO chunk_references (fingerprint, source, key) VALUES (?, ?, ?)", rows)
     return _unreferred(index, before)
 
@@ -45,7 +45,7 @@ def drop_keys(index: sqlite3.Connection, keys: Iterable[str]) -> None:
 
 def _take(index: sqlite3.Connection, fingerprint: str, sources: Iterable[str]) -> set[str]:
     """Delete the rows of ``sources`` and return the keys that stood there."""
-    wanted = [(fingerprint, source) for source in sources]
+    wanted = [(fingerprint, _bound(source)) for source in sources]
     where = "WHERE fingerprint = ? AND source = ?"
     found = [index.execute(f"SELECT key FROM chunk_references {where}", one).fetchone() for one in wanted]
     index.executemany(f"DELETE FROM chunk_references {where}", wanted)
@@ -55,3 +55,16 @@ def _take(index: sqlite3.Connection, fingerprint: str, sources: Iterable[str]) -
 def _unreferred(index: sqlite3.Connection, keys: Iterable[str]) -> set[str]:
     query = "SELECT 1 FROM chunk_references WHERE key = ? LIMIT 1"
     return {key for key in keys if index.execute(query, (key,)).fetchone() is None}
+
+
+def _bound(source: str) -> str | bytes:
+    """As SQLite takes it: lone surrogates, as in paths that are no valid text, are no text to it either."""
+    try:
+        source.encode()
+    except UnicodeEncodeError:
+        return source.encode("utf-8", "surrogatepass")
+    return source
+
+
+def _text(source: str | bytes) -> str:
+    return source if isinstance(source, str) else source.decode("utf-8", "surrogatepass")

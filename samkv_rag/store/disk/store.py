@@ -27,6 +27,7 @@ from samkv_rag.store.disk.index import DiskIndex
 from samkv_rag.store.disk.index_table import StoredChunk
 from samkv_rag.store.disk.recency import Recency
 from samkv_rag.store.format.reading import ChunkBytes, ChunkFile, DamagedFileError
+from samkv_rag.store.shared.hashes import require_keys
 from samkv_rag.store.shared.options import require_budget, require_folder
 from samkv_rag.store.shared.whole import warn_damaged
 
@@ -132,6 +133,7 @@ class DiskStore(KVStore):
 
     def refer(self, fingerprint: str, references: Mapping[str, str]) -> int:
         """See :meth:`KVStore.refer`."""
+        require_keys(references)
         return self.index.write(
             lambda index: self._remove(index, index_references.point(index, fingerprint, references))
         )

@@ -10,6 +10,7 @@ from samkv_rag.exceptions import StoreFullError
 from samkv_rag.store.base import EncodedChunk, Entry
 from samkv_rag.store.format.reading import ChunkBytes
 from samkv_rag.store.memory.reference_map import ReferenceMap
+from samkv_rag.store.shared.hashes import require_keys
 from samkv_rag.store.shared.ledger import Ledger
 from samkv_rag.store.shared.options import require_budget
 from samkv_rag.store.shared.whole import Found, WholeChunkStore
@@ -64,7 +65,7 @@ class MemoryStore(WholeChunkStore):
     def refer(self, fingerprint: str, references: Mapping[str, str]) -> int:
         """See :meth:`KVStore.refer`; references take no part of the budget."""
         with self._lock:
-            return self._remove(self._references.point(fingerprint, references))
+            return self._remove(self._references.point(fingerprint, require_keys(references)))
 
     def release(self, fingerprint: str, sources: Iterable[str]) -> int:
         """See :meth:`KVStore.release`."""

@@ -31,6 +31,7 @@ from samkv_rag.exceptions import (
 )
 from samkv_rag.store.base import EncodedChunk, Entry
 from samkv_rag.store.redis import scripts
+from samkv_rag.store.shared.hashes import require_keys
 from samkv_rag.store.shared.options import require_timeout, require_url
 from samkv_rag.store.shared.reachability import Outage, redacted
 from samkv_rag.store.shared.whole import Found, WholeChunkStore, verified, warn_damaged
@@ -91,8 +92,8 @@ class RedisStore(WholeChunkStore):
     def refer(self, fingerprint: str, references: Mapping[str, str]) -> int:
         """See :meth:`KVStore.refer`."""
         before: set[str] = set()
-        for batch in _batches(references):
-            pairs = [text for source in batch for text in (source, references[source])]
+        for batch in _batches(require_keys(references)):
+            pairs = [part for source in batch for part in (_bytes(source), references[source])]
             before |= _texts(self._run(scripts.POINT, fingerprint, pairs))
         return self._count(scripts.COLLECT, fingerprint, sorted(before))
 
@@ -100,14 +101,14 @@ class RedisStore(WholeChunkStore):
         """See :meth:`KVStore.release`."""
         before: set[str] = set()
         for batch in _batches(sources):
-            before |= _texts(self._run(scripts.DROP, fingerprint, batch))
+            before |= _texts(self._run(scripts.DROP, fingerprint, [_bytes(source) for source in batch]))
         return self._count(scripts.COLLECT, fingerprint, sorted(before))
 
     def references(self, fingerprint: str) -> dict[str, str]:
         """See :meth:`KVStore.references`."""
         with self._calling():
             found = self._client.hgetall(_of(fingerprint, "references"))
-        return {name.decode()[2:]: key.decode() for name, key in found.items() if name.startswith(b"s:")}
+        return {_text(name[2:]): key.decode() for name, key in found.items() if name.startswith(b"s:")}
 
     def changes(self, fingerprint: str, since: int) -> tuple[list[Entry], int] | None:
         """See :meth:`KVStore.changes`."""
@@ -123,7 +124,7 @@ class RedisStore(WholeChunkStore):
         except StoreUnreachableError as error:
             self._outage.warn(error)
             raise
-        return list(_readable(entries)), mark
+        return list(_readable(fingerprint, new, entries)), mark
 
     def nbytes(self) -> int:
         """See :meth:`KVStore.nbytes`; what the server evicted is not counted."""
@@ -172,7 +173,7 @@ class RedisStore(WholeChunkStore):
             return None
         name = f"{self.name} {_chunk(key)}"
         try:
-            chunk = EncodedChunk(Entry.from_json(entry.decode()), fingerprint, data)
+            chunk = EncodedChunk(_entry(entry, key, fingerprint), fingerprint, data)
         except ValueError as error:
             warn_damaged(name, error)
             return None
@@ -246,12 +247,27 @@ def _batches(texts: Iterable[str]) -> Iterator[list[str]]:
         yield all_texts[start : start + _BATCH]
 
 
-def _readable(entries: Iterable[bytes | None]) -> Iterator[Entry]:
-    for text in entries:
+def _entry(text: bytes, key: str, fingerprint: str) -> Entry:
+    entry = Entry.from_json(text.decode())
+    if not entry.is_of(key, fingerprint):
+        raise ValueError("its entry is another chunk's")
+    return entry
+
+
+def _readable(fingerprint: str, keys: Iterable[bytes], entries: Iterable[bytes | None]) -> Iterator[Entry]:
+    for key, text in zip(keys, entries, strict=False):  # no entries were asked for where there are no keys
         with suppress(ValueError):  # of a release that says more, or less, of a chunk
             if text is not None:
-                yield Entry.from_json(text.decode())
+                yield _entry(text, key.decode(), fingerprint)
 
 
 def _texts(names: Iterable[bytes]) -> set[str]:
     return {name.decode() for name in names}
+
+
+def _bytes(source: str) -> bytes:
+    return source.encode("utf-8", "surrogatepass")  # paths that are no valid text hold lone surrogates
+
+
+def _text(source: bytes) -> str:
+    return source.decode("utf-8", "surrogatepass")

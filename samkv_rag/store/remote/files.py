@@ -11,7 +11,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, TypeVar
 
-from samkv_rag.exceptions import ConfigurationError, StoreError, StoreFullError
+from samkv_rag.exceptions import ConfigurationError, StoreError, StoreFullError, StoreUnreachableError
 from samkv_rag.store.remote.leftovers import remove_leftovers
 from samkv_rag.store.shared.background import BackgroundPool
 from samkv_rag.store.shared.private_files import make_private_folder, write_atomically
@@ -24,8 +24,8 @@ Result = TypeVar("Result")
 class RemoteFiles:
     """Reads, writes, lists and deletes whole objects, named relative to the URL.
 
-    Every method raises StoreUnreachableError where the remote fails or takes longer than ``timeout_s``,
-    StoreError where it refuses, StoreFullError where it has no room.
+    Every method raises StoreUnreachableError where the remote fails, refuses or takes longer than ``timeout_s``,
+    StoreFullError where it has no room.
 
     Raises:
         ConfigurationError: no such protocol, its package is not installed, or an option is unknown to it.
@@ -127,7 +127,8 @@ class RemoteFiles:
         except CancelledError as error:  # by the pool, which takes no more
             raise StoreError(f"the store at {self.name} is closed; open it again") from error
         except PermissionError as error:
-            raise StoreError(f"{self.name} refuses access ({error}); check the credentials") from error
+            # No outage: who may not write may still be allowed to read.
+            raise StoreUnreachableError(f"{self.name} refuses access ({error}); check the credentials") from error
         except (TimeoutError, FutureTimeoutError) as error:  # one and the same from Python 3.11 on
             raise self._outage.begin(f"no answer within {self.timeout_s:g} s") from error
         except Exception as error:  # what backends raise for a failed network is not one tree

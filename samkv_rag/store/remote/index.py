@@ -6,18 +6,15 @@ references/FINGERPRINT/…    a row a source: its name; the chunk's key
 
 from __future__ import annotations
 
-import re
 import threading
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 
-from samkv_rag.chunk_cache import chunk_key
 from samkv_rag.store.base import Entry
 from samkv_rag.store.remote.files import RemoteFiles
 from samkv_rag.store.remote.log import Listener, RemoteLog
+from samkv_rag.store.shared.hashes import is_hash
 from samkv_rag.store.shared.ledger import Ledger
-
-_HASH = re.compile(r"[0-9a-f]{64}")
 
 
 class RemoteIndex:
@@ -44,7 +41,7 @@ class RemoteIndex:
         for fingerprint in self._fingerprints("index"):
             self.refresh(fingerprint)
             rows = self._chunks(fingerprint).rows().values()
-            total += sum(int(text.partition("\t")[0]) for text in rows)
+            total += sum(_num_bytes(text) for text in rows)
         return total
 
     def refresh(self, fingerprint: str, force: bool = False) -> None:
@@ -103,7 +100,7 @@ class RemoteIndex:
     # -- tables ------------------------------------------------------------------------------------
 
     def _fingerprints(self, table: str) -> list[str]:
-        return [name for name in self._files.names(table) if _HASH.fullmatch(name)]
+        return [name for name in self._files.names(table) if is_hash(name)]
 
     def _chunks(self, fingerprint: str) -> RemoteLog:
         def take_over(changed: dict[str, str], gone: set[str]) -> None:
@@ -127,5 +124,10 @@ def _entries(fingerprint: str, rows: dict[str, str]) -> Iterable[Entry]:
         with suppress(ValueError):  # of a release that says more, or less, of a chunk
             entry = Entry.from_json(text.partition("\t")[2])
             # Another model's rows under this model's name would list keys that are not its own.
-            if entry.key == key == chunk_key(fingerprint, entry.text_digest):
+            if entry.is_of(key, fingerprint):
                 yield entry
+
+
+def _num_bytes(text: str) -> int:
+    number = text.partition("\t")[0]
+    return int(number) if number.isdecimal() and len(number) < 20 else 0

@@ -171,7 +171,7 @@ class RemoteLog:
             if head.decode() != _head(body):
                 raise ValueError("its checksum differs")
             return dict(_row(line) for line in body.decode().splitlines())
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             where = f"{self._files.name}/{self._path(name)}"
             warnings.warn(f"{where}: {error}; its chunks are computed again", DamagedChunkWarning, stacklevel=2)
             return {}

@@ -11,7 +11,6 @@ A chunk's object is put before it is listed: what the index names is whole, or h
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from typing import Any
@@ -24,13 +23,13 @@ from samkv_rag.exceptions import (
 from samkv_rag.store.base import EncodedChunk, Entry
 from samkv_rag.store.remote.files import RemoteFiles
 from samkv_rag.store.remote.index import RemoteIndex
+from samkv_rag.store.shared.hashes import require_hash, require_keys
 from samkv_rag.store.shared.options import require_age, require_timeout, require_url
 from samkv_rag.store.shared.whole import Found, WholeChunkStore, verified
 
 LAYOUT_VERSION = 1
 TIMEOUT_S = 30.0
 REFRESH_S = 5.0
-_HASH = re.compile(r"[0-9a-f]{64}")
 
 
 class RemoteStore(WholeChunkStore):
@@ -64,7 +63,7 @@ class RemoteStore(WholeChunkStore):
             StoreUnreachableError: the remote does not answer; the chunk is not listed.
         """
         self._files.write(_path(chunk.entry.key), chunk.data)
-        self._index.add(_hash(chunk.fingerprint), chunk.entry, len(chunk.data))
+        self._index.add(require_hash(chunk.fingerprint), chunk.entry, len(chunk.data))
 
     def remove(self, keys: Iterable[str]) -> int:
         """See :meth:`KVStore.remove`; the index forgets a chunk before its object goes."""
@@ -74,23 +73,23 @@ class RemoteStore(WholeChunkStore):
 
     def refer(self, fingerprint: str, references: Mapping[str, str]) -> int:
         """See :meth:`KVStore.refer`."""
-        removed = self._remove(self._index.point(_hash(fingerprint), references))
+        removed = self._remove(self._index.point(require_hash(fingerprint), require_keys(references)))
         # Who adds chunks looks next whether another machine's release took one of them.
         self._index.refresh(fingerprint, force=True)
         return removed
 
     def release(self, fingerprint: str, sources: Iterable[str]) -> int:
         """See :meth:`KVStore.release`."""
-        return self._remove(self._index.drop(_hash(fingerprint), sources))
+        return self._remove(self._index.drop(require_hash(fingerprint), sources))
 
     def references(self, fingerprint: str) -> dict[str, str]:
         """See :meth:`KVStore.references`."""
-        return self._index.references(_hash(fingerprint))
+        return self._index.references(require_hash(fingerprint))
 
     def changes(self, fingerprint: str, since: int) -> tuple[list[Entry], int] | None:
         """See :meth:`KVStore.changes`."""
         try:
-            self._index.refresh(_hash(fingerprint))
+            self._index.refresh(require_hash(fingerprint))
         except StoreUnreachableError as error:
             self._files.outage.warn(error)
             raise
@@ -111,7 +110,7 @@ class RemoteStore(WholeChunkStore):
 
     def _find(self, key: str, fingerprint: str) -> Found | None:
         try:
-            self._index.refresh(_hash(fingerprint))
+            self._index.refresh(require_hash(fingerprint))
             entry = self._index.find(fingerprint, key)
             data = None if entry is None else self._files.read(_path(key))
         except StoreUnreachableError as error:
@@ -147,11 +146,4 @@ class RemoteStore(WholeChunkStore):
 
 
 def _path(key: str) -> str:
-    return f"chunks/{_hash(key)[:2]}/{key}.safetensors"
-
-
-def _hash(text: str) -> str:
-    """The text itself; nothing else than a hash ever becomes part of a path."""
-    if not _HASH.fullmatch(text):
-        raise StoreError(f"{text!r} is not a SHA-256 in hex, as keys and fingerprints are")
-    return text
+    return f"chunks/{require_hash(key)[:2]}/{key}.safetensors"
