@@ -13,8 +13,8 @@ from pathlib import Path
 from benchmarks.faults_setup import Answer, ask, chunk_text, equal, small_engine
 from samkv_rag.exceptions import DamagedChunkWarning, DamagedIndexWarning
 from samkv_rag.store import DiskStore
-from samkv_rag.store.index import INDEX_NAME
-from samkv_rag.store.verification import verify
+from samkv_rag.store.disk.index import INDEX_NAME
+from samkv_rag.store.management.verification import verify
 
 Damage = Callable[[random.Random, list[Path]], list[Path]]
 

@@ -15,7 +15,7 @@ from benchmarks.faults_setup import ask, chunk_text, equal, small_engine
 from samkv_rag import SamKVEngine
 from samkv_rag.exceptions import StoreFullError
 from samkv_rag.store import DiskStore, MemoryStore
-from samkv_rag.store.verification import verify
+from samkv_rag.store.management.verification import verify
 
 _ASKED = 6
 

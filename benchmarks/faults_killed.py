@@ -17,7 +17,7 @@ from benchmarks.faults_setup import ask, chunk_text, encoded_chunks, equal, smal
 from samkv_rag.exceptions import DamagedChunkWarning, DamagedIndexWarning
 from samkv_rag.store import DiskStore, MemoryStore
 from samkv_rag.store.base import EncodedChunk
-from samkv_rag.store.verification import verify
+from samkv_rag.store.management.verification import verify
 
 _LONGEST_LIFE_S = 0.08
 

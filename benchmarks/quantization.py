@@ -29,7 +29,7 @@ from samkv_rag.evaluation.statistics import bootstrap_interval
 from samkv_rag.model.loading import load
 from samkv_rag.prompt import describe
 from samkv_rag.store import DiskStore, Entry
-from samkv_rag.store.chunk_file import ChunkFile
+from samkv_rag.store.format.reading import ChunkFile
 
 _REFERENCE: KVDtype = "auto"
 _KV_DTYPES: tuple[KVDtype, ...] = ("auto", "int8", "int4")

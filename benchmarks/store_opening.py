@@ -16,10 +16,11 @@ from typing import Any
 
 from benchmarks.synthetic import FINGERPRINT
 from samkv_rag.chunk_cache import Layout, chunk_key
+from samkv_rag.ingestion.bulk import collection_paused
 from samkv_rag.prompt import ChunkIndex, KnownText, describe
-from samkv_rag.store import DiskStore, Entry, Origin, index_table
-from samkv_rag.store.bulk import collection_paused
-from samkv_rag.store.index_table import StoredChunk
+from samkv_rag.store import DiskStore, Entry, Origin
+from samkv_rag.store.disk import index_table
+from samkv_rag.store.disk.index_table import StoredChunk
 
 _CHUNK_BYTES = 6_000_000
 

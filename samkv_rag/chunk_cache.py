@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
@@ -23,8 +24,26 @@ class Layout:
 
     @classmethod
     def from_json(cls, text: str) -> Layout:
-        """Inverse of :meth:`to_json`."""
-        return cls(**json.loads(text))
+        """Inverse of :meth:`to_json`.
+
+        Raises:
+            ValueError: the text is something else.
+        """
+        return cls.from_fields(json.loads(text))
+
+    @classmethod
+    def from_fields(cls, fields: Any) -> Layout:
+        """A layout of what stood in a file or index, which others may have written.
+
+        Raises:
+            ValueError: it is something else.
+        """
+        try:
+            layout = cls(**fields)
+        except TypeError as error:
+            raise ValueError(f"not a layout ({error})") from error
+        require_counts(vars(layout).values())
+        return layout
 
     def to_json(self) -> str:
         """One line of JSON, equal for equal layouts."""
@@ -129,3 +148,13 @@ class ChunkCache:
 def chunk_key(fingerprint: str, digest: str) -> str:
     """Store key of a chunk: a hash of who computed it and of its text's digest, never a path."""
     return hashlib.sha256(f"{fingerprint}\n{digest}".encode()).hexdigest()
+
+
+def require_counts(numbers: Iterable[object]) -> None:
+    """Check numbers of tokens or characters that others wrote.
+
+    Raises:
+        ValueError: one is no integer from 0 to 2³¹ − 1.
+    """
+    if wrong := [number for number in numbers if type(number) is not int or not 0 <= number < 2**31]:
+        raise ValueError(f"{wrong[0]!r} is no number of tokens or characters")

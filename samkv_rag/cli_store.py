@@ -13,9 +13,10 @@ import typer
 from samkv_rag.exceptions import ConfigurationError
 
 if TYPE_CHECKING:
-    from samkv_rag.store.index_table import StoredChunk
-    from samkv_rag.store.lifecycle import Amount, Scope, SourceRule
-    from samkv_rag.store.verification import Verification
+    from samkv_rag.store.disk.index_table import StoredChunk
+    from samkv_rag.store.management.inventory import Amount, Scope
+    from samkv_rag.store.management.pruning import SourceRule
+    from samkv_rag.store.management.verification import Verification
 
 app = typer.Typer()
 
@@ -37,7 +38,7 @@ def store_commands(context: typer.Context) -> None:
 @app.command()
 def stat(store: _Store, as_json: _Json = False) -> None:
     """Count what is stored, by namespace and model."""
-    from samkv_rag.store.lifecycle import open_existing, statistics
+    from samkv_rag.store.management.inventory import open_existing, statistics
 
     with open_existing(store) as opened:
         found = statistics(opened)
@@ -53,7 +54,7 @@ def stat(store: _Store, as_json: _Json = False) -> None:
 @app.command()
 def ls(store: _Store, namespace: _Namespace = None, model: _Model = None, as_json: _Json = False) -> None:
     """List the chunks, oldest first."""
-    from samkv_rag.store.lifecycle import list_chunks, open_existing
+    from samkv_rag.store.management.inventory import list_chunks, open_existing
 
     with open_existing(store) as opened:
         chunks = list_chunks(opened, _scope(namespace, model))
@@ -71,8 +72,8 @@ def verify(
     as_json: _Json = False,
 ) -> None:
     """Check every file in full, and the index against the files; exit with 1 where one is damaged."""
-    from samkv_rag.store.lifecycle import open_existing
-    from samkv_rag.store.verification import verify as verify_store
+    from samkv_rag.store.management.inventory import open_existing
+    from samkv_rag.store.management.verification import verify as verify_store
 
     with open_existing(store) as opened:
         found = verify_store(opened, remove_damaged)
@@ -102,8 +103,9 @@ def prune(
     as_json: _Json = False,
 ) -> None:
     """Delete chunks; what several options name is deleted, within --namespace and --model."""
-    from samkv_rag.store.lifecycle import PruneRule, open_existing
-    from samkv_rag.store.lifecycle import prune as prune_store
+    from samkv_rag.store.management.inventory import open_existing
+    from samkv_rag.store.management.pruning import PruneRule
+    from samkv_rag.store.management.pruning import prune as prune_store
     from samkv_rag.store.units import parse_bytes, parse_seconds
 
     rule = PruneRule(
@@ -123,8 +125,8 @@ def prune(
 @app.command("rebuild-index")
 def rebuild_index(store: _Store, as_json: _Json = False) -> None:
     """Make the index again from the chunk files."""
-    from samkv_rag.store.lifecycle import open_existing
-    from samkv_rag.store.lifecycle import rebuild_index as rebuild
+    from samkv_rag.store.management.inventory import open_existing
+    from samkv_rag.store.management.inventory import rebuild_index as rebuild
 
     with open_existing(store) as opened:
         num_chunks = rebuild(opened)
@@ -143,8 +145,8 @@ def export_(
     as_json: _Json = False,
 ) -> None:
     """Copy the chunk files out; damaged ones are left out."""
-    from samkv_rag.store.archive import export_chunks
-    from samkv_rag.store.lifecycle import open_existing
+    from samkv_rag.store.management.archive import export_chunks
+    from samkv_rag.store.management.inventory import open_existing
 
     with open_existing(store) as opened:
         written = export_chunks(opened, target, _scope(namespace, model))
@@ -162,7 +164,7 @@ def import_(
 ) -> None:
     """Take chunk files in, each after it was checked; exit with 1 where one was refused."""
     from samkv_rag.store import DiskStore
-    from samkv_rag.store.archive import import_chunks
+    from samkv_rag.store.management.archive import import_chunks
     from samkv_rag.store.units import format_bytes
 
     with DiskStore(store) as opened:
@@ -179,14 +181,14 @@ def import_(
 
 
 def _scope(namespace: str | None, model: str | None) -> Scope:
-    from samkv_rag.store.lifecycle import Scope
+    from samkv_rag.store.management.inventory import Scope
 
     return Scope(namespace, model)
 
 
 def _source_rule(file: Path, id_scope: str) -> SourceRule:
     from samkv_rag.serving.sources import source_names
-    from samkv_rag.store.lifecycle import SourceRule
+    from samkv_rag.store.management.pruning import SourceRule
 
     try:
         ids = [line.strip() for line in file.read_text(encoding="utf-8").splitlines()]

@@ -25,7 +25,7 @@ from samkv_rag.model.loading import load
 from samkv_rag.model.support import check_config, self_test
 from samkv_rag.model.tokenization import PromptTokenizer
 from samkv_rag.store import KVStore, Origin, open_store
-from samkv_rag.store.chunk_encoding import stored_dtype
+from samkv_rag.store.format.encoding import stored_dtype
 from samkv_rag.store.namespaces import scoped_fingerprint
 
 Prompt = str | Sequence[Mapping[str, Any]]

@@ -22,7 +22,8 @@
 
 Warnings: DamagedChunkWarning, a stored chunk that could not be trusted and is treated as a miss;
 DamagedIndexWarning, a disk store's index that was lost or damaged and has been made again;
-StoreUnreachableWarning, a remote store that gave no answer, so that its chunks are misses for a while.
+StoreUnreachableWarning, a remote store that gave no answer, so that its chunks are misses for a while;
+EvictionPolicyWarning, a server set to evict what a store keeps beside its chunks.
 
 They derive from RuntimeError because LlamaIndex swallows ValueError and TypeError into an
 "Empty Response". Each message says the value, the limit and the remedy.
@@ -117,3 +118,7 @@ class DamagedIndexWarning(UserWarning):
 
 class StoreUnreachableWarning(UserWarning):
     """A remote store gave no answer; its chunks are misses until it does, and computed again."""
+
+
+class EvictionPolicyWarning(UserWarning):
+    """A server may evict the lists of chunks and of sources that a store keeps beside the chunks."""

@@ -16,7 +16,7 @@ import tiny
 from commands import Run, only_line
 from samkv_rag import cli, demo
 from samkv_rag.exceptions import ConfigurationError
-from samkv_rag.store.lifecycle import open_existing, statistics
+from samkv_rag.store.management.inventory import open_existing, statistics
 
 # -- outside ---------------------------------------------------------------------------------------
 

@@ -167,9 +167,9 @@ def test_damaged_files_are_removed_on_request_only(run: Run, folder: Path) -> No
 def test_a_newer_releases_file_is_told_apart_from_a_damaged_one(
     run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from samkv_rag.store import chunk_encoding
+    from samkv_rag.store.format import encoding
 
-    monkeypatch.setattr(chunk_encoding, "FORMAT_VERSION", "999")
+    monkeypatch.setattr(encoding, "FORMAT_VERSION", "999")
     with DiskStore(folder) as store:
         store.put(make_entry("a text of the next release"), make_cache())
     monkeypatch.undo()
@@ -183,7 +183,7 @@ def test_leftovers_of_dead_writers_go_and_those_of_living_ones_stay(run_json: Ca
         (folder / "chunks" / "00").mkdir(exist_ok=True)
         dead = folder / "chunks" / "00" / ".writing-dead"
         dead.write_bytes(b"half a chunk")
-        with store.files.written(ENTRIES[0].key, b"half a chunk") as living:
+        with store.files.written(ENTRIES[0].key, [b"half a chunk"]) as living:
             _, found = run_json("verify", "--store", folder)
             assert found["leftovers_removed"] == [dead.name]
             assert living.exists() and not dead.exists()

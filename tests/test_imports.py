@@ -31,8 +31,18 @@ LAYERS = [
     {"cli"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
+STORE_LAYERS = [
+    {"format", "namespaces", "units"},
+    {"base"},
+    {"shared"},
+    {"disk", "memory", "redis", "remote"},
+    {"tiers"},
+    {"management", "opening"},
+]
+STORE_LEVEL = {name: level for level, names in enumerate(STORE_LAYERS) for name in names}
 FRAMEWORKS = {"llama_index", "langchain", "langchain_core", "chromadb"}
 MODULES = sorted(PACKAGE.rglob("*.py"))
+STORE_MODULES = sorted({*(PACKAGE / "store").rglob("*.py")} - {PACKAGE / "store" / "__init__.py"})
 
 
 def part(path: Path) -> str:
@@ -67,6 +77,16 @@ def test_imports_point_downwards(path: Path) -> None:
             assert LEVEL[other] < LEVEL[own] or other == own, f"{own} imports {other}"
         assert own == "demo" or name.split(".")[0] not in FRAMEWORKS, f"{own} imports {name}"
         assert may_import_transformers(own, path) or not name.startswith("transformers"), f"{own} imports {name}"
+
+
+@pytest.mark.parametrize("path", STORE_MODULES, ids=lambda p: str(p.relative_to(PACKAGE / "store")))
+def test_imports_point_downwards_in_the_store_too(path: Path) -> None:
+    own = path.relative_to(PACKAGE / "store").parts[0].removesuffix(".py")
+    for name in imported(path):
+        if name.startswith("samkv_rag.store"):
+            assert name != "samkv_rag.store", "from the package itself it would get what is imported by then"
+            other = name.split(".")[2]
+            assert STORE_LEVEL[other] < STORE_LEVEL[own] or other == own, f"{own} imports {other}"
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))

@@ -14,14 +14,15 @@ from samkv_rag import SamKVConfig, SamKVEngine
 from samkv_rag.chunk_cache import ChunkCache, Layout, Means
 from samkv_rag.config import KVDtype
 from samkv_rag.exceptions import ConfigurationError
-from samkv_rag.store.chunk_file import ChunkBytes, encode_chunk
-from samkv_rag.store.quantization import (
+from samkv_rag.store.format.encoding import encode_chunk
+from samkv_rag.store.format.quantization import (
     QUANTIZATIONS,
     dequantize_layer,
     dequantize_rows,
     quantize_layer,
     quantize_rows,
 )
+from samkv_rag.store.format.reading import ChunkBytes
 
 SHAPES = [(1, 1, 4), (2, 63, 24), (2, 64, 64), (3, 65, 80), (1, 130, 96), (2, 32, 7)]
 QUANTISED: tuple[KVDtype, ...] = ("int8", "int4")

@@ -15,8 +15,9 @@ import tiny
 from chunks import FINGERPRINT, make_cache, make_entry
 from samkv_rag import DamagedChunkWarning, SamKVEngine
 from samkv_rag.chunk_cache import Means
-from samkv_rag.exceptions import StoreFullError
-from samkv_rag.store import Entry, KVStore, MemoryStore, chunk_folder
+from samkv_rag.exceptions import StoreError, StoreFullError
+from samkv_rag.store import Entry, KVStore, MemoryStore
+from samkv_rag.store.disk import chunk_folder
 
 
 @pytest.fixture(params=list(stores.KINDS))
@@ -197,3 +198,12 @@ def test_changed_summaries_are_computed_again_only_where_they_are_read(
 def test_entries_compare_by_value() -> None:
     entry = make_entry("a text of some length")
     assert entry == make_entry("a text of some length") != replace(entry, num_tokens=8)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in stores.KINDS if not kind.startswith(("memory", "redis"))])
+def test_a_closed_store_says_that_it_is(make_store: Callable[[str], KVStore], kind: str) -> None:
+    store = make_store(kind)
+    store.close()
+    with pytest.raises(StoreError, match="is closed; open it again"):
+        store.put(make_entry("a text of some length"), make_cache())
+    store.close()

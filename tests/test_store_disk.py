@@ -16,11 +16,12 @@ from chunks import FINGERPRINT, make_cache, make_entry
 from samkv_rag import DamagedChunkWarning
 from samkv_rag.chunk_cache import Layout
 from samkv_rag.exceptions import StoreError, StoreFormatError, StoreFullError
-from samkv_rag.store import DiskStore, chunk_folder, index_table
-from samkv_rag.store import chunk_encoding as chunk_encoding_module
+from samkv_rag.store import DiskStore
 from samkv_rag.store.base import EncodedChunk
-from samkv_rag.store.index_table import StoredChunk
-from samkv_rag.store.verification import verify
+from samkv_rag.store.disk import chunk_folder, index_table
+from samkv_rag.store.disk.index_table import StoredChunk
+from samkv_rag.store.format import encoding as encoding_module
+from samkv_rag.store.management.verification import verify
 
 
 @pytest.fixture
@@ -92,7 +93,7 @@ def test_a_file_of_another_chunk_is_a_miss(disk: DiskStore) -> None:
 
 def test_a_file_of_another_format_version_is_a_miss(disk: DiskStore, monkeypatch: pytest.MonkeyPatch) -> None:
     entry = make_entry("a text of some length")
-    monkeypatch.setattr(chunk_encoding_module, "FORMAT_VERSION", "999")
+    monkeypatch.setattr(encoding_module, "FORMAT_VERSION", "999")
     disk.put(entry, make_cache())
     monkeypatch.undo()
     with pytest.warns(DamagedChunkWarning, match="its format is '999', this release reads up to"):

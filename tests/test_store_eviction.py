@@ -14,10 +14,11 @@ from chunks import FINGERPRINT, make_cache, make_entry
 from samkv_rag import SamKVEngine
 from samkv_rag.exceptions import ConfigurationError, StoreFullError
 from samkv_rag.store import DiskStore, Entry
-from samkv_rag.store import recency as recency_module
-from samkv_rag.store.archive import export_chunks, import_chunks
 from samkv_rag.store.base import EncodedChunk
-from samkv_rag.store.lifecycle import PruneRule, SourceRule, list_chunks, prune
+from samkv_rag.store.disk import recency as recency_module
+from samkv_rag.store.management.archive import export_chunks, import_chunks
+from samkv_rag.store.management.inventory import list_chunks
+from samkv_rag.store.management.pruning import PruneRule, SourceRule, prune
 
 ENTRIES = [make_entry(f"text number {i} of the store") for i in range(6)]
 CHUNK_BYTES = len(EncodedChunk.of(ENTRIES[0], make_cache()).data)

@@ -14,13 +14,13 @@ from safetensors.torch import load, save
 from samkv_rag.chunk_cache import ChunkCache, Layout, Means, chunk_key
 from samkv_rag.config import KVDtype
 from samkv_rag.exceptions import ConfigurationError, StoreError
-from samkv_rag.store.chunk_file import (
+from samkv_rag.store.format.encoding import encode_chunk
+from samkv_rag.store.format.reading import (
     ChunkBytes,
     ChunkFile,
     DamagedFileError,
     EncodedReader,
     NewerFormatError,
-    encode_chunk,
 )
 
 NOTE = {"note": "kept as it is"}

@@ -11,9 +11,10 @@ import pytest
 
 from chunks import FINGERPRINT, make_cache, make_entry
 from samkv_rag.exceptions import DamagedIndexWarning, StoreFormatError
-from samkv_rag.store import DiskStore, Entry, index_table, references
+from samkv_rag.store import DiskStore, Entry
 from samkv_rag.store.base import EncodedChunk
-from samkv_rag.store.index_table import StoredChunk
+from samkv_rag.store.disk import index_references, index_table
+from samkv_rag.store.disk.index_table import StoredChunk
 
 TEXTS = [f"text number {i} of the store" for i in range(3)]
 _VERSION_1 = """
@@ -228,7 +229,7 @@ def test_a_reference_made_while_another_process_makes_the_index_again_is_not_los
     other, key = DiskStore(store.folder), make_entry(TEXTS[0]).key
 
     def point_late(index: sqlite3.Connection) -> None:
-        references.point(index, FINGERPRINT, {"node": key})
+        index_references.point(index, FINGERPRINT, {"node": key})
         if not rebuilt:
             rebuilt.append(other.index.rebuild())
 

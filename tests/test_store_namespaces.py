@@ -14,7 +14,7 @@ from samkv_rag.chunk_cache import ChunkReader, chunk_key
 from samkv_rag.exceptions import ConfigurationError
 from samkv_rag.prompt import text_digest
 from samkv_rag.store import DiskStore, KVStore, MemoryStore
-from samkv_rag.store.lifecycle import statistics
+from samkv_rag.store.management.inventory import statistics
 from samkv_rag.store.namespaces import scoped_fingerprint
 
 CHUNKS = [tiny.text(seed) for seed in range(3)]

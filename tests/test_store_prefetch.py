@@ -15,9 +15,10 @@ from chunks import FINGERPRINT, make_cache, make_entry
 from samkv_rag import SamKVEngine
 from samkv_rag.ingestion import hints
 from samkv_rag.prompt import text_digest
-from samkv_rag.store import MemoryStore, TieredStore, prefetching
-from samkv_rag.store.background import BackgroundPool
-from samkv_rag.store.prefetching import Prefetcher
+from samkv_rag.store import MemoryStore, TieredStore
+from samkv_rag.store.shared.background import BackgroundPool
+from samkv_rag.store.tiers import prefetching
+from samkv_rag.store.tiers.prefetching import Prefetcher
 
 ENTRIES = [make_entry(f"text number {i} of the store") for i in range(24)]
 KEYS = [entry.key for entry in ENTRIES]

@@ -14,7 +14,7 @@ from samkv_rag import DamagedChunkWarning
 from samkv_rag.exceptions import ConfigurationError, StoreFullError, StoreUnreachableError, StoreUnreachableWarning
 from samkv_rag.store import RedisStore
 from samkv_rag.store.base import EncodedChunk
-from samkv_rag.store.reachability import Outage
+from samkv_rag.store.shared.reachability import Outage
 
 ENTRIES = [make_entry(f"text number {i} of the store") for i in range(200)]
 
@@ -96,13 +96,13 @@ def test_a_damaged_value_is_a_miss_that_names_it(store: RedisStore, where: int) 
 
 
 def test_a_chunk_larger_than_a_server_takes_is_refused(store: RedisStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("samkv_rag.store.redis._MAX_VALUE_BYTES", 1000)
+    monkeypatch.setattr("samkv_rag.store.redis.store._MAX_VALUE_BYTES", 1000)
     with pytest.raises(StoreFullError, match=r"is more than redis://127\.0\.0\.1"):
         store.put(ENTRIES[0], make_cache())
 
 
 def test_many_sources_go_in_batches(store: RedisStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("samkv_rag.store.redis._BATCH", 7)
+    monkeypatch.setattr("samkv_rag.store.redis.store._BATCH", 7)
     for entry in ENTRIES[:20]:
         store.put(entry, make_cache())
     forwards = {f"source {i}": entry.key for i, entry in enumerate(ENTRIES[:20])}

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -117,6 +118,25 @@ def test_putting_a_chunk_again_keeps_its_references(store: KVStore) -> None:
     store.refer(FINGERPRINT, {"one": key})
     put(store, "a text of some length")
     assert store.references(FINGERPRINT) == {"one": key}
+
+
+def test_any_text_names_a_source(store: KVStore) -> None:
+    """Paths that are no valid text come from a file system with lone surrogates in them."""
+    key = put(store, "a text of some length")
+    references = dict.fromkeys(["notes/\udcff.md", "a\nb\tc", "\0", "x" * 5000, "other"], key)
+    store.refer(FINGERPRINT, references)
+    assert store.references(FINGERPRINT) == references
+    assert store.release(FINGERPRINT, list(references)[1:]) == 0
+    assert store.release(FINGERPRINT, ["notes/\udcff.md"]) == 1
+    assert store.references(FINGERPRINT) == {}
+
+
+def test_a_source_refers_to_a_key_and_nothing_else(store: KVStore) -> None:
+    wrong: list[Any] = ["no key", "A" * 64, "a" * 63 + "\n", "../" + "a" * 61, 5]
+    for key in wrong:
+        with pytest.raises(StoreError, match="SHA-256 in hex"):
+            store.refer(FINGERPRINT, {"source": key})
+    assert store.references(FINGERPRINT) == {}
 
 
 def test_readers_notice_what_a_release_removed(store: KVStore) -> None:

@@ -17,8 +17,8 @@ from chunks import FINGERPRINT, make_cache, make_entry
 from samkv_rag import DamagedChunkWarning, SamKVEngine
 from samkv_rag.exceptions import StoreError, StoreFullError, StoreUnreachableError, StoreUnreachableWarning
 from samkv_rag.store import RemoteStore
-from samkv_rag.store.reachability import Outage, redacted
-from samkv_rag.store.remote_log import MERGED_SEGMENTS
+from samkv_rag.store.remote.log import MERGED_SEGMENTS
+from samkv_rag.store.shared.reachability import Outage, redacted
 
 ENTRIES = [make_entry(f"text number {i} of the store") for i in range(100)]
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import threading
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from uuid import uuid4
@@ -15,7 +17,7 @@ from samkv_rag import DamagedChunkWarning
 from samkv_rag.exceptions import StoreError, StoreFullError, StoreUnreachableError
 from samkv_rag.store import DiskStore, KVStore, MemoryStore, RemoteStore, TieredStore
 from samkv_rag.store.base import EncodedChunk
-from samkv_rag.store.write_back import WriteBack
+from samkv_rag.store.tiers.write_back import WriteBack
 from stores import WrappedStore
 
 ENTRIES = [make_entry(f"text number {i} of the store") for i in range(24)]
@@ -319,3 +321,84 @@ def test_a_near_store_that_refuses_keeps_no_question_from_its_answer(far: SlowSt
     with TieredStore(near, far) as tiers, pytest.warns(match="read-only"):
         reader = tiers.open(entry.key, FINGERPRINT)
     assert reader is not None and torch.equal(reader.layer(0)[0], make_cache().keys[0])
+
+
+# -- a store that is closed ------------------------------------------------------------------------
+
+
+def start(call: Callable[[], object]) -> tuple[threading.Thread, list[BaseException]]:
+    """Run a call on a thread that keeps no test from ending, and collect its error."""
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            call()
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    return thread, errors
+
+
+def test_a_closed_store_takes_no_more_and_says_so(tiers: TieredStore, far: SlowStore) -> None:
+    far.gate.set()
+    tiers.close()
+    with pytest.raises(StoreError, match="is closed; open it again"):
+        tiers.put(ENTRIES[0], make_cache())
+    assert tiers.near.nbytes() == 0
+    thread, errors = start(tiers.flush)
+    thread.join(10)
+    assert not thread.is_alive(), "waits for what nobody writes"
+    assert not errors
+    tiers.close()
+
+
+def test_what_is_put_while_a_store_is_closed_arrives_or_is_refused(tiers: TieredStore, far: SlowStore) -> None:
+    tiers.put(ENTRIES[0], make_cache())
+    closing, closing_errors = start(tiers.close)
+    assert far.asked.wait(10)
+    refused = []
+    for entry in ENTRIES[1:]:
+        try:
+            tiers.put(entry, make_cache())
+        except StoreError:
+            refused.append(entry.key)
+    far.gate.set()
+    closing.join(10)
+    assert not closing.is_alive() and not closing_errors
+    assert {*refused, *keys(far.wrapped)} == {entry.key for entry in ENTRIES}
+
+
+def test_who_waits_for_room_is_told_that_the_store_is_closed() -> None:
+    gate = threading.Event()
+    write_back = WriteBack(lambda chunk: gate.wait(20), max_pending_bytes=CHUNK_BYTES)
+    chunks = [EncodedChunk.of(entry, make_cache()) for entry in ENTRIES[:2]]
+    write_back.put(chunks[0], lambda: None)
+    putting, errors = start(lambda: write_back.put(chunks[1], lambda: None))
+    closing, _ = start(write_back.close)
+    putting.join(10)
+    assert not putting.is_alive() and isinstance(errors[0], StoreError)
+    gate.set()
+    closing.join(10)
+    assert not closing.is_alive()
+
+
+def test_chunks_that_never_arrive_take_no_memory() -> None:
+    """A process that only answers questions never flushes: errors must not hold what they are about."""
+
+    def refuse(chunk: EncodedChunk) -> None:
+        raise StoreUnreachableError("the network is down")
+
+    write_back = WriteBack(refuse)
+    chunks = [EncodedChunk.of(entry, make_cache()) for entry in ENTRIES]
+    held = [weakref.ref(chunk) for chunk in chunks]
+    for chunk in chunks:
+        write_back.put(chunk, lambda: None)
+    write_back.wait_for(entry.key for entry in ENTRIES)
+    write_back._pool.close()
+    del chunk, chunks
+    gc.collect()
+    assert [reference for reference in held if reference() is not None] == []
+    with pytest.raises(StoreUnreachableError, match="24 chunks were not stored; the first: the network is down"):
+        write_back.flush()

@@ -18,6 +18,7 @@ from samkv_rag.exceptions import (
     StoreUnreachableError,
 )
 from samkv_rag.ingestion.batching import Pending, batches
+from samkv_rag.ingestion.bulk import collection_paused
 from samkv_rag.ingestion.encoder import encode
 from samkv_rag.ingestion.hints import Hint, Hints
 from samkv_rag.ingestion.progress import chunk_progress
@@ -26,7 +27,6 @@ from samkv_rag.model.decoder import Decoder
 from samkv_rag.model.tokenization import PromptTokenizer, printable
 from samkv_rag.prompt import PREFIX_CHARS, ChunkIndex, KnownText, Match, describe, text_digest
 from samkv_rag.store import Entry, KVStore, Origin
-from samkv_rag.store.bulk import collection_paused
 
 _MAX_HINTS = 10_000
 

@@ -9,9 +9,9 @@ from dataclasses import asdict, dataclass
 from types import TracebackType
 from typing import Protocol, TypeVar
 
-from samkv_rag.chunk_cache import ChunkCache, ChunkReader, Layout
+from samkv_rag.chunk_cache import ChunkCache, ChunkReader, Layout, chunk_key, require_counts
 from samkv_rag.config import KVDtype
-from samkv_rag.store.chunk_encoding import encode_chunk
+from samkv_rag.store.format.encoding import encode_chunk
 
 Store = TypeVar("Store", bound="KVStore")
 
@@ -57,10 +57,23 @@ class Entry:
         """
         try:
             fields = json.loads(text)
-            layout, origin = Layout(**fields.pop("layout")), Origin(**fields.pop("origin"))
-            return cls(**fields, layout=layout, origin=origin)
-        except (TypeError, KeyError, AttributeError) as error:
+            layout, origin = Layout.from_fields(fields.pop("layout")), Origin(**fields.pop("origin"))
+            entry = cls(**fields, layout=layout, origin=origin)
+        except (TypeError, KeyError, AttributeError, RecursionError) as error:
             raise ValueError(f"not a chunk's entry ({error})") from error
+        entry._require_types()
+        return entry
+
+    def is_of(self, key: str, fingerprint: str) -> bool:
+        """Whether it is this key's entry, and the key this model's; another would list what cannot be read."""
+        return self.key == key == chunk_key(fingerprint, self.text_digest)
+
+    def _require_types(self) -> None:
+        """What others wrote goes into indexes, which one wrong type would make unreadable."""
+        texts = (self.key, self.text_digest, self.prefix, self.suffix, *vars(self.origin).values())
+        if wrong := [text for text in texts if not isinstance(text, str)]:
+            raise ValueError(f"not a chunk's entry ({wrong[0]!r} is no text)")
+        require_counts((self.num_chars, self.num_tokens))
 
 
 @dataclass(frozen=True)
@@ -70,7 +83,7 @@ class EncodedChunk:
     entry: Entry
     fingerprint: str
     data: bytes
-    """A whole chunk file, see ``chunk_file.encode_chunk``."""
+    """A whole chunk file, see ``format.encoding.encode_chunk``."""
 
     @classmethod
     def of(cls, entry: Entry, cache: ChunkCache, kv_dtype: KVDtype | None = None) -> EncodedChunk:
@@ -145,6 +158,7 @@ class KVStore(ABC):
         removed. A chunk need not be stored to be referred to. Returns how many chunks were removed.
 
         Raises:
+            StoreError: something else than a key is referred to; the references are as before.
             StoreFullError: no room; the references are as before.
         """
 

@@ -21,14 +21,14 @@ def scoped_fingerprint(fingerprint: str, namespace: str = "", secret: str | byte
     a listing of the store does not tell whether a given text is in it.
 
     Raises:
-        ConfigurationError: the namespace is not a short printable text, or the secret is empty.
+        ConfigurationError: the namespace is not a short printable text; the secret is empty, or neither text nor bytes.
     """
     _require_namespace(namespace)
-    if secret is not None and not secret:
-        raise ConfigurationError("store_secret is empty; give some random text, or None for no secret")
+    _require_secret(secret)
     if not namespace and secret is None:
         return fingerprint
-    key = secret.encode() if isinstance(secret, str) else secret or b""
+    # A secret from the environment may hold bytes that are no text.
+    key = secret.encode("utf-8", "surrogatepass") if isinstance(secret, str) else secret or b""
     return hmac.new(key, f"{fingerprint}\n{namespace}".encode(), hashlib.sha256).hexdigest()
 
 
@@ -37,3 +37,13 @@ def _require_namespace(namespace: object) -> None:
         raise ConfigurationError(
             f"namespace is {namespace!r}; it must be a text of at most {MAX_NAMESPACE_CHARS} printable characters"
         )
+
+
+def _require_secret(secret: object) -> None:
+    """No message shows it."""
+    if secret is None:
+        return
+    if not isinstance(secret, (str, bytes)):
+        raise ConfigurationError(f"store_secret is of type {type(secret).__name__}; it must be text or bytes, or None")
+    if not secret:
+        raise ConfigurationError("store_secret is empty; give some random text, or None for no secret")

@@ -9,13 +9,13 @@ from typing import Any
 from samkv_rag.config import refuse_unknown
 from samkv_rag.exceptions import ConfigurationError
 from samkv_rag.store.base import KVStore
-from samkv_rag.store.budget import require_budget
-from samkv_rag.store.disk import DiskStore
-from samkv_rag.store.memory import MemoryStore
-from samkv_rag.store.reachability import redacted
-from samkv_rag.store.redis import SCHEMES, RedisStore
-from samkv_rag.store.remote import RemoteStore
-from samkv_rag.store.tiered import TieredStore
+from samkv_rag.store.disk.store import DiskStore
+from samkv_rag.store.memory.store import MemoryStore
+from samkv_rag.store.redis.store import SCHEMES, RedisStore
+from samkv_rag.store.remote.store import RemoteStore
+from samkv_rag.store.shared.options import require_budget, require_folder, require_storage_options
+from samkv_rag.store.shared.reachability import redacted
+from samkv_rag.store.tiers.store import TieredStore
 
 MEMORY_BYTES_BEFORE_REMOTE = 1 << 30
 _MEMORY_OPTIONS = ("memory_bytes",)
@@ -47,19 +47,25 @@ def open_store(location: str | PathLike[str] | KVStore = ":memory:", **options: 
     if isinstance(location, KVStore):
         _require_known(type(location).__name__, options, ())
         return location
-    name = fspath(location)
+    name = _named(location)
     if name == ":memory:":
         _require_known(name, options, _MEMORY_OPTIONS)
         return MemoryStore(options.get("memory_bytes"))
     if "://" in name:
         return _open_url(name, **options)
-    if not name:
-        raise ConfigurationError("store is ''; it must be ':memory:', a folder's path or a URL")
     _require_known(name, options, _DISK_OPTIONS)
     return _open_folder(name, **options)
 
 
+def _named(location: object) -> str:
+    name = fspath(location) if isinstance(location, (str, PathLike)) else None
+    if not isinstance(name, str) or not name.strip():
+        raise ConfigurationError(f"store is {location!r}; it must be ':memory:', a folder's path or a URL")
+    return name
+
+
 def _open_folder(folder: str, memory_bytes: int | None = None, disk_bytes: int | None = None) -> KVStore:
+    require_folder("store", folder)
     return _behind_memory(memory_bytes, lambda: DiskStore(folder, disk_bytes))
 
 
@@ -75,11 +81,14 @@ def _open_url(
     _require_known(url, options, _SERVER_OPTIONS if is_server else _REMOTE_OPTIONS)
     kind: Callable[..., KVStore] = RedisStore if is_server else RemoteStore
 
+    client_options = require_storage_options(storage_options)
+
     def open_far() -> KVStore:
-        return kind(url, **options, **(storage_options or {}))
+        return kind(url, **options, **client_options)
 
     if cache_folder is not None:
-        return _behind_memory(memory_bytes, lambda: TieredStore(DiskStore(cache_folder, disk_bytes), open_far()))
+        folder = require_folder("cache_folder", cache_folder)
+        return _behind_memory(memory_bytes, lambda: _tiers(lambda: DiskStore(folder, disk_bytes), open_far))
     if disk_bytes is not None:
         raise ConfigurationError(f"disk_bytes is {disk_bytes!r}, but no cache_folder is given for it to bound")
     return _behind_memory(MEMORY_BYTES_BEFORE_REMOTE if memory_bytes is None else memory_bytes, open_far)
@@ -87,10 +96,19 @@ def _open_url(
 
 def _behind_memory(memory_bytes: int | None, open_far: Callable[[], KVStore]) -> KVStore:
     """``open_far``'s store, behind one in memory where there is a budget for it."""
-    if memory_bytes is None or memory_bytes == 0:
+    if memory_bytes is None or (memory_bytes == 0 and memory_bytes is not False):
         return open_far()
     require_budget("memory_bytes", memory_bytes)
-    return TieredStore(MemoryStore(memory_bytes), open_far())
+    return _tiers(lambda: MemoryStore(memory_bytes), open_far)
+
+
+def _tiers(open_near: Callable[[], KVStore], open_far: Callable[[], KVStore]) -> KVStore:
+    far = open_far()
+    try:
+        return TieredStore(open_near(), far)
+    except BaseException:
+        far.close()
+        raise
 
 
 def _require_known(location: object, options: dict[str, Any], meant: tuple[str, ...]) -> None:

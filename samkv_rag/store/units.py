@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Mapping
+from fractions import Fraction
 
 from samkv_rag.exceptions import ConfigurationError
 
@@ -13,6 +15,7 @@ _BYTES = {
     **{f"{letter}IB": 1024**power for power, letter in enumerate("KMGT", start=1)},
 }
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
+_MAX_AMOUNT = 2**63 - 1
 _AMOUNT = re.compile(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)")
 
 
@@ -22,10 +25,10 @@ def parse_bytes(text: str) -> int:
     Raises:
         ConfigurationError: not a number of bytes.
     """
-    amount = _AMOUNT.fullmatch(text.strip())
-    if amount is None or amount[2].upper() not in _BYTES:
+    amount = _scaled(text, _BYTES, str.upper)
+    if amount is None:
         raise ConfigurationError(f"{text!r} is not a number of bytes; give one such as 10GB, 512MiB or 1000000")
-    return int(float(amount[1]) * _BYTES[amount[2].upper()])
+    return int(amount)
 
 
 def parse_seconds(text: str) -> float:
@@ -34,10 +37,10 @@ def parse_seconds(text: str) -> float:
     Raises:
         ConfigurationError: not a length of time.
     """
-    amount = _AMOUNT.fullmatch(text.strip())
-    if amount is None or amount[2] not in _SECONDS:
+    amount = _scaled(text, _SECONDS, str)
+    if amount is None:
         raise ConfigurationError(f"{text!r} is not a length of time; give one such as 30d, 12h or 45m")
-    return float(amount[1]) * _SECONDS[amount[2]]
+    return float(amount)
 
 
 def format_bytes(num_bytes: int) -> str:
@@ -48,3 +51,12 @@ def format_bytes(num_bytes: int) -> str:
             break
         amount, unit = amount / 1000, larger
     return f"{num_bytes:,} bytes" if unit == "bytes" else f"{amount:.1f} {unit}"
+
+
+def _scaled(text: str, units: Mapping[str, int], spelled: Callable[[str], str]) -> Fraction | None:
+    """The exact amount; None where the text is none, or one past all bounds."""
+    found = _AMOUNT.fullmatch(text.strip())
+    if found is None or spelled(found[2]) not in units or len(text) > 100:
+        return None
+    amount = Fraction(found[1]) * units[spelled(found[2])]
+    return amount if amount <= _MAX_AMOUNT else None
