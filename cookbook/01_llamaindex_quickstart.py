@@ -12,7 +12,7 @@
 # from.
 #
 # It needs a clone of the repository and `pip install -e . -e integrations/llama_index -e ".[demo]"`. No GPU and no
-# account: the model is SmolLM2-135M-Instruct on the CPU. It runs in about a minute on two cores.
+# account: the model is SmolLM2-135M-Instruct on the CPU. It runs in a minute or two on two cores.
 
 # %%
 import tempfile

@@ -12,7 +12,7 @@
 # documents do not answer, from LlamaIndex and from LangChain.
 #
 # It needs a clone of the repository and `pip install -e . -e integrations/llama_index -e integrations/langchain -e
-# ".[demo]"`. It runs in under a minute on two cores.
+# ".[demo]"`. It runs in about a minute on two cores.
 
 # %%
 import json

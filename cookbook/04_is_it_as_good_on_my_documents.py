@@ -103,7 +103,8 @@ metrics = evaluate(
 # ## What came out
 #
 # *Recall* is the share of the right answer's words that stand in the model's answer: 1 is right, also within a whole
-# sentence. Interval: of the difference in recall to full prefill, paired question by question, 95 %.
+# sentence. Interval: of the difference in recall to full prefill, paired question by question, 95 %. Seconds are those
+# of the machine and of what else it does; `÷ full` is the median, over questions, of the ratio to full prefill.
 
 # %%
 print("method        ratio   recall   difference, 95%    first token   ÷ full   KV in memory")

@@ -11,7 +11,7 @@
 # filter, a text changed, documents deleted, and that their KV goes with them: the store's figures before and after.
 #
 # It needs a clone of the repository and `pip install -e . -e integrations/langchain -e ".[demo]"`, and 1.5 GB of disk
-# while it runs. It takes two to three minutes on two cores, nearly all of it for ingestion.
+# while it runs. It takes a few minutes on two cores, nearly all of them for ingestion.
 
 # %%
 import itertools
@@ -225,14 +225,14 @@ assert not any(llm.engine.has_chunk(document.page_content) for document in kettl
 files = list((folder / "kv").rglob("*.safetensors"))
 print(f"{len(files):,} files of {sum(file.stat().st_size for file in files) / 1e6:,.0f} MB; {stored()}")
 
-assert len(files) == len(llm.engine.sources()) == 1920
+assert len(files) == len(llm.engine.sources()) == len(cards) - len(whistles) - len(kettles)
 
 # %% [markdown]
 # Another process opens it and computes nothing.
 
 # %%
 started = time.perf_counter()
-other = SamKVEngine.from_pretrained(model, store=folder / "kv")
+other = SamKVEngine.from_pretrained(model, store=folder / "kv", config=llm.engine.config)
 print(f"model loaded and store opened in {time.perf_counter() - started:.1f} s")
 print("KV of the new text:", other.has_chunk(new.page_content))
 

@@ -25,7 +25,7 @@ from samkv_rag.serving.sources import ids_of, source_names
 T = TypeVar("T")
 
 _EMBEDDED_AT_ONCE = 8
-_COMPUTED_AT_ONCE = 8
+_COMPUTED_AT_ONCE = 8  # about a batch on a CPU
 
 
 @dataclass(frozen=True)

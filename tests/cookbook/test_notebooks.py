@@ -121,6 +121,7 @@ def test_relative_links_lead_somewhere(notebook: Any) -> None:
 def test_runs_from_nothing(script: Path, tmp_path: Path) -> None:
     notebook = run.read(script)
     run.execute(notebook, tmp_path, LIMIT_S)
+    run.normalise(notebook)
     test_no_cell_failed_or_warned(notebook)
     test_outputs_tell_nothing_of_the_machine(notebook)
     assert not list(tmp_path.iterdir())  # what it writes is in folders of its own, and temporary

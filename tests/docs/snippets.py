@@ -5,7 +5,8 @@
     ```text               output only: anywhere else it is a mistake
 
 Two comments, directly above a block, change that. ``<!-- needs: redis -->`` names a server that must be
-there, one of ``pages.SERVERS``; ``<!-- not run: reason -->`` leaves the block out, and is counted.
+there, one of ``pages.SERVERS``; ``<!-- not run: reason -->`` leaves the block out, and is counted. Directly above
+the output, ``<!-- figures differ -->`` says that its figures are those of one run: words and columns are compared.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from sybil.parsers.markdown.lexers import FencedCodeBlockLexer
 RUN = ("python", "bash", "console")
 OUTPUT = "text"
 _FENCES = FencedCodeBlockLexer(language="[a-z]*")
+_FIGURES_DIFFER = "<!-- figures differ -->"
 _COMMENT = re.compile(r"<!-- (?P<kind>not run|needs): (?P<text>[^\n]+?) -->\n[ \t]*\Z")
 
 
@@ -40,6 +42,8 @@ class Snippet:
     """What it prints; None: nothing."""
     not_run: str | None = None
     needs: str | None = None
+    figures_differ: bool = False
+    """The figures in ``expected`` are those of one run."""
 
 
 def snippets(page: Path) -> list[Snippet]:
@@ -78,12 +82,14 @@ def _region(block: Region, shown: Region | None, document: Document) -> Region:
     if language == "console" and shown is not None:
         raise MisplacedBlockError(f"{document.path}:{line}: a console block holds its own output")
     marks = {"not_run": text if kind == "not run" else None, "needs": text if kind == "needs" else None}
-    snippet = Snippet(language, block.lexemes["source"], line, expected, **marks)
+    differ = shown is not None and _FIGURES_DIFFER in document.text[block.end : shown.start]
+    snippet = Snippet(language, block.lexemes["source"], line, expected, **marks, figures_differ=differ)
     return Region(block.start, block.end, parsed=snippet)
 
 
 def _is_output_of(block: Region, following: Region, document: Document) -> bool:
-    return following.lexemes["language"] == OUTPUT and not document.text[block.end : following.start].strip()
+    between = document.text[block.end : following.start].strip()
+    return following.lexemes["language"] == OUTPUT and between in ("", _FIGURES_DIFFER)
 
 
 def _comment_above(block: Region, document: Document) -> tuple[str, str]:

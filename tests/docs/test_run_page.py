@@ -88,6 +88,16 @@ def test_marked_snippets_are_left_out(run: Run) -> None:
         run("<!-- not run: too far above -->\n\nText.\n\n", fence("python", "1 / 0"))
 
 
+def test_figures_of_one_run_may_differ_but_nothing_else(run: Run) -> None:
+    shown = "<!-- figures differ -->\n" + fence("text", " 0.6   9% of 1,225   a.md\nin 2.1 s")
+    run(fence("bash", "echo ' 0.58  12% of 225   a.md'; echo in 13 s"), shown)
+    for other in ("echo ' 0.58  12% of 225   b.md'; echo in 13 s", "echo ' 0.58  12% of 225   a.md'"):
+        with pytest.raises(SybilFailure):
+            run(fence("bash", other), shown)
+    with pytest.raises(SybilFailure):
+        run(fence("bash", "echo 2"), fence("text", "1"))
+
+
 def test_commands_that_install_are_not_run(run: Run) -> None:
     run(fence("bash", "git clone nowhere && cd nowhere\nmake nothing"))
 
