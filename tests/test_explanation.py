@@ -160,6 +160,10 @@ def test_a_stream_explains_itself_with_its_last_piece(tiny_engine: SamKVEngine) 
         StreamPiece("some").explain("some")
 
 
+def test_it_is_printed_without_the_documents(explained: Explanation) -> None:
+    assert repr(explained) == f"<Explanation: {explained.num_kept} of {explained.num_tokens} tokens kept of 3 chunks>"
+
+
 def test_json_and_back(explained: Explanation) -> None:
     written = json.dumps(explained.to_dict(), allow_nan=False)
     assert Explanation.from_dict(json.loads(written)) == explained

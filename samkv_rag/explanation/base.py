@@ -60,7 +60,7 @@ class ExplainedChunk:
         return sum(span.num_tokens for span in self.kept)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Explanation:
     """What an answer was read from, chunk by chunk in the prompt's order.
 
@@ -76,6 +76,10 @@ class Explanation:
     sequence_ratio: float
     """Chunk tokens kept ÷ chunk tokens in the prompt."""
     chunks: tuple[ExplainedChunk, ...]
+
+    def __repr__(self) -> str:
+        """Short, and without the documents' texts."""
+        return f"<Explanation: {self.num_kept} of {self.num_tokens} tokens kept of {len(self.chunks)} chunks>"
 
     @property
     def num_tokens(self) -> int:

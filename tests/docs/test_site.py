@@ -8,8 +8,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pages
 import pytest
+
+import pages
 
 pytestmark = pytest.mark.slow
 _LOADED = re.compile(r"""<(?:script|link|img|iframe)\b[^>]*?\b(?:src|href)=["']?(?://|https?:)[^>]*>""")

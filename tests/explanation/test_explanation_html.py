@@ -7,8 +7,8 @@ import re
 from html.parser import HTMLParser
 
 import pytest
-from explaining import HOSTILE, PROSE, chunk, explanation, hard, hostile, offsets, usual, whole
 
+from explaining import HOSTILE, PROSE, chunk, explanation, hard, hostile, offsets, usual, whole
 from samkv_rag import Explanation
 from samkv_rag.explanation.markup import element, text
 from samkv_rag.explanation.style import ROOT, css

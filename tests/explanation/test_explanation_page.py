@@ -6,8 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from explaining import explanation, hard, hostile, usual, whole
 
+from explaining import explanation, hard, hostile, usual, whole
 from samkv_rag import Explanation
 
 SEEN = "element => element.innerText"

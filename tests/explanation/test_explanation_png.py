@@ -14,9 +14,9 @@ import pytest
 pytest.importorskip("matplotlib", reason="matplotlib is not installed")
 
 import matplotlib
-from explaining import chunk, explanation, hard, hostile, usual, whole
 from PIL import Image
 
+from explaining import chunk, explanation, hard, hostile, usual, whole
 from samkv_rag import Explanation
 from samkv_rag.exceptions import ConfigurationError
 from samkv_rag.explanation import png, sheet

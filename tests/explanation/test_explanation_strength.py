@@ -6,8 +6,8 @@ from dataclasses import replace
 from itertools import pairwise
 
 import pytest
-from explaining import HARD, PROSE, chunk, explanation, hard, hostile, offsets, usual, whole
 
+from explaining import HARD, PROSE, chunk, explanation, hard, hostile, offsets, usual, whole
 from samkv_rag.explanation import Block, Explanation, Span
 from samkv_rag.explanation.passages import best_passage, best_passages
 from samkv_rag.explanation.strength import BEST, BETTER, DROPPED, GOOD, UNSCORED, Strength
