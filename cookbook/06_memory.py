@@ -140,9 +140,9 @@ plt.show()
 # layer before the next, so that its peak stays far below full prefill's too. The peaks are those of whole processes and
 # differ a little from run to run.
 #
-# *Left after* is what the process still has, beyond what it had before, once the answer is given and the allocator was
-# asked to hand back what is free: none of the prompt's KV stays. A figure below zero is memory from loading that went
-# back, too.
+# *Left after* is what the process has, beyond what it had before, once the answer is given and the allocator was asked
+# to hand back what is free: a few megabytes more or less, which do not grow with the context. None of the prompt's KV
+# stays.
 
 # %%
 share = {length: rows["scout", length]["kv"] / rows["full_prefill", length]["kv"] for length in contexts}
