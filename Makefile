@@ -15,6 +15,9 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check 
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
+# Threads that wait by spinning slow each other down many times over where several processes compute.
+test test-fast cookbook: export OMP_WAIT_POLICY := passive
+
 .PHONY: install demo demo-langchain test test-fast check format bench cookbook docs docs-serve clean
 
 install: $(INSTALLED)

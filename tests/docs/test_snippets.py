@@ -74,7 +74,7 @@ def run(page: Path, scratch: Path, *servers: str) -> subprocess.CompletedProcess
     programs = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     environment = {**os.environ, "PATH": programs, "TQDM_DISABLE": "1", "COLUMNS": "100"}
     command = [sys.executable, str(RUNNER), str(page), *servers]
-    return subprocess.run(command, cwd=scratch, env=environment, capture_output=True, text=True, timeout=600)
+    return subprocess.run(command, cwd=scratch, env=environment, capture_output=True, text=True, timeout=1800)
 
 
 def shell(page: Path) -> list[Snippet]:
