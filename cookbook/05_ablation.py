@@ -17,7 +17,7 @@
 # It needs a clone of the repository and `pip install -e ".[gguf,evaluate]"`. It runs in a few minutes on two CPU cores;
 # no GPU is needed.
 #
-# What it can show: the model has 135 million parameters and there are eight questions, so only large differences mean
+# What it can show: the model has 135 million parameters and there are five questions, so only large differences mean
 # anything, and another model may order the variants otherwise. The same switches on a larger model and on HotpotQA are
 # in [the method's page](../docs/method.md#the-papers-selection); `samkv evaluate --option NAME=VALUE` runs any of them
 # on your own cases.
@@ -38,7 +38,7 @@ quieten_libraries()
 # %% [markdown]
 # ## Prompts
 #
-# Eight questions about an invented lighthouse, chosen among those that this model answers rightly with full prefill;
+# Five questions about an invented lighthouse, chosen among those that this model answers rightly with full prefill;
 # for each the eight nearest of 70 sections.
 #
 # There are two engines on one store. The paper recomputes every layer, `scout` from a quarter of the depth on, starting
@@ -64,13 +64,13 @@ def prompt_of(question):
     return [{"role": "user", "content": TEMPLATE.format("\n\n".join(passages), question)}]
 
 
-questions = corpus.questions()
+questions = corpus.questions(5)
 prompts = [prompt_of(q.question) for q in questions]
 
 # %% [markdown]
 # ## The reference
 #
-# Full prefill's answers. A right answer is one that holds the expected words. With eight questions that count is
+# Full prefill's answers. A right answer is one that holds the expected words. With five questions that count is
 # coarse, so a second figure stands beside it: the negative log-likelihood (NLL) of *full prefill's own answer*, in nats
 # a token. It is lowest where a variant would have said the same.
 
@@ -150,7 +150,7 @@ plt.show()
 #
 # - *Tokens kept* comes first: with the dynamic share, `samkv` may keep far less than its budget, and then does it with
 #   fewer tokens, not only with other ones. Compare it with the fixed share.
-# - A difference of one right answer among eight is no difference. Of the likelihoods, look at gaps as wide as those
+# - A difference of one right answer among five is no difference. Of the likelihoods, look at gaps as wide as those
 #   between `full_prefill` and `naive_reuse`, not at order among neighbours.
 # - The defaults were not chosen on these questions, but on a model of 500 million parameters and other data, see
 #   [the method's page](../docs/method.md). Where this plot disagrees with them, try your own model and questions before
