@@ -73,7 +73,8 @@ def run(page: Path, scratch: Path, *servers: str) -> subprocess.CompletedProcess
     """A page's snippets in a process of their own, in the folder ``scratch``."""
     programs = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     # In bfloat16 the number of threads decides how sums are rounded, and so a word here and there.
-    environment = {**os.environ, "PATH": programs, "TQDM_DISABLE": "1", "COLUMNS": "100", "OMP_NUM_THREADS": "2"}
+    threads = {"OMP_NUM_THREADS": "2", "OMP_WAIT_POLICY": "passive"}
+    environment = {**os.environ, **threads, "PATH": programs, "TQDM_DISABLE": "1", "COLUMNS": "100"}
     command = [sys.executable, str(RUNNER), str(page), *servers]
     return subprocess.run(command, cwd=scratch, env=environment, capture_output=True, text=True, timeout=1800)
 
