@@ -111,9 +111,6 @@ for name, m in figures.items():
 ratio = figures["cached KV"].ttft_s / figures["full prefill"].ttft_s
 print(f"time to the first token: {ratio:.2f} of full prefill's")
 
-assert all("Flora and Mabel" in str(answer) for answer in answers.values())
-assert ratio < 1
-
 # %% [markdown]
 # The prompt is short, 1,900 tokens. The longer it is, the smaller the ratio: see the
 # [method's figures](../docs/method.md).

@@ -101,9 +101,6 @@ for name, m in figures.items():
 ratio = figures["cached KV"]["ttft_s"] / figures["full prefill"]["ttft_s"]
 print(f"time to the first token: {ratio:.2f} of full prefill's")
 
-assert all("Flora and Mabel" in message.text for message in answers.values())
-assert ratio < 1
-
 # %% [markdown]
 # The prompt is short, 1,900 tokens. The longer it is, the smaller the ratio: see the
 # [method's figures](../docs/method.md).
@@ -132,7 +129,6 @@ try:
     llm.invoke("Hello", num_beams=4)
 except RuntimeError as refused:  # samkv_rag.SamKVError
     print(str(refused).split(";")[0])
-
 
 # %% [markdown]
 # ## A structured answer
