@@ -10,31 +10,30 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from samkv_rag.chunk_cache import ChunkCache
-    from samkv_rag.config import SamKVConfig
+    from samkv_rag.config import EngineConfig
     from samkv_rag.engine import SamKVEngine
     from samkv_rag.exceptions import DamagedChunkWarning, DamagedIndexWarning, SamKVError
     from samkv_rag.explanation import Explanation
-    from samkv_rag.generation import GenerationResult, StreamPiece
-    from samkv_rag.metrics import ChunkUse, Diagnostic, GenerationMetrics, IngestionReport
+    from samkv_rag.results import ChunkUse, Diagnostic, GenerationMetrics, GenerationResult, IngestionReport, Piece
     from samkv_rag.store import KVStore, open_store
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "ChunkCache": "chunk_cache",
-    "ChunkUse": "metrics",
+    "ChunkUse": "results",
     "DamagedChunkWarning": "exceptions",
     "DamagedIndexWarning": "exceptions",
-    "Diagnostic": "metrics",
+    "Diagnostic": "results",
     "Explanation": "explanation",
-    "GenerationMetrics": "metrics",
-    "GenerationResult": "generation",
-    "IngestionReport": "metrics",
+    "GenerationMetrics": "results",
+    "GenerationResult": "results",
+    "IngestionReport": "results",
     "KVStore": "store",
-    "SamKVConfig": "config",
+    "EngineConfig": "config",
     "SamKVEngine": "engine",
     "SamKVError": "exceptions",
-    "StreamPiece": "generation",
+    "Piece": "results",
     "open_store": "store",
 }
 
@@ -49,10 +48,10 @@ __all__ = [
     "GenerationResult",
     "IngestionReport",
     "KVStore",
-    "SamKVConfig",
+    "EngineConfig",
     "SamKVEngine",
     "SamKVError",
-    "StreamPiece",
+    "Piece",
     "__version__",
     "open_store",
 ]

@@ -158,3 +158,6 @@ def require_counts(numbers: Iterable[object]) -> None:
     """
     if wrong := [number for number in numbers if type(number) is not int or not 0 <= number < 2**31]:
         raise ValueError(f"{wrong[0]!r} is no number of tokens or characters")
+
+
+SummarySpec, Summary = Layout, Means

@@ -9,14 +9,14 @@ from __future__ import annotations
 import torch
 from torch.nn.functional import normalize
 
-from samkv_rag.metrics import Diagnostic
+from samkv_rag.results import Diagnostic
 
 CACHE_UNDERFLOW = "cache_underflow"
 EXCESSIVE_RECOMPUTATION = "excessive_recomputation"
 CONSENSUS_FAILURE = "consensus_failure"
 MEANINGS = {
     CACHE_UNDERFLOW: "the budget does not hold the chunks' anchors, which were shrunk",
-    EXCESSIVE_RECOMPUTATION: "more of the chunk tokens were computed for the prompt than sequence_ratio",
+    EXCESSIVE_RECOMPUTATION: "more of the chunk tokens were computed for the prompt than the method asks for",
     CONSENSUS_FAILURE: "personalised queries do not tell chunks apart, or no block stands out from its anchors",
 }
 MAX_QUERY_COSINE = 0.9999
@@ -43,14 +43,14 @@ def cache_underflow(
 
 
 def excessive_recomputation(
-    computed_ratio: float, sequence_ratio: float, num_missed: int, fallback_reason: str | None
+    computed_ratio: float, allowed_ratio: float, num_missed: int, fallback_reason: str | None
 ) -> list[Diagnostic]:
-    """More than ``sequence_ratio`` of the chunk tokens were computed for this prompt.
+    """More than ``allowed_ratio``, the method's own share, of the chunk tokens were computed for this prompt.
 
     ``computed_ratio`` counts those recomputed and those of the ``num_missed`` chunks that the store lacked;
     where full prefill ran instead, for ``fallback_reason``, it is 1.
     """
-    if computed_ratio <= sequence_ratio + 1e-6:
+    if computed_ratio <= allowed_ratio + 1e-6:
         return []
     if fallback_reason is not None:
         said = (
@@ -59,12 +59,12 @@ def excessive_recomputation(
         )
     else:
         said = f"the store lacked {num_missed} of the prompt's chunks; ingest them beforehand, with add_chunks"
-    value = f"{computed_ratio:.2f} of the chunk tokens were computed, the bound is {sequence_ratio:g} (sequence_ratio)"
+    value = f"{computed_ratio:.2f} of the chunk tokens were computed, the method asks for {allowed_ratio:g}"
     return [Diagnostic(EXCESSIVE_RECOMPUTATION, f"{value}: {said}")]
 
 
 def consensus_failure(queries: torch.Tensor, block_scores: torch.Tensor, personalised: bool) -> list[Diagnostic]:
-    """The chunks' queries are all but one, or no block of any chunk was chosen by its dynamic share.
+    """The chunks' queries are nearly identical, or no block of any chunk was chosen by its dynamic share.
 
     ``queries`` ``[chunks, layers, heads, head_dim]`` fail where the mean cosine between those of different
     chunks, over layers and heads, is above MAX_QUERY_COSINE: what the other chunks ask then changes nothing.
@@ -82,9 +82,9 @@ def consensus_failure(queries: torch.Tensor, block_scores: torch.Tensor, persona
     if len(block_scores) and not num_chosen:
         said.append(
             f"none of {len(block_scores)} blocks stands out from its chunk's anchors, so these alone are kept; "
-            "set dynamic_share=False or smaller block_tokens"
+            "set SamKV(dynamic_share=False) or a smaller EngineConfig(block_tokens=...)"
         )
-    return [Diagnostic(CONSENSUS_FAILURE, "; ".join([*said, "or use method='scout'"]))] if said else []
+    return [Diagnostic(CONSENSUS_FAILURE, "; ".join([*said, "or use the method Scout"]))] if said else []
 
 
 def mean_pairwise_cosine(queries: torch.Tensor) -> torch.Tensor:

@@ -2,41 +2,48 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Generator, Iterable, Mapping, Sequence
-from dataclasses import fields
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from os import PathLike
 from pathlib import PurePath
+from types import TracebackType
 from typing import Any
 
 import torch
 
-from samkv_rag.assembly import PromptAssembler
-from samkv_rag.config import SamKVConfig, refuse_unknown
-from samkv_rag.decoding import Sampling
+from samkv_rag.checks import require_integer
+from samkv_rag.chunk_cache import SummarySpec
+from samkv_rag.config import EngineConfig
 from samkv_rag.exceptions import ConfigurationError, EmptyPromptError
-from samkv_rag.generation import Generation, GenerationResult, StreamPiece, gather, stream_answer
-from samkv_rag.ingestion.hints import Hint
 from samkv_rag.ingestion.library import ChunkLibrary
-from samkv_rag.metrics import IngestionReport
+from samkv_rag.ingestion.hints import Hint
 from samkv_rag.model.decoder import Decoder
 from samkv_rag.model.fingerprint import fingerprint
 from samkv_rag.model.loading import load
 from samkv_rag.model.support import check_config, self_test
 from samkv_rag.model.tokenization import PromptTokenizer
+from samkv_rag.prefill import PrefillMethod, Scout, resolve_method
+from samkv_rag.prompt.assembly import PromptAssembler
+from samkv_rag.results import GenerationResult, IngestionReport
+from samkv_rag.runtime.prefilling import prefill, read_prompt, reference_nll
+from samkv_rag.runtime.result import result
+from samkv_rag.runtime.sampling import Sampling
+from samkv_rag.runtime.sequence import Delivery, ReadPrompt, Request
+from samkv_rag.runtime.sequence import Sequence as RunningSequence
+from samkv_rag.runtime.stream import AnswerStream, AsyncAnswerStream
+from samkv_rag.runtime.worker import Runtime
 from samkv_rag.store import KVStore, Origin, open_store
 from samkv_rag.store.format.encoding import stored_dtype
 from samkv_rag.store.namespaces import scoped_fingerprint
 
 Prompt = str | Sequence[Mapping[str, Any]]
-# What chunks are summarised by at ingestion belongs to the engine, not to a single call.
-_FIXED_OPTIONS = ("initial_tokens", "local_tokens", "block_tokens", "resume_layer", "kv_dtype")
+Method = PrefillMethod | str | Mapping[str, Any]
 
 
 class SamKVEngine:
     """Answers prompts from the cached KV of the chunks that stand in them.
 
-    Build one with :meth:`from_pretrained`. Calls are thread-safe; prompts are read one at a time.
+    Build one with :meth:`from_pretrained`. Any number of threads and event loops may call it at once:
+    one worker thread owns the model and decodes their answers together.
 
     Raises:
         UnsupportedModelError: the model's cached keys cannot be moved exactly.
@@ -47,13 +54,19 @@ class SamKVEngine:
         model: Any,
         tokenizer: Any,
         store: KVStore | str | PathLike[str] = ":memory:",
-        config: SamKVConfig | None = None,
+        config: EngineConfig | None = None,
+        method: Method | None = None,
         model_name: str | None = None,
         namespace: str = "",
         store_secret: str | bytes | None = None,
+        max_running: int = 16,
+        max_waiting: int = 256,
     ) -> None:
+        require_integer("max_running", max_running, 1)
+        require_integer("max_waiting", max_waiting, 1)
         check_config(model)
-        self.config = config or SamKVConfig()
+        self.config = config or EngineConfig()
+        self.method = Scout() if method is None else resolve_method(method)
         self.tokenizer = PromptTokenizer(tokenizer)
         self.decoder = Decoder(model)
         stored_dtype(self.config.kv_dtype, self.decoder.dtype)  # refuses one that the model cannot have
@@ -62,13 +75,19 @@ class SamKVEngine:
         self.store = open_store(store)
         self.fingerprint = fingerprint(model, tokenizer)
         self.namespace = namespace
+        self._spec = SummarySpec(
+            self.config.initial_tokens,
+            self.config.local_tokens,
+            self.config.block_tokens,
+            self.config.stored_resume_layer(self.decoder.num_layers),
+        )
+        self._runtime = Runtime(self.decoder, self._read, self._prefill, self._finish, max_running, max_waiting)
         scope = scoped_fingerprint(self.fingerprint, namespace, store_secret)
         origin = Origin(namespace, self.fingerprint, PurePath(self.model_name).name)
-        self._library = ChunkLibrary(self.decoder, self.tokenizer, self.store, self.config, scope, origin)
-        self._assembler = PromptAssembler(self.decoder, self.tokenizer, self._library)
+        run = self._runtime.call
+        self._library = ChunkLibrary(self.decoder, self.tokenizer, self.store, self.config, scope, origin, run)
+        self._assembler = PromptAssembler(self.decoder, self.tokenizer, self._library, run)
         self._end_ids = _end_of_text_ids(model, tokenizer)
-        # One prompt is read at a time: two at once would hold twice the memory and finish no sooner.
-        self._model_lock = threading.Lock()
 
     @classmethod
     def from_pretrained(
@@ -77,21 +96,30 @@ class SamKVEngine:
         *,
         tokenizer: Any = None,
         store: KVStore | str | PathLike[str] = ":memory:",
-        config: SamKVConfig | None = None,
+        config: EngineConfig | None = None,
+        method: Method | None = None,
         device: str | torch.device | None = None,
         dtype: str | torch.dtype | None = None,
         gguf_file: str | None = None,
         trust_remote_code: bool = False,
         namespace: str = "",
         store_secret: str | bytes | None = None,
+        max_running: int = 16,
+        max_waiting: int = 256,
     ) -> SamKVEngine:
         """Load a model and open a store.
 
-        ``model`` is a hub id, a folder, a ``.gguf`` file, or a model object (then ``tokenizer`` too).
-        ``store`` is what ``open_store`` takes, or a store. ``dtype=None`` takes bfloat16 where the
-        processor computes in it, else float32. Engines of one ``namespace`` (a tenant, say) share
-        their chunks and never see another's; with ``store_secret``, nobody without it can tell from
-        a store's keys whether a text is in it.
+        Args:
+            model: a hub id, a folder, a ``.gguf`` file, or a model object (then ``tokenizer`` too).
+            store: what ``open_store`` takes, or a store.
+            config: what is computed of chunks at ingestion.
+            method: how prompts are answered unless a call says otherwise: a method, its name, or a mapping
+                of its name and options. None: ``Scout()``.
+            dtype: None takes bfloat16 where the processor computes in it, else float32.
+            namespace: engines of one namespace (a tenant, say) share their chunks and never see another's.
+            store_secret: without it nobody can tell from a store's keys whether a text is in it.
+            max_running: answers that are decoded together.
+            max_waiting: requests that may wait for their turn; more are refused at once.
 
         Raises:
             ModelNotFoundError: nothing loadable at ``model``.
@@ -99,16 +127,38 @@ class SamKVEngine:
             StoreFormatError: ``store`` is a folder of something else.
             ConfigurationError: an option is out of range.
         """
+        options: dict[str, Any] = {
+            "store": store,
+            "config": config,
+            "method": method,
+            "namespace": namespace,
+            "store_secret": store_secret,
+            "max_running": max_running,
+            "max_waiting": max_waiting,
+        }
         if isinstance(model, (str, PathLike)):
             loaded, own_tokenizer = load(model, device, dtype, gguf_file, trust_remote_code)
-            return cls(loaded, tokenizer or own_tokenizer, store, config, str(model), namespace, store_secret)
+            return cls(loaded, tokenizer or own_tokenizer, model_name=str(model), **options)
         if tokenizer is None:
             raise ConfigurationError("a model object needs its tokenizer: pass tokenizer=...")
         if device is not None or dtype is not None or gguf_file is not None:
             raise ConfigurationError("device, dtype and gguf_file apply to a model given by name; move the object")
-        return cls(model, tokenizer, store, config, namespace=namespace, store_secret=store_secret)
+        return cls(model, tokenizer, **options)
 
-    # -- chunks ----------------------------------------------------------------------------------
+    def close(self) -> None:
+        """Give up what is being answered, end the threads and close the store."""
+        self._runtime.close()
+        self.store.close()
+
+    def __enter__(self) -> SamKVEngine:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # Chunks
 
     def add_chunks(
         self, texts: Iterable[str], *, sources: Sequence[str | None] | None = None, show_progress: bool | None = None
@@ -123,14 +173,14 @@ class SamKVEngine:
             ConfigurationError, EmptyChunkError, ChunkTooLongError: nothing was computed.
             StoreFullError: the chunks stored until then stay; sources are as before.
         """
-        return self._library.add([texts] if isinstance(texts, str) else texts, show_progress, sources)
+        return self._library.add(_as_texts(texts), show_progress, sources)
 
     def remove_sources(self, sources: Iterable[str], *, keep_texts: Iterable[str] = ()) -> int:
         """Forget sources, delete the chunks that have none left, and return how many those were.
 
         Chunks of ``keep_texts`` stay: their sources are kept where no other refers to them.
         """
-        return self._library.release([sources] if isinstance(sources, str) else sources, keep_texts)
+        return self._library.release(_as_texts(sources), _as_texts(keep_texts))
 
     def sources(self) -> list[str]:
         """Every source given to :meth:`add_chunks` and not removed since."""
@@ -142,88 +192,111 @@ class SamKVEngine:
 
     def remove_chunks(self, texts: Iterable[str]) -> int:
         """Delete chunks and return how many were there."""
-        return self._library.remove([texts] if isinstance(texts, str) else texts)
+        return self._library.remove(_as_texts(texts))
 
     def prune(self, keep_texts: Iterable[str], *, unreferenced_only: bool = False) -> int:
         """Delete this model's chunks that are not among ``keep_texts``; return how many.
 
         ``unreferenced_only`` spares those that any source refers to.
         """
-        return self._library.prune(keep_texts, unreferenced_only)
+        return self._library.prune(_as_texts(keep_texts), unreferenced_only)
 
-    def hint(self, texts: Iterable[str]) -> Hint:
+    def announce(self, texts: Iterable[str]) -> Hint:
         """Announce the chunks of a coming prompt.
 
         Their KV starts to be read while the prompt is still being built; one that is not stored will
         be recognised all the same, computed on the spot and stored. Reading ahead ends with the prompt;
         where none will come, cancel what is returned.
         """
-        return self._library.hint(texts)
+        return self._library.hint(_as_texts(texts))
 
-    # -- answers ---------------------------------------------------------------------------------
+    # Answers
 
     def generate(
         self,
         prompt: Prompt,
         *,
+        method: Method | None = None,
         max_new_tokens: int = 256,
         temperature: float = 0.0,
         top_p: float = 1.0,
         stop: str | Sequence[str] | None = None,
         seed: int | None = None,
-        **policy: Any,
     ) -> GenerationResult:
         """Answer a prompt: one string, used as it is, or messages, rendered by the chat template.
 
-        ``temperature=0`` takes the likeliest token; ``stop`` is a text or texts that end the answer.
-        ``policy`` changes :class:`SamKVConfig` for this call alone (``sequence_ratio``, ``method``,
-        ``recompute_view`` ...), save what is fixed at ingestion.
+        ``temperature=0`` takes the likeliest token; ``stop`` is a text or texts that end the answer;
+        ``method`` takes the place of the engine's own for this call.
 
         Raises:
             EmptyPromptError, PromptTooLongError, ChatTemplateError: the prompt cannot be answered.
-            ConfigurationError: an option is unknown or out of range.
+            ConfigurationError: an option is out of range.
+            QueueFullError: too many requests are waiting.
         """
-        sampling: dict[str, Any] = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p}
-        return gather(self.stream(prompt, stop=stop, seed=seed, **sampling, **policy))
+        sampling = Sampling(max_new_tokens, temperature, top_p, _as_stops(stop), seed)
+        return self._drained(self._request(prompt, method, sampling))
+
+    def stream(
+        self,
+        prompt: Prompt,
+        *,
+        method: Method | None = None,
+        max_new_tokens: int = 256,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        stop: str | Sequence[str] | None = None,
+        seed: int | None = None,
+    ) -> AnswerStream:
+        """Like :meth:`generate`, piece by piece; the stream's ``result`` has the metrics.
+
+        Work begins with the first piece asked for. Closing the stream ends it at once.
+        """
+        sampling = Sampling(max_new_tokens, temperature, top_p, _as_stops(stop), seed)
+        return AnswerStream(self._maker(self._request(prompt, method, sampling)), self._runtime.submit)
+
+    async def agenerate(self, prompt: Prompt, **options: Any) -> GenerationResult:
+        """:meth:`generate` for an event loop, which it does not block."""
+        async with self.astream(prompt, **options) as stream:
+            async for _ in stream:
+                pass
+            return stream.result
+
+    def astream(
+        self,
+        prompt: Prompt,
+        *,
+        method: Method | None = None,
+        max_new_tokens: int = 256,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        stop: str | Sequence[str] | None = None,
+        seed: int | None = None,
+    ) -> AsyncAnswerStream:
+        """:meth:`stream` for an event loop, which it does not block."""
+        sampling = Sampling(max_new_tokens, temperature, top_p, _as_stops(stop), seed)
+        return AsyncAnswerStream(self._maker(self._request(prompt, method, sampling)), self._runtime.submit)
 
     def generate_scored(
         self,
         prompt: Prompt,
         reference: str,
         *,
+        method: Method | None = None,
         max_new_tokens: int = 256,
         stop: str | Sequence[str] | None = None,
-        **policy: Any,
-    ) -> tuple[GenerationResult, float]:
+    ) -> GenerationResult:
         """Answer greedily, and say how likely ``reference`` was as the answer; one prefill serves both.
 
-        The second value is the mean negative log-likelihood of the reference's tokens, in nats, each
-        given the prompt's KV and the reference's tokens before it.
+        The result's ``reference_nll`` is the mean negative log-likelihood of the reference's tokens, in
+        nats, each given the prompt's KV and the reference's tokens before it.
 
         Raises:
             ConfigurationError: the reference has no tokens; else as :meth:`generate`.
         """
         if not (reference_ids := self.tokenize(reference)):
             raise ConfigurationError(f"reference is {reference!r}; it must be text of at least one token")
-        generation = self._generation(prompt, policy)
         sampling = Sampling(max_new_tokens, stop=_as_stops(stop))
-        result = gather(self._stream(generation, sampling))
-        return result, generation.nll(reference_ids)
-
-    def stream(
-        self,
-        prompt: Prompt,
-        *,
-        max_new_tokens: int = 256,
-        temperature: float = 0.0,
-        top_p: float = 1.0,
-        stop: str | Sequence[str] | None = None,
-        seed: int | None = None,
-        **policy: Any,
-    ) -> Generator[StreamPiece, None, None]:
-        """Like :meth:`generate`, piece by piece. Closing the iterator stops the generation at once."""
-        sampling = Sampling(max_new_tokens, temperature, top_p, _as_stops(stop), seed)
-        return self._stream(self._generation(prompt, policy), sampling)
+        return self._drained(self._request(prompt, method, sampling, tuple(reference_ids)))
 
     def apply_chat_template(
         self, messages: Sequence[Mapping[str, Any]], *, tools: Sequence[Mapping[str, Any]] = ()
@@ -256,25 +329,44 @@ class SamKVEngine:
         """Whether messages can be given."""
         return self.tokenizer.has_chat_template
 
-    # -- options ---------------------------------------------------------------------------------
+    # From a request to a sequence, and from a sequence to its result
 
-    def _generation(self, prompt: Prompt, policy: dict[str, Any]) -> Generation:
-        config = self._with_policy(policy)
-        return Generation(self.decoder, self._assembler, self._model_lock, config, self._as_text(prompt))
+    def _request(
+        self, prompt: Prompt, method: Method | None, sampling: Sampling, reference_ids: tuple[int, ...] = ()
+    ) -> Request:
+        chosen = self.method if method is None else resolve_method(method)
+        return Request(self._as_text(prompt), chosen, sampling, reference_ids)
 
-    def _stream(self, generation: Generation, sampling: Sampling) -> Generator[StreamPiece, None, None]:
-        return stream_answer(generation, self.tokenizer, sampling, self._end_ids, self.model_name)
+    def _maker(self, request: Request) -> Callable[[Callable[[Delivery], None]], RunningSequence]:
+        tokenizer, device, end_ids = self.tokenizer, self.decoder.device, self._end_ids
+        return lambda deliver: RunningSequence(request, tokenizer, device, end_ids, deliver)
 
-    def _with_policy(self, policy: dict[str, Any]) -> SamKVConfig:
-        names = [f.name for f in fields(SamKVConfig) if f.name not in _FIXED_OPTIONS]
-        refuse_unknown(policy, [*names, *(f.name for f in fields(Sampling))])
-        return self.config.with_options(**{name: value for name, value in policy.items() if value is not None})
+    def _drained(self, request: Request) -> GenerationResult:
+        with AnswerStream(self._maker(request), self._runtime.submit) as stream:
+            for _ in stream:
+                pass
+            return stream.result
+
+    def _read(self, sequence: RunningSequence) -> ReadPrompt:
+        return read_prompt(self._assembler, sequence, self.context_window)
+
+    def _prefill(self, sequence: RunningSequence) -> None:
+        prefill(self.decoder, sequence, self._spec)
+
+    def _finish(self, sequence: RunningSequence) -> GenerationResult:
+        nll = reference_nll(self.decoder, sequence) if sequence.request.reference_ids else None
+        return result(sequence, self.decoder, self.tokenizer, self.model_name, nll)
 
     def _as_text(self, prompt: Prompt) -> str:
         text = prompt if isinstance(prompt, str) else self.tokenizer.render(prompt) if prompt else ""
         if not text.strip():
             raise EmptyPromptError(f"the prompt is {text!r}; it must be text that is not only white space")
         return text
+
+
+def _as_texts(texts: Iterable[str]) -> Iterable[str]:
+    """One text is a list of it, not of its characters."""
+    return [texts] if isinstance(texts, str) else texts
 
 
 def _as_stops(stop: str | Sequence[str] | None) -> tuple[str, ...]:

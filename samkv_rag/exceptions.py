@@ -17,6 +17,8 @@
     │   ├── StoreFullError        no room for more; what was stored stays
     │   ├── StoreUnreachableError a remote store gave no answer in time, or an error
     │   └── StoreFormatError      not a store, or one of another format version
+    ├── QueueFullError            too many requests are waiting; try again later
+    ├── EngineClosedError         the engine was closed
     └── EvaluationError
         └── CaseFileError         a line that is no case of a question and its chunks
 
@@ -98,6 +100,14 @@ class StoreUnreachableError(StoreError):
 
 class StoreFormatError(StoreError):
     """The path is not a chunk store, or one of another format version."""
+
+
+class QueueFullError(SamKVError):
+    """Too many requests are waiting."""
+
+
+class EngineClosedError(SamKVError):
+    """The engine was closed."""
 
 
 class EvaluationError(SamKVError):

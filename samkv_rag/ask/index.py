@@ -20,7 +20,7 @@ from pathlib import Path
 from samkv_rag.ask.nearest import Vectors, as_bytes, nearest
 from samkv_rag.documents import Chunk
 from samkv_rag.exceptions import DamagedIndexWarning, StoreError, StoreFormatError, StoreFullError
-from samkv_rag.prompt import text_digest
+from samkv_rag.prompt.recognition import text_digest
 
 _SCHEMA_VERSION = 1
 _SCHEMA = """

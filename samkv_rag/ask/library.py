@@ -19,7 +19,7 @@ from samkv_rag.documents.reading import load, parse, require_some
 from samkv_rag.documents.splitting import VERSION, split_document
 from samkv_rag.engine import SamKVEngine
 from samkv_rag.exceptions import ChunkError, StoreFullError
-from samkv_rag.prompt import PREFIX_CHARS, text_digest
+from samkv_rag.prompt.recognition import PREFIX_CHARS, text_digest
 from samkv_rag.serving.sources import ids_of, source_names
 
 T = TypeVar("T")

@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 if TYPE_CHECKING:
     from samkv_rag.ask.library import Update
     from samkv_rag.ask.report import Source
-    from samkv_rag.metrics import GenerationMetrics
+    from samkv_rag.results import GenerationMetrics
 
 _SPEED_OF_LAST_S = 600.0  # steps come in batches, some seconds apart
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")

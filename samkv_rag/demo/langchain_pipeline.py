@@ -20,7 +20,7 @@ from samkv_rag import Diagnostic, SamKVEngine
 from samkv_rag.demo.corpus import Section
 from samkv_rag.demo.pipeline import COSINE, MAX_ANSWER_TOKENS, TEMPLATE, TOP_K, Ingested, Passage, open_chroma
 from samkv_rag.evaluation.embedding import Embedder
-from samkv_rag.metrics import GenerationMetrics
+from samkv_rag.results import GenerationMetrics
 
 Found = list[tuple[Document, float]]
 

@@ -25,7 +25,7 @@ from llama_index.vector_stores.chroma import ChromaVectorStore
 from samkv_rag import SamKVEngine
 from samkv_rag.demo.corpus import Section
 from samkv_rag.demo.pipeline import COSINE, MAX_ANSWER_TOKENS, TEMPLATE, TOP_K, Ingested, Passage, open_chroma
-from samkv_rag.metrics import GenerationMetrics
+from samkv_rag.results import GenerationMetrics
 
 
 class LlamaIndexPipeline:

@@ -15,7 +15,7 @@ from samkv_rag import SamKVEngine
 from samkv_rag.demo import Framework
 from samkv_rag.demo.corpus import Section
 from samkv_rag.exceptions import StoreFormatError
-from samkv_rag.metrics import GenerationMetrics
+from samkv_rag.results import GenerationMetrics
 
 TOP_K = 8
 MAX_ANSWER_TOKENS = 40

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from statistics import median
 from typing import Any
 
-from samkv_rag.metrics import GenerationMetrics
+from samkv_rag.results import GenerationMetrics
 
 
 @dataclass(frozen=True)

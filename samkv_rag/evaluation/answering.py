@@ -14,8 +14,8 @@ from samkv_rag.evaluation.records import Prediction
 from samkv_rag.evaluation.scoring import answer_recall, exact_match, f1
 from samkv_rag.exceptions import EvaluationError
 from samkv_rag.generation import GenerationResult
-from samkv_rag.metrics import ChunkUse, GenerationMetrics
-from samkv_rag.prompt import text_digest
+from samkv_rag.results import ChunkUse, GenerationMetrics
+from samkv_rag.prompt.recognition import text_digest
 
 CHUNKS_MISSED = "chunks_missed"
 

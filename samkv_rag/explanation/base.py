@@ -8,7 +8,7 @@ from os import PathLike
 from typing import Any
 
 from samkv_rag.exceptions import ConfigurationError
-from samkv_rag.prompt import text_digest
+from samkv_rag.prompt.recognition import text_digest
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from samkv_rag.explanation.base import Block, ExplainedChunk, Explanation, Span
-from samkv_rag.metrics import ChunkUse, GenerationMetrics
+from samkv_rag.results import ChunkUse, GenerationMetrics
 from samkv_rag.model.tokenization import PromptTokenizer
 
 Offsets = Sequence[tuple[int, int]]

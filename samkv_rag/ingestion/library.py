@@ -5,11 +5,12 @@ from __future__ import annotations
 import threading
 import time
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
+from functools import partial
 
 from samkv_rag.chunk_cache import ChunkCache, ChunkReader, Layout, chunk_key
-from samkv_rag.config import SamKVConfig
+from samkv_rag.config import EngineConfig
 from samkv_rag.exceptions import (
     ChunkTooLongError,
     ConfigurationError,
@@ -22,10 +23,10 @@ from samkv_rag.ingestion.bulk import collection_paused
 from samkv_rag.ingestion.encoder import encode
 from samkv_rag.ingestion.hints import Hint, Hints
 from samkv_rag.ingestion.progress import chunk_progress
-from samkv_rag.metrics import IngestionReport
+from samkv_rag.results import IngestionReport
 from samkv_rag.model.decoder import Decoder
 from samkv_rag.model.tokenization import PromptTokenizer, printable
-from samkv_rag.prompt import PREFIX_CHARS, ChunkIndex, KnownText, Match, describe, text_digest
+from samkv_rag.prompt.recognition import PREFIX_CHARS, ChunkIndex, KnownText, Match, describe, text_digest
 from samkv_rag.store import Entry, KVStore, Origin
 
 _MAX_HINTS = 10_000
@@ -39,10 +40,12 @@ class ChunkLibrary:
         decoder: Decoder,
         tokenizer: PromptTokenizer,
         store: KVStore,
-        config: SamKVConfig,
+        config: EngineConfig,
         fingerprint: str,
         origin: Origin,
+        run: Callable[[Callable[[], list[ChunkCache]]], list[ChunkCache]],
     ) -> None:
+        self._run = run
         self._decoder = decoder
         self._tokenizer = tokenizer
         self._store = store
@@ -230,11 +233,7 @@ class ChunkLibrary:
 
     def _serves(self, layout: Layout) -> bool:
         """Whether a chunk summarised in ``layout`` has all that this configuration reads."""
-        if self._layout.resume_layer and layout.resume_layer != self._layout.resume_layer:
-            return False
-        summary = (layout.initial_tokens, layout.local_tokens, layout.block_tokens)
-        wanted = (self._layout.initial_tokens, self._layout.local_tokens, self._layout.block_tokens)
-        return self._config.method != "samkv" or summary == wanted
+        return layout == self._layout
 
     def _references(self, texts: Sequence[str], sources: Sequence[str | None]) -> dict[str, str]:
         """Source to chunk key; of a source named twice the last text counts."""
@@ -260,7 +259,7 @@ class ChunkLibrary:
         """Yield texts and their caches, computed batch by batch."""
         for batch in batches(pending, self._decoder.device.type):
             chunks = [item.token_ids for item in batch]
-            caches = encode(self._decoder, chunks, self._layout, self._fingerprint, self._config.kv_dtype)
+            caches = self._run(partial(encode, self._decoder, chunks, self._layout, self._fingerprint, self._config.kv_dtype))
             yield from zip((item.text for item in batch), caches, strict=True)
 
     def _tokenised(self, text: str) -> Pending:

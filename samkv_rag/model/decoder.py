@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 
 from samkv_rag.model.attention import ATTENTION_NAME, Attend, attention, register_attention
 from samkv_rag.model.kv_buffer import KVBuffer
-from samkv_rag.model.rotary import Turn, turn_by
+from samkv_rag.model.rotary import Rotation, rotation_by
 
 
 class Decoder:
@@ -42,6 +42,8 @@ class Decoder:
         parameter = next(model.parameters())
         self.dtype: torch.dtype = parameter.dtype
         self.device: torch.device = parameter.device
+        self.between_layers: Callable[[], None] = lambda: None
+        """Called after every layer of :meth:`run_layers`: where a long pass makes way for others."""
 
     @property
     def kv_bytes_per_token(self) -> int:
@@ -78,6 +80,7 @@ class Decoder:
                 attend=attend,
             )
             hidden = output[0] if isinstance(output, tuple) else output
+            self.between_layers()
         return hidden
 
     def project(
@@ -99,9 +102,9 @@ class Decoder:
         logits: torch.Tensor = self._head(self._base.norm(hidden))
         return logits / self._logits_scale if self._logits_scale != 1.0 else logits
 
-    def turn_by(self, offsets: torch.Tensor) -> Turn:
+    def rotation_by(self, offsets: torch.Tensor) -> Rotation:
         """Rotation that moves cached keys by ``offsets`` ``[tokens]`` positions."""
-        return turn_by(self._base.rotary_emb, offsets.to(self.device))
+        return rotation_by(self._base.rotary_emb, offsets.to(self.device))
 
 
 class CausalPass:

@@ -17,7 +17,7 @@ _TOLERANCE = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 5e-2}
 
 
 def check_config(model: Any) -> None:
-    """Refuse models whose cached keys cannot be turned or whose attention does not see everything.
+    """Refuse models whose cached keys cannot be rotated or whose attention does not see everything.
 
     Raises:
         UnsupportedModelError: with the reason and, where there is one, the remedy.
@@ -69,7 +69,7 @@ def self_test(decoder: Decoder) -> None:
     generator = torch.Generator().manual_seed(0)
     probe = torch.randint(0, decoder.config.vocab_size, (1, _PROBE_TOKENS), generator=generator)
     _compare_forward(decoder, probe)
-    _compare_turned(decoder, probe)
+    _compare_rotated(decoder, probe)
 
 
 def _compare_forward(decoder: Decoder, probe: torch.Tensor) -> None:
@@ -82,19 +82,19 @@ def _compare_forward(decoder: Decoder, probe: torch.Tensor) -> None:
     _require_close(decoder, "logits of a run layer by layer", decoder.logits(hidden)[:, -1], expected)
 
 
-def _compare_turned(decoder: Decoder, probe: torch.Tensor) -> None:
-    """Keys computed at position 0 and turned to the window's end against keys computed there.
+def _compare_rotated(decoder: Decoder, probe: torch.Tensor) -> None:
+    """Keys computed at position 0 and rotated to the window's end against keys computed there.
 
     Layer by layer from the same hidden states, so that rounding does not pile up over the layers.
     """
     here = torch.arange(_PROBE_TOKENS)
     offset = decoder.context_window - _PROBE_TOKENS
-    turn = decoder.turn_by(torch.full((_PROBE_TOKENS,), offset))
+    rotate = decoder.rotation_by(torch.full((_PROBE_TOKENS,), offset))
     hidden = decoder.embed(probe)
     for layer in range(decoder.num_layers):
         _, expected = _run_layer(decoder, hidden, here + offset, layer)
         hidden, keys = _run_layer(decoder, hidden, here, layer)
-        _require_close(decoder, f"keys of layer {layer} turned by {offset} positions", turn(keys), expected)
+        _require_close(decoder, f"keys of layer {layer} rotated by {offset} positions", rotate(keys), expected)
 
 
 def _run_layer(

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from os import PathLike, fspath
 from typing import Any
 
-from samkv_rag.config import refuse_unknown
+from samkv_rag.checks import refuse_unknown
 from samkv_rag.exceptions import ConfigurationError
 from samkv_rag.store.base import KVStore
 from samkv_rag.store.disk.store import DiskStore

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
 
@@ -27,10 +27,10 @@ class Segment:
     start: int
     """Position of its first token in the prompt."""
     reader: ChunkReader | None = None
-    chunk_key: str = ""
+    digest: str = ""
+    """Of a chunk's text."""
     start_char: int = 0
     text: str = ""
-    """Of a chunk."""
     hit: bool = True
     """Whether the store had the chunk, rather than it being computed for this prompt."""
 
@@ -70,6 +70,22 @@ class PromptLayout:
         return sum(segment.stop - segment.start for segment in self.chunks)
 
     @cached_property
+    def num_tokens_reused(self) -> int:
+        """Tokens whose KV was read instead of computed."""
+        return sum(segment.stop - segment.start for segment in self.cached if segment.hit)
+
+    @property
+    def question(self) -> str:
+        """The text behind the last chunk."""
+        texts = [segment.text for segment in self.segments if segment.start >= self.tail.start]
+        return "".join(texts).strip() if self.chunks else ""
+
+    def release(self) -> None:
+        """Let go of the chunks' readers, once nothing reads them any more."""
+        _ = self.num_tokens_reused
+        self.segments = [replace(segment, reader=None) for segment in self.segments]
+
+    @cached_property
     def is_chunk(self) -> torch.Tensor:
         """Positions of chunk tokens."""
         return self._mask("chunk")
@@ -91,8 +107,8 @@ class PromptLayout:
         return slice(last, self.num_tokens)
 
     @cached_property
-    def turn_offsets(self) -> torch.Tensor:
-        """How far each position's cached key must be turned."""
+    def rotate_offsets(self) -> torch.Tensor:
+        """How far each position's cached key must be rotated."""
         offsets = torch.zeros(self.num_tokens, dtype=torch.int64)
         for segment in self.cached:
             offsets[segment.span] = segment.start

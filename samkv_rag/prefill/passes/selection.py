@@ -1,61 +1,64 @@
-"""Selection: which chunk tokens stay, within a hard budget."""
+"""Selection: which chunk tokens are retained, within a hard budget."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import NamedTuple
 
 import torch
 
-from samkv_rag.chunk_cache import Layout
-from samkv_rag.metrics import ScoredBlock
-from samkv_rag.sparse.layout import PromptLayout
+from samkv_rag.prompt.layout import PromptLayout
+from samkv_rag.results import ScoredBlock
 
 
-@dataclass(frozen=True)
-class Budget:
-    """How many chunk tokens may stay, and how many of each chunk's ends are certain to."""
+class Anchors(NamedTuple):
+    """How many of a chunk's first and last tokens are certain to be retained."""
 
-    num_tokens: int
     initial_tokens: int
     local_tokens: int
 
 
-def plan_budget(layout: PromptLayout, sequence_ratio: float, anchors: Layout) -> Budget:
+@dataclass(frozen=True)
+class Budget:
+    """How many chunk tokens may be retained, anchors included."""
+
+    num_tokens: int
+    anchors: Anchors
+
+
+def plan_budget(layout: PromptLayout, sequence_ratio: float, anchors: Anchors) -> Budget:
     """Token budget for ``sequence_ratio``, with anchors shrunk until they take half of it at most."""
     num_tokens = int(sequence_ratio * layout.num_chunk_tokens + 1e-6)
-    budget = Budget(num_tokens, anchors.initial_tokens, anchors.local_tokens)
-    while _num_anchors(layout, budget) > num_tokens / 2:
-        budget = replace(
-            budget, initial_tokens=max(0, budget.initial_tokens - 1), local_tokens=max(0, budget.local_tokens - 1)
-        )
-    return budget
+    while _num_anchors(layout, anchors) > num_tokens / 2:
+        anchors = Anchors(max(0, anchors.initial_tokens - 1), max(0, anchors.local_tokens - 1))
+    return Budget(num_tokens, anchors)
 
 
-def _num_anchors(layout: PromptLayout, budget: Budget) -> int:
+def _num_anchors(layout: PromptLayout, anchors: Anchors) -> int:
     """Tokens in :func:`anchor_mask`, counted without looking at the device."""
-    anchors = budget.initial_tokens + budget.local_tokens
-    return sum(min(segment.stop - segment.start, anchors) for segment in layout.chunks)
+    return sum(min(segment.stop - segment.start, sum(anchors)) for segment in layout.chunks)
 
 
-def anchor_mask(layout: PromptLayout, budget: Budget | Layout) -> torch.Tensor:
+def anchor_mask(layout: PromptLayout, anchors: Anchors) -> torch.Tensor:
     """Positions of every chunk's initial and local tokens, ``[tokens]``."""
     from_end = layout.chunk_lengths[layout.chunk_number] - layout.index_in_chunk
-    anchors = (layout.index_in_chunk < budget.initial_tokens) | (from_end <= budget.local_tokens)
-    return anchors & layout.is_chunk
+    mask = (layout.index_in_chunk < anchors.initial_tokens) | (from_end <= anchors.local_tokens)
+    return mask & layout.is_chunk
 
 
 class Blocks:
     """The chunks' middles cut into blocks, numbered over the whole prompt."""
 
-    def __init__(self, layout: PromptLayout, initial_tokens: int, local_tokens: int, block_tokens: int) -> None:
-        lengths = (layout.chunk_lengths - initial_tokens - local_tokens).clamp(min=0)
+    def __init__(self, layout: PromptLayout, anchors: Anchors, block_tokens: int) -> None:
+        # A block longer than every chunk is as good as one that holds the longest.
+        block_tokens = min(block_tokens, max((s.stop - s.start for s in layout.chunks), default=1))
+        lengths = (layout.chunk_lengths - sum(anchors)).clamp(min=0)
         self.per_chunk = (lengths + block_tokens - 1) // block_tokens
         first_block = self.per_chunk.cumsum(0) - self.per_chunk
-        middle = layout.is_chunk & ~anchor_mask(layout, Budget(0, initial_tokens, local_tokens))
+        middle = layout.is_chunk & ~anchor_mask(layout, anchors)
         self.positions = middle.nonzero()[:, 0]
-        index = layout.index_in_chunk[self.positions] - initial_tokens
+        index = layout.index_in_chunk[self.positions] - anchors.initial_tokens
         self.of_token = first_block[layout.chunk_number[self.positions]] + index // block_tokens
         self._slot = index % block_tokens
         self._width = block_tokens
@@ -97,15 +100,3 @@ class BlockScores(NamedTuple):
     blocks: Blocks
     scores: torch.Tensor
     """``[blocks]``"""
-
-
-def dynamic_share(block_scores: torch.Tensor, anchor_score: torch.Tensor) -> torch.Tensor:
-    """Share of a chunk's blocks to keep, from how they compare with its anchors.
-
-    P = (max s − a) / (max s − min s) where min s < a ≤ max s, else 0 (SamKV, arXiv 2508.11661).
-    ``block_scores`` is ``[layers, blocks]``, ``anchor_score`` ``[layers]``; averaged over layers.
-    """
-    high, low = block_scores.amax(dim=1), block_scores.amin(dim=1)
-    inside = (low < anchor_score) & (anchor_score <= high)
-    share = (high - anchor_score) / (high - low).clamp(min=1e-12)
-    return torch.where(inside, share, 0.0).mean()

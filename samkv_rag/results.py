@@ -1,13 +1,20 @@
-"""What one generation cost and how much of the retrieved text it kept."""
+"""What a call returns: the answer, its pieces, what became of each chunk, and what it cost."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from samkv_rag.explanation import Explanation
+
+ChunkOffsets = Callable[[str], Sequence[tuple[int, int]]]
+"""A chunk's text to the first character, and the one behind the last, of each of its tokens."""
 
 
 class ScoredBlock(NamedTuple):
-    """A run of a chunk's tokens that was scored, and kept or dropped, together."""
+    """A run of a chunk's tokens that was scored, and retained or dropped, together."""
 
     start: int
     """Index, within the chunk, of its first token."""
@@ -21,13 +28,14 @@ class ScoredBlock(NamedTuple):
 class ChunkUse:
     """What became of one chunk that stood in the prompt."""
 
-    chunk_key: str
+    digest: str
+    """SHA-256 of its text, hex."""
     start_char: int
     """Where the chunk begins in the rendered prompt."""
     num_tokens: int
     hit: bool
     """Its KV came from the store; otherwise it was computed on the spot."""
-    kept_tokens: tuple[int, ...]
+    retained_tokens: tuple[int, ...]
     """Indices, within the chunk, of the tokens whose KV stays for decoding."""
     text: str = field(default="", repr=False)
     blocks: tuple[ScoredBlock, ...] = field(default=(), repr=False)
@@ -48,11 +56,12 @@ class Diagnostic:
 class GenerationMetrics:
     """Figures of one generation. Times in seconds, sizes in bytes.
 
-    ``sequence_ratio`` is chunk tokens kept ÷ chunk tokens in the prompt, ``recompute_ratio`` chunk
+    ``sequence_ratio`` is chunk tokens retained ÷ chunk tokens in the prompt, ``recompute_ratio`` chunk
     tokens run through the model again ÷ chunk tokens in the prompt; both are 1 under full prefill.
     ``kv_bytes_resident`` is what decoding reads for the prompt, ``kv_bytes_full`` what full prefill
     would hold. ``tokens_reused`` counts prompt tokens whose stored KV was read instead of computed,
-    those of the prompt's exactly cached beginning included.
+    those of the prompt's exactly cached beginning included. Times include what was spent on other
+    requests meanwhile.
     """
 
     method: str
@@ -72,7 +81,7 @@ class GenerationMetrics:
     decode_tokens_per_s: float
     total_s: float
     phase_s: dict[str, float] = field(default_factory=dict)
-    """Seconds of the steps before the first token: recognise, read_missing, prefix, select, recompute."""
+    """Seconds of the phases before the first token: recognise, assemble, wait, then prefill or select and recompute."""
     diagnostics: tuple[Diagnostic, ...] = ()
     """What went otherwise than asked for."""
 
@@ -84,6 +93,42 @@ class GenerationMetrics:
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, ready for JSON."""
         return asdict(self)
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A piece of an answer as it is written."""
+
+    text: str
+    token_ids: tuple[int, ...] = ()
+    """Tokens since the piece before; some of their text may still be held back."""
+
+
+@dataclass(frozen=True)
+class GenerationResult:
+    """An answer.
+
+    ``finish_reason`` is ``"stop"`` (end of text or a stop string) or ``"length"``; ``chunks`` says of
+    each chunk in the prompt which of its tokens were retained.
+    """
+
+    text: str
+    finish_reason: str
+    token_ids: tuple[int, ...]
+    metrics: GenerationMetrics
+    chunks: tuple[ChunkUse, ...]
+    model_name: str
+    question: str = ""
+    """The prompt's text behind the last chunk."""
+    reference_nll: float | None = None
+    """Mean negative log-likelihood of a reference answer's tokens, in nats, where one was given."""
+    offsets: ChunkOffsets = field(default=lambda text: (), repr=False, compare=False)
+
+    def explain(self) -> Explanation:
+        """What the answer was read from: of each chunk the tokens retained, and by which scores."""
+        from samkv_rag.explanation import explain  # late: answering must not import a template engine
+
+        return explain(self)
 
 
 @dataclass(frozen=True)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 
 from samkv_rag.chunk_cache import ChunkReader
-from samkv_rag.config import RecomputeView
-from samkv_rag.sparse.layout import PromptLayout, Segment
+from samkv_rag.prompt.layout import PromptLayout, Segment
+
+View = Literal["all", "chunk", "retained"]
+"""What recomputed tokens attend to: every token before them, the retained and all of their chunk, the retained."""
 
 
 @dataclass(frozen=True)
@@ -22,7 +25,7 @@ class Source:
     tokens: torch.Tensor | None
     """Which of the segment's tokens, on the host too; None: all."""
     offset: int
-    """How far its keys are turned."""
+    """How far its keys are rotated."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,7 @@ class Group:
 
     rows: slice | torch.Tensor
     columns: slice | torch.Tensor | None
-    """What they may see; None: the kept columns."""
+    """What they may see; None: the retained columns."""
     mask: torch.Tensor | None
     """``[rows, columns seen]``, True where seen; None: the rows are the last of the columns, causally."""
 
@@ -42,7 +45,7 @@ class Plan:
 
     positions: torch.Tensor
     """``[columns]``, positions in the prompt"""
-    turn_offsets: torch.Tensor
+    rotate_offsets: torch.Tensor
     """``[columns]``"""
     row_positions: torch.Tensor
     """``[rows]``, positions in the prompt"""
@@ -50,7 +53,7 @@ class Plan:
     """``[rows]``, columns that the rows fill"""
     row_is_chunk: torch.Tensor
     """``[rows]``"""
-    kept_columns: torch.Tensor | None
+    retained_columns: torch.Tensor | None
     """Columns that stay for decoding; None: all."""
     sources: list[Source]
     groups: list[Group]
@@ -58,39 +61,40 @@ class Plan:
 
 def make_plan(
     layout: PromptLayout,
-    kept: torch.Tensor,
+    retained: torch.Tensor,
     recomputed: torch.Tensor | None = None,
-    view: RecomputeView = "kept",
+    view: View = "retained",
     reads_recomputed: bool = False,
 ) -> Plan:
     """Plan a pass that computes all text and the ``recomputed`` chunk tokens.
 
-    ``kept`` and ``recomputed`` are ``[tokens]`` masks over the prompt, the second within the first.
-    Text sees the kept tokens before it; so do recomputed tokens, which with ``view="chunk"`` see all of
+    ``retained`` and ``recomputed`` are ``[tokens]`` masks over the prompt, the second within the first.
+    Text sees the retained tokens before it; so do recomputed tokens, which with ``view="chunk"`` see all of
     their own chunk too, with ``view="all"`` every token before them. ``reads_recomputed`` loads the
     cached KV of recomputed tokens too (fusion).
     """
-    recomputed = torch.zeros_like(kept) if recomputed is None else recomputed
+    recomputed = torch.zeros_like(retained) if recomputed is None else recomputed
     # Planned on the host, whose loops over chunks would make a device wait at every step.
-    kept, recomputed, is_text = torch.stack((kept, recomputed, layout.is_text)).cpu()
+    retained, recomputed, is_text = torch.stack((retained, recomputed, layout.is_text)).cpu()
     computed = is_text | recomputed
-    wide = view != "kept" and bool(recomputed.any())
-    present = torch.ones_like(kept) if wide else kept
+    wide = view != "retained" and bool(recomputed.any())
+    drops = wide and not bool(retained.all())
+    present = torch.ones_like(retained) if wide else retained
     column_of = present.cumsum(0) - 1
     positions, row_positions = _positions(present).to(layout.device), _positions(computed)
     rows = row_positions.to(layout.device)
     wanted = present if wide or reads_recomputed else present & ~computed
     if wide:
-        groups = _wide_groups(layout, kept, is_text, row_positions, view)
+        groups = _wide_groups(layout, retained, is_text, row_positions, view)
     else:
         groups = [_narrow(layout, present, row_positions)]
     return Plan(
         positions=positions,
-        turn_offsets=layout.turn_offsets[positions],
+        rotate_offsets=layout.rotate_offsets[positions],
         row_positions=rows,
         row_columns=column_of[row_positions].to(layout.device),
         row_is_chunk=layout.is_chunk[rows],
-        kept_columns=column_of[_positions(kept)].to(layout.device) if wide else None,
+        retained_columns=column_of[_positions(retained)].to(layout.device) if drops else None,
         sources=_sources(layout, wanted, column_of),
         groups=groups,
     )
@@ -134,18 +138,18 @@ def _narrow(layout: PromptLayout, present: torch.Tensor, row_positions: torch.Te
 
 
 def _wide_groups(
-    layout: PromptLayout, kept: torch.Tensor, is_text: torch.Tensor, row_positions: torch.Tensor, view: RecomputeView
+    layout: PromptLayout, retained: torch.Tensor, is_text: torch.Tensor, row_positions: torch.Tensor, view: View
 ) -> list[Group]:
-    """One group for all text, which sees what is kept; one for each chunk's rows. Columns are positions."""
+    """One group for all text, which sees what is retained; one for each chunk's rows. Columns are positions."""
     device = layout.device
     text_rows, rows = _positions(is_text[row_positions]), row_positions.to(device)
-    text_mask = _positions(kept).to(device)[None, :] <= row_positions[text_rows].to(device)[:, None]
+    text_mask = _positions(retained).to(device)[None, :] <= row_positions[text_rows].to(device)[:, None]
     groups = [Group(text_rows.to(device), None, text_mask)]
     for (start, stop), segment in zip(_ranges(row_positions, layout.chunks), layout.chunks, strict=True):
         if stop > start:
             seen = torch.arange(segment.stop)
             if view == "chunk":
-                seen = seen[kept[: segment.stop] | (seen >= segment.start)]
+                seen = seen[retained[: segment.stop] | (seen >= segment.start)]
             seen = seen.to(device)
             mask = seen[None, :] <= rows[start:stop, None]
             groups.append(Group(slice(start, stop), slice(0, segment.stop) if view == "all" else seen, mask))

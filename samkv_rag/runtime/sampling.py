@@ -1,8 +1,8 @@
-"""The decode loop: a generator, one token a step, with transformers' logits processors."""
+"""How the next token is chosen, and how token ids become text."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,8 +10,6 @@ import torch
 from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopPLogitsWarper
 
 from samkv_rag.exceptions import ConfigurationError
-from samkv_rag.model.decoder import CausalPass, Decoder
-from samkv_rag.model.kv_buffer import KVBuffer
 from samkv_rag.model.tokenization import PromptTokenizer
 
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
@@ -73,25 +71,6 @@ class TokenChooser:
         no_history: Any = torch.empty(1, 0, dtype=torch.int64, device=logits.device)
         probabilities = self._processors(no_history, logits.float()).softmax(-1)
         return int(torch.multinomial(probabilities, 1, generator=self._generator))
-
-
-def decode(
-    decoder: Decoder, hidden: torch.Tensor, buffer: KVBuffer, next_position_id: int, choose: TokenChooser
-) -> Iterator[int]:
-    """Yield token ids for ever; the caller stops.
-
-    ``hidden`` ``[1, 1, hidden]`` is the prompt's last token at the last layer. A token is fed back
-    only when the next one is asked for, so closing the generator costs nothing. ``next_position_id``
-    follows the full prompt, not the shorter cache: the kept tokens keep their positions.
-    """
-    while True:
-        with torch.inference_mode():
-            token_id = choose(decoder.logits(hidden)[:, -1])
-        yield token_id
-        with torch.inference_mode():
-            embedded = decoder.embed(torch.tensor([[token_id]]))
-            hidden = decoder.run_layers(embedded, torch.tensor([next_position_id]), CausalPass(buffer))
-        next_position_id += 1
 
 
 class AnswerText:

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+import threading
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 
-from samkv_rag.chunk_cache import ChunkCache, ChunkReader, Layout
+from samkv_rag.chunk_cache import ChunkCache, ChunkReader, SummarySpec
 from samkv_rag.ingestion.encoder import encode
 from samkv_rag.ingestion.library import ChunkLibrary
 from samkv_rag.model.decoder import Decoder
 from samkv_rag.model.tokenization import PromptTokenizer
-from samkv_rag.prompt import TextSpan, split_prompt
-from samkv_rag.sparse.layout import PromptLayout, Segment, SegmentKind
+from samkv_rag.prompt.recognition import TextSpan, split_prompt
+from samkv_rag.prompt.layout import PromptLayout, Segment, SegmentKind
 
 _MAX_PREFIX_TOKENS = 4096
+Run = Callable[[Callable[[], ChunkCache]], ChunkCache]
+"""Runs a function where the model may be used."""
 
 
 @dataclass(frozen=True)
-class ReadPrompt:
+class SplitPrompt:
     """A prompt cut at its chunks."""
 
     spans: list[TextSpan]
@@ -34,29 +38,29 @@ class ReadPrompt:
 class PromptAssembler:
     """Turns prompts into layouts for one model and one chunk library."""
 
-    def __init__(self, decoder: Decoder, tokenizer: PromptTokenizer, library: ChunkLibrary) -> None:
+    def __init__(self, decoder: Decoder, tokenizer: PromptTokenizer, library: ChunkLibrary, run: Run) -> None:
         self._decoder = decoder
         self._tokenizer = tokenizer
         self._library = library
-        self._prefixes = PrefixCache(decoder)
+        self._prefixes = PrefixCache(decoder, run)
 
-    def read(self, prompt: str) -> ReadPrompt:
+    def split(self, prompt: str) -> SplitPrompt:
         """Recognise the chunks in ``prompt``."""
         spans = split_prompt(prompt, self._library.find(prompt))
         counts = [self._library.num_tokens(span.text_digest, span.text) for span in spans if span.text_digest]
-        return ReadPrompt(spans, sum(counts))
+        return SplitPrompt(spans, sum(counts))
 
-    def end_hints(self, prompt: ReadPrompt) -> None:
+    def end_hints(self, prompt: SplitPrompt) -> None:
         """What was announced for ``prompt`` need not be read ahead any more."""
         self._library.end_hints(span.text_digest for span in prompt.spans if span.text_digest)
 
-    def without_cache(self, prompt: ReadPrompt) -> PromptLayout:
+    def without_cache(self, prompt: SplitPrompt) -> PromptLayout:
         """Layout in which nothing is cached; the same token ids as :meth:`with_cache`."""
         parts = [(span, self._token_ids(span, first=i == 0)) for i, span in enumerate(prompt.spans)]
         stores = self._library.stores
         return self._layout([(span, ids, None, stores(span.text_digest or "")) for span, ids in parts])
 
-    def with_cache(self, prompt: ReadPrompt) -> PromptLayout:
+    def with_cache(self, prompt: SplitPrompt) -> PromptLayout:
         """Layout with every chunk's cache open; missing ones are computed, and so is the exact prefix."""
         opened = iter(self._library.read([span.text for span in prompt.spans if span.text_digest]))
         parts: list[tuple[TextSpan, torch.Tensor, ChunkReader | None, bool]] = []
@@ -100,19 +104,26 @@ class PromptAssembler:
 class PrefixCache:
     """Exact KV of recent prompt beginnings (system prompt and template head), by their token ids."""
 
-    def __init__(self, decoder: Decoder, max_tokens: int = _MAX_PREFIX_TOKENS) -> None:
+    def __init__(self, decoder: Decoder, run: Run, max_tokens: int = _MAX_PREFIX_TOKENS) -> None:
         self._decoder = decoder
+        self._run = run
+        self._lock = threading.Lock()
         self._max_tokens = max_tokens
         self._caches: OrderedDict[tuple[int, ...], ChunkCache] = OrderedDict()
 
     def get(self, token_ids: torch.Tensor) -> tuple[ChunkCache, bool]:
         """Return the cache of ``token_ids`` ``[tokens]``, and whether it was there already."""
         key = tuple(token_ids.tolist())
-        known = self._caches.pop(key, None)
-        self._caches[key] = cache = known or self._compute(list(key))
-        while sum(map(len, self._caches)) > self._max_tokens:
-            self._caches.popitem(last=False)
-        return cache, known is not None
+        with self._lock:
+            if key in self._caches:
+                self._caches.move_to_end(key)
+                return self._caches[key], True
+        cache = self._run(lambda: self._compute(list(key)))
+        with self._lock:
+            self._caches[key] = cache
+            while sum(map(len, self._caches)) > self._max_tokens:
+                self._caches.popitem(last=False)
+        return cache, False
 
     def _compute(self, token_ids: list[int]) -> ChunkCache:
-        return encode(self._decoder, [token_ids], Layout(0, 1, len(token_ids)), fingerprint="")[0]
+        return encode(self._decoder, [token_ids], SummarySpec(0, 1, len(token_ids)), fingerprint="")[0]

@@ -1,0 +1,118 @@
+"""The contract of a prefill method: from a prompt with cached chunks to a KV cache to decode from."""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+
+from samkv_rag.checks import require_integer
+from samkv_rag.chunk_cache import SummarySpec
+from samkv_rag.model.decoder import Decoder
+from samkv_rag.model.kv_buffer import KVBuffer
+from samkv_rag.prefill.passes.selection import BlockScores
+from samkv_rag.prompt.layout import PromptLayout
+from samkv_rag.results import Diagnostic
+
+Need = Literal["kv", "hidden", "summary"]
+"""What a method reads of a stored chunk: keys and values, hidden states at the resume layer, block means."""
+
+
+class Clock:
+    """Seconds spent in named phases."""
+
+    def __init__(self) -> None:
+        self.phase_s: dict[str, float] = {}
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Add the time spent inside to ``name``."""
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.phase_s[name] = self.phase_s.get(name, 0.0) + time.perf_counter() - started
+
+
+@dataclass(frozen=True)
+class PrefillContext:
+    """What a method works on."""
+
+    decoder: Decoder
+    layout: PromptLayout
+    buffer: KVBuffer
+    """Empty; the method fills it with the KV to decode from."""
+    spec: SummarySpec
+    """How the engine summarised chunks at ingestion."""
+    clock: Clock
+
+
+@dataclass(frozen=True)
+class Prefilled:
+    """What decoding starts from."""
+
+    hidden: torch.Tensor
+    """``[1, 1, hidden]``, last layer, of the prompt's last token"""
+    retained: torch.Tensor
+    """``[tokens]``, prompt tokens whose KV is in the buffer"""
+    recomputed: torch.Tensor
+    """``[tokens]``, chunk tokens run through the model for this prompt"""
+    diagnostics: tuple[Diagnostic, ...] = ()
+    """What the method noticed on its way."""
+    block_scores: BlockScores | None = None
+    """By what it chose, if it chose."""
+
+
+@dataclass(frozen=True)
+class PrefillMethod(ABC):
+    """Fills a KV buffer from a prompt.
+
+    A method is a frozen dataclass: its fields are its options, checked in ``__post_init__``. A new
+    method is one file with one subclass, and one line in the registry or an entry point of the group
+    ``samkv.methods``.
+    """
+
+    name: ClassVar[str]
+    needs: ClassVar[frozenset[Need]] = frozenset({"kv"})
+    """What it reads of stored chunks; empty: it uses no cache."""
+
+    @abstractmethod
+    def prefill(self, context: PrefillContext) -> Prefilled:
+        """Fill ``context.buffer`` with the KV to decode from."""
+
+    @property
+    def computed_ratio(self) -> float:
+        """Largest share of the chunk tokens that the method runs through the model, in [0, 1]."""
+        return 1.0
+
+    @property
+    def min_tokens(self) -> int:
+        """Fewest chunk tokens for which the method pays; a prompt with fewer takes full prefill."""
+        return 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Name and options as plain values; ``resolve_method`` takes them back."""
+        return {"name": self.name, **asdict(self)}
+
+
+@dataclass(frozen=True)
+class CachedPrefill(PrefillMethod):
+    """Base of the methods that read cached KV.
+
+    Args:
+        min_chunk_tokens: a prompt with fewer chunk tokens takes full prefill, which is as fast.
+    """
+
+    min_chunk_tokens: int = 256
+
+    def __post_init__(self) -> None:
+        require_integer("min_chunk_tokens", self.min_chunk_tokens, 0)
+
+    @property
+    def min_tokens(self) -> int:
+        return self.min_chunk_tokens

@@ -1,0 +1,62 @@
+"""EPIC (arXiv 2410.15332): all cached KV kept, the first tokens of every chunk recomputed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from samkv_rag.checks import require_number
+from samkv_rag.prefill.base import CachedPrefill, Prefilled, PrefillContext
+from samkv_rag.prefill.passes.plan import make_plan
+from samkv_rag.prefill.passes.planned_pass import PlannedPass
+from samkv_rag.prompt.layout import PromptLayout
+
+
+@dataclass(frozen=True)
+class Epic(CachedPrefill):
+    """LegoLink: a chunk's first tokens, computed alone, draw attention as a prompt's beginning does.
+
+    Source: EPIC, section 4 (called AttnLink in its first version). The first k tokens of every chunk
+    run through all layers and see everything before them. A chunk that begins the prompt is exact and
+    left out, as in the paper. The paper fixes k (2 to 32 tokens); here it is the largest that the
+    ratio allows, so that methods can be compared at one cost.
+
+    Args:
+        recompute_ratio: hard cap on chunk tokens recomputed ÷ chunk tokens in the prompt, in (0, 1].
+    """
+
+    name: ClassVar[str] = "epic"
+    recompute_ratio: float = 0.15
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_number("recompute_ratio", self.recompute_ratio, 1e-6, 1.0)
+
+    @property
+    def computed_ratio(self) -> float:
+        return self.recompute_ratio
+
+    def prefill(self, context: PrefillContext) -> Prefilled:
+        decoder, layout = context.decoder, context.layout
+        recomputed, everything = chunk_beginnings(layout, self.recompute_ratio), torch.ones_like(layout.is_chunk)
+        with context.clock.phase("recompute"):
+            plan = make_plan(layout, everything, recomputed, view="all")
+            hidden = decoder.embed(layout.token_ids[plan.row_positions][None])
+            hidden = decoder.run_layers(hidden, plan.row_positions, PlannedPass(decoder, plan, context.buffer))
+        return Prefilled(hidden[:, -1:], everything, recomputed)
+
+
+def chunk_beginnings(layout: PromptLayout, recompute_ratio: float) -> torch.Tensor:
+    """First k tokens of every chunk but one that begins the prompt, ``[tokens]``, k as large as may be.
+
+    ``recompute_ratio`` of all chunk tokens is a hard cap; chunks shorter than k are taken whole.
+    """
+    num_tokens = int(recompute_ratio * layout.num_chunk_tokens + 1e-6)
+    starts = torch.tensor([segment.start for segment in layout.chunks], device=layout.device)
+    lengths = layout.chunk_lengths[starts > 0]
+    candidates = torch.arange(int(layout.chunk_lengths.max()) + 1, device=layout.device)
+    totals = torch.minimum(candidates[:, None], lengths[None]).sum(dim=1)
+    k = (totals <= num_tokens).sum() - 1  # the first total is 0, and they never fall
+    return layout.is_chunk & (layout.index_in_chunk < k) & (starts > 0)[layout.chunk_number]

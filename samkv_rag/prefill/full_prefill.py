@@ -1,0 +1,26 @@
+"""Full prefill: every token of the prompt through the model. The reference for all others."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from samkv_rag.model.decoder import CausalPass
+from samkv_rag.prefill.base import Need, Prefilled, PrefillContext, PrefillMethod
+
+
+@dataclass(frozen=True)
+class FullPrefill(PrefillMethod):
+    """What a model does without samkv_rag; uses no cache."""
+
+    name: ClassVar[str] = "full_prefill"
+    needs: ClassVar[frozenset[Need]] = frozenset()
+
+    def prefill(self, context: PrefillContext) -> Prefilled:
+        decoder, layout = context.decoder, context.layout
+        with context.clock.phase("prefill"):
+            position_ids = torch.arange(layout.num_tokens)
+            hidden = decoder.run_layers(decoder.embed(layout.token_ids[None]), position_ids, CausalPass(context.buffer))
+        return Prefilled(hidden[:, -1:], retained=torch.ones_like(layout.is_chunk), recomputed=layout.is_chunk)

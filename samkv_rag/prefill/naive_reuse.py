@@ -1,0 +1,29 @@
+"""Naive reuse: all cached KV kept as it is, chunks never see each other. The lower reference."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from samkv_rag.prefill.base import CachedPrefill, Prefilled, PrefillContext
+from samkv_rag.prefill.passes.recomputation import Recomputation, recompute
+
+
+@dataclass(frozen=True)
+class NaiveReuse(CachedPrefill):
+    """Keys rotated to their places in the prompt, nothing recomputed, nothing dropped."""
+
+    name: ClassVar[str] = "naive_reuse"
+
+    @property
+    def computed_ratio(self) -> float:
+        return 0.0
+
+    def prefill(self, context: PrefillContext) -> Prefilled:
+        everything = torch.ones_like(context.layout.is_chunk)
+        nothing = torch.zeros_like(everything)
+        with context.clock.phase("recompute"):
+            hidden = recompute(context.decoder, context.layout, context.buffer, Recomputation(everything, nothing))
+        return Prefilled(hidden, retained=everything, recomputed=nothing)

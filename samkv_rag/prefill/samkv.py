@@ -1,0 +1,153 @@
+"""SamKV (arXiv 2508.11661) as published: personalised queries select, by block mean keys.
+
+Rebuilt from the paper's text; no code was published. The question attends to the anchors of all
+chunks, its mean query is shifted for each chunk by the other chunks' local queries, and blocks are
+scored by their mean keys, taken at ingestion.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch.nn.functional import cosine_similarity
+
+from samkv_rag.checks import require_bool, require_integer
+from samkv_rag.chunk_cache import Summary
+from samkv_rag.diagnostics import consensus_failure
+from samkv_rag.model.decoder import Decoder
+from samkv_rag.prefill.base import Need, PrefillContext
+from samkv_rag.prefill.passes.plan import make_plan
+from samkv_rag.prefill.passes.planned_pass import PlannedPass
+from samkv_rag.prefill.passes.selection import Anchors, Blocks, BlockScores, Budget, anchor_mask
+from samkv_rag.prefill.sparse import Selected, SparsePrefill
+from samkv_rag.prompt.layout import PromptLayout, Segment
+
+
+@dataclass(frozen=True)
+class SamKV(SparsePrefill):
+    """The paper's selection. Anchors and blocks are those of the engine's ``EngineConfig``.
+
+    Args:
+        stable_layers: how many last layers select.
+        personalization: add the other chunks' local queries to the question's.
+        dynamic_share: the share retained follows from the scores, within the budget; else it is the budget.
+
+    Other arguments: see :class:`SparsePrefill`.
+    """
+
+    name: ClassVar[str] = "samkv"
+    needs: ClassVar[frozenset[Need]] = frozenset({"kv", "summary"})
+
+    stable_layers: int = 4
+    personalization: bool = True
+    dynamic_share: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_integer("stable_layers", self.stable_layers, 1)
+        require_bool("personalization", self.personalization)
+        require_bool("dynamic_share", self.dynamic_share)
+
+    def anchors(self, context: PrefillContext) -> Anchors:
+        return Anchors(context.spec.initial_tokens, context.spec.local_tokens)
+
+    def select(self, context: PrefillContext, budget: Budget) -> Selected:
+        # The means were taken at ingestion, so the blocks are those of the engine's configuration,
+        # even where the anchors of this prompt had to shrink.
+        anchors = anchor_mask(context.layout, budget.anchors)
+        blocks = Blocks(context.layout, self.anchors(context), context.spec.block_tokens)
+        queries, scores = self.score_blocks(context, anchors)
+        failure = consensus_failure(queries, scores, self.personalization)
+        retained = anchors | blocks.best_within(scores, budget.num_tokens - int(anchors.sum()))
+        return Selected(retained, BlockScores(blocks, scores), diagnostics=tuple(failure))
+
+    def score_blocks(self, context: PrefillContext, anchors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Score every block of every chunk over the last ``stable_layers`` layers.
+
+        Returns the chunks' queries ``[chunks, layers, heads, head_dim]`` and the scores ``[blocks]``. With
+        ``dynamic_share`` the blocks outside a chunk's own share get -inf: they are never retained,
+        whatever the budget. ``anchors`` is a ``[tokens]`` mask.
+        """
+        decoder, layout = context.decoder, context.layout
+        layers = list(range(max(0, decoder.num_layers - self.stable_layers), decoder.num_layers))
+        query = generic_query(decoder, layout, anchors, layers)
+        summaries = [_rotated_summary(decoder, segment, layers) for segment in layout.chunks]
+        local_queries = torch.stack([summary.local_mean_query for summary in summaries])
+        queries = personalized_queries(query, local_queries) if self.personalization else query.expand_as(local_queries)
+        scores = [self._chunk_scores(q, summary) for q, summary in zip(queries, summaries, strict=True)]
+        return queries, torch.cat(scores)
+
+    def _chunk_scores(self, query: torch.Tensor, summary: Summary) -> torch.Tensor:
+        """Scores ``[blocks]`` of one chunk from its query ``[layers, heads, head_dim]``."""
+        num_kv_heads = summary.block_mean_keys.shape[1]
+        grouped = torch.unflatten(query, 1, (num_kv_heads, -1)).mean(dim=2)  # [layers, kv_heads, head_dim]
+        scores = torch.einsum("lhd,lhbd->lb", grouped, summary.block_mean_keys)
+        if not self.dynamic_share or scores.shape[1] == 0:
+            return scores.mean(dim=0)
+        anchor_score = torch.einsum("lhd,lhd->l", grouped, summary.anchor_mean_key)
+        share = dynamic_share(scores, anchor_score)
+        return scores.mean(dim=0).masked_fill(~_top_share(scores, share), -torch.inf)
+
+
+def generic_query(decoder: Decoder, layout: PromptLayout, anchors: torch.Tensor, layers: Sequence[int]) -> torch.Tensor:
+    """Let the question attend to all chunks' ``anchors`` ``[tokens]``; return its mean query.
+
+    ``[len(layers), heads, head_dim]``, after RoPE at the question's positions (section 3, generic query).
+    """
+    plan = make_plan(layout, retained=layout.is_prefix | layout.is_text | anchors)
+    num_rows = layout.tail.stop - layout.tail.start
+    mean_queries: dict[int, torch.Tensor] = {}
+
+    def record(layer: int, query: torch.Tensor, keys: torch.Tensor, scaling: float) -> None:
+        mean_queries[layer] = query[0, :, -num_rows:].float().mean(dim=1)
+
+    hidden = decoder.embed(layout.token_ids[plan.row_positions][None])
+    decoder.run_layers(hidden, plan.row_positions, PlannedPass(decoder, plan, observer=record))
+    return torch.stack([mean_queries[layer] for layer in layers])
+
+
+def personalized_queries(query: torch.Tensor, local_queries: torch.Tensor) -> torch.Tensor:
+    """Q̂_i = Q + mean over j ≠ i of |cos(Q, Qloc_j)| · Qloc_j, head by head.
+
+    ``query`` ``[layers, heads, head_dim]``, ``local_queries`` ``[chunks, layers, heads, head_dim]``;
+    returns one query per chunk, shaped like ``local_queries``.
+    """
+    num_chunks = local_queries.shape[0]
+    if num_chunks == 1:
+        return query[None]
+    agreement = cosine_similarity(query[None], local_queries, dim=-1).abs()
+    weighted = agreement[..., None] * local_queries
+    return query + (weighted.sum(dim=0) - weighted) / (num_chunks - 1)
+
+
+def dynamic_share(block_scores: torch.Tensor, anchor_score: torch.Tensor) -> torch.Tensor:
+    """Share of a chunk's blocks to retain, from how they compare with its anchors.
+
+    P = (max s − a) / (max s − min s) where min s < a ≤ max s, else 0. ``block_scores`` is
+    ``[layers, blocks]``, ``anchor_score`` ``[layers]``; averaged over layers.
+    """
+    high, low = block_scores.amax(dim=1), block_scores.amin(dim=1)
+    inside = (low < anchor_score) & (anchor_score <= high)
+    share = (high - anchor_score) / (high - low).clamp(min=1e-12)
+    return torch.where(inside, share, 0.0).mean()
+
+
+def _top_share(scores: torch.Tensor, share: torch.Tensor) -> torch.Tensor:
+    """Blocks among the best ``share`` of any layer, ``[blocks]``, from scores ``[layers, blocks]``."""
+    ranks = scores.argsort(dim=1, descending=True).argsort(dim=1)
+    return (ranks < (share * scores.shape[1]).ceil()).any(dim=0)
+
+
+def _rotated_summary(decoder: Decoder, segment: Segment, layers: list[int]) -> Summary:
+    """A chunk's summary at ``layers``, in float32, rotated to the chunk's place in the prompt."""
+    assert segment.reader is not None
+    summary = segment.reader.means()
+    rotate = decoder.rotation_by(torch.tensor([segment.start]))
+    blocks, anchor, query = (
+        tensor[layers].to(decoder.device).float()
+        for tensor in (summary.block_mean_keys, summary.anchor_mean_key, summary.local_mean_query)
+    )
+    return Summary(rotate(blocks), rotate(anchor), rotate(query))

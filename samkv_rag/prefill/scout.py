@@ -1,0 +1,136 @@
+"""Scout, ours and the default: the question reads the whole cached KV and points at what it needs.
+
+SamKV's flow with another selection. The paper compares mean keys instead; on small models that
+points elsewhere.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from samkv_rag.checks import require_integer, require_number
+from samkv_rag.exceptions import ConfigurationError
+from samkv_rag.model.attention import fold_heads
+from samkv_rag.prefill.base import PrefillContext
+from samkv_rag.prefill.passes.plan import make_plan
+from samkv_rag.prefill.passes.planned_pass import PlannedPass
+from samkv_rag.prefill.passes.recomputation import TextBelow, run_text_below
+from samkv_rag.prefill.passes.selection import Anchors, Blocks, BlockScores, Budget, anchor_mask
+from samkv_rag.prefill.sparse import Selected, SparsePrefill
+from samkv_rag.prompt.layout import PromptLayout
+
+_MAX_SCORING_TOKENS = 64
+"""Of a long tail (a chat history) only the last tokens score; all of it is run."""
+
+
+@dataclass(frozen=True)
+class Scout(SparsePrefill):
+    """Selects the blocks that the question attends to.
+
+    Args:
+        initial_tokens: a chunk's first tokens, always retained. They draw attention whatever they say,
+            so their scores mean little, and they name what the chunk is about. Last tokens have to earn
+            their place like all others.
+        block_tokens: tokens selected together.
+        block_top_tokens: a block's score is the mean of its highest token scores.
+        score_layers: share of the depth whose attention counts, from and to, in [0, 1].
+        emphasis_tokens: how many last prompt tokens are emphasised.
+        emphasis_weight: their attention together weighs so many times what that of all others does.
+
+    Other arguments: see :class:`SparsePrefill`.
+    """
+
+    name: ClassVar[str] = "scout"
+
+    initial_tokens: int = 4
+    block_tokens: int = 8
+    block_top_tokens: int = 4
+    score_layers: tuple[float, float] = (0.5, 0.83)
+    emphasis_tokens: int = 1
+    emphasis_weight: float = 3.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_integer("initial_tokens", self.initial_tokens, 0)
+        require_integer("block_tokens", self.block_tokens, 1)
+        require_integer("block_top_tokens", self.block_top_tokens, 1)
+        require_integer("emphasis_tokens", self.emphasis_tokens, 0)
+        require_number("emphasis_weight", self.emphasis_weight, 0.0, 1e6)
+        if isinstance(self.score_layers, list):  # from JSON
+            object.__setattr__(self, "score_layers", tuple(self.score_layers))
+        _require_layer_share(self.score_layers)
+
+    def anchors(self, context: PrefillContext) -> Anchors:
+        return Anchors(self.initial_tokens, 0)
+
+    def select(self, context: PrefillContext, budget: Budget) -> Selected:
+        token_scores, text_below = self.score_tokens(context)
+        anchors = anchor_mask(context.layout, budget.anchors)
+        blocks = Blocks(context.layout, budget.anchors, self.block_tokens)
+        scores = blocks.top_token_mean(token_scores, self.block_top_tokens)
+        retained = anchors | blocks.best_within(scores, budget.num_tokens - int(anchors.sum()))
+        return Selected(retained, BlockScores(blocks, scores), text_below)
+
+    def score_tokens(self, context: PrefillContext) -> tuple[torch.Tensor, TextBelow]:
+        """Run the prompt's text over all cached KV; return each position's score, ``[tokens]``.
+
+        The score is the attention that the question's tokens pay to a position, summed over heads and
+        the layers of ``score_layers``. Costs the text's tokens only. The text's state at the layer where
+        recomputation resumes, which it passes, is returned too.
+        """
+        decoder, layout = context.decoder, context.layout
+        plan = make_plan(layout, retained=torch.ones_like(layout.is_text))
+        scores = AttentionScores(layout, decoder.num_layers, len(plan.row_positions), self)
+        attend = PlannedPass(decoder, plan, observer=scores)
+        resume_layer = self.resume_layer(context)
+        below = run_text_below(decoder, layout, attend, resume_layer)
+        decoder.run_layers(below.hidden, plan.row_positions, attend, range(resume_layer, scores.last_layer))
+        return scores.scores, below
+
+
+class AttentionScores:
+    """Sums the attention of the question's tokens over heads and layers."""
+
+    def __init__(self, layout: PromptLayout, num_layers: int, num_rows: int, method: Scout) -> None:
+        first, last = method.score_layers
+        self.first_layer = int(first * num_layers)
+        self.last_layer = max(self.first_layer + 1, round(last * num_layers))
+        self.scores = torch.zeros(layout.num_tokens, device=layout.device)
+        num_tail = layout.tail.stop - layout.tail.start
+        num_scoring = min(num_tail, _MAX_SCORING_TOKENS)
+        self._rows = slice(num_rows - num_scoring, num_rows)
+        # These rows follow every chunk and see all of it: only among the tail is there a future to mask.
+        self._tail = layout.tail
+        future = torch.ones(num_scoring, num_tail, dtype=torch.bool, device=layout.device)
+        self._future = future.triu(1 + num_tail - num_scoring)
+        self._weights = _row_weights(num_scoring, method).to(layout.device)
+
+    def __call__(self, layer: int, query: torch.Tensor, keys: torch.Tensor, scaling: float) -> None:
+        if not self.first_layer <= layer < self.last_layer:
+            return
+        scoring = fold_heads(query[:, :, self._rows], keys.shape[1])[0] * scaling
+        logits = torch.unflatten(scoring @ keys[0].transpose(-1, -2), 1, (-1, len(self._weights)))
+        logits[..., self._tail].masked_fill_(self._future, -torch.inf)  # [kv_heads, group, rows, columns]
+        self.scores += (self._weights.to(logits.dtype) @ logits.softmax(-1)).float().sum((0, 1))
+
+
+def _row_weights(num_rows: int, method: Scout) -> torch.Tensor:
+    """Weight of each scoring token, ``[rows]``.
+
+    The emphasised last tokens together weigh ``emphasis_weight`` times what the others do together,
+    however long the question is. The last token, from which the answer is predicted, looks for the
+    answer itself; the question's own look for what it talks about. Both are needed: the first finds
+    the answer, the others evidence.
+    """
+    num_emphasised = min(method.emphasis_tokens, num_rows)
+    weights = torch.full((num_rows,), 1.0 / max(1, num_rows - num_emphasised))
+    weights[num_rows - num_emphasised :] = method.emphasis_weight / max(1, num_emphasised)
+    return weights
+
+
+def _require_layer_share(share: object) -> None:
+    if not isinstance(share, tuple) or len(share) != 2 or not 0.0 <= share[0] < share[1] <= 1.0:
+        raise ConfigurationError(f"score_layers is {share!r}; it must be (from, to) with 0 <= from < to <= 1")

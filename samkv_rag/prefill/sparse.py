@@ -1,0 +1,117 @@
+"""What the sparse methods share: select within a budget, recompute what was selected, drop the rest."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass, replace
+from typing import Literal, get_args
+
+import torch
+
+from samkv_rag.checks import require_bool, require_choice, require_number
+from samkv_rag.diagnostics import cache_underflow
+from samkv_rag.exceptions import ConfigurationError
+from samkv_rag.prefill.base import CachedPrefill, Prefilled, PrefillContext
+from samkv_rag.prefill.passes.plan import View
+from samkv_rag.prefill.passes.recomputation import Recomputation, TextBelow, recompute
+from samkv_rag.prefill.passes.selection import Anchors, BlockScores, Budget, plan_budget
+from samkv_rag.results import Diagnostic
+
+Update = Literal["overwrite", "fusion"]
+
+
+@dataclass(frozen=True)
+class Selected:
+    """Chunk tokens to retain, a ``[tokens]`` mask, and what the selection computed on its way."""
+
+    tokens: torch.Tensor
+    block_scores: BlockScores | None = None
+    text_below: TextBelow | None = None
+    """The text's state at the resume layer, where selecting ran through it anyway."""
+    diagnostics: tuple[Diagnostic, ...] = ()
+
+
+@dataclass(frozen=True)
+class SparsePrefill(CachedPrefill):
+    """Retains at most ``sequence_ratio`` of the chunk tokens, and all other tokens.
+
+    Args:
+        sequence_ratio: hard cap on chunk tokens retained ÷ chunk tokens in the prompt, in (0, 1]. At 1
+            everything is recomputed from the bottom, which equals full prefill.
+        recompute: run the retained tokens through the model again, so that chunks see each other.
+        recompute_view: what they attend to: the ``"retained"`` tokens; these and all of their own
+            ``"chunk"``; or ``"all"`` tokens before them.
+        update: recomputed KV takes the place of the cached (``"overwrite"``), or is mixed with it
+            (``"fusion"``, which starts at the bottom).
+        fusion_theta: weight of the recomputed KV in a fusion, in [0, 1].
+        resume: start recomputation at the engine's ``resume_layer``, from stored hidden states, instead
+            of at the bottom. None: where there are any, and not everything is retained.
+
+    Raises:
+        ConfigurationError: a value is out of range.
+    """
+
+    sequence_ratio: float = 0.15
+    recompute: bool = True
+    recompute_view: View = "retained"
+    update: Update = "overwrite"
+    fusion_theta: float = 0.9
+    resume: bool | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_number("sequence_ratio", self.sequence_ratio, 1e-6, 1.0)
+        require_bool("recompute", self.recompute)
+        require_choice("recompute_view", self.recompute_view, get_args(View))
+        require_choice("update", self.update, get_args(Update))
+        require_number("fusion_theta", self.fusion_theta, 0.0, 1.0)
+        require_choice("resume", self.resume, (True, False, None))
+        if self.resume and (not self.recompute or self.update == "fusion"):
+            raise ConfigurationError(
+                "resume is True, which needs recompute=True and update='overwrite'; leave resume out or change those"
+            )
+
+    @property
+    def computed_ratio(self) -> float:
+        return self.sequence_ratio if self.recompute else 0.0
+
+    @abstractmethod
+    def select(self, context: PrefillContext, budget: Budget) -> Selected:
+        """Choose the chunk tokens to retain: the anchors, and ``budget.num_tokens`` at most with them."""
+
+    @abstractmethod
+    def anchors(self, context: PrefillContext) -> Anchors:
+        """How many of a chunk's first and last tokens are always retained."""
+
+    def prefill(self, context: PrefillContext) -> Prefilled:
+        layout = context.layout
+        with context.clock.phase("select"):
+            selected = self._select(context)
+        recomputed = selected.tokens if self.recompute else torch.zeros_like(selected.tokens)
+        retained = selected.tokens | layout.is_prefix | layout.is_text
+        recomputation = Recomputation(
+            retained=retained,
+            recomputed=recomputed,
+            view=self.recompute_view,
+            resume_layer=self.resume_layer(context),
+            fusion_theta=self.fusion_theta if self.update == "fusion" else None,
+        )
+        with context.clock.phase("recompute"):
+            hidden = recompute(context.decoder, layout, context.buffer, recomputation, selected.text_below)
+        return Prefilled(hidden, retained, recomputed, selected.diagnostics, selected.block_scores)
+
+    def resume_layer(self, context: PrefillContext) -> int:
+        """Layer at which recomputation of the retained tokens starts."""
+        from_bottom = not self.recompute or self.update == "fusion" or self.resume is False
+        if from_bottom or (self.resume is None and self.sequence_ratio == 1):
+            return 0
+        return context.spec.resume_layer
+
+    def _select(self, context: PrefillContext) -> Selected:
+        if self.sequence_ratio == 1:
+            return Selected(context.layout.is_chunk)
+        wanted = self.anchors(context)
+        budget = plan_budget(context.layout, self.sequence_ratio, wanted)
+        shrunk = cache_underflow(budget.num_tokens, len(context.layout.chunks), wanted, budget.anchors)
+        selected = self.select(context, budget)
+        return replace(selected, diagnostics=(*shrunk, *selected.diagnostics))

@@ -1,0 +1,81 @@
+"""A sequence's prompt, read and prefilled."""
+
+from __future__ import annotations
+
+import torch
+from torch.nn.functional import cross_entropy
+
+from samkv_rag.chunk_cache import SummarySpec
+from samkv_rag.exceptions import PromptTooLongError
+from samkv_rag.model.decoder import CausalPass, Decoder
+from samkv_rag.model.kv_buffer import KVBuffer
+from samkv_rag.prefill import FullPrefill
+from samkv_rag.prefill.base import PrefillContext
+from samkv_rag.prompt.assembly import PromptAssembler, SplitPrompt
+from samkv_rag.runtime.sequence import DecodingState, ReadPrompt, Sequence, Status
+
+_RESERVED_TOKENS = 256
+"""Room for the answer that a buffer has from the start."""
+
+
+def read_prompt(assembler: PromptAssembler, sequence: Sequence, context_window: int) -> ReadPrompt:
+    """Recognise the prompt's chunks, decide whether their caches pay, and lay out its tokens.
+
+    Raises:
+        PromptTooLongError: the window holds no answer.
+    """
+    request, clock = sequence.request, sequence.clock
+    with clock.phase("recognise"):
+        prompt = assembler.split(request.prompt)
+    method, reason = request.method, None
+    if method.needs and (reason := _why_full_prefill(prompt, method.min_tokens)):
+        method = FullPrefill()
+    with clock.phase("assemble"):
+        layout = assembler.with_cache(prompt) if method.needs else assembler.without_cache(prompt)
+    if layout.num_tokens >= context_window:
+        raise PromptTooLongError(
+            f"the prompt has {layout.num_tokens} tokens, the model's context window is {context_window} and must hold "
+            "the answer too; retrieve fewer or smaller chunks"
+        )
+    return ReadPrompt(layout, method, reason)
+
+
+def _why_full_prefill(prompt: SplitPrompt, min_tokens: int) -> str | None:
+    if prompt.num_chunk_tokens == 0:
+        return "no stored chunk stands in the prompt"
+    if prompt.num_chunk_tokens < min_tokens:
+        return f"{prompt.num_chunk_tokens} chunk tokens in the prompt; reuse pays from {min_tokens} (min_chunk_tokens)"
+    return None if prompt.has_question else "no question follows the last chunk"
+
+
+def prefill(decoder: Decoder, sequence: Sequence, spec: SummarySpec) -> None:
+    """Fill the sequence's buffer by its method and accept the first token.
+
+    The chunks' readers are let go of: decoding reads the buffer alone.
+    """
+    assert sequence.read is not None
+    sequence.status = Status.RUNNING
+    layout, method = sequence.read.layout, sequence.read.method
+    max_tokens = min(sequence.request.sampling.max_new_tokens, decoder.context_window - layout.num_tokens)
+    buffer = KVBuffer(decoder.num_layers, reserve_tokens=min(max_tokens, _RESERVED_TOKENS))
+    prefilled = method.prefill(PrefillContext(decoder, layout, buffer, spec, sequence.clock))
+    layout.release()
+    sequence.state = DecodingState(prefilled, buffer, max_tokens, buffer.cache_length, buffer.nbytes)
+    sequence.accept(decoder.logits(prefilled.hidden)[:, -1])
+
+
+def reference_nll(decoder: Decoder, sequence: Sequence) -> float:
+    """Mean negative log-likelihood, in nats a token, of the request's reference as the answer.
+
+    Teacher-forced behind the prompt's KV: what was decoded is cut off again.
+    """
+    assert sequence.state is not None
+    state = sequence.state
+    state.buffer.truncate(state.resident_tokens)
+    expected = torch.tensor(sequence.request.reference_ids, device=decoder.device)
+    hidden = state.prefilled.hidden
+    if len(expected) > 1:
+        position_ids = sequence.num_prompt_tokens + torch.arange(len(expected) - 1)
+        forced = decoder.run_layers(decoder.embed(expected[None, :-1]), position_ids, CausalPass(state.buffer))
+        hidden = torch.cat((hidden, forced), dim=1)
+    return float(cross_entropy(decoder.logits(hidden)[0].float(), expected))

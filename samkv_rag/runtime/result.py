@@ -1,0 +1,99 @@
+"""A finished sequence as a result: text, metrics, what became of each chunk."""
+
+from __future__ import annotations
+
+import time
+
+import torch
+
+from samkv_rag.diagnostics import excessive_recomputation
+from samkv_rag.model.decoder import Decoder
+from samkv_rag.model.tokenization import PromptTokenizer
+from samkv_rag.results import ChunkUse, Diagnostic, GenerationMetrics, GenerationResult
+from samkv_rag.runtime.sequence import DecodingState, ReadPrompt, Sequence
+
+
+def result(
+    sequence: Sequence, decoder: Decoder, tokenizer: PromptTokenizer, model_name: str, nll: float | None = None
+) -> GenerationResult:
+    """What a finished sequence returns to who asked; ``nll`` is that of its reference."""
+    assert sequence.read is not None
+    assert sequence.state is not None
+    read, state = sequence.read, sequence.state
+    return GenerationResult(
+        text=sequence.text,
+        finish_reason=sequence.finish_reason,
+        token_ids=tuple(sequence.token_ids),
+        metrics=_metrics(sequence, read, state, decoder),
+        chunks=_chunk_uses(read, state),
+        model_name=model_name,
+        question=read.layout.question,
+        reference_nll=nll,
+        offsets=tokenizer.chunk_offsets,
+    )
+
+
+def _metrics(sequence: Sequence, read: ReadPrompt, state: DecodingState, decoder: Decoder) -> GenerationMetrics:
+    layout, prefilled, num_tokens = read.layout, state.prefilled, len(sequence.token_ids)
+    num_hit = sum(segment.hit for segment in layout.chunks)
+    num_missed = len(layout.chunks) - num_hit
+    finished_at = time.perf_counter()
+    decode_s = finished_at - sequence.first_token_at
+    return GenerationMetrics(
+        method=read.method.name,
+        fallback_reason=read.fallback_reason,
+        prompt_tokens=layout.num_tokens,
+        completion_tokens=num_tokens,
+        chunk_tokens=layout.num_chunk_tokens,
+        chunks_hit=num_hit,
+        chunks_missed=num_missed,
+        chunks_prefilled=num_missed if read.method.needs else len(layout.chunks),
+        tokens_reused=layout.num_tokens_reused,
+        sequence_ratio=_share_of_chunks(prefilled.retained, read),
+        recompute_ratio=_share_of_chunks(prefilled.recomputed, read),
+        kv_bytes_resident=state.resident_bytes,
+        kv_bytes_full=layout.num_tokens * decoder.kv_bytes_per_token,
+        ttft_s=sequence.first_token_at - sequence.submitted_at,
+        decode_tokens_per_s=(num_tokens - 1) / decode_s if num_tokens > 1 else 0.0,
+        total_s=finished_at - sequence.submitted_at,
+        phase_s=dict(sequence.clock.phase_s),
+        diagnostics=(*prefilled.diagnostics, *_excessive_recomputation(sequence, read, prefilled.recomputed)),
+    )
+
+
+def _chunk_uses(read: ReadPrompt, state: DecodingState) -> tuple[ChunkUse, ...]:
+    retained, chunks = state.prefilled.retained.cpu(), read.layout.chunks
+    scored = state.prefilled.block_scores
+    blocks = scored.blocks.scored(scored.scores, read.layout) if scored else [()] * len(chunks)
+    return tuple(
+        ChunkUse(
+            digest=segment.digest,
+            start_char=segment.start_char,
+            num_tokens=segment.stop - segment.start,
+            hit=segment.hit,
+            retained_tokens=tuple(retained[segment.span].nonzero()[:, 0].tolist()),
+            text=segment.text,
+            blocks=of_chunk,
+        )
+        for segment, of_chunk in zip(chunks, blocks, strict=True)
+    )
+
+
+def _excessive_recomputation(sequence: Sequence, read: ReadPrompt, recomputed: torch.Tensor) -> list[Diagnostic]:
+    """What was computed of the chunks beyond the method's share, unless full prefill was asked for."""
+    asked = sequence.request.method
+    if not read.layout.chunks or not asked.needs:
+        return []
+    computed, num_missed = recomputed.clone(), 0
+    for segment in read.layout.chunks:
+        if not segment.hit:
+            computed[segment.span] = True
+            num_missed += 1
+    ratio = _share_of_chunks(computed, read)
+    return excessive_recomputation(ratio, asked.computed_ratio, num_missed, read.fallback_reason)
+
+
+def _share_of_chunks(mask: torch.Tensor, read: ReadPrompt) -> float:
+    """Chunk tokens in ``mask`` ÷ chunk tokens in the prompt; 1 where there are none."""
+    total = read.layout.num_chunk_tokens
+    return int((mask & read.layout.is_chunk).sum()) / total if total else 1.0

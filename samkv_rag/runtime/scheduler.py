@@ -1,0 +1,83 @@
+"""Who waits, who runs, who goes first."""
+
+from __future__ import annotations
+
+from collections import deque
+
+from samkv_rag.exceptions import QueueFullError
+from samkv_rag.runtime.sequence import Sequence, Status
+
+_MAX_NESTED = 3
+"""Prefills under way at once: each holds a layer of its prompt's states in memory."""
+
+
+class Scheduler:
+    """Decides which sequence is prefilled next. Not thread-safe: its owner holds a lock.
+
+    First come, first served, with one exception: while a long prompt is being prefilled, a prompt of less
+    than half its length goes first, so that a short question does not wait for a long one.
+    """
+
+    def __init__(self, max_running: int, max_waiting: int) -> None:
+        self.max_running = max_running
+        self.max_waiting = max_waiting
+        self.running: list[Sequence] = []
+        self.prefilling: list[Sequence] = []
+        """The one being prefilled last; those before it have made way for it."""
+        self._reading: set[Sequence] = set()
+        self._ready: deque[Sequence] = deque()
+
+    @property
+    def num_waiting(self) -> int:
+        """Sequences that have not been prefilled."""
+        return len(self._reading) + len(self._ready)
+
+    @property
+    def has_work(self) -> bool:
+        """Whether the worker has something to do."""
+        return bool(self.running or self._ready)
+
+    def admit(self, sequence: Sequence) -> None:
+        """Take a new sequence, whose prompt is still to be read.
+
+        Raises:
+            QueueFullError: too many are waiting.
+        """
+        if self.num_waiting >= self.max_waiting:
+            raise QueueFullError(
+                f"{self.num_waiting} requests are waiting, the limit is {self.max_waiting}; "
+                "try again later, or open the engine with a larger max_waiting"
+            )
+        self._reading.add(sequence)
+
+    def ready(self, sequence: Sequence) -> None:
+        """The sequence's prompt is read: it waits for its turn."""
+        self._reading.discard(sequence)
+        self._ready.append(sequence)
+
+    def forget(self, sequence: Sequence) -> None:
+        """The sequence failed or was given up before its prompt was read."""
+        self._reading.discard(sequence)
+
+    def next_prefill(self) -> Sequence | None:
+        """Take the sequence to prefill now, or None where none may start."""
+        if len(self.running) + len(self.prefilling) >= self.max_running or len(self.prefilling) >= _MAX_NESTED:
+            return None
+        limit = self.prefilling[-1].num_prompt_tokens / 2 if self.prefilling else float("inf")
+        for sequence in self._ready:
+            if sequence.cancelled or sequence.num_prompt_tokens < limit:
+                self._ready.remove(sequence)
+                return sequence
+        return None
+
+    def drop_ended(self) -> list[Sequence]:
+        """Take the running sequences that have finished or were cancelled out, and return them."""
+        ended = [sequence for sequence in self.running if sequence.cancelled or sequence.status is Status.FINISHED]
+        self.running = [sequence for sequence in self.running if sequence not in ended]
+        return ended
+
+    def drain(self) -> list[Sequence]:
+        """Take out everything, in any state, and return it."""
+        everything = [*self._reading, *self._ready, *self.prefilling, *self.running]
+        self._reading, self._ready, self.running = set(), deque(), []
+        return everything

@@ -1,0 +1,43 @@
+"""One token for every running sequence, in one batch."""
+
+from __future__ import annotations
+
+from collections import abc
+
+import torch
+
+from samkv_rag.model.attention import attention
+from samkv_rag.model.decoder import Decoder
+from samkv_rag.model.kv_buffer import KVBuffer
+from samkv_rag.runtime.sequence import Sequence
+
+
+def step(decoder: Decoder, sequences: abc.Sequence[Sequence]) -> None:
+    """Run each sequence's last token and accept the next one.
+
+    Everything but attention runs as one batch ``[sequences, 1, hidden]``, so the weights are read once for
+    all. Their caches differ in length and keep the gaps of their prompts' positions.
+    """
+    token_ids = torch.tensor([[sequence.token_ids[-1]] for sequence in sequences])
+    position_ids = torch.tensor([[sequence.next_position_id] for sequence in sequences])
+    buffers = [sequence.state.buffer for sequence in sequences if sequence.state is not None]
+    hidden = decoder.run_layers(decoder.embed(token_ids), position_ids, DecodePass(buffers))
+    logits = decoder.logits(hidden)[:, -1]
+    for row, sequence in enumerate(sequences):
+        sequence.accept(logits[row : row + 1])
+
+
+class DecodePass:
+    """One new token a row; each row attends to its own buffer, to which it is appended."""
+
+    def __init__(self, buffers: abc.Sequence[KVBuffer]) -> None:
+        self._buffers = buffers
+
+    def __call__(
+        self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float
+    ) -> torch.Tensor:
+        output = torch.empty_like(query)
+        for i, buffer in enumerate(self._buffers):
+            row = slice(i, i + 1)
+            output[row] = attention(query[row], *buffer.append(layer, key[row], value[row]), scaling)
+        return output

@@ -1,0 +1,149 @@
+"""Pieces of an answer as they are written, for readers in threads and in event loops."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from queue import SimpleQueue
+from types import TracebackType
+
+from samkv_rag.exceptions import ConfigurationError
+from samkv_rag.results import GenerationResult, Piece
+from samkv_rag.runtime.sequence import Delivery, Sequence
+
+_Start = Callable[[Sequence], None]
+_Make = Callable[[Callable[[Delivery], None]], Sequence]
+
+
+class _Stream:
+    """What both kinds of stream share: begun by the first piece asked for, cancelled by closing."""
+
+    def __init__(self, make: _Make, submit: _Start) -> None:
+        self._make = make
+        self._submit = submit
+        self._sequence: Sequence | None = None
+        self._result: GenerationResult | None = None
+        self._ended = False
+
+    @property
+    def result(self) -> GenerationResult:
+        """The whole answer with its metrics, once the last piece was read.
+
+        Raises:
+            ConfigurationError: the stream has not been read to its end.
+        """
+        if self._result is None:
+            raise ConfigurationError("the answer is not finished; read the stream to its end, then ask for its result")
+        return self._result
+
+    def _begin(self, deliver: Callable[[Delivery], None]) -> None:
+        self._sequence = self._make(deliver)
+        self._submit(self._sequence)
+
+    def _end(self) -> None:
+        self._ended = True
+        if self._sequence is not None and self._result is None:
+            self._sequence.cancel()
+
+    def _piece(self, delivery: Delivery) -> Piece | None:
+        """The piece delivered; None where the answer has ended."""
+        if isinstance(delivery, Piece):
+            return delivery
+        self._ended = True
+        if isinstance(delivery, BaseException):
+            raise delivery
+        self._result = delivery
+        return None
+
+    def __del__(self) -> None:
+        if not getattr(self, "_ended", True):
+            self._end()
+
+
+class AnswerStream(_Stream):
+    """Iterates over the pieces of an answer; then :attr:`result` has it whole.
+
+    The answer is computed at its own pace, also while nobody reads. Closing the stream, or letting go of
+    it, ends the computation at the next step.
+    """
+
+    def __init__(self, make: _Make, submit: _Start) -> None:
+        super().__init__(make, submit)
+        self._inbox: SimpleQueue[Delivery] = SimpleQueue()
+
+    def __iter__(self) -> AnswerStream:
+        return self
+
+    def __next__(self) -> Piece:
+        if self._ended:
+            raise StopIteration
+        if self._sequence is None:
+            self._begin(self._inbox.put)
+        try:
+            piece = self._piece(self._inbox.get())
+        except BaseException:
+            self._end()
+            raise
+        if piece is None:
+            raise StopIteration
+        return piece
+
+    def close(self) -> None:
+        """End the computation where it is. Any number of times."""
+        self._end()
+
+    def __enter__(self) -> AnswerStream:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class AsyncAnswerStream(_Stream):
+    """The same for an event loop, which it never blocks; it needs no thread to wait in."""
+
+    def __init__(self, make: _Make, submit: _Start) -> None:
+        super().__init__(make, submit)
+        self._inbox: asyncio.Queue[Delivery] = asyncio.Queue()
+
+    def __aiter__(self) -> AsyncAnswerStream:
+        return self
+
+    async def __anext__(self) -> Piece:
+        if self._ended:
+            raise StopAsyncIteration
+        if self._sequence is None:
+            self._begin(self._deliver_to(asyncio.get_running_loop()))
+        try:
+            piece = self._piece(await self._inbox.get())
+        except BaseException:  # cancellation among them: nobody will read on
+            self._end()
+            raise
+        if piece is None:
+            raise StopAsyncIteration
+        return piece
+
+    async def aclose(self) -> None:
+        """End the computation where it is. Any number of times."""
+        self._end()
+
+    async def __aenter__(self) -> AsyncAnswerStream:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    def _deliver_to(self, loop: asyncio.AbstractEventLoop) -> Callable[[Delivery], None]:
+        inbox = self._inbox  # not self: a stream that nobody keeps is to be closed
+
+        def deliver(delivery: Delivery) -> None:
+            try:
+                loop.call_soon_threadsafe(inbox.put_nowait, delivery)
+            except RuntimeError:  # the loop is closed, and its readers with it
+                return
+
+        return deliver

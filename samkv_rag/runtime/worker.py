@@ -1,0 +1,288 @@
+"""The runtime: one worker thread owns the model and serves all sequences in turn."""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import os
+import threading
+import time
+import weakref
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, TypeVar
+
+import torch
+
+from samkv_rag.exceptions import EngineClosedError
+from samkv_rag.model.decoder import Decoder
+from samkv_rag.results import GenerationResult
+from samkv_rag.runtime.scheduler import Scheduler
+from samkv_rag.runtime.sequence import ReadPrompt, Sequence, Status
+from samkv_rag.runtime.step import step
+
+T = TypeVar("T")
+logger = logging.getLogger(__name__)
+
+_IDLE_S = 1.0
+"""After so long without work the thread ends; it is started again when there is some."""
+_STOP_S = 10.0
+_READING_THREADS = 4
+
+
+class _CancelledError(Exception):
+    """Unwinds the prefill of a sequence that was given up."""
+
+
+class Runtime:
+    """Runs sequences: prompts are read in a few threads, everything on the model happens in one.
+
+    That thread prefills the sequences that are ready, one after another, and decodes all running ones in
+    one batch, a token a step. Between two layers of a prefill or of an ingestion it makes way: a step
+    for the running sequences, and shorter prompts first.
+
+    Args:
+        decoder: the model.
+        read: reads a sequence's prompt; runs in a thread of its own.
+        prefill: fills a sequence's buffer and accepts its first token.
+        finish: makes the result of a finished sequence.
+        max_running: sequences that decode at the same time.
+        max_waiting: sequences that may wait for their turn.
+    """
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        read: Callable[[Sequence], ReadPrompt],
+        prefill: Callable[[Sequence], None],
+        finish: Callable[[Sequence], GenerationResult],
+        max_running: int,
+        max_waiting: int,
+    ) -> None:
+        self._decoder = decoder
+        self._read_prompt = read
+        self._prefill_sequence = prefill
+        self._finish = finish
+        self._limits = (max_running, max_waiting)
+        self._closed = False
+        self._start_over()
+        decoder.between_layers = self._make_way
+        _register(self)
+
+    def submit(self, sequence: Sequence) -> None:
+        """Have a sequence answered; what comes of it is delivered to it.
+
+        Raises:
+            QueueFullError: too many are waiting.
+            EngineClosedError: the engine was closed.
+        """
+        with self._changed:
+            self._require_open()
+            self._scheduler.admit(sequence)
+            readers = self._readers = self._readers or ThreadPoolExecutor(_READING_THREADS, "samkv-read")
+        sequence.submitted_at = time.perf_counter()
+        readers.submit(self._read, sequence)
+
+    def call(self, function: Callable[[], T]) -> T:
+        """Run ``function`` on the worker thread, where the model may be used, and return what it returns."""
+        if threading.current_thread() is self._thread:
+            return function()
+        future: Future[T] = Future()
+        with self._changed:
+            self._require_open()
+            self._jobs.append((function, future))
+            self._wake()
+        return future.result()
+
+    def close(self) -> None:
+        """Cancel all sequences and end the threads."""
+        with self._changed:
+            self._closed = True
+            self._abandon(EngineClosedError("the engine was closed before the answer was finished"))
+            self._changed.notify_all()
+            thread, readers = self._thread, self._readers
+        if readers is not None:
+            readers.shutdown(wait=False, cancel_futures=True)
+        if thread is not None and thread is not threading.current_thread():
+            thread.join(_STOP_S)
+
+    # In a reading thread
+
+    def _read(self, sequence: Sequence) -> None:
+        try:
+            if not sequence.cancelled:
+                with torch.inference_mode():
+                    sequence.read = self._read_prompt(sequence)
+        except BaseException as error:
+            with self._changed:
+                self._scheduler.forget(sequence)
+            self._fail(sequence, error)
+            return
+        with self._changed:
+            if sequence.cancelled or self._closed:
+                self._scheduler.forget(sequence)
+                sequence.status = Status.CANCELLED
+                return
+            sequence.ready_at = time.perf_counter()
+            self._scheduler.ready(sequence)
+            self._wake()
+
+    # In the worker thread
+
+    def _run(self) -> None:
+        with torch.inference_mode():
+            while self._wait_for_work():
+                self._prefill_next()
+                self._run_job()
+                self._step()
+
+    def _wait_for_work(self) -> bool:
+        with self._changed:
+            if not self._has_work():
+                self._changed.wait(_IDLE_S)
+            if not self._has_work():
+                self._thread = None
+                return False
+            return True
+
+    def _has_work(self) -> bool:
+        return bool(self._jobs) or self._scheduler.has_work
+
+    def _prefill_next(self) -> bool:
+        with self._changed:
+            sequence = self._scheduler.next_prefill()
+            if sequence is None:
+                return False
+            self._scheduler.prefilling.append(sequence)
+        waited_s = time.perf_counter() - sequence.ready_at
+        sequence.clock.phase_s["wait"] = sequence.clock.phase_s.get("wait", 0.0) + waited_s
+        try:
+            self._raise_if_cancelled(sequence)
+            self._prefill_sequence(sequence)
+        except _CancelledError:
+            sequence.status = Status.CANCELLED
+        except BaseException as error:
+            self._fail(sequence, error)
+        else:
+            with self._changed:
+                self._scheduler.running.append(sequence)
+        finally:
+            with self._changed:
+                self._scheduler.prefilling.remove(sequence)
+        self._drop_ended()
+        return True
+
+    def _run_job(self) -> None:
+        with self._changed:
+            if not self._jobs:
+                return
+            function, future = self._jobs.popleft()
+        if not future.set_running_or_notify_cancel():
+            return
+        try:
+            future.set_result(function())
+        except BaseException as error:
+            future.set_exception(error)
+
+    def _step(self) -> None:
+        self._drop_ended()
+        running = list(self._scheduler.running)
+        if not running:
+            return
+        self._stepping = True
+        try:
+            step(self._decoder, running)
+        except BaseException as error:
+            for sequence in running:
+                self._fail(sequence, error)
+        finally:
+            self._stepping = False
+        self._drop_ended()
+
+    def _drop_ended(self) -> None:
+        with self._changed:
+            ended = self._scheduler.drop_ended()
+        for sequence in ended:
+            if sequence.status is not Status.FINISHED or sequence.cancelled:
+                sequence.status = Status.CANCELLED
+                sequence.state = None
+                continue
+            try:
+                outcome: GenerationResult | BaseException = self._finish(sequence)
+            except BaseException as error:
+                outcome = error
+            sequence.state = None  # its KV is let go of, however long the reader keeps the sequence
+            sequence.deliver(outcome)
+
+    def _make_way(self) -> None:
+        """Between two layers: give up what was cancelled, let shorter prompts and running sequences go on."""
+        if threading.current_thread() is not self._thread or self._stepping:
+            return
+        if self._scheduler.prefilling:
+            self._raise_if_cancelled(self._scheduler.prefilling[-1])
+        self._prefill_next()
+        self._step()
+
+    def _raise_if_cancelled(self, sequence: Sequence) -> None:
+        if sequence.cancelled:
+            raise _CancelledError
+
+    def _fail(self, sequence: Sequence, error: BaseException) -> None:
+        sequence.status = Status.CANCELLED
+        sequence.cancelled = True
+        sequence.state = None
+        sequence.deliver(error)
+
+    # Beginnings and ends
+
+    def _require_open(self) -> None:
+        if self._closed:
+            raise EngineClosedError("the engine is closed; open another with SamKVEngine.from_pretrained")
+
+    def _wake(self) -> None:
+        """Start the worker thread where it is not running, and have it look at its work."""
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="samkv-worker", daemon=True)
+            self._thread.start()
+        self._changed.notify_all()
+
+    def _abandon(self, error: BaseException) -> None:
+        for sequence in self._scheduler.drain():
+            self._fail(sequence, error)
+        while self._jobs:
+            self._jobs.popleft()[1].set_exception(error)
+
+    def _start_over(self) -> None:
+        """Be as new: at the beginning, and in a forked process, where the threads of the parent are not."""
+        self._changed = threading.Condition()
+        self._scheduler = Scheduler(*self._limits)
+        self._jobs: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
+        self._thread: threading.Thread | None = None
+        self._readers: ThreadPoolExecutor | None = None
+        self._stepping = False
+
+
+_runtimes: weakref.WeakSet[Runtime] = weakref.WeakSet()
+_hooked = False
+
+
+def _register(runtime: Runtime) -> None:
+    """Have a runtime start over in forked processes, and stop before the interpreter ends."""
+    global _hooked
+    _runtimes.add(runtime)
+    if not _hooked:
+        _hooked = True
+        atexit.register(_close_all)
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(after_in_child=_start_all_over)
+
+
+def _close_all() -> None:
+    for runtime in list(_runtimes):
+        runtime.close()
+
+
+def _start_all_over() -> None:
+    for runtime in list(_runtimes):
+        runtime._start_over()

@@ -1,1 +1,0 @@
-"""The method, one step a file: scouting, personalization, selection, recomputation, fusion."""
