@@ -17,10 +17,10 @@ import torch
 import servers
 import stores
 import tiny
-from samkv_rag import SamKVConfig, SamKVEngine
+from samkv_rag import EngineConfig, SamKVEngine
 from samkv_rag.store import KVStore
 
-pytest_plugins = ["commands"]
+# pytest_plugins = ["commands"]
 
 # Tiny models gain nothing from threads, and spinning threads of two runs slow each other down.
 torch.set_num_threads(1)
@@ -51,11 +51,13 @@ def tiny_model() -> Callable[..., Any]:
 
 @pytest.fixture
 def make_engine() -> Callable[..., SamKVEngine]:
-    """A function: options of SamKVConfig to an engine; ``family`` and ``store`` beside them."""
+    """A function: options of EngineConfig to an engine; ``family``, ``store`` and ``method`` beside them."""
 
-    def make(family: str = "llama", store: Any = ":memory:", **options: Any) -> SamKVEngine:
-        config = SamKVConfig(**({"min_chunk_tokens": 0, "block_tokens": 8} | options))
-        return SamKVEngine.from_pretrained(tiny.model(family), tokenizer=tiny.tokenizer(), store=store, config=config)
+    def make(family: str = "llama", store: Any = ":memory:", method: Any = "scout", **options: Any) -> SamKVEngine:
+        config = EngineConfig(**({"block_tokens": 8} | options))
+        chosen = tiny.method(method) if isinstance(method, str) else method
+        model, tokenizer = tiny.model(family), tiny.tokenizer()
+        return SamKVEngine.from_pretrained(model, tokenizer=tokenizer, store=store, config=config, method=chosen)
 
     return make
 

@@ -11,6 +11,7 @@ import torch
 
 import tiny
 from samkv_rag import SamKVEngine
+from samkv_rag.prefill import PrefillMethod
 from samkv_rag.model import attention as attention_module
 from samkv_rag.model.attention import attention
 from samkv_rag.model.kv_buffer import KVBuffer
@@ -79,11 +80,20 @@ def test_a_buffer_grows_and_keeps_what_it_holds() -> None:
     assert buffer.nbytes == 2 * 2 * expected.nbytes
 
 
-@pytest.mark.parametrize("options", [{}, {"recompute_view": "kept"}, {"method": "samkv"}, {"resume_layer": 2}])
+@pytest.mark.parametrize(
+    "method",
+    [
+        tiny.method(score_layers=(0.5, 1.0)),  # scouting reads every layer
+        tiny.method(score_layers=(0.5, 1.0), recompute_view="all"),
+        tiny.method(score_layers=(0.5, 1.0), resume=False),
+        tiny.method("samkv"),
+    ],
+    ids=str,
+)
 def test_one_layer_of_cached_kv_is_in_memory_at_a_time(
-    make_engine: Callable[..., SamKVEngine], monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], tmp_path: Any
+    make_engine: Callable[..., SamKVEngine], monkeypatch: pytest.MonkeyPatch, method: PrefillMethod, tmp_path: Any
 ) -> None:
-    engine = make_engine(store=tmp_path, score_layers=(0.5, 1.0), **options)  # scouting reads every layer
+    engine = make_engine(store=tmp_path, method=method, resume_layer=2)
     chunks = [tiny.text(seed) for seed in range(4)]
     engine.add_chunks(chunks)
     alive: dict[int, list[weakref.ref[torch.Tensor]]] = {}

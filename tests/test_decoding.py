@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import tiny
-from samkv_rag.decoding import AnswerText, Sampling, TokenChooser
+from samkv_rag.runtime.sampling import AnswerText, Sampling, TokenChooser
 from samkv_rag.model.tokenization import PromptTokenizer
 
 CPU = torch.device("cpu")

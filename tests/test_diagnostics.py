@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,7 @@ from samkv_rag.diagnostics import (
     consensus_failure,
     mean_pairwise_cosine,
 )
-from samkv_rag.exceptions import ConfigurationError
-from samkv_rag.methods import METHODS
+from samkv_rag.prefill import method_classes
 
 MakeEngine = Callable[..., SamKVEngine]
 CHUNKS = [tiny.text(seed) for seed in range(4)]
@@ -28,8 +28,12 @@ PROMPT = tiny.rag_prompt(CHUNKS)
 SPARSE = ["scout", "samkv"]
 
 
-def ask(engine: SamKVEngine, prompt: str = PROMPT, **options: Any) -> GenerationMetrics:
-    return engine.generate(prompt, max_new_tokens=1, **({"sequence_ratio": 0.3} | options)).metrics
+def ask(engine: SamKVEngine, prompt: str = PROMPT, method: str | None = None, **options: Any) -> GenerationMetrics:
+    """Metrics of an answer by a method, the engine's own unless named, at a ratio of 0.3."""
+    name = method or engine.method.name
+    ratio = next((field.name for field in fields(method_classes()[name]) if field.name.endswith("_ratio")), None)
+    options = ({ratio: 0.3} if ratio else {}) | options
+    return engine.generate(prompt, max_new_tokens=1, method=tiny.method(name, **options)).metrics
 
 
 def messages(metrics: GenerationMetrics) -> dict[str, str]:
@@ -52,11 +56,10 @@ def engine_of(make_engine: MakeEngine) -> MakeEngine:
 
 
 @pytest.mark.parametrize("num_chunks", [1, 2, 4])
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", method_classes())
 def test_nothing_is_said_where_nothing_is_wrong(engine_of: MakeEngine, method: str, num_chunks: int) -> None:
     engine = engine_of(method, family="qwen2" if num_chunks == 2 else "llama")
     assert ask(engine, tiny.rag_prompt(CHUNKS[:num_chunks])).diagnostics == ()
-    assert ask(engine, sequence_ratio=1.0).diagnostics == ()
 
 
 def test_diagnostics_are_plain_values_in_json(engine_of: MakeEngine) -> None:
@@ -70,14 +73,14 @@ def test_diagnostics_are_plain_values_in_json(engine_of: MakeEngine) -> None:
 
 @pytest.mark.parametrize("method", SPARSE)
 def test_anchors_that_the_budget_does_not_hold_are_shrunk_and_it_is_said(engine_of: MakeEngine, method: str) -> None:
-    engine = engine_of(method, initial_tokens=9)
-    metrics = ask(engine, sequence_ratio=0.1)
+    engine, anchors = engine_of(method, initial_tokens=9), {"initial_tokens": 9} if method == "scout" else {}
+    metrics = ask(engine, sequence_ratio=0.1, **anchors)
     budget = int(0.1 * metrics.chunk_tokens)
     message = messages(metrics)[CACHE_UNDERFLOW]
     assert f"a budget of {budget} tokens for 4 chunks: anchors shrunk from 9+" in message
     assert message.endswith("raise sequence_ratio or retrieve fewer chunks")
     assert 0 < metrics.sequence_ratio <= 0.1
-    assert CACHE_UNDERFLOW not in messages(ask(engine, sequence_ratio=0.9))
+    assert CACHE_UNDERFLOW not in messages(ask(engine, sequence_ratio=0.9, **anchors))
 
 
 @pytest.mark.parametrize("method", SPARSE)
@@ -97,14 +100,14 @@ def test_a_budget_of_no_token_is_no_error_but_said(engine_of: MakeEngine, method
 def test_chunks_that_were_not_stored_count_as_recomputed(engine_of: MakeEngine, method: str) -> None:
     engine = engine_of(method)
     engine.remove_chunks(CHUNKS[1:3])
-    engine.hint(CHUNKS)
+    engine.announce(CHUNKS)
     metrics = ask(engine)
     assert metrics.chunks_missed == 2
     value, _, cause = messages(metrics)[EXCESSIVE_RECOMPUTATION].partition(": ")
     computed = float(value.split()[0])
     missed_share = sum(map(engine.count_tokens, CHUNKS[1:3])) / metrics.chunk_tokens
     assert missed_share - 0.01 < computed <= missed_share + metrics.recompute_ratio + 0.01
-    assert "the bound is 0.3 (sequence_ratio)" in value
+    assert f"the method asks for {0 if method == 'naive_reuse' else 0.3}" in value
     assert cause == "the store lacked 2 of the prompt's chunks; ingest them beforehand, with add_chunks"
     assert ask(engine).diagnostics == ()  # they are stored now
 
@@ -112,15 +115,15 @@ def test_chunks_that_were_not_stored_count_as_recomputed(engine_of: MakeEngine, 
 def test_a_recomputed_token_of_a_chunk_that_was_not_stored_counts_once(engine_of: MakeEngine) -> None:
     engine = engine_of("scout")
     engine.remove_chunks(CHUNKS)
-    engine.hint(CHUNKS)
+    engine.announce(CHUNKS)
     assert messages(ask(engine))[EXCESSIVE_RECOMPUTATION].startswith("1.00 of the chunk tokens were computed")
 
 
 def test_few_missed_tokens_within_the_bound_are_not_excessive(engine_of: MakeEngine) -> None:
-    engine = engine_of("naive_reuse")
+    engine = engine_of("epic")
     engine.remove_chunks(CHUNKS[:1])
-    engine.hint(CHUNKS)
-    metrics = ask(engine, sequence_ratio=0.5)
+    engine.announce(CHUNKS)
+    metrics = ask(engine, recompute_ratio=0.9)
     assert (metrics.chunks_missed, metrics.diagnostics) == (1, ())
 
 
@@ -160,7 +163,7 @@ def test_queries_of_a_crowd_of_chunks_do_not_tell_them_apart(make_engine: MakeEn
     engine.add_chunks(crowd)
     message = messages(ask(engine, tiny.rag_prompt(crowd)))[CONSENSUS_FAILURE]
     assert message.startswith("the personalised queries of 60 chunks have a mean cosine of 0.9999")
-    assert message.endswith("or use method='scout'")
+    assert message.endswith("or use the method Scout")
     assert CONSENSUS_FAILURE not in messages(ask(engine, tiny.rag_prompt(crowd), personalization=False))
     assert CONSENSUS_FAILURE not in messages(ask(engine, tiny.rag_prompt(crowd), method="scout"))
     assert CONSENSUS_FAILURE not in messages(ask(engine, tiny.rag_prompt(crowd[:10])))
@@ -193,24 +196,15 @@ def test_the_mean_cosine_is_that_of_all_pairs() -> None:
     torch.testing.assert_close(mean_pairwise_cosine(queries), torch.stack(pairs).mean())
 
 
-# -- chunks of another layout --------------------------------------------------------------------
+# -- chunks summarised otherwise -----------------------------------------------------------------
 
 
 @pytest.mark.parametrize("ingested", [{"block_tokens": 16}, {"initial_tokens": 2}, {"local_tokens": 7}], ids=str)
-def test_the_papers_method_refuses_summaries_of_other_tokens(
+def test_chunks_summarised_otherwise_are_others(
     make_engine: MakeEngine, tmp_path: Path, ingested: dict[str, int]
 ) -> None:
     make_engine(store=tmp_path, **ingested).add_chunks(CHUNKS)
     engine = make_engine(store=tmp_path)
-    assert engine.add_chunks(CHUNKS).num_reused == 4  # scout makes no use of the summaries
-    there = {"initial_tokens": 4, "local_tokens": 4, "block_tokens": 8} | ingested
-    words = "anchors {initial_tokens}+{local_tokens} and blocks of {block_tokens} tokens".format(**there)
-    with pytest.raises(ConfigurationError, match=r"by anchors 4\+4 and blocks of 8 tokens.*ingest it again") as error:
-        ask(engine, method="samkv")
-    assert f"was ingested with {words};" in str(error.value)
-    assert "whose config has method='samkv'" in str(error.value)
-    assert ask(engine).method == "scout"  # the engine goes on
-
-    again = make_engine(store=tmp_path, method="samkv")
-    assert again.add_chunks(CHUNKS).num_added == 4
+    assert not engine.has_chunk(CHUNKS[0])
+    assert engine.add_chunks(CHUNKS).num_added == 4
     assert ask(engine, method="samkv").chunks_hit == 4

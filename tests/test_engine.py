@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import tiny
-from samkv_rag import SamKVConfig, SamKVEngine
+from samkv_rag import EngineConfig, SamKVEngine
 from samkv_rag.exceptions import (
     ChatTemplateError,
     ChunkTooLongError,
@@ -22,6 +22,7 @@ from samkv_rag.exceptions import (
     PromptTooLongError,
     StoreFormatError,
 )
+from samkv_rag.prefill import Scout
 from samkv_rag.store.base import NoPrefetch, Prefetch
 
 MakeEngine = Callable[..., SamKVEngine]
@@ -98,11 +99,11 @@ def test_a_chunk_past_the_window_is_refused(engine: SamKVEngine) -> None:
 def test_the_budget_is_a_hard_cap(make_engine: MakeEngine, method: str, ratio: float) -> None:
     engine = make_engine(method=method)
     engine.add_chunks(CHUNKS)
-    result = engine.generate(PROMPT, max_new_tokens=2, sequence_ratio=ratio)
+    result = engine.generate(PROMPT, max_new_tokens=2, method=tiny.method(method, sequence_ratio=ratio))
     metrics = result.metrics
     assert metrics.sequence_ratio <= ratio
     assert metrics.recompute_ratio == metrics.sequence_ratio
-    kept = sum(len(chunk.kept_tokens) for chunk in result.chunks)
+    kept = sum(len(chunk.retained_tokens) for chunk in result.chunks)
     assert kept / metrics.chunk_tokens == metrics.sequence_ratio
     text_tokens = metrics.prompt_tokens - metrics.chunk_tokens
     assert metrics.kv_bytes_resident == (kept + text_tokens) * engine.decoder.kv_bytes_per_token
@@ -110,7 +111,7 @@ def test_the_budget_is_a_hard_cap(make_engine: MakeEngine, method: str, ratio: f
 
 
 def test_scouting_uses_the_budget_it_has(engine: SamKVEngine) -> None:
-    metrics = engine.generate(PROMPT, max_new_tokens=1, sequence_ratio=0.3).metrics
+    metrics = engine.generate(PROMPT, max_new_tokens=1, method=tiny.method(sequence_ratio=0.3)).metrics
     assert metrics.sequence_ratio > 0.3 - 1 / metrics.chunk_tokens
 
 
@@ -118,11 +119,11 @@ def test_scouting_uses_the_budget_it_has(engine: SamKVEngine) -> None:
 def test_anchors_are_kept_and_shrink_with_the_budget(make_engine: MakeEngine, method: str, num_last: int) -> None:
     engine = make_engine(method=method)
     engine.add_chunks(CHUNKS)
-    result = engine.generate(PROMPT, max_new_tokens=1, sequence_ratio=0.3)
+    result = engine.generate(PROMPT, max_new_tokens=1, method=tiny.method(method, sequence_ratio=0.3))
     for chunk in result.chunks:
-        assert {0, 1, 2, 3, *range(chunk.num_tokens - num_last, chunk.num_tokens)} <= set(chunk.kept_tokens)
+        assert {0, 1, 2, 3, *range(chunk.num_tokens - num_last, chunk.num_tokens)} <= set(chunk.retained_tokens)
     assert result.metrics.diagnostics == ()
-    tight = engine.generate(PROMPT, max_new_tokens=1, sequence_ratio=0.02).metrics
+    tight = engine.generate(PROMPT, max_new_tokens=1, method=tiny.method(method, sequence_ratio=0.02)).metrics
     assert f"anchors shrunk from 4+{num_last} to" in tight.diagnostics[0].message
 
 
@@ -145,11 +146,10 @@ def test_all_chunks_of_a_prompt_are_prefetched_before_the_first_is_opened(
 def test_streamed_equals_not_streamed(engine: SamKVEngine) -> None:
     for options in ({}, {"temperature": 0.8, "top_p": 0.9, "seed": 5}):
         whole = engine.generate(PROMPT, max_new_tokens=24, **options)
-        pieces = list(engine.stream(PROMPT, max_new_tokens=24, **options))
-        assert "".join(piece.text for piece in pieces) == whole.text
-        assert pieces[-1].finish_reason == whole.finish_reason
-        assert pieces[-1].token_ids == whole.token_ids
-        assert all(piece.metrics is None for piece in pieces[:-1])
+        stream = engine.stream(PROMPT, max_new_tokens=24, **options)
+        assert "".join(piece.text for piece in stream) == whole.text == stream.result.text
+        assert stream.result.finish_reason == whole.finish_reason
+        assert stream.result.token_ids == whole.token_ids
 
 
 def test_the_same_request_twice_gives_the_same_answer(engine: SamKVEngine) -> None:
@@ -158,23 +158,6 @@ def test_the_same_request_twice_gives_the_same_answer(engine: SamKVEngine) -> No
     first, second = (engine.generate(PROMPT, max_new_tokens=24, temperature=1.5, seed=9) for _ in range(2))
     assert first.text == second.text
     assert engine.generate(PROMPT, max_new_tokens=24, temperature=1.5, seed=10).text != first.text
-
-
-def test_a_closed_stream_computes_nothing_more(engine: SamKVEngine, monkeypatch: pytest.MonkeyPatch) -> None:
-    steps = 0
-    run_layers = engine.decoder.run_layers
-
-    def counted(*arguments: Any, **options: Any) -> Any:
-        nonlocal steps
-        steps += 1
-        return run_layers(*arguments, **options)
-
-    stream = engine.stream(PROMPT, max_new_tokens=100)
-    next(stream)
-    monkeypatch.setattr(engine.decoder, "run_layers", counted)
-    stream.close()
-    assert steps == 0
-    assert engine.generate(PROMPT, max_new_tokens=2).metrics.chunks_hit == 4
 
 
 def test_messages_equal_their_rendered_prompt(engine: SamKVEngine) -> None:
@@ -203,7 +186,7 @@ def test_length_and_end_of_text_are_told_apart(engine: SamKVEngine) -> None:
 
 
 def test_few_chunk_tokens_take_full_prefill_and_say_so(engine: SamKVEngine) -> None:
-    metrics = engine.generate(PROMPT, max_new_tokens=1, min_chunk_tokens=100_000).metrics
+    metrics = engine.generate(PROMPT, max_new_tokens=1, method=Scout(min_chunk_tokens=100_000)).metrics
     assert metrics.method == "full_prefill"
     assert metrics.fallback_reason is not None
     assert "reuse pays from 100000" in metrics.fallback_reason
@@ -216,7 +199,7 @@ def test_few_chunk_tokens_take_full_prefill_and_say_so(engine: SamKVEngine) -> N
 def test_a_hinted_chunk_is_computed_on_the_spot_and_stored(make_engine: MakeEngine) -> None:
     engine, prepared = make_engine(), make_engine()
     prepared.add_chunks(CHUNKS)
-    engine.hint(CHUNKS)
+    engine.announce(CHUNKS)
     first = engine.generate(PROMPT, max_new_tokens=8)
     assert (first.metrics.chunks_hit, first.metrics.chunks_missed, first.metrics.chunks_prefilled) == (0, 4, 4)
     second = engine.generate(PROMPT, max_new_tokens=8)
@@ -228,7 +211,7 @@ def test_many_unused_hints_are_forgotten_and_stored_chunks_are_not(
     engine: SamKVEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("samkv_rag.ingestion.library._MAX_HINTS", 10)
-    engine.hint(tiny.text(1000 + i) for i in range(50))
+    engine.announce(tiny.text(1000 + i) for i in range(50))
     assert engine.generate(PROMPT, max_new_tokens=1).metrics.chunks_hit == 4
 
 
@@ -239,7 +222,7 @@ def test_chunks_may_stand_anywhere(engine: SamKVEngine) -> None:
         f"a {CHUNKS[3]} b {CHUNKS[1]} c",
     ]
     for prompt in prompts:
-        kept = engine.generate(prompt, max_new_tokens=6, sequence_ratio=1.0)
+        kept = engine.generate(prompt, max_new_tokens=6, method=tiny.method(sequence_ratio=1.0))
         assert kept.metrics.chunks_hit == 2
         assert kept.token_ids == engine.generate(prompt, max_new_tokens=6, method="full_prefill").token_ids
 
@@ -284,7 +267,7 @@ def test_a_prompt_past_the_window_is_refused(engine: SamKVEngine) -> None:
 
 def test_the_answer_ends_where_the_window_does(engine: SamKVEngine) -> None:
     prompt = tiny.text(5, num_words=20)
-    room = engine.context_window - len(engine._assembler.without_cache(engine._assembler.read(prompt)).token_ids)
+    room = engine.context_window - len(engine._assembler.without_cache(engine._assembler.split(prompt)).token_ids)
     engine.decoder.context_window -= room - 3
     result = engine.generate(prompt, max_new_tokens=50)
     assert (len(result.token_ids), result.finish_reason) == (3, "length")
@@ -302,11 +285,11 @@ def test_messages_that_the_template_refuses(engine: SamKVEngine, monkeypatch: py
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"max_tokens": 3}, "unknown option max_tokens; known are .*max_new_tokens"),
-        ({"block_tokens": 3}, "unknown option block_tokens"),
-        ({"sequence_ratio": 0}, "sequence_ratio is 0; it must be a number from"),
-        ({"sequence_ratio": 1.5}, "sequence_ratio is 1.5; it must be a number from 1e-06 to 1"),
-        ({"method": "magic"}, "method is 'magic'; it must be one of 'scout', 'samkv', 'full_prefill', 'naive_reuse'"),
+        ({"method": "magic"}, "method is 'magic'; it must be a PrefillMethod"),
+        ({"method": "skout"}, "did you mean 'scout'"),
+        ({"method": {"name": "scout", "sequence_ration": 1}}, "unknown option sequence_ration; did you mean sequence_ratio"),
+        ({"method": {"name": "scout", "sequence_ratio": 0}}, "sequence_ratio is 0; it must be a number from"),
+        ({"method": {"name": "scout", "sequence_ratio": 1.5}}, "sequence_ratio is 1.5; it must be a number from 1e-06 to 1"),
         ({"temperature": -1}, "temperature is -1; it must be 0"),
         ({"top_p": 0}, "top_p is 0; it must be above 0"),
         ({"max_new_tokens": 0}, "max_new_tokens is 0; it must be at least 1"),
@@ -323,23 +306,22 @@ def test_wrong_options_are_refused_at_once(engine: SamKVEngine, options: dict[st
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("make", "message"),
     [
-        ({"block_tokens": 0}, "block_tokens is 0; it must be an integer of at least 1"),
-        ({"recompute": 1}, "recompute is 1; it must be one of True, False"),
-        ({"score_layers": (0.9, 0.1)}, "score_layers is"),
-        ({"resume_layer": 2, "update": "fusion"}, "needs recompute=True and update='overwrite'"),
-        ({"resume_layer": 99}, "resume_layer is 99; the model has 4 layers"),
+        (lambda: EngineConfig(block_tokens=0), "block_tokens is 0; it must be an integer of at least 1"),
+        (lambda: Scout(recompute=1), "recompute is 1; it must be True or False"),
+        (lambda: Scout(score_layers=(0.9, 0.1)), "score_layers is"),
+        (lambda: Scout(resume=True, update="fusion"), "needs recompute=True and update='overwrite'"),
     ],
 )
-def test_wrong_configurations_are_refused(make_engine: MakeEngine, options: dict[str, Any], message: str) -> None:
+def test_wrong_options_are_refused_where_they_are_given(make: Callable[[], Any], message: str) -> None:
     with pytest.raises(ConfigurationError, match=message):
-        make_engine(**options)
+        make()
 
 
-def test_unknown_policy_options_are_refused() -> None:
-    with pytest.raises(ConfigurationError, match="unknown option ratio; known are block_tokens"):
-        SamKVConfig().with_options(ratio=0.5)
+def test_a_resume_layer_that_the_model_lacks_is_refused(make_engine: MakeEngine) -> None:
+    with pytest.raises(ConfigurationError, match="resume_layer is 99; the model has 4 layers"):
+        make_engine(resume_layer=99)
 
 
 def test_a_model_that_is_not_there(tmp_path: Path) -> None:

@@ -11,42 +11,46 @@ import torch
 
 import tiny
 from samkv_rag import SamKVEngine
-from samkv_rag.methods import METHODS, Clock
 from samkv_rag.model.kv_buffer import KVBuffer
+from samkv_rag.prefill import Clock, PrefillContext, PrefillMethod
 
 MakeEngine = Callable[..., SamKVEngine]
 CHUNKS = [tiny.text(seed, num_words) for seed, num_words in ((1, 40), (2, 65), (3, 12))]
 PROMPT = tiny.rag_prompt(CHUNKS)
 
 
-def prefill(engine: SamKVEngine, **options: Any) -> tuple[torch.Tensor, KVBuffer]:
+def context(engine: SamKVEngine, method: PrefillMethod) -> PrefillContext:
+    """What ``method`` works on, for PROMPT."""
+    prompt = engine._assembler.split(PROMPT)
+    layout = engine._assembler.with_cache(prompt) if method.needs else engine._assembler.without_cache(prompt)
+    return PrefillContext(engine.decoder, layout, KVBuffer(engine.decoder.num_layers), engine._spec, Clock())
+
+
+def prefill(engine: SamKVEngine, name: str = "scout", **options: Any) -> tuple[torch.Tensor, KVBuffer]:
     """Logits ``[vocab]`` of the first answer token, and the cache to decode from."""
-    config = engine.config.with_options(**options)
-    method = METHODS[config.method]
-    prompt = engine._assembler.read(PROMPT)
-    layout = engine._assembler.with_cache(prompt) if method.reads_cache else engine._assembler.without_cache(prompt)
-    buffer = KVBuffer(engine.decoder.num_layers)
+    method = tiny.method(name, **options)
+    given = context(engine, method)
     with torch.inference_mode():
-        prefilled = method.prefill(engine.decoder, layout, config, buffer, Clock())
-        return engine.decoder.logits(prefilled.hidden)[0, -1], buffer
+        prefilled = method.prefill(given)
+        return engine.decoder.logits(prefilled.hidden)[0, -1], given.buffer
 
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)
 def test_full_prefill_equals_the_models_own_forward(make_engine: MakeEngine, family: str) -> None:
     engine = make_engine(family)
     engine.add_chunks(CHUNKS)
-    token_ids = engine._assembler.without_cache(engine._assembler.read(PROMPT)).token_ids
+    token_ids = engine._assembler.without_cache(engine._assembler.split(PROMPT)).token_ids
     with torch.inference_mode():
         expected = tiny.model(family)(token_ids[None]).logits[0, -1]
-    torch.testing.assert_close(prefill(engine, method="full_prefill")[0], expected, atol=1e-4, rtol=0)
+    torch.testing.assert_close(prefill(engine, "full_prefill")[0], expected, atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize("view", ["all", "chunk", "kept"])
+@pytest.mark.parametrize("view", ["all", "chunk", "retained"])
 @pytest.mark.parametrize("family", tiny.FAMILIES)
 def test_keep_all_recompute_all_equals_full_prefill(make_engine: MakeEngine, family: str, view: str) -> None:
     engine = make_engine(family)
     engine.add_chunks(CHUNKS)
-    expected, full = prefill(engine, method="full_prefill")
+    expected, full = prefill(engine, "full_prefill")
     found, kept = prefill(engine, sequence_ratio=1.0, recompute_view=view)
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
     for layer in range(engine.decoder.num_layers):
@@ -55,7 +59,7 @@ def test_keep_all_recompute_all_equals_full_prefill(make_engine: MakeEngine, fam
 
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)
-def test_a_stored_and_turned_chunk_equals_a_direct_prefill_there(
+def test_a_stored_and_rotated_chunk_equals_a_direct_prefill_there(
     make_engine: MakeEngine, family: str, tmp_path: Path
 ) -> None:
     engine = make_engine(family, store=tmp_path)
@@ -70,10 +74,10 @@ def test_a_stored_and_turned_chunk_equals_a_direct_prefill_there(
             position_ids=torch.arange(offset, offset + len(reader.token_ids))[None],
             past_key_values=cache,
         )
-    turn = decoder.turn_by(torch.tensor([offset]))
+    rotate = decoder.rotation_by(torch.tensor([offset]))
     for layer in range(decoder.num_layers):
         keys, values = reader.layer(layer)
-        torch.testing.assert_close(turn(keys), cache.layers[layer].keys[0], atol=1e-4, rtol=0)
+        torch.testing.assert_close(rotate(keys), cache.layers[layer].keys[0], atol=1e-4, rtol=0)
         torch.testing.assert_close(values, cache.layers[layer].values[0], atol=1e-4, rtol=0)
 
 
@@ -89,30 +93,31 @@ def test_naive_reuse_equals_a_forward_over_a_block_diagonal_mask(make_engine: Ma
     """Chunks see themselves and, through no one, each other; text sees everything before it."""
     engine = make_engine(family)
     engine.add_chunks(CHUNKS)
-    layout = engine._assembler.with_cache(engine._assembler.read(PROMPT))
+    layout = engine._assembler.with_cache(engine._assembler.split(PROMPT))
     position = torch.arange(layout.num_tokens)
     causal = position[None, :] <= position[:, None]
     same_chunk = layout.chunk_number[:, None] == layout.chunk_number[None, :]
     seen = causal & (~layout.is_chunk[:, None] | same_chunk)
     with torch.inference_mode():
         expected = tiny.model(family)(layout.token_ids[None], attention_mask=seen[None, None]).logits[0, -1]
-    torch.testing.assert_close(prefill(engine, method="naive_reuse")[0], expected, atol=1e-4, rtol=0)
+    torch.testing.assert_close(prefill(engine, "naive_reuse")[0], expected, atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("method", ["scout", "samkv"])
 @pytest.mark.parametrize("resume_layer", [0, 1, 3])
-@pytest.mark.parametrize("view", ["all", "chunk", "kept"])
+@pytest.mark.parametrize("view", ["all", "chunk", "retained"])
 def test_recomputation_equals_a_forward_over_the_mask_it_means(
     make_engine: MakeEngine, view: str, resume_layer: int, method: str
 ) -> None:
-    engine = make_engine(method=method, resume_layer=resume_layer, recompute_view=view, sequence_ratio=0.3)
+    engine = make_engine(resume_layer=resume_layer)
     engine.add_chunks(CHUNKS)
-    layout = engine._assembler.with_cache(engine._assembler.read(PROMPT))
-    buffer = KVBuffer(engine.decoder.num_layers)
+    chosen = tiny.method(method, recompute_view=view, sequence_ratio=0.3)
+    given = context(engine, chosen)
+    layout = given.layout
     with torch.inference_mode():
-        prefilled = METHODS[method].prefill(engine.decoder, layout, engine.config, buffer, Clock())
+        prefilled = chosen.prefill(given)
         found = engine.decoder.logits(prefilled.hidden)[0, -1]
-        below, above = masks(layout, prefilled.kept, prefilled.recomputed, view, method)
+        below, above = masks(layout, prefilled.retained, prefilled.recomputed, view, method)
         expected = slow_recomputation(layout, [below] * resume_layer + [above] * (4 - resume_layer))
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
 
@@ -133,7 +138,7 @@ def masks(
     # Scouting leaves text that saw all cached KV; without it text sees what is kept.
     alone = causal & torch.where(chunk_rows, same_chunk, kept[None, :] | (method == "scout"))
     computed = recomputed | layout.is_text
-    wider = {"all": chunk_rows, "chunk": chunk_rows & same_chunk, "kept": nobody}[view]
+    wider = {"all": chunk_rows, "chunk": chunk_rows & same_chunk, "retained": nobody}[view]
     stale = causal & ~computed[None, :] & (kept[None, :] | wider)
     fresh = causal & computed[None, :]
     cache = torch.cat((alone, nobody), 1)
@@ -152,16 +157,15 @@ def slow_recomputation(layout: Any, mask_by_layer: list[torch.Tensor]) -> torch.
 
 @pytest.mark.parametrize("method", ["scout", "samkv"])
 @pytest.mark.parametrize("resume_layer", [0, 2])
-@pytest.mark.parametrize("view", ["all", "chunk", "kept"])
+@pytest.mark.parametrize("view", ["all", "chunk", "retained"])
 def test_disk_and_memory_stores_give_the_same_logits(
     make_engine: MakeEngine, tmp_path: Path, method: str, resume_layer: int, view: str
 ) -> None:
-    options = {"method": method, "resume_layer": resume_layer, "recompute_view": view, "sequence_ratio": 0.4}
     found = []
     for store in (":memory:", tmp_path):
-        engine = make_engine(store=store, **options)
+        engine = make_engine(store=store, resume_layer=resume_layer)
         engine.add_chunks(CHUNKS)
-        found.append(prefill(engine)[0])
+        found.append(prefill(engine, method, recompute_view=view, sequence_ratio=0.4)[0])
     torch.testing.assert_close(found[0], found[1], atol=0, rtol=0)
 
 
@@ -171,7 +175,7 @@ def test_one_chunk_resumed_with_everything_kept_equals_full_prefill(make_engine:
     engine.add_chunks(CHUNKS[:1])
     engine.tokenizer._bos_ids = []
     prompt = CHUNKS[0] + "\nAnswer:"
-    kept = engine.generate(prompt, sequence_ratio=1.0, max_new_tokens=8)
+    kept = engine.generate(prompt, method=tiny.method(sequence_ratio=1.0, resume=True), max_new_tokens=8)
     full = engine.generate(prompt, method="full_prefill", max_new_tokens=8)
     assert kept.metrics.recompute_ratio == 1
     assert kept.token_ids == full.token_ids
@@ -182,5 +186,5 @@ def test_the_default_path_in_bfloat16_stays_close_to_float32() -> None:
     for dtype in (torch.float32, torch.bfloat16):
         engine = SamKVEngine.from_pretrained(tiny.model(dtype=dtype), tokenizer=tiny.tokenizer())
         engine.add_chunks(CHUNKS)
-        logits.append(prefill(engine, method="naive_reuse", min_chunk_tokens=0)[0].float())
+        logits.append(prefill(engine, "naive_reuse")[0].float())
     assert torch.nn.functional.cosine_similarity(logits[0], logits[1], dim=0) > 0.99

@@ -73,7 +73,7 @@ def test_the_self_test_catches_layers_without_rope() -> None:
     """SmolLM3 leaves RoPE out of some layers; its configuration alone does not say so to everyone."""
     model = tiny.model("smollm3", no_rope_layers=[1, 0, 1, 1], pad_token_id=0)
     with pytest.raises(
-        UnsupportedModelError, match="self-test failed, keys of layer 1 turned by 4072 positions differ"
+        UnsupportedModelError, match="self-test failed, keys of layer 1 rotated by 4072 positions differ"
     ):
         self_test(Decoder(model))
 

@@ -15,18 +15,18 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import tiny
-from samkv_rag import SamKVConfig
-from samkv_rag.chunk_cache import ChunkCache, Layout
+from samkv_rag import EngineConfig
+from samkv_rag.chunk_cache import ChunkCache, SummarySpec
 from samkv_rag.ingestion.encoder import encode
-from samkv_rag.methods import METHODS, Clock
 from samkv_rag.model.decoder import CausalPass, Decoder
 from samkv_rag.model.kv_buffer import KVBuffer
-from samkv_rag.sparse.forward import PlannedPass
-from samkv_rag.sparse.layout import PromptLayout, Segment
-from samkv_rag.sparse.plan import Source, make_plan
-from samkv_rag.sparse.reading import LayerReader
-from samkv_rag.sparse.scouting import AttentionScores
-from samkv_rag.sparse.selection import Budget, _num_anchors, anchor_mask
+from samkv_rag.prefill import Clock, PrefillContext, PrefillMethod, Scout
+from samkv_rag.prefill.passes.plan import Source, make_plan
+from samkv_rag.prefill.passes.planned_pass import LayerReader, PlannedPass
+from samkv_rag.prefill.passes.selection import Anchors, _num_anchors, anchor_mask
+from samkv_rag.prefill.scout import AttentionScores
+from samkv_rag.prompt.layout import PromptLayout, Segment
+from samkv_rag.runtime.step import DecodePass
 
 CPU, META = torch.device("cpu"), torch.device("meta")
 READ_BACK = {
@@ -57,49 +57,52 @@ def decoder_of(num_layers: int) -> Decoder:
     return Decoder(tiny.model(num_hidden_layers=num_layers))
 
 
+def spec(resume_layer: int = 1) -> SummarySpec:
+    config = EngineConfig()
+    return SummarySpec(config.initial_tokens, config.local_tokens, config.block_tokens, resume_layer)
+
+
 def layout_of(decoder: Decoder, num_chunks: int = 3, resume_layer: int = 1) -> PromptLayout:
     """A prefix, chunks with a token of text between them, a question."""
     ids = torch.arange(64).view(1, 64)
-    config = SamKVConfig()
-    summary = Layout(config.initial_tokens, config.local_tokens, config.block_tokens, resume_layer)
-    prefix = encode(decoder, [[1, 2, 3]], Layout(0, 1, 3), "")[0]
+    summary = spec(resume_layer)
+    prefix = encode(decoder, [[1, 2, 3]], SummarySpec(0, 1, 3), "")[0]
     segments = [Segment("prefix", prefix.token_ids, 0, prefix)]
     for number in range(num_chunks):
         chunk = encode(decoder, (ids + number).tolist(), summary, "")[0]
-        segments.append(Segment("chunk", chunk.token_ids, segments[-1].stop, chunk, chunk_key=str(number)))
+        segments.append(Segment("chunk", chunk.token_ids, segments[-1].stop, chunk, digest=str(number)))
         segments.append(Segment("text", torch.tensor([9]), segments[-1].stop))
     segments.append(Segment("text", torch.arange(10, 22), segments[-1].stop))
     return PromptLayout(segments, CPU)
 
 
-def read_backs(num_layers: int, **options: Any) -> Counter[str]:
+def read_backs(num_layers: int, method: PrefillMethod | None = None) -> Counter[str]:
     """Of a whole prefill; the same resume layer for every depth, so that the same steps are taken."""
-    config = SamKVConfig(**({"resume_layer": 1} | options))
     decoder = decoder_of(num_layers)
-    layout = layout_of(decoder)
+    context = PrefillContext(decoder, layout_of(decoder), KVBuffer(num_layers), spec(), Clock())
     with torch.inference_mode(), ReadBacks() as found:
-        METHODS[config.method].prefill(decoder, layout, config, KVBuffer(num_layers), Clock())
+        (method or Scout()).prefill(context)
     return found.counts
 
 
 @pytest.mark.parametrize(
-    "options",
+    "method",
     [
-        {},
-        {"recompute_view": "all"},
-        {"recompute_view": "chunk"},
-        {"resume_layer": 0},
-        {"update": "fusion", "resume_layer": 0},
-        {"method": "samkv"},
-        {"method": "naive_reuse"},
-        {"method": "cacheblend"},
-        {"method": "epic"},
+        Scout(),
+        Scout(recompute_view="all"),
+        Scout(recompute_view="chunk"),
+        Scout(resume=False),
+        Scout(update="fusion"),
+        tiny.method("samkv"),
+        tiny.method("naive_reuse"),
+        tiny.method("cacheblend"),
+        tiny.method("epic"),
     ],
     ids=str,
 )
-def test_a_deeper_model_reads_no_more_back(options: dict[str, Any]) -> None:
-    shallow = read_backs(4, **options)
-    assert read_backs(8, **options) == shallow
+def test_a_deeper_model_reads_no_more_back(method: PrefillMethod) -> None:
+    shallow = read_backs(4, method)
+    assert read_backs(8, method) == shallow
     assert sum(shallow.values()) > 0, "nothing was counted at all"
 
 
@@ -119,17 +122,17 @@ def test_what_reads_back_at_every_layer_is_noticed(monkeypatch: pytest.MonkeyPat
 def test_a_plan_reads_back_a_few_times_however_many_chunks(num_chunks: int) -> None:
     decoder = decoder_of(2)
     layout = layout_of(decoder, num_chunks)
-    kept = torch.arange(layout.num_tokens) % 3 == 0
+    retained = torch.arange(layout.num_tokens) % 3 == 0
     with ReadBacks() as found:
-        make_plan(layout, kept | layout.is_text, kept & layout.is_chunk)
+        make_plan(layout, retained | layout.is_text, retained & layout.is_chunk)
     assert sum(found.counts.values()) <= 8
 
 
 @pytest.mark.parametrize("lengths", [(0, 1), (3, 2), (4, 4), (40, 40), (0, 0)])
 def test_anchors_are_counted_without_their_mask(lengths: tuple[int, int]) -> None:
-    budget = Budget(0, *lengths)
+    anchors = Anchors(*lengths)
     layout = layout_of(decoder_of(2))
-    assert _num_anchors(layout, budget) == int(anchor_mask(layout, budget).sum())
+    assert _num_anchors(layout, anchors) == int(anchor_mask(layout, anchors).sum())
 
 
 # -- the meta device -----------------------------------------------------------------------------
@@ -144,7 +147,7 @@ def on_meta(thing: Any) -> Any:
     if isinstance(thing, Source):
         return thing
     if isinstance(thing, LayerReader):
-        thing._device, thing._turn = META, on_meta(thing._turn)
+        thing._device, thing._rotate = META, on_meta(thing._rotate)
         return thing
     if is_dataclass(thing) and not isinstance(thing, (type, ChunkCache)):
         return replace(thing, **{name: on_meta(value) for name, value in vars(thing).items()})
@@ -154,13 +157,13 @@ def on_meta(thing: Any) -> Any:
     return thing
 
 
-@pytest.mark.parametrize("view", ["kept", "chunk", "all"])
+@pytest.mark.parametrize("view", ["retained", "chunk", "all"])
 @pytest.mark.parametrize("theta", [None, 0.5])
 def test_recomputing_a_layer_reads_nothing_back(view: Any, theta: float | None) -> None:
     decoder = decoder_of(2)
     layout = layout_of(decoder)
-    kept = (torch.arange(layout.num_tokens) % 3 == 0) | layout.is_text
-    plan = make_plan(layout, kept, kept & layout.is_chunk, view, reads_recomputed=theta is not None)
+    retained = (torch.arange(layout.num_tokens) % 3 == 0) | layout.is_text
+    plan = make_plan(layout, retained, retained & layout.is_chunk, view, reads_recomputed=theta is not None)
     attend = on_meta(PlannedPass(decoder, plan, KVBuffer(2), fusion_theta=theta))
     run_on_meta(attend, plan.row_positions)
 
@@ -168,16 +171,16 @@ def test_recomputing_a_layer_reads_nothing_back(view: Any, theta: float | None) 
 def test_scouting_a_layer_reads_nothing_back() -> None:
     decoder = decoder_of(2)
     layout = layout_of(decoder)
-    plan = make_plan(layout, kept=torch.ones_like(layout.is_text))
-    scores = AttentionScores(decoder, layout, plan.row_positions, SamKVConfig())
+    plan = make_plan(layout, retained=torch.ones_like(layout.is_text))
+    scores = AttentionScores(layout, decoder.num_layers, len(plan.row_positions), Scout())
     run_on_meta(on_meta(PlannedPass(decoder, plan, observer=scores)), plan.row_positions)
     assert scores.scores.device == META
 
 
 def test_decoding_a_token_reads_nothing_back() -> None:
     buffer = KVBuffer(2)
-    for num_tokens in (5, 1):
-        run_on_meta(CausalPass(buffer), torch.arange(num_tokens))
+    run_on_meta(CausalPass(buffer), torch.arange(5))
+    run_on_meta(DecodePass([buffer]), torch.arange(1))
     assert buffer.cache_length == 6
 
 

@@ -11,12 +11,12 @@ import torch
 
 import tiny
 from samkv_rag import SamKVEngine
-from samkv_rag.methods import METHODS, Clock, Prefilled
-from samkv_rag.methods.cacheblend import CHECK_LAYER
-from samkv_rag.methods.epic import chunk_beginnings
+from samkv_rag.prefill import Clock, Prefilled, PrefillContext
+from samkv_rag.prefill.cacheblend import CHECK_LAYER
+from samkv_rag.prefill.epic import chunk_beginnings
 from samkv_rag.model.decoder import CausalPass
 from samkv_rag.model.kv_buffer import KVBuffer
-from samkv_rag.sparse.layout import PromptLayout
+from samkv_rag.prompt.layout import PromptLayout
 
 MakeEngine = Callable[..., SamKVEngine]
 CHUNKS = [tiny.text(seed, num_words) for seed, num_words in ((1, 40), (2, 65), (3, 12))]
@@ -25,16 +25,16 @@ RIVALS = ["cacheblend", "epic"]
 
 
 def layout_of(engine: SamKVEngine, prompt: str = PROMPT) -> PromptLayout:
-    return engine._assembler.with_cache(engine._assembler.read(prompt))
+    return engine._assembler.with_cache(engine._assembler.split(prompt))
 
 
-def prefill(engine: SamKVEngine, prompt: str = PROMPT, **options: Any) -> tuple[Prefilled, torch.Tensor, KVBuffer]:
+def prefill(engine: SamKVEngine, method: str, prompt: str = PROMPT, **options: Any) -> tuple[Prefilled, torch.Tensor, KVBuffer]:
     """What the method returned, logits ``[vocab]`` of the first answer token, the cache to decode from."""
-    config = engine.config.with_options(**options)
+    chosen = tiny.method(method, **options)
     buffer = KVBuffer(engine.decoder.num_layers)
     with torch.inference_mode():
-        layout = layout_of(engine, prompt)
-        prefilled = METHODS[config.method].prefill(engine.decoder, layout, config, buffer, Clock())
+        context = PrefillContext(engine.decoder, layout_of(engine, prompt), buffer, engine._spec, Clock())
+        prefilled = chosen.prefill(context)
         return prefilled, engine.decoder.logits(prefilled.hidden)[0, -1], buffer
 
 
@@ -55,8 +55,8 @@ def test_recomputing_everything_equals_full_prefill(
 ) -> None:
     engine = make_engine(family)
     engine.add_chunks(CHUNKS)
-    _, expected, full = prefill(engine, prompt, method="full_prefill")
-    _, found, kept = prefill(engine, prompt, method=method, sequence_ratio=1.0)
+    _, expected, full = prefill(engine, "full_prefill", prompt)
+    _, found, kept = prefill(engine, method, prompt, recompute_ratio=1.0)
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
     for layer in range(engine.decoder.num_layers):
         for ours, theirs in zip(kept.layer(layer), full.layer(layer), strict=True):
@@ -67,9 +67,9 @@ def test_recomputing_everything_equals_full_prefill(
 def test_a_share_recomputed_lies_between_none_and_all(make_engine: MakeEngine, method: str) -> None:
     engine = make_engine()
     engine.add_chunks(CHUNKS)
-    expected = prefill(engine, method="full_prefill")[1]
+    expected = prefill(engine, "full_prefill")[1]
     errors = [
-        float((prefill(engine, method=method, sequence_ratio=ratio)[1] - expected).norm()) for ratio in (1e-6, 0.3, 1.0)
+        float((prefill(engine, method, recompute_ratio=ratio)[1] - expected).norm()) for ratio in (1e-6, 0.3, 1.0)
     ]
     assert errors[0] > errors[1] > errors[2]
 
@@ -80,8 +80,8 @@ def test_all_is_kept_and_the_share_recomputed_is_a_hard_cap(make_engine: MakeEng
     engine = make_engine()
     engine.add_chunks(CHUNKS)
     layout = layout_of(engine)
-    prefilled, _, buffer = prefill(engine, method=method, sequence_ratio=ratio)
-    assert bool(prefilled.kept.all())
+    prefilled, _, buffer = prefill(engine, method, recompute_ratio=ratio)
+    assert bool(prefilled.retained.all())
     assert buffer.cache_length == layout.num_tokens
     assert not bool((prefilled.recomputed & ~layout.is_chunk).any())
     budget = int(ratio * layout.num_chunk_tokens)
@@ -93,7 +93,7 @@ def test_cacheblend_recomputes_the_tokens_that_deviate_most(make_engine: MakeEng
     engine = make_engine()
     engine.add_chunks(CHUNKS)
     layout = layout_of(engine)
-    fresh, cached = full_kv(engine, layout).layer(CHECK_LAYER), prefill(engine, method="naive_reuse")[2]
+    fresh, cached = full_kv(engine, layout).layer(CHECK_LAYER), prefill(engine, "naive_reuse")[2]
     stale = cached.layer(CHECK_LAYER)
     deviation = {
         position: sum(
@@ -104,7 +104,7 @@ def test_cacheblend_recomputes_the_tokens_that_deviate_most(make_engine: MakeEng
     }
     budget = int(0.15 * layout.num_chunk_tokens)
     expected = sorted(sorted(deviation, key=lambda position: -deviation[position])[:budget])
-    found = prefill(engine, method="cacheblend", sequence_ratio=0.15)[0].recomputed
+    found = prefill(engine, "cacheblend", recompute_ratio=0.15)[0].recomputed
     assert found.nonzero()[:, 0].tolist() == expected
 
 
@@ -112,8 +112,8 @@ def test_cacheblend_keeps_fresh_kv_up_to_its_check_layer_and_cached_kv_above(mak
     engine = make_engine()
     engine.add_chunks(CHUNKS)
     layout = layout_of(engine)
-    exact, stale = full_kv(engine, layout), prefill(engine, method="naive_reuse")[2]
-    prefilled, _, found = prefill(engine, method="cacheblend", sequence_ratio=0.15)
+    exact, stale = full_kv(engine, layout), prefill(engine, "naive_reuse")[2]
+    prefilled, _, found = prefill(engine, "cacheblend", recompute_ratio=0.15)
     untouched = layout.is_chunk & ~prefilled.recomputed
     for layer in range(engine.decoder.num_layers):
         expected = exact if layer <= CHECK_LAYER else stale
@@ -155,8 +155,8 @@ def test_chunks_from_disk_answer_as_chunks_in_memory(make_engine: MakeEngine, me
     make_engine(store=tmp_path).add_chunks(CHUNKS)
     in_memory = make_engine()
     in_memory.add_chunks(CHUNKS)
-    found = make_engine(store=tmp_path).generate(PROMPT, max_new_tokens=6, method=method)
-    expected = in_memory.generate(PROMPT, max_new_tokens=6, method=method)
+    found = make_engine(store=tmp_path).generate(PROMPT, max_new_tokens=6, method=tiny.method(method))
+    expected = in_memory.generate(PROMPT, max_new_tokens=6, method=tiny.method(method))
     assert found.token_ids == expected.token_ids
     assert (found.metrics.chunks_hit, found.metrics.method) == (3, method)
     assert found.metrics.sequence_ratio == 1.0

@@ -9,13 +9,13 @@ import torch
 
 import tiny
 from samkv_rag import SamKVEngine
-from samkv_rag.chunk_cache import Layout
-from samkv_rag.sparse.fusion import fuse
-from samkv_rag.sparse.layout import PromptLayout, Segment
-from samkv_rag.sparse.personalization import personalise
-from samkv_rag.sparse.plan import make_plan
-from samkv_rag.sparse.scouting import scout
-from samkv_rag.sparse.selection import Blocks, Budget, anchor_mask, dynamic_share, plan_budget
+from samkv_rag.prefill.passes.planned_pass import fuse
+from samkv_rag.prompt.layout import PromptLayout, Segment
+from samkv_rag.prefill.passes.plan import make_plan
+from samkv_rag.prefill import Clock, PrefillContext, Scout
+from samkv_rag.model.kv_buffer import KVBuffer
+from samkv_rag.prefill.passes.selection import Anchors, Blocks, Budget, anchor_mask, plan_budget
+from samkv_rag.prefill.samkv import dynamic_share, personalized_queries
 
 
 def layout_of(*lengths: int, gap: int = 2, tail: int = 5) -> PromptLayout:
@@ -43,7 +43,7 @@ def test_layout_masks() -> None:
 def test_personalised_queries_follow_the_formula() -> None:
     torch.manual_seed(0)
     query, local = torch.randn(2, 3, 8), torch.randn(4, 2, 3, 8)
-    found = personalise(query, local)
+    found = personalized_queries(query, local)
     for i in range(4):
         for layer in range(2):
             for head in range(3):
@@ -55,7 +55,7 @@ def test_personalised_queries_follow_the_formula() -> None:
 
 def test_one_chunk_has_nobody_to_agree_with() -> None:
     query, local = torch.randn(2, 3, 8), torch.randn(1, 2, 3, 8)
-    assert torch.equal(personalise(query, local)[0], query)
+    assert torch.equal(personalized_queries(query, local)[0], query)
 
 
 @pytest.mark.parametrize(
@@ -73,28 +73,28 @@ def test_dynamic_share_is_averaged_over_layers() -> None:
 
 def test_anchors_are_both_ends_of_every_chunk() -> None:
     layout = layout_of(7, 3)
-    assert anchor_mask(layout, Layout(2, 1, 4)).nonzero()[:, 0].tolist() == [3, 4, 9, 12, 13, 14]
+    assert anchor_mask(layout, Anchors(2, 1)).nonzero()[:, 0].tolist() == [3, 4, 9, 12, 13, 14]
 
 
 def test_anchors_shrink_to_half_the_budget() -> None:
     layout = layout_of(100, 100)
-    assert plan_budget(layout, 0.2, Layout(4, 4, 8)) == Budget(40, 4, 4)
-    assert plan_budget(layout, 0.06, Layout(4, 4, 8)) == Budget(12, 1, 1)
-    assert plan_budget(layout, 0.001, Layout(4, 4, 8)) == Budget(0, 0, 0)
+    assert plan_budget(layout, 0.2, Anchors(4, 4)) == Budget(40, Anchors(4, 4))
+    assert plan_budget(layout, 0.06, Anchors(4, 4)) == Budget(12, Anchors(1, 1))
+    assert plan_budget(layout, 0.001, Anchors(4, 4)) == Budget(0, Anchors(0, 0))
 
 
 def test_blocks_cover_every_middle_once_and_no_anchor() -> None:
     layout = layout_of(21, 8, 40)
-    blocks = Blocks(layout, 4, 4, 5)
+    blocks = Blocks(layout, Anchors(4, 4), 5)
     assert blocks.per_chunk.tolist() == [3, 0, 7]
     assert torch.bincount(blocks.of_token).tolist() == [5, 5, 3, 5, 5, 5, 5, 5, 5, 2]
     everything = blocks.best_within(torch.ones(10), 10_000)
-    assert torch.equal(everything, layout.is_chunk & ~anchor_mask(layout, Layout(4, 4, 5)))
+    assert torch.equal(everything, layout.is_chunk & ~anchor_mask(layout, Anchors(4, 4)))
 
 
 def test_the_best_blocks_are_taken_and_the_last_is_cut_at_the_budget() -> None:
     layout = layout_of(21, 8, 40)
-    blocks = Blocks(layout, 4, 4, 5)
+    blocks = Blocks(layout, Anchors(4, 4), 5)
     scores = torch.tensor([0.0, 9.0, 8.0, 1.0, 7.0, 2.0, 3.0, 4.0, 5.0, 6.0])
     tokens = [blocks.positions[blocks.of_token == block].tolist() for block in range(10)]
     for budget in (0, 3, 5, 8, 10, 13):
@@ -106,7 +106,7 @@ def test_the_best_blocks_are_taken_and_the_last_is_cut_at_the_budget() -> None:
 
 def test_a_block_scores_by_its_best_tokens() -> None:
     layout = layout_of(12)
-    blocks = Blocks(layout, 1, 1, 5)
+    blocks = Blocks(layout, Anchors(1, 1), 5)
     scores = torch.zeros(layout.num_tokens)
     scores[4:14] = torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0, 0.0, 0.0, 0.0, 0.0, 6.0])
     assert blocks.top_token_mean(scores, 2).tolist() == [4.5, 3.0]
@@ -121,35 +121,36 @@ def test_fusion_mixes_chunks_and_leaves_text() -> None:
     torch.testing.assert_close(fused[:, :, 1], recomputed[:, :, 1])
 
 
-def test_a_narrow_plan_holds_only_what_is_kept() -> None:
+def test_a_narrow_plan_holds_only_what_is_retained() -> None:
     layout = layout_of(6, 6)
-    kept = layout.is_prefix | layout.is_text
-    kept[[4, 12]] = True
-    plan = make_plan(layout, kept, recomputed=kept & layout.is_chunk)
-    assert plan.positions.tolist() == kept.nonzero()[:, 0].tolist()
-    assert plan.kept_columns is None
-    assert plan.row_positions.tolist() == (kept & ~layout.is_prefix).nonzero()[:, 0].tolist()
+    retained = layout.is_prefix | layout.is_text
+    retained[[4, 12]] = True
+    plan = make_plan(layout, retained, recomputed=retained & layout.is_chunk)
+    assert plan.positions.tolist() == retained.nonzero()[:, 0].tolist()
+    assert plan.retained_columns is None
+    assert plan.row_positions.tolist() == (retained & ~layout.is_prefix).nonzero()[:, 0].tolist()
 
 
-def test_a_wide_plan_shows_chunk_rows_everything_before_them_and_text_only_the_kept() -> None:
+def test_a_wide_plan_shows_chunk_rows_everything_before_them_and_text_only_the_retained() -> None:
     layout = layout_of(6, 6)
-    kept = layout.is_prefix | layout.is_text
-    kept[[4, 12]] = True
-    plan = make_plan(layout, kept, recomputed=kept & layout.is_chunk, view="all")
+    retained = layout.is_prefix | layout.is_text
+    retained[[4, 12]] = True
+    plan = make_plan(layout, retained, recomputed=retained & layout.is_chunk, view="all")
     assert plan.positions.tolist() == list(range(layout.num_tokens))
     text, first, second = plan.groups
     assert text.columns is None
-    assert text.mask.sum(1).tolist() == [int(kept[: p + 1].sum()) for p in layout.is_text.nonzero()[:, 0].tolist()]
+    assert text.mask.sum(1).tolist() == [int(retained[: p + 1].sum()) for p in layout.is_text.nonzero()[:, 0].tolist()]
     assert (first.columns, second.columns) == (slice(0, 9), slice(0, 17))
     assert (int(first.mask.sum()), int(second.mask.sum())) == (5, 13)
 
 
 def test_scouting_scores_are_the_questions_attention(make_engine: Callable[..., SamKVEngine]) -> None:
     """Against the attention weights of transformers' own eager forward over the same mask."""
-    engine = make_engine(emphasis_tokens=3, emphasis_weight=2.0, score_layers=(0.5, 1.0))
+    engine = make_engine()
+    method = Scout(emphasis_tokens=3, emphasis_weight=2.0, score_layers=(0.5, 1.0))
     chunks = [tiny.text(1, 30), tiny.text(2, 20)]
     engine.add_chunks(chunks)
-    layout = engine._assembler.with_cache(engine._assembler.read(tiny.rag_prompt(chunks)))
+    layout = engine._assembler.with_cache(engine._assembler.split(tiny.rag_prompt(chunks)))
     position = torch.arange(layout.num_tokens)
     same_chunk = layout.chunk_number[:, None] == layout.chunk_number[None, :]
     seen = (position[None, :] <= position[:, None]) & (~layout.is_chunk[:, None] | same_chunk)
@@ -157,7 +158,8 @@ def test_scouting_scores_are_the_questions_attention(make_engine: Callable[..., 
     model.set_attn_implementation("eager")
     mask = torch.zeros(seen.shape).masked_fill(~seen, -1e30)[None, None]
     with torch.inference_mode():
-        found, _ = scout(engine.decoder, layout, engine.config)
+        buffer = KVBuffer(engine.decoder.num_layers)
+        found, _ = method.score_tokens(PrefillContext(engine.decoder, layout, buffer, engine._spec, Clock()))
         attention = model(layout.token_ids[None], attention_mask=mask, output_attentions=True).attentions
     num_rows = layout.tail.stop - layout.tail.start
     weights = torch.full((num_rows,), 1 / (num_rows - 3))

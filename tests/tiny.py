@@ -10,6 +10,8 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
+from samkv_rag.prefill import PrefillMethod, method_classes
+
 WORDS = [
     "harbour", "lantern", "gannet", "granite", "keeper", "tide", "engine", "paraffin", "slipway", "beacon",
     "weather", "record", "station", "island", "north", "stone", "seven", "winter", "letter", "signal",
@@ -55,6 +57,12 @@ FAMILIES = {
         },
     },
 }
+
+
+def method(name: str = "scout", **options: Any) -> PrefillMethod:
+    """A method that uses caches however short the prompt."""
+    cls = method_classes()[name]
+    return cls(**(({"min_chunk_tokens": 0} if cls.needs else {}) | options))
 
 
 def text(seed: int, num_words: int = 60) -> str:

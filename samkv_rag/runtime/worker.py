@@ -139,7 +139,7 @@ class Runtime:
 
     def _wait_for_work(self) -> bool:
         with self._changed:
-            if not self._has_work():
+            if not self._has_work() and not self._closed:
                 self._changed.wait(_IDLE_S)
             if not self._has_work():
                 self._thread = None

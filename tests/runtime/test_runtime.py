@@ -1,0 +1,352 @@
+"""Many requests on one model: the answers of one by one, fair turns, ends that end."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+import tiny
+from samkv_rag import GenerationResult, SamKVEngine
+from samkv_rag.exceptions import ConfigurationError, EngineClosedError, PromptTooLongError, QueueFullError
+from samkv_rag.prefill import FullPrefill, PrefillContext, Prefilled
+
+MakeEngine = Callable[..., SamKVEngine]
+CHUNKS = [tiny.text(seed, num_words) for seed, num_words in ((1, 60), (2, 90), (3, 30), (4, 70))]
+FAMILIES = ["llama", "qwen3", "phi3-partial-rope", "granite"]
+METHODS = ["scout", "samkv", "full_prefill", "naive_reuse", "cacheblend", "epic"]
+
+
+def prompts() -> list[str]:
+    """Prompts of different chunks in different order, so that cache lengths and position gaps differ."""
+    return [tiny.rag_prompt(CHUNKS[i % 4 :] + CHUNKS[: i % 3], f"Question number {i} of the tide?") for i in range(6)]
+
+
+@pytest.fixture
+def engine(make_engine: MakeEngine) -> SamKVEngine:
+    engine = make_engine()
+    engine.add_chunks(CHUNKS)
+    return engine
+
+
+@pytest.fixture
+def slow_layers(engine: SamKVEngine) -> Iterator[Callable[[float], None]]:
+    """A function that makes every layer take so many seconds longer."""
+    between_layers = engine.decoder.between_layers
+
+    def slow(seconds: float) -> None:
+        def wait() -> None:
+            time.sleep(seconds)
+            between_layers()
+
+        engine.decoder.between_layers = wait
+
+    yield slow
+    engine.decoder.between_layers = between_layers
+
+
+def together(engine: SamKVEngine, asked: list[str], **options: Any) -> list[GenerationResult]:
+    """Answers to prompts asked at once, from an event loop."""
+
+    async def ask() -> list[GenerationResult]:
+        return await asyncio.gather(*(engine.agenerate(prompt, **options) for prompt in asked))
+
+    return asyncio.run(ask())
+
+
+# -- the same answers ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_batched_equals_alone(engine: SamKVEngine, method: str) -> None:
+    options = {"method": tiny.method(method), "max_new_tokens": 12}
+    alone = [engine.generate(prompt, **options) for prompt in prompts()]
+    batched = together(engine, prompts(), **options)
+    assert [result.token_ids for result in batched] == [result.token_ids for result in alone]
+    assert [result.chunks for result in batched] == [result.chunks for result in alone]
+    assert len({result.token_ids for result in alone}) > 1, "nothing could have been mixed up"
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_batched_equals_alone_in_every_family(make_engine: MakeEngine, family: str) -> None:
+    engine = make_engine(family)
+    engine.add_chunks(CHUNKS)
+    alone = [engine.generate(prompt, max_new_tokens=10).token_ids for prompt in prompts()]
+    assert [result.token_ids for result in together(engine, prompts(), max_new_tokens=10)] == alone
+
+
+def test_sampled_answers_are_their_own(engine: SamKVEngine) -> None:
+    options: dict[str, Any] = {"temperature": 1.2, "top_p": 0.9, "seed": 3, "max_new_tokens": 12}
+    alone = [engine.generate(prompt, **options).text for prompt in prompts()]
+    assert [result.text for result in together(engine, prompts(), **options)] == alone
+
+
+def test_sequences_really_decode_in_one_batch(engine: SamKVEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
+    logits = engine.decoder.logits
+    monkeypatch.setattr(engine.decoder, "logits", lambda hidden: sizes.append(len(hidden)) or logits(hidden))
+    together(engine, prompts(), max_new_tokens=100)
+    assert max(sizes) == len(prompts())
+
+
+# -- turns ---------------------------------------------------------------------------------------
+
+
+def test_a_running_answer_goes_on_while_a_long_prompt_is_prefilled(
+    engine: SamKVEngine, slow_layers: Callable[[float], None]
+) -> None:
+    slow_layers(0.02)
+    running = engine.stream(prompts()[0], max_new_tokens=200)
+    next(running)
+    began = threading.Event()
+
+    class Slow(FullPrefill):
+        name = "slow"
+
+        def prefill(self, context: PrefillContext) -> Prefilled:
+            began.set()
+            return super().prefill(context)
+
+    long_one = threading.Thread(target=engine.generate, args=(prompts()[1],), kwargs={"method": Slow(), "max_new_tokens": 1})
+    long_one.start()
+    began.wait(10)
+    before = len(running._sequence.token_ids)  # type: ignore[union-attr]
+    long_one.join(30)
+    decoded = len(running._sequence.token_ids) - before  # type: ignore[union-attr]
+    running.close()
+    assert decoded >= engine.decoder.num_layers - 1
+
+
+def test_a_short_prompt_does_not_wait_for_a_long_one(engine: SamKVEngine, slow_layers: Callable[[float], None]) -> None:
+    order: list[str] = []
+    slow_layers(0.05)
+
+    def ask(name: str, prompt: str) -> None:
+        engine.generate(prompt, max_new_tokens=1, method="full_prefill")
+        order.append(name)
+
+    long_one = threading.Thread(target=ask, args=("long", tiny.rag_prompt([tiny.text(9, 1200)])))
+    long_one.start()
+    deadline = time.monotonic() + 10
+    while not engine._runtime._scheduler.prefilling and time.monotonic() < deadline:
+        time.sleep(0.001)
+    ask("short", "What is the tide?")
+    long_one.join(30)
+    assert order == ["short", "long"]
+
+
+def test_ingestion_makes_way_for_questions(engine: SamKVEngine, slow_layers: Callable[[float], None]) -> None:
+    slow_layers(0.05)
+    new = [tiny.text(100 + seed, 600) for seed in range(4)]
+    ingestion = threading.Thread(target=engine.add_chunks, args=(new,))
+    ingestion.start()
+    time.sleep(0.02)
+    engine.generate("What is the tide?", max_new_tokens=1)
+    assert ingestion.is_alive()
+    ingestion.join(60)
+    assert all(map(engine.has_chunk, new))
+
+
+# -- ends ----------------------------------------------------------------------------------------
+
+
+def wait_until(holds: Callable[[], bool]) -> bool:
+    deadline = time.monotonic() + 10
+    while not holds() and time.monotonic() < deadline:
+        time.sleep(0.002)
+    return holds()
+
+
+@pytest.mark.parametrize("end", ["close", "forget", "with"])
+def test_a_stream_that_is_closed_computes_nothing_more(engine: SamKVEngine, end: str) -> None:
+    stream = engine.stream(prompts()[0], max_new_tokens=3000)
+    next(stream)
+    sequence = stream._sequence
+    assert sequence is not None
+    if end == "close":
+        stream.close()
+    elif end == "with":
+        with stream:
+            pass
+    else:
+        del stream
+        gc.collect()
+    assert wait_until(lambda: not engine._runtime._scheduler.running)
+    decoded = len(sequence.token_ids)
+    time.sleep(0.05)
+    assert len(sequence.token_ids) == decoded < 3000
+    assert sequence.state is None, "its KV is still held"
+
+
+def test_a_stream_that_was_never_begun_costs_nothing(engine: SamKVEngine) -> None:
+    stream = engine.stream(prompts()[0])
+    assert engine._runtime._scheduler.num_waiting == 0
+    stream.close()
+    assert list(stream) == []
+
+
+def test_a_prefill_is_given_up_between_two_layers(engine: SamKVEngine, slow_layers: Callable[[float], None]) -> None:
+    slow_layers(0.1)
+    stream = engine.stream(prompts()[0], method="full_prefill")
+    reader = threading.Thread(target=lambda: next(stream, None), daemon=True)
+    reader.start()
+    assert wait_until(lambda: bool(engine._runtime._scheduler.prefilling))
+    stream.close()
+    started = time.monotonic()
+    assert wait_until(lambda: not engine._runtime._scheduler.prefilling)
+    assert time.monotonic() - started < 0.1 * engine.decoder.num_layers
+
+
+async def test_a_cancelled_task_stops_the_computation(engine: SamKVEngine) -> None:
+    task = asyncio.create_task(engine.agenerate(prompts()[0], max_new_tokens=3000))
+    while not engine._runtime._scheduler.running:
+        await asyncio.sleep(0.002)
+    (sequence,) = engine._runtime._scheduler.running
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    while engine._runtime._scheduler.running:
+        await asyncio.sleep(0.002)
+    assert len(sequence.token_ids) < 3000
+
+
+async def test_the_event_loop_stays_free(engine: SamKVEngine, slow_layers: Callable[[float], None]) -> None:
+    slow_layers(0.05)
+    ticks = 0
+
+    async def tick() -> None:
+        nonlocal ticks
+        while True:
+            ticks += 1
+            await asyncio.sleep(0.001)
+
+    ticking = asyncio.create_task(tick())
+    await engine.agenerate(prompts()[0], max_new_tokens=2)
+    ticking.cancel()
+    assert ticks > 50
+
+
+async def test_an_async_stream_has_pieces_and_a_result(engine: SamKVEngine) -> None:
+    expected = engine.generate(prompts()[0], max_new_tokens=12)
+    stream = engine.astream(prompts()[0], max_new_tokens=12)
+    with pytest.raises(ConfigurationError, match="read the stream to its end"):
+        _ = stream.result
+    text = "".join([piece.text async for piece in stream])
+    assert (text, stream.result.token_ids) == (expected.text, expected.token_ids)
+
+
+def test_errors_reach_who_asked_and_nobody_else(engine: SamKVEngine) -> None:
+    running = engine.stream(prompts()[0], max_new_tokens=20)
+    next(running)
+    with pytest.raises(PromptTooLongError, match="retrieve fewer or smaller chunks"):
+        engine.generate(tiny.text(5, num_words=9000))
+
+    class Broken(FullPrefill):
+        def prefill(self, context: PrefillContext) -> Prefilled:
+            raise MemoryError("no memory")
+
+    with pytest.raises(MemoryError, match="no memory"):
+        engine.generate(prompts()[1], method=Broken())
+    assert list(running)
+    assert running.result.metrics.completion_tokens == 20
+
+
+def test_a_full_queue_refuses_at_once(make_engine: MakeEngine) -> None:
+    engine = make_engine()
+    runtime = engine._runtime
+    runtime._scheduler.max_waiting = 2
+    hold = threading.Event()
+    runtime._read_prompt = lambda sequence: hold.wait(10) and engine._read(sequence)  # type: ignore[assignment]
+    threads = [threading.Thread(target=engine.generate, args=("What?",), kwargs={"max_new_tokens": 1}) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    assert wait_until(lambda: runtime._scheduler.num_waiting == 2)
+    started = time.monotonic()
+    with pytest.raises(QueueFullError, match="2 requests are waiting, the limit is 2; try again later"):
+        engine.generate("What?")
+    assert time.monotonic() - started < 1
+    hold.set()
+    for thread in threads:
+        thread.join(10)
+    assert engine.generate("What?", max_new_tokens=1).metrics.completion_tokens <= 1
+
+
+def test_no_more_run_than_may(make_engine: MakeEngine) -> None:
+    engine = make_engine()
+    engine.add_chunks(CHUNKS)
+    engine._runtime._scheduler.max_running = 2
+    most = 0
+    step = engine._runtime._step
+
+    def watched() -> None:
+        nonlocal most
+        most = max(most, len(engine._runtime._scheduler.running))
+        step()
+
+    engine._runtime._step = watched  # type: ignore[method-assign]
+    together(engine, prompts(), max_new_tokens=100)
+    assert most == 2
+
+
+def test_the_thread_ends_when_there_is_nothing_to_do_and_comes_back(
+    engine: SamKVEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("samkv_rag.runtime.worker._IDLE_S", 0.05)
+    engine.generate(prompts()[0], max_new_tokens=1)
+    assert wait_until(lambda: engine._runtime._thread is None)
+    assert engine.generate(prompts()[0], max_new_tokens=1).token_ids
+
+
+def test_a_closed_engine_says_so(make_engine: MakeEngine) -> None:
+    engine = make_engine()
+    engine.add_chunks(CHUNKS)
+    stream = engine.stream(prompts()[0], max_new_tokens=3000)
+    next(stream)
+    engine.close()
+    with pytest.raises(EngineClosedError, match="closed before the answer was finished"):
+        list(stream)
+    with pytest.raises(EngineClosedError, match="the engine is closed; open another"):
+        engine.generate("What?")
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded")
+def test_a_forked_child_answers_while_the_parent_does(engine: SamKVEngine) -> None:
+    expected = engine.generate(prompts()[0], max_new_tokens=4).token_ids
+    running = engine.stream(prompts()[1], max_new_tokens=500)
+    next(running)
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        found = engine.generate(prompts()[0], max_new_tokens=4).token_ids
+        os.write(writing, bytes([found == expected]))
+        os._exit(0)
+    os.close(writing)
+    answered: list[bytes] = []
+    waiting = threading.Thread(target=lambda: answered.append(os.read(reading, 1)), daemon=True)
+    waiting.start()
+    waiting.join(30)
+    os.kill(child, 9)
+    os.waitpid(child, 0)
+    running.close()
+    assert answered == [b"\x01"]
+
+
+def test_the_likelihood_of_a_reference_is_that_of_a_direct_forward(engine: SamKVEngine) -> None:
+    import torch
+
+    prompt, reference = prompts()[0], " the keeper of the north"
+    result = engine.generate_scored(prompt, reference, method="full_prefill", max_new_tokens=5)
+    prompt_ids = engine._assembler.without_cache(engine._assembler.split(prompt)).token_ids
+    reference_ids = torch.tensor(engine.tokenize(reference))
+    with torch.inference_mode():
+        logits = tiny.model()(torch.cat((prompt_ids, reference_ids))[None]).logits[0]
+    expected = torch.nn.functional.cross_entropy(logits[len(prompt_ids) - 1 : -1], reference_ids)
+    assert result.reference_nll == pytest.approx(float(expected), abs=1e-4)
+    assert result.token_ids == engine.generate(prompt, method="full_prefill", max_new_tokens=5).token_ids
