@@ -9,27 +9,25 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from samkv_rag.chunk_cache import ChunkCache
     from samkv_rag.config import EngineConfig
     from samkv_rag.engine import SamKVEngine
-    from samkv_rag.exceptions import DamagedChunkWarning, DamagedIndexWarning, SamKVError
+    from samkv_rag.exceptions import DamagedChunkWarning, DamagedCatalogWarning, SamKVError
     from samkv_rag.explanation import Explanation
     from samkv_rag.results import ChunkUse, Diagnostic, GenerationMetrics, GenerationResult, IngestionReport, Piece
-    from samkv_rag.store import KVStore, open_store
+    from samkv_rag.store import Store, open_store
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "ChunkCache": "chunk_cache",
     "ChunkUse": "results",
     "DamagedChunkWarning": "exceptions",
-    "DamagedIndexWarning": "exceptions",
+    "DamagedCatalogWarning": "exceptions",
     "Diagnostic": "results",
     "Explanation": "explanation",
     "GenerationMetrics": "results",
     "GenerationResult": "results",
     "IngestionReport": "results",
-    "KVStore": "store",
+    "Store": "store",
     "EngineConfig": "config",
     "SamKVEngine": "engine",
     "SamKVError": "exceptions",
@@ -38,16 +36,15 @@ _HOMES = {
 }
 
 __all__ = [
-    "ChunkCache",
     "ChunkUse",
     "DamagedChunkWarning",
-    "DamagedIndexWarning",
+    "DamagedCatalogWarning",
     "Diagnostic",
     "Explanation",
     "GenerationMetrics",
     "GenerationResult",
     "IngestionReport",
-    "KVStore",
+    "Store",
     "EngineConfig",
     "SamKVEngine",
     "SamKVError",

@@ -13,14 +13,13 @@ import torch
 from samkv_rag.checks import require_integer
 from samkv_rag.chunk_cache import SummarySpec
 from samkv_rag.config import EngineConfig
-from samkv_rag.exceptions import ConfigurationError, EmptyPromptError
-from samkv_rag.ingestion.library import ChunkLibrary
-from samkv_rag.ingestion.hints import Hint
+from samkv_rag.exceptions import ConfigurationError, EmptyPromptError, PromptError
+from samkv_rag.ingestion.library import Announcement, ChunkLibrary, Owner
 from samkv_rag.model.decoder import Decoder
 from samkv_rag.model.fingerprint import fingerprint
 from samkv_rag.model.loading import load
 from samkv_rag.model.support import check_config, self_test
-from samkv_rag.model.tokenization import PromptTokenizer
+from samkv_rag.model.tokenization import PromptTokenizer, RenderedPrompt
 from samkv_rag.prefill import PrefillMethod, Scout, resolve_method
 from samkv_rag.prompt.assembly import PromptAssembler
 from samkv_rag.results import GenerationResult, IngestionReport
@@ -31,11 +30,11 @@ from samkv_rag.runtime.sequence import Delivery, ReadPrompt, Request
 from samkv_rag.runtime.sequence import Sequence as RunningSequence
 from samkv_rag.runtime.stream import AnswerStream, AsyncAnswerStream
 from samkv_rag.runtime.worker import Runtime
-from samkv_rag.store import KVStore, Origin, open_store
-from samkv_rag.store.format.encoding import stored_dtype
+from samkv_rag.store import Store, open_store
+from samkv_rag.store.codec import FORMAT_VERSION, stored_dtype
 from samkv_rag.store.namespaces import scoped_fingerprint
 
-Prompt = str | Sequence[Mapping[str, Any]]
+Prompt = str | RenderedPrompt | Sequence[Mapping[str, Any]]
 Method = PrefillMethod | str | Mapping[str, Any]
 
 
@@ -53,7 +52,7 @@ class SamKVEngine:
         self,
         model: Any,
         tokenizer: Any,
-        store: KVStore | str | PathLike[str] = ":memory:",
+        store: Store | str | PathLike[str] = ":memory:",
         config: EngineConfig | None = None,
         method: Method | None = None,
         model_name: str | None = None,
@@ -82,10 +81,11 @@ class SamKVEngine:
             self.config.stored_resume_layer(self.decoder.num_layers),
         )
         self._runtime = Runtime(self.decoder, self._read, self._prefill, self._finish, max_running, max_waiting)
-        scope = scoped_fingerprint(self.fingerprint, namespace, store_secret)
-        origin = Origin(namespace, self.fingerprint, PurePath(self.model_name).name)
-        run = self._runtime.call
-        self._library = ChunkLibrary(self.decoder, self.tokenizer, self.store, self.config, scope, origin, run)
+        computed_as = f"{self.fingerprint}\n{FORMAT_VERSION}\n{self._spec}"
+        scope = scoped_fingerprint(computed_as, namespace, store_secret)
+        owner = Owner(scope, namespace, self.fingerprint, PurePath(self.model_name).name)
+        run, kv_dtype = self._runtime.call, self.config.kv_dtype
+        self._library = ChunkLibrary(self.decoder, self.tokenizer, self.store, owner, self._spec, kv_dtype, run)
         self._assembler = PromptAssembler(self.decoder, self.tokenizer, self._library, run)
         self._end_ids = _end_of_text_ids(model, tokenizer)
 
@@ -95,7 +95,7 @@ class SamKVEngine:
         model: Any,
         *,
         tokenizer: Any = None,
-        store: KVStore | str | PathLike[str] = ":memory:",
+        store: Store | str | PathLike[str] = ":memory:",
         config: EngineConfig | None = None,
         method: Method | None = None,
         device: str | torch.device | None = None,
@@ -148,6 +148,7 @@ class SamKVEngine:
     def close(self) -> None:
         """Give up what is being answered, end the threads and close the store."""
         self._runtime.close()
+        self._library.close()
         self.store.close()
 
     def __enter__(self) -> SamKVEngine:
@@ -184,7 +185,7 @@ class SamKVEngine:
 
     def sources(self) -> list[str]:
         """Every source given to :meth:`add_chunks` and not removed since."""
-        return self._library.sources()
+        return list(self._library.references())
 
     def has_chunk(self, text: str) -> bool:
         """Whether the chunk is stored for this model."""
@@ -201,14 +202,14 @@ class SamKVEngine:
         """
         return self._library.prune(_as_texts(keep_texts), unreferenced_only)
 
-    def announce(self, texts: Iterable[str]) -> Hint:
+    def announce(self, texts: Iterable[str]) -> Announcement:
         """Announce the chunks of a coming prompt.
 
         Their KV starts to be read while the prompt is still being built; one that is not stored will
         be recognised all the same, computed on the spot and stored. Reading ahead ends with the prompt;
         where none will come, cancel what is returned.
         """
-        return self._library.hint(_as_texts(texts))
+        return self._library.announce(_as_texts(texts))
 
     # Answers
 
@@ -300,8 +301,11 @@ class SamKVEngine:
 
     def apply_chat_template(
         self, messages: Sequence[Mapping[str, Any]], *, tools: Sequence[Mapping[str, Any]] = ()
-    ) -> str:
-        """Messages as the one string that :meth:`generate` would use.
+    ) -> RenderedPrompt:
+        """Messages as the one text that :meth:`generate` would use.
+
+        Pass it on as it is: it remembers which control tokens the template wrote. In a plain string every
+        control token outside of recognised chunks is one, whoever wrote it.
 
         ``tools`` are function schemas that the answer may call; its calls are text, in the model's own way.
 
@@ -335,7 +339,7 @@ class SamKVEngine:
         self, prompt: Prompt, method: Method | None, sampling: Sampling, reference_ids: tuple[int, ...] = ()
     ) -> Request:
         chosen = self.method if method is None else resolve_method(method)
-        return Request(self._as_text(prompt), chosen, sampling, reference_ids)
+        return Request(self._rendered(prompt), chosen, sampling, reference_ids)
 
     def _maker(self, request: Request) -> Callable[[Callable[[Delivery], None]], RunningSequence]:
         tokenizer, device, end_ids = self.tokenizer, self.decoder.device, self._end_ids
@@ -348,6 +352,8 @@ class SamKVEngine:
             return stream.result
 
     def _read(self, sequence: RunningSequence) -> ReadPrompt:
+        if sequence.read is not None:  # a chunk of it proved damaged
+            self._assembler.distrust(sequence.read.prompt)
         return read_prompt(self._assembler, sequence, self.context_window)
 
     def _prefill(self, sequence: RunningSequence) -> None:
@@ -357,16 +363,39 @@ class SamKVEngine:
         nll = reference_nll(self.decoder, sequence) if sequence.request.reference_ids else None
         return result(sequence, self.decoder, self.tokenizer, self.model_name, nll)
 
-    def _as_text(self, prompt: Prompt) -> str:
-        text = prompt if isinstance(prompt, str) else self.tokenizer.render(prompt) if prompt else ""
-        if not text.strip():
-            raise EmptyPromptError(f"the prompt is {text!r}; it must be text that is not only white space")
-        return text
+    def _rendered(self, prompt: Prompt) -> RenderedPrompt:
+        if isinstance(prompt, str):
+            rendered = RenderedPrompt(prompt)
+        elif isinstance(prompt, RenderedPrompt):
+            rendered = prompt
+        elif isinstance(prompt, Sequence) and all(isinstance(message, Mapping) for message in prompt):
+            rendered = self.tokenizer.render(prompt) if prompt else RenderedPrompt("")
+        else:
+            raise PromptError(f"the prompt is a {type(prompt).__name__}; it must be text or a list of messages")
+        if not rendered.text.strip():
+            raise EmptyPromptError(f"the prompt is {rendered.text!r}; it must be text that is not only white space")
+        try:
+            rendered.text.encode()
+        except UnicodeEncodeError as error:
+            raise PromptError(
+                f"the prompt holds half a surrogate pair at character {error.start}, which is not valid Unicode; "
+                "decode its bytes with errors='replace'"
+            ) from error
+        return rendered
 
 
-def _as_texts(texts: Iterable[str]) -> Iterable[str]:
-    """One text is a list of it, not of its characters."""
-    return [texts] if isinstance(texts, str) else texts
+def _as_texts(texts: Iterable[str]) -> list[str]:
+    """One text is a list of it, not of its characters.
+
+    Raises:
+        ConfigurationError: it is neither text nor made of texts.
+    """
+    if isinstance(texts, str):
+        return [texts]
+    try:
+        return list(texts)
+    except TypeError:
+        raise ConfigurationError(f"{texts!r} is not a list of texts") from None
 
 
 def _as_stops(stop: str | Sequence[str] | None) -> tuple[str, ...]:

@@ -16,16 +16,16 @@
     ├── StoreError
     │   ├── StoreFullError        no room for more; what was stored stays
     │   ├── StoreUnreachableError a remote store gave no answer in time, or an error
-    │   └── StoreFormatError      not a store, or one of another format version
+    │   ├── StoreFormatError      not a store, or one of another format version
+    │   └── DamagedChunkError     a stored chunk cannot be trusted; answering treats it as a miss
     ├── QueueFullError            too many requests are waiting; try again later
     ├── EngineClosedError         the engine was closed
     └── EvaluationError
         └── CaseFileError         a line that is no case of a question and its chunks
 
 Warnings: DamagedChunkWarning, a stored chunk that could not be trusted and is treated as a miss;
-DamagedIndexWarning, a disk store's index that was lost or damaged and has been made again;
-StoreUnreachableWarning, a remote store that gave no answer, so that its chunks are misses for a while;
-EvictionPolicyWarning, a server set to evict what a store keeps beside its chunks.
+DamagedCatalogWarning, a catalog that was damaged and has been made again;
+StoreUnreachableWarning, a remote store that gave no answer, so that its chunks are misses for a while.
 
 They derive from RuntimeError because LlamaIndex swallows ValueError and TypeError into an
 "Empty Response". Each message says the value, the limit and the remedy.
@@ -110,6 +110,10 @@ class EngineClosedError(SamKVError):
     """The engine was closed."""
 
 
+class DamagedChunkError(StoreError):
+    """A stored chunk is damaged, forged, or another's."""
+
+
 class EvaluationError(SamKVError):
     """An evaluation's figures would not mean what they say."""
 
@@ -122,13 +126,9 @@ class DamagedChunkWarning(UserWarning):
     """A stored chunk could not be trusted; it is treated as a miss and computed again."""
 
 
-class DamagedIndexWarning(UserWarning):
-    """A disk store's index was lost or damaged; it has been made again from the chunk files."""
+class DamagedCatalogWarning(UserWarning):
+    """A catalog was damaged; it has been made again from the stored chunks."""
 
 
 class StoreUnreachableWarning(UserWarning):
     """A remote store gave no answer; its chunks are misses until it does, and computed again."""
-
-
-class EvictionPolicyWarning(UserWarning):
-    """A server may evict the lists of chunks and of sources that a store keeps beside the chunks."""

@@ -3,25 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import torch
 
-from samkv_rag.chunk_cache import ChunkCache, Layout, Means
-from samkv_rag.config import KVDtype
+from samkv_rag.chunk_cache import ChunkCache, Summary, SummarySpec
 from samkv_rag.model.attention import attention
 from samkv_rag.model.decoder import Decoder
 
 
 @torch.inference_mode()
-def encode(
-    decoder: Decoder,
-    chunks: Sequence[Sequence[int]],
-    layout: Layout,
-    fingerprint: str,
-    kv_dtype: KVDtype = "auto",
-) -> list[ChunkCache]:
-    """Compute the caches of ``chunks`` (token ids) in one right-padded batch; a store keeps them in ``kv_dtype``.
+def encode(decoder: Decoder, chunks: Sequence[Sequence[int]], spec: SummarySpec) -> list[ChunkCache]:
+    """Compute the caches of ``chunks`` (token ids) in one right-padded batch.
 
     Right padding needs no mask: under causal attention no real token sees what follows it.
     """
@@ -29,10 +21,9 @@ def encode(
     token_ids = torch.zeros(len(chunks), max(lengths), dtype=torch.int64)
     for row, ids in enumerate(chunks):
         token_ids[row, : len(ids)] = torch.tensor(ids)
-    recorder = _Recorder(decoder.num_layers, _local_weights(lengths, layout).to(decoder.device))
-    hidden = _run(decoder, token_ids, layout.resume_layer, recorder)
-    caches = (recorder.cache(row, token_ids[row, :n], layout, fingerprint, hidden) for row, n in enumerate(lengths))
-    return [replace(cache, kv_dtype=kv_dtype) for cache in caches]
+    recorder = _Recorder(_local_weights(lengths, spec).to(decoder.device))
+    hidden = _run(decoder, token_ids, spec.resume_layer, recorder)
+    return [recorder.cache(row, token_ids[row, :length], spec, hidden) for row, length in enumerate(lengths)]
 
 
 def _run(decoder: Decoder, token_ids: torch.Tensor, resume_layer: int, recorder: _Recorder) -> torch.Tensor | None:
@@ -46,7 +37,7 @@ def _run(decoder: Decoder, token_ids: torch.Tensor, resume_layer: int, recorder:
 class _Recorder:
     """Causal attention that records keys, values and the mean query of the local tokens."""
 
-    def __init__(self, num_layers: int, local_weights: torch.Tensor) -> None:
+    def __init__(self, local_weights: torch.Tensor) -> None:
         self._local_weights = local_weights  # [batch, tokens]
         self._keys: list[torch.Tensor] = []  # a layer: [batch, kv_heads, tokens, head_dim]
         self._values: list[torch.Tensor] = []
@@ -62,36 +53,36 @@ class _Recorder:
         return attention(query, key, value, scaling, is_causal=True)
 
     def cache(
-        self, row: int, token_ids: torch.Tensor, layout: Layout, fingerprint: str, hidden: torch.Tensor | None
+        self, row: int, token_ids: torch.Tensor, spec: SummarySpec, hidden: torch.Tensor | None
     ) -> ChunkCache:
         """Cut one chunk's cache out of the batch; its tensors own their bytes."""
         length = token_ids.shape[0]
         keys = torch.stack([key[row, :, :length] for key in self._keys]).cpu()
         values = torch.stack([value[row, :, :length] for value in self._values]).cpu()
         query = torch.stack([mean[row] for mean in self._mean_queries]).cpu()
-        summary = Means(_block_means(keys, layout), _anchor_mean(keys, layout), query)
+        summary = Summary(_block_means(keys, spec), _anchor_mean(keys, spec), query)
         own_hidden = None if hidden is None else hidden[row, :length].to("cpu", copy=True)
-        return ChunkCache(token_ids.clone(), keys, values, summary, layout, fingerprint, own_hidden)
+        return ChunkCache(token_ids.clone(), keys, values, summary, own_hidden)
 
 
-def _local_weights(lengths: Sequence[int], layout: Layout) -> torch.Tensor:
+def _local_weights(lengths: Sequence[int], spec: SummarySpec) -> torch.Tensor:
     """``[batch, tokens]``: 1/n on each chunk's last n local tokens, else 0."""
     positions = torch.arange(max(lengths))
     ends = torch.tensor(lengths)[:, None]
-    local = (positions >= ends - layout.local_tokens) & (positions < ends)
+    local = (positions >= ends - spec.local_tokens) & (positions < ends)
     return local.float() / local.sum(dim=1, keepdim=True)
 
 
-def _block_means(keys: torch.Tensor, layout: Layout) -> torch.Tensor:
+def _block_means(keys: torch.Tensor, spec: SummarySpec) -> torch.Tensor:
     """Mean key of every block, ``[layers, kv_heads, blocks, head_dim]``."""
-    first, last = layout.middle(keys.shape[2])
-    blocks = [block.float().mean(dim=2) for block in torch.split(keys[:, :, first:last], layout.block_tokens, dim=2)]
+    first, last = spec.middle(keys.shape[2])
+    blocks = [block.float().mean(dim=2) for block in torch.split(keys[:, :, first:last], spec.block_tokens, dim=2)]
     empty = keys.new_empty(*keys.shape[:2], 0, keys.shape[3])
     return torch.stack(blocks, dim=2).to(keys.dtype) if last > first else empty
 
 
-def _anchor_mean(keys: torch.Tensor, layout: Layout) -> torch.Tensor:
+def _anchor_mean(keys: torch.Tensor, spec: SummarySpec) -> torch.Tensor:
     """Mean key of the initial and local tokens, ``[layers, kv_heads, head_dim]``."""
-    first, last = layout.middle(keys.shape[2])
+    first, last = spec.middle(keys.shape[2])
     anchors = torch.cat((keys[:, :, :first], keys[:, :, last:]), dim=2)
     return anchors.float().mean(dim=2).to(keys.dtype)

@@ -1,35 +1,80 @@
-"""The chunks of one model in a store: added, found in prompts, read, removed."""
+"""The chunks of one model in a store: added, announced, found in prompts, read, removed."""
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 import warnings
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import nullcontext
+from dataclasses import dataclass
 from functools import partial
 
-from samkv_rag.chunk_cache import ChunkCache, ChunkReader, Layout, chunk_key
-from samkv_rag.config import EngineConfig
+from tqdm import tqdm
+
+from samkv_rag.chunk_cache import ChunkCache, ChunkReader, SummarySpec, chunk_key
+from samkv_rag.config import KVDtype
 from samkv_rag.exceptions import (
     ChunkTooLongError,
     ConfigurationError,
+    DamagedChunkError,
+    DamagedChunkWarning,
     EmptyChunkError,
     StoreError,
     StoreUnreachableError,
 )
-from samkv_rag.ingestion.batching import Pending, batches
-from samkv_rag.ingestion.bulk import collection_paused
 from samkv_rag.ingestion.encoder import encode
-from samkv_rag.ingestion.hints import Hint, Hints
-from samkv_rag.ingestion.progress import chunk_progress
-from samkv_rag.results import IngestionReport
 from samkv_rag.model.decoder import Decoder
 from samkv_rag.model.tokenization import PromptTokenizer, printable
-from samkv_rag.prompt.recognition import PREFIX_CHARS, ChunkIndex, KnownText, Match, describe, text_digest
-from samkv_rag.store import Entry, KVStore, Origin
+from samkv_rag.ingestion.recognition import PREFIX_CHARS, ChunkIndex, Match, describe, text_digest
+from samkv_rag.results import IngestionReport
+from samkv_rag.store.base import Blob, Store
+from samkv_rag.store.catalog import Catalog
+from samkv_rag.store.codec import ChunkIdentity, ChunkShape, StoredChunk, encode_chunk
 
-_MAX_HINTS = 10_000
+logger = logging.getLogger(__name__)
+
+_MAX_ANNOUNCED = 10_000
+"""Texts recognised because they were announced, and not because they are stored."""
+_MAX_ANNOUNCEMENTS = 256
+_MAX_VERIFIED = 100_000
+_BATCH_TOKENS = {"cpu": 2048, "cuda": 16384}
+
+Run = Callable[[Callable[[], list[ChunkCache]]], list[ChunkCache]]
+"""Runs a function where the model may be used."""
+
+
+@dataclass(frozen=True)
+class Owner:
+    """Whose chunks a library's are."""
+
+    fingerprint: str
+    """Model, tokenizer, summary and tenant; part of every key."""
+    namespace: str = ""
+    model: str = ""
+    """The model's own fingerprint."""
+    model_name: str = ""
+
+
+class Announcement:
+    """Chunks of a coming prompt. Cancel it where the prompt will not come."""
+
+    def __init__(self, digests: frozenset[str], stop_prefetch: Callable[[], None]) -> None:
+        self.digests = digests
+        self._stop_prefetch = stop_prefetch
+
+    def cancel(self) -> None:
+        """Read no more of its chunks ahead; what is under way is finished. Any number of times."""
+        self._stop_prefetch()
+
+
+@dataclass(frozen=True)
+class _Pending:
+    """A chunk to be computed."""
+
+    text: str
+    token_ids: list[int]
 
 
 class ChunkLibrary:
@@ -39,242 +84,343 @@ class ChunkLibrary:
         self,
         decoder: Decoder,
         tokenizer: PromptTokenizer,
-        store: KVStore,
-        config: EngineConfig,
-        fingerprint: str,
-        origin: Origin,
-        run: Callable[[Callable[[], list[ChunkCache]]], list[ChunkCache]],
+        store: Store,
+        owner: Owner,
+        spec: SummarySpec,
+        kv_dtype: KVDtype,
+        run: Run,
     ) -> None:
-        self._run = run
         self._decoder = decoder
         self._tokenizer = tokenizer
         self._store = store
-        self._config = config
-        self._fingerprint = fingerprint
-        self._origin = origin
-        self._layout = Layout(
-            config.initial_tokens,
-            config.local_tokens,
-            config.block_tokens,
-            resume_layer=config.stored_resume_layer(decoder.num_layers),
+        self._owner = owner
+        self._spec = spec
+        self._kv_dtype = kv_dtype
+        self._run = run
+        self._catalog = Catalog(store)
+        self._shape = ChunkShape(
+            decoder.num_layers,
+            decoder.num_heads,
+            decoder.num_kv_heads,
+            decoder.head_dim,
+            decoder.hidden_size,
+            tokenizer.vocab_size,
+            decoder.dtype,
+            bool(spec.resume_layer),
         )
         self._lock = threading.RLock()
-        self._hints = Hints()
-        self._mark = 0
-        self._forget()
+        self._index = ChunkIndex()
+        self._announced: OrderedDict[str, None] = OrderedDict()
+        self._announcements: list[Announcement] = []
+        self._verified: OrderedDict[str, object] = OrderedDict()
 
-    # -- what is there ---------------------------------------------------------------------------
+    # What is there
 
     def has(self, text: str) -> bool:
-        """Whether a chunk is stored and serves this configuration."""
-        self._sync()
-        return self.stores(text_digest(text.strip()))
+        """Whether a chunk is stored."""
+        (cleaned,) = _cleaned([text])
+        key = self._key(text_digest(cleaned))
+        return key in self._store.contains([key])
 
-    def stores(self, digest: str) -> bool:
-        """Whether the chunk of this text digest served this configuration when the store was last looked at."""
-        entry = self._entries.get(digest)
-        return entry is not None and self._serves(entry.layout)
+    def knows(self, digest: str) -> bool:
+        """Whether the chunk of this text digest was stored, rather than only announced."""
+        with self._lock:
+            return self._index.get(digest) is not None and digest not in self._announced
 
     def find(self, prompt: str) -> list[Match]:
         """Known chunks in ``prompt``."""
-        self._sync()
         with self._lock:
+            self._sync()
             return self._index.find(prompt)
 
     def num_tokens(self, digest: str, text: str) -> int:
         """Tokens of a known chunk, without reading its KV."""
-        entry = self._entries.get(digest)
-        return entry.num_tokens if entry is not None else len(self._tokenizer.chunk_ids(text))
+        with self._lock:
+            known = self._index.get(digest)
+        return known.num_tokens if known and known.num_tokens else len(self._tokenizer.chunk_ids(text))
 
-    # -- ingestion -------------------------------------------------------------------------------
+    # Ingestion
 
     def add(
         self, texts: Iterable[str], show_progress: bool | None = None, sources: Sequence[str | None] | None = None
     ) -> IngestionReport:
         """Compute and store what is missing; then record that the n-th source refers to the n-th text.
 
+        All texts are checked before any is computed. ``show_progress=None`` shows a bar on a terminal only.
+
         Raises:
-            ConfigurationError: there is not one source, or None, for every text; nothing was computed.
-            Else as :meth:`_add_missing`, with references as before.
+            ConfigurationError: there is not one source, or None, for every text.
+            EmptyChunkError, ChunkTooLongError: a text cannot be a chunk.
+            StoreError: no room, or no answer; the chunks stored until then stay, sources are as before.
         """
         cleaned = list(_cleaned(texts))
-        if sources is None:
-            return self._add_missing(cleaned, show_progress)
         references = self._references(cleaned, sources)
-        report = self._add_missing(cleaned, show_progress)
-        self._store.refer(self._fingerprint, references)
-        # Whoever released the last other reference in between took the chunk with it.
-        self._add_missing(cleaned, show_progress=False)
-        return report
-
-    def release(self, sources: Iterable[str], keep_texts: Iterable[str] = ()) -> int:
-        """Forget sources, save the last ones of ``keep_texts``; delete chunks without any left, return how many."""
-        going, keep = set(sources), self._keys(keep_texts)
-        if keep:
-            references = self._store.references(self._fingerprint)
-            keep -= {key for source, key in references.items() if source not in going}
-            going = {source for source in going if references.get(source) not in keep}
-        return self._store.release(self._fingerprint, going)
-
-    def sources(self) -> list[str]:
-        """Every source that refers to a chunk."""
-        return list(self._store.references(self._fingerprint))
-
-    def _add_missing(self, texts: Iterable[str], show_progress: bool | None) -> IngestionReport:
-        """Compute and store what is missing, in batches of like length.
-
-        All texts are checked before any is computed. ``show_progress=None`` shows a bar on a
-        terminal only.
-
-        Raises:
-            EmptyChunkError, ChunkTooLongError: nothing was computed.
-            StoreError: no room, or no answer; the chunks stored until then stay.
-        """
         started = time.perf_counter()
-        unique = list(dict.fromkeys(texts))
+        unique = list(dict.fromkeys(cleaned))
         worthwhile = [text for text in unique if len(text) >= PREFIX_CHARS]
-        self._sync()
-        pending = [self._tokenised(text) for text in worthwhile if not self.stores(text_digest(text))]
-        with chunk_progress(len(pending), show_progress) as bar:
+        keys = {text: self._key(text_digest(text)) for text in worthwhile}
+        stored = self._store.contains(keys.values())
+        pending = [self._tokenised(text) for text in worthwhile if keys[text] not in stored]
+        disable = None if show_progress is None and pending else not (show_progress and pending)
+        with tqdm(total=len(pending), desc="Caching chunks", unit="chunk", disable=disable) as bar:
             for text, cache in self._encoded(pending):
-                self._store.put(self._entry(text, cache), cache)
+                self._put(text, cache)
                 bar.update()
+        known = [text for text in worthwhile if keys[text] in stored]
+        self._write_down(known)
         self._store.flush()
+        if references:
+            self._delete(self._catalog.refer(self._owner.fingerprint, references))
+        if pending:
+            logger.info("stored %d chunks, reused %d", len(pending), len(known))
         return IngestionReport(
             num_added=len(pending),
-            num_reused=len(worthwhile) - len(pending),
+            num_reused=len(known),
             num_skipped=len(unique) - len(worthwhile),
             num_tokens=sum(len(item.token_ids) for item in pending),
             elapsed_s=time.perf_counter() - started,
         )
 
+    # Forgetting
+
+    def release(self, sources: Iterable[str], keep_texts: Iterable[str] = ()) -> int:
+        """Forget sources, save the last ones of ``keep_texts``; delete chunks without any left, return how many."""
+        going, keep = set(sources), self._keys(keep_texts)
+        if keep:
+            references = self.references()
+            keep -= {key for source, key in references.items() if source not in going}
+            going = {source for source in going if references.get(source) not in keep}
+        return self._delete(self._catalog.release(self._owner.fingerprint, going))
+
+    def references(self) -> dict[str, str]:
+        """Every source and the chunk key that it refers to."""
+        return self._catalog.sources(self._owner.fingerprint)
+
     def remove(self, texts: Iterable[str]) -> int:
-        """Delete chunks and return how many were there."""
-        return self._store.remove(self._keys(texts))
+        """Delete chunks, wherever they are stored, and return how many were there."""
+        return self._delete(self._keys(texts), also_shared=True)
 
     def prune(self, keep_texts: Iterable[str], unreferenced_only: bool = False) -> int:
         """Delete this model's chunks that are not among ``keep_texts``; where asked, nor referred to."""
         keep = self._keys(keep_texts)
-        self._sync()
-        if unreferenced_only:  # read after the entries: a chunk is stored first and referred to then
-            keep |= set(self._store.references(self._fingerprint).values())
-        return self._store.remove(entry.key for entry in list(self._entries.values()) if entry.key not in keep)
+        known = {chunk.key for chunk in self._catalog.chunks(self._owner.fingerprint)}
+        if unreferenced_only:  # read after the chunks: one is stored first and referred to then
+            keep |= set(self.references().values())
+        return self._delete(known - keep, also_shared=True)
 
-    # -- reading ---------------------------------------------------------------------------------
+    # Reading
 
-    def hint(self, texts: Iterable[str]) -> Hint:
+    def announce(self, texts: Iterable[str]) -> Announcement:
         """These chunks are about to appear in a prompt: recognise them, bring their KV nearer until it is read."""
-        known = [describe(stripped) for text in texts if (stripped := text.strip())]
-        self._sync()
+        known = [describe(text) for text in _cleaned(texts, empty_too=True) if len(text) >= PREFIX_CHARS]
         with self._lock:
-            self._num_hints += len(known)
-            if self._num_hints > _MAX_HINTS:
-                self._forget()
-            self._index.add(known)
-        digests = [text.text_digest for text in known]
-        hint = Hint(frozenset(digests), self._store.prefetch(map(self._key, digests), self._fingerprint))
-        self._hints.note(hint)
-        return hint
+            self._sync()
+            for text in known:
+                if self._index.get(text.digest) is None or text.digest in self._announced:
+                    self._announced[text.digest] = None
+                    self._announced.move_to_end(text.digest)
+            self._index.add(text for text in known if text.digest in self._announced)
+            while len(self._announced) > _MAX_ANNOUNCED:
+                self._index.remove([self._announced.popitem(last=False)[0]])
+        digests = frozenset(text.digest for text in known)
+        announcement = Announcement(digests, self._store.prefetch(map(self._key, digests)))
+        with self._lock:
+            self._announcements.append(announcement)
+            oldest = self._announcements.pop(0) if len(self._announcements) > _MAX_ANNOUNCEMENTS else None
+        if oldest is not None:
+            oldest.cancel()
+        return announcement
 
-    def end_hints(self, digests: Iterable[str]) -> None:
-        """A prompt with these chunks has been read, or given up: what was announced for it is read no more."""
-        self._hints.end(digests)
+    def end_announcements(self, digests: Iterable[str]) -> None:
+        """A prompt with these chunks has been read: read no more ahead of what was announced with any of them."""
+        read = set(digests)
+        with self._lock:
+            ended = [one for one in self._announcements if not read.isdisjoint(one.digests)]
+            self._announcements = [one for one in self._announcements if read.isdisjoint(one.digests)]
+        for announcement in ended:
+            announcement.cancel()
 
     def read(self, texts: Sequence[str]) -> list[tuple[ChunkReader, bool]]:
         """Readers of ``texts``, and whether the store had them; what it lacks is computed and stored."""
         # All are on their way from a slow disk while the first is still being checked and computed with.
-        prefetch = self._store.prefetch((self._key(text_digest(text)) for text in texts), self._fingerprint)
+        stop_prefetch = self._store.prefetch(self._key(text_digest(text)) for text in texts)
         try:
             readers = [self._open(text) for text in texts]
         finally:
-            prefetch.cancel()
-        missing = {text: reader for text, reader in zip(texts, readers, strict=True) if reader is None}
-        computed = self._compute(list(missing)) if missing else {}
+            stop_prefetch()
+        missing = list(dict.fromkeys(text for text, reader in zip(texts, readers, strict=True) if reader is None))
+        computed = self._compute(missing)
         return [(reader, True) if reader else (computed[t], False) for t, reader in zip(texts, readers, strict=True)]
 
-    def _open(self, text: str) -> ChunkReader | None:
-        reader = self._store.open(self._key(text_digest(text)), self._fingerprint)
-        return reader if reader is not None and self._serves(reader.layout) else None
+    def distrust(self, texts: Iterable[str]) -> None:
+        """Verify these chunks again before they are read next: one of them could not be read."""
+        with self._lock:
+            for text in texts:
+                self._verified.pop(self._key(text_digest(text)), None)
 
-    def _compute(self, texts: list[str]) -> dict[str, ChunkCache]:
+    def close(self) -> None:
+        """Let go of the catalog; the store is its owner's."""
+        self._catalog.close()
+
+    def _open(self, text: str) -> ChunkReader | None:
+        digest = text_digest(text)
+        key = self._key(digest)
+        try:
+            blob = self._store.get(key)
+        except StoreUnreachableError:  # the store has warned of it
+            return None
+        if blob is None:
+            return None
+        try:
+            chunk = StoredChunk(blob)
+            self._verify_once(key, digest, text, blob, chunk)
+        except DamagedChunkError as error:
+            warnings.warn(
+                f"chunk {printable(text)!r} ({key}) cannot be trusted: {error}; it is computed again",
+                DamagedChunkWarning,
+                stacklevel=2,
+            )
+            return None
+        return chunk
+
+    def _verify_once(self, key: str, digest: str, text: str, blob: Blob, chunk: StoredChunk) -> None:
+        """Verify what this process has not read yet, or what has changed since."""
+        with self._lock:
+            if self._verified.get(key) == blob.identity:
+                return
+        if (chunk.identity.fingerprint, chunk.identity.digest) != (self._owner.fingerprint, digest):
+            raise DamagedChunkError("it is another chunk's")
+        chunk.verify(self._shape, self._tokenizer.chunk_ids(text))
+        with self._lock:
+            self._verified[key] = blob.identity
+            if len(self._verified) > _MAX_VERIFIED:
+                self._verified.popitem(last=False)
+
+    def _compute(self, texts: Sequence[str]) -> dict[str, ChunkCache]:
         computed = {}
         for text, cache in self._encoded([self._tokenised(text) for text in texts]):
             computed[text] = cache
-            self._store_if_possible(text, cache)
+            try:
+                self._put(text, cache)
+            except StoreError as error:  # the question at hand can be answered all the same
+                warnings.warn(str(error), stacklevel=2)
         return computed
 
-    def _store_if_possible(self, text: str, cache: ChunkCache) -> None:
-        try:
-            self._store.put(self._entry(text, cache), cache)
-        except StoreError as error:  # the question at hand can be answered all the same
-            warnings.warn(str(error), stacklevel=2)
-
-    # -- helpers ---------------------------------------------------------------------------------
+    # Helpers
 
     def _sync(self) -> None:
-        """Take over what this or another process has changed in the store."""
-        with self._lock, nullcontext() if self._mark else collection_paused():
-            try:
-                changes = self._store.changes(self._fingerprint, self._mark)
-                if changes is None:
-                    changes = self._store.changes(self._fingerprint, 0)
-                    self._forget()
-            except StoreUnreachableError:  # the store has warned of it; what is known is still worth a try
-                return
-            entries, self._mark = changes or ([], 0)
-            self._entries.update((entry.text_digest, entry) for entry in entries)
-            self._index.add(KnownText(e.text_digest, e.prefix, e.suffix, e.num_chars) for e in entries)
+        """Take over what this or another process has written down."""
+        news = self._catalog.news(self._owner.fingerprint)
+        for text in news:
+            self._announced.pop(text.digest, None)
+        self._index.add(news)
 
-    def _forget(self) -> None:
-        self._index = ChunkIndex()
-        self._entries: dict[str, Entry] = {}
-        self._mark = 0
-        self._num_hints = 0
+    def _put(self, text: str, cache: ChunkCache) -> None:
+        identity = self._identity(text, cache.num_tokens)
+        self._store.put(identity.key, encode_chunk(cache, identity, self._kv_dtype))
+        self._catalog.add([identity])
 
-    def _serves(self, layout: Layout) -> bool:
-        """Whether a chunk summarised in ``layout`` has all that this configuration reads."""
-        return layout == self._layout
+    def _write_down(self, texts: Sequence[str]) -> None:
+        """Put texts that are stored, but not known here, into the catalog: another machine stored them."""
+        with self._lock:
+            self._sync()
+            unknown = [text for text in texts if not self.knows(text_digest(text))]
+        self._catalog.add([self._identity(text, len(self._tokenizer.chunk_ids(text))) for text in unknown])
 
-    def _references(self, texts: Sequence[str], sources: Sequence[str | None]) -> dict[str, str]:
+    def _delete(self, keys: set[str], also_shared: bool = False) -> int:
+        """Forget chunks and delete them; those that other machines may refer to stay unless ``also_shared``."""
+        if not keys:
+            return 0
+        num_deleted = self._store.delete(keys) if also_shared or not self._store.shared else len(keys)
+        gone = self._catalog.remove(keys)
+        with self._lock:
+            gone += [digest for digest in self._announced if self._key(digest) in keys]
+            self._index.remove(gone)
+            for digest in gone:
+                self._announced.pop(digest, None)
+        return num_deleted
+
+    def _references(self, texts: Sequence[str], sources: Sequence[str | None] | None) -> dict[str, str]:
         """Source to chunk key; of a source named twice the last text counts."""
+        if sources is None:
+            return {}
         if isinstance(sources, str) or len(sources) != len(texts):
             raise ConfigurationError(f"{len(sources)} sources for {len(texts)} chunks; give a list of one for each")
         named = [(source, text) for source, text in zip(sources, texts, strict=True) if source is not None]
         if wrong := [source for source, _ in named if not isinstance(source, str) or not source]:
-            raise ConfigurationError(f"source {wrong[0]!r} is no name; it must be a text that is not empty, or None")
+            raise ConfigurationError(f"source {wrong[0]!r} is not a name; it must be text that is not empty, or None")
         return {source: self._key(text_digest(text)) for source, text in named}
 
     def _keys(self, texts: Iterable[str]) -> set[str]:
-        return {self._key(text_digest(text.strip())) for text in texts}
+        return {self._key(text_digest(text)) for text in _cleaned(texts, empty_too=True)}
 
     def _key(self, digest: str) -> str:
-        return chunk_key(self._fingerprint, digest)
+        return chunk_key(self._owner.fingerprint, digest)
 
-    def _entry(self, text: str, cache: ChunkCache) -> Entry:
-        known, num_tokens = describe(text), cache.num_tokens
-        key, ends = self._key(known.text_digest), (known.prefix, known.suffix)
-        return Entry(key, known.text_digest, *ends, known.num_chars, num_tokens, cache.layout, self._origin)
+    def _identity(self, text: str, num_tokens: int) -> ChunkIdentity:
+        known = describe(text)
+        return ChunkIdentity(
+            self._owner.fingerprint,
+            known.digest,
+            known.num_chars,
+            known.prefix_hash,
+            known.text_hash,
+            num_tokens,
+            self._owner.namespace,
+            self._owner.model,
+            self._owner.model_name,
+        )
 
-    def _encoded(self, pending: Sequence[Pending]) -> Iterator[tuple[str, ChunkCache]]:
+    def _encoded(self, pending: Sequence[_Pending]) -> Iterator[tuple[str, ChunkCache]]:
         """Yield texts and their caches, computed batch by batch."""
-        for batch in batches(pending, self._decoder.device.type):
-            chunks = [item.token_ids for item in batch]
-            caches = self._run(partial(encode, self._decoder, chunks, self._layout, self._fingerprint, self._config.kv_dtype))
+        for batch in _batches(pending, self._decoder.device.type):
+            token_ids = [item.token_ids for item in batch]
+            caches = self._run(partial(encode, self._decoder, token_ids, self._spec))
             yield from zip((item.text for item in batch), caches, strict=True)
 
-    def _tokenised(self, text: str) -> Pending:
+    def _tokenised(self, text: str) -> _Pending:
         ids, limit = self._tokenizer.chunk_ids(text), self._decoder.context_window
         if len(ids) >= limit:
             raise ChunkTooLongError(
                 f"chunk {printable(text)!r} has {len(ids)} tokens, the model's context window is {limit}; "
                 "split it into smaller chunks"
             )
-        return Pending(text, ids)
+        return _Pending(text, ids)
 
 
-def _cleaned(texts: Iterable[str]) -> Iterator[str]:
-    """Strip white space around chunks, as frameworks do before they put them into a prompt."""
+def _batches(pending: Sequence[_Pending], device_type: str) -> Iterator[list[_Pending]]:
+    """Batches of chunks of like length, bounded in tokens, padding included."""
+    batch_tokens = _BATCH_TOKENS.get(device_type, _BATCH_TOKENS["cpu"])
+    batch: list[_Pending] = []
+    for item in sorted(pending, key=lambda item: len(item.token_ids)):
+        if batch and (len(batch) + 1) * len(item.token_ids) > batch_tokens:
+            yield batch
+            batch = []
+        batch.append(item)
+    if batch:
+        yield batch
+
+
+def _cleaned(texts: Iterable[str], empty_too: bool = False) -> Iterator[str]:
+    """Strip white space around chunks, as frameworks do before they put them into a prompt.
+
+    Raises:
+        EmptyChunkError: one is not text or, unless ``empty_too``, has nothing but white space.
+    """
     for number, text in enumerate(texts):
-        if not isinstance(text, str) or not text.strip():
+        if not isinstance(text, str) or not (text.strip() or empty_too):
             raise EmptyChunkError(f"chunk {number} is {text!r}; it must be text that is not only white space")
+        if (at := _lone_surrogate(text)) is not None:
+            raise EmptyChunkError(
+                f"chunk {number} holds half a surrogate pair ({text[at]!r}) at character {at}, which is not valid "
+                "Unicode; decode its bytes with errors='replace'"
+            )
         yield text.strip()
+
+
+def _lone_surrogate(text: str) -> int | None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        return error.start
+    return None

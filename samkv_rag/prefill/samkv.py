@@ -144,7 +144,7 @@ def _top_share(scores: torch.Tensor, share: torch.Tensor) -> torch.Tensor:
 def _rotated_summary(decoder: Decoder, segment: Segment, layers: list[int]) -> Summary:
     """A chunk's summary at ``layers``, in float32, rotated to the chunk's place in the prompt."""
     assert segment.reader is not None
-    summary = segment.reader.means()
+    summary = segment.reader.summary()
     rotate = decoder.rotation_by(torch.tensor([segment.start]))
     blocks, anchor, query = (
         tensor[layers].to(decoder.device).float()

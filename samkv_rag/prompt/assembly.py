@@ -12,14 +12,17 @@ import torch
 from samkv_rag.chunk_cache import ChunkCache, ChunkReader, SummarySpec
 from samkv_rag.ingestion.encoder import encode
 from samkv_rag.ingestion.library import ChunkLibrary
+from samkv_rag.ingestion.recognition import Match, TextSpan, split_prompt
 from samkv_rag.model.decoder import Decoder
-from samkv_rag.model.tokenization import PromptTokenizer
-from samkv_rag.prompt.recognition import TextSpan, split_prompt
+from samkv_rag.model.tokenization import PromptTokenizer, RenderedPrompt
 from samkv_rag.prompt.layout import PromptLayout, Segment, SegmentKind
 
 _MAX_PREFIX_TOKENS = 4096
-Run = Callable[[Callable[[], ChunkCache]], ChunkCache]
+Run = Callable[[Callable[[], list[ChunkCache]]], list[ChunkCache]]
 """Runs a function where the model may be used."""
+
+_Part = tuple[TextSpan, torch.Tensor, ChunkReader | None, bool]
+"""A span, its token ids, its cache, and whether that was there already."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,13 @@ class SplitPrompt:
 
     spans: list[TextSpan]
     num_chunk_tokens: int
+    literals: tuple[tuple[int, int], ...] = ()
+    """Control tokens that a message spells out, see :class:`RenderedPrompt`."""
+
+    @property
+    def chunk_texts(self) -> list[str]:
+        """The texts of the chunks, in order."""
+        return [span.text for span in self.spans if span.text_digest]
 
     @property
     def has_question(self) -> bool:
@@ -44,37 +54,48 @@ class PromptAssembler:
         self._library = library
         self._prefixes = PrefixCache(decoder, run)
 
-    def split(self, prompt: str) -> SplitPrompt:
-        """Recognise the chunks in ``prompt``."""
-        spans = split_prompt(prompt, self._library.find(prompt))
-        counts = [self._library.num_tokens(span.text_digest, span.text) for span in spans if span.text_digest]
-        return SplitPrompt(spans, sum(counts))
+    def split(self, prompt: RenderedPrompt | str) -> SplitPrompt:
+        """Recognise the chunks in ``prompt``.
 
-    def end_hints(self, prompt: SplitPrompt) -> None:
+        Of messages, no chunk covers a control token that the chat template wrote: a document that reads
+        like the template would else swallow the chat's structure.
+        """
+        rendered = RenderedPrompt(prompt) if isinstance(prompt, str) else prompt
+        matches, position = [], 0
+        for start, stop in (*rendered.structure, (len(rendered.text), len(rendered.text))):
+            found = self._library.find(rendered.text[position:start])
+            matches += [Match(position + m.start, position + m.stop, m.text_digest) for m in found]
+            position = stop
+        spans = split_prompt(rendered.text, matches)
+        counts = [self._library.num_tokens(span.text_digest, span.text) for span in spans if span.text_digest]
+        return SplitPrompt(spans, sum(counts), rendered.literals)
+
+    def end_announcements(self, prompt: SplitPrompt) -> None:
         """What was announced for ``prompt`` need not be read ahead any more."""
-        self._library.end_hints(span.text_digest for span in prompt.spans if span.text_digest)
+        self._library.end_announcements(span.text_digest for span in prompt.spans if span.text_digest)
+
+    def distrust(self, prompt: SplitPrompt) -> None:
+        """Verify the prompt's chunks again when they are read next."""
+        self._library.distrust(prompt.chunk_texts)
 
     def without_cache(self, prompt: SplitPrompt) -> PromptLayout:
         """Layout in which nothing is cached; the same token ids as :meth:`with_cache`."""
-        parts = [(span, self._token_ids(span, first=i == 0)) for i, span in enumerate(prompt.spans)]
-        stores = self._library.stores
-        return self._layout([(span, ids, None, stores(span.text_digest or "")) for span, ids in parts])
+        parts = [(span, self._token_ids(prompt, span, first=i == 0)) for i, span in enumerate(prompt.spans)]
+        return self._layout([(span, ids, None, self._library.knows(span.text_digest or "")) for span, ids in parts])
 
     def with_cache(self, prompt: SplitPrompt) -> PromptLayout:
         """Layout with every chunk's cache open; missing ones are computed, and so is the exact prefix."""
-        opened = iter(self._library.read([span.text for span in prompt.spans if span.text_digest]))
-        parts: list[tuple[TextSpan, torch.Tensor, ChunkReader | None, bool]] = []
+        opened = iter(self._library.read(prompt.chunk_texts))
+        parts: list[_Part] = []
         for i, span in enumerate(prompt.spans):
             if span.text_digest:
                 reader, hit = next(opened)
                 parts.append((span, reader.token_ids, reader, hit))
             else:
-                parts.append((span, self._token_ids(span, first=i == 0), None, True))
+                parts.append((span, self._token_ids(prompt, span, first=i == 0), None, True))
         return self._layout(self._with_prefix(parts))
 
-    def _with_prefix(
-        self, parts: list[tuple[TextSpan, torch.Tensor, ChunkReader | None, bool]]
-    ) -> list[tuple[TextSpan, torch.Tensor, ChunkReader | None, bool]]:
+    def _with_prefix(self, parts: list[_Part]) -> list[_Part]:
         """Cache the text before the first chunk exactly; a BOS alone where a chunk begins the prompt."""
         span, ids, reader, _ = parts[0]
         if reader is not None:
@@ -84,7 +105,7 @@ class PromptAssembler:
             return parts
         return [(span, ids, *self._prefixes.get(ids)), *parts[1:]]
 
-    def _layout(self, parts: list[tuple[TextSpan, torch.Tensor, ChunkReader | None, bool]]) -> PromptLayout:
+    def _layout(self, parts: list[_Part]) -> PromptLayout:
         segments, position = [], 0
         for span, ids, reader, hit in parts:
             kind: SegmentKind = "chunk" if span.text_digest else "prefix" if reader is not None else "text"
@@ -93,9 +114,15 @@ class PromptAssembler:
             position += len(ids)
         return PromptLayout(segments, self._decoder.device)
 
-    def _token_ids(self, span: TextSpan, first: bool) -> torch.Tensor:
+    def _token_ids(self, prompt: SplitPrompt, span: TextSpan, first: bool) -> torch.Tensor:
         if span.text_digest is None:
-            ids = self._tokenizer.text_ids(span.text, starts_prompt=first)
+            stop = span.start_char + len(span.text)
+            literals = [
+                (max(start, span.start_char) - span.start_char, min(end, stop) - span.start_char)
+                for start, end in prompt.literals
+                if start < stop and end > span.start_char
+            ]
+            ids = self._tokenizer.text_ids(span.text, first, literals)
         else:
             ids = (self._tokenizer.bos_ids if first else []) + self._tokenizer.chunk_ids(span.text)
         return torch.tensor(ids, dtype=torch.int64)
@@ -118,12 +145,12 @@ class PrefixCache:
             if key in self._caches:
                 self._caches.move_to_end(key)
                 return self._caches[key], True
-        cache = self._run(lambda: self._compute(list(key)))
+        (cache,) = self._run(lambda: self._compute(list(key)))
         with self._lock:
             self._caches[key] = cache
             while sum(map(len, self._caches)) > self._max_tokens:
                 self._caches.popitem(last=False)
         return cache, False
 
-    def _compute(self, token_ids: list[int]) -> ChunkCache:
-        return encode(self._decoder, [token_ids], SummarySpec(0, 1, len(token_ids)), fingerprint="")[0]
+    def _compute(self, token_ids: list[int]) -> list[ChunkCache]:
+        return encode(self._decoder, [token_ids], SummarySpec(0, 1, len(token_ids)))

@@ -30,14 +30,17 @@ def read_prompt(assembler: PromptAssembler, sequence: Sequence, context_window: 
     method, reason = request.method, None
     if method.needs and (reason := _why_full_prefill(prompt, method.min_tokens)):
         method = FullPrefill()
-    with clock.phase("assemble"):
-        layout = assembler.with_cache(prompt) if method.needs else assembler.without_cache(prompt)
+    try:
+        with clock.phase("assemble"):
+            layout = assembler.with_cache(prompt) if method.needs else assembler.without_cache(prompt)
+    finally:
+        assembler.end_announcements(prompt)
     if layout.num_tokens >= context_window:
         raise PromptTooLongError(
             f"the prompt has {layout.num_tokens} tokens, the model's context window is {context_window} and must hold "
             "the answer too; retrieve fewer or smaller chunks"
         )
-    return ReadPrompt(layout, method, reason)
+    return ReadPrompt(layout, method, reason, prompt)
 
 
 def _why_full_prefill(prompt: SplitPrompt, min_tokens: int) -> str | None:

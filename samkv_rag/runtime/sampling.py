@@ -9,9 +9,12 @@ from typing import Any
 import torch
 from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopPLogitsWarper
 
+from samkv_rag.checks import require_integer, require_number
 from samkv_rag.exceptions import ConfigurationError
 from samkv_rag.model.tokenization import PromptTokenizer
 
+_MIN_TEMPERATURE = 1e-3
+"""Below it logits divided by the temperature leave the range of float32."""
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
 
@@ -32,20 +35,19 @@ class Sampling:
     seed: int | None = None
 
     def __post_init__(self) -> None:
-        checks = {
-            "max_new_tokens": (isinstance(self.max_new_tokens, int) and self.max_new_tokens >= 1, "at least 1"),
-            "temperature": (_is_number(self.temperature) and self.temperature >= 0, "0 (greedy) or more"),
-            "top_p": (_is_number(self.top_p) and 0 < self.top_p <= 1, "above 0 and at most 1"),
-            "stop": (all(isinstance(s, str) and s for s in self.stop), "made of texts that are not empty"),
-            "seed": (self.seed is None or isinstance(self.seed, int), "an integer, or None"),
-        }
-        for name, (holds, range_in_words) in checks.items():
-            if not holds:
-                raise ConfigurationError(f"{name} is {getattr(self, name)!r}; it must be {range_in_words}")
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float))
+        require_integer("max_new_tokens", self.max_new_tokens, 1)
+        require_number("temperature", self.temperature, 0)
+        if 0 < self.temperature < _MIN_TEMPERATURE:
+            raise ConfigurationError(
+                f"temperature is {self.temperature!r}; it must be 0 (greedy) or at least {_MIN_TEMPERATURE:g}"
+            )
+        require_number("top_p", self.top_p, 0, 1)
+        if self.top_p == 0:
+            raise ConfigurationError("top_p is 0; it must be above 0 and at most 1")
+        if wrong := [stop for stop in self.stop if not isinstance(stop, str) or not stop]:
+            raise ConfigurationError(f"stop holds {wrong[0]!r}; it must be made of texts that are not empty")
+        if self.seed is not None:
+            require_integer("seed", self.seed, -(2**63), 2**64 - 1)
 
 
 class TokenChooser:
@@ -109,9 +111,9 @@ class AnswerText:
         return piece
 
     def _uncertain(self, text: str) -> int:
-        """Length of the text's end that must wait."""
-        if text.endswith(_REPLACEMENT):
-            return len(text) - len(text.rstrip(_REPLACEMENT))
+        """Length of the text's end that must wait: half a character, and before it the beginning of a stop string."""
+        whole = text.rstrip(_REPLACEMENT)
         longest = max(map(len, self._stop), default=0)
-        lengths = range(min(longest, len(text)), 0, -1)
-        return next((n for n in lengths if any(stop.startswith(text[-n:]) for stop in self._stop)), 0)
+        lengths = range(min(longest, len(whole)), 0, -1)
+        beginning = next((n for n in lengths if any(stop.startswith(whole[-n:]) for stop in self._stop)), 0)
+        return len(text) - len(whole) + beginning

@@ -10,8 +10,9 @@ from enum import Enum
 import torch
 
 from samkv_rag.model.kv_buffer import KVBuffer
-from samkv_rag.model.tokenization import PromptTokenizer
+from samkv_rag.model.tokenization import PromptTokenizer, RenderedPrompt
 from samkv_rag.prefill.base import Clock, Prefilled, PrefillMethod
+from samkv_rag.prompt.assembly import SplitPrompt
 from samkv_rag.prompt.layout import PromptLayout
 from samkv_rag.results import GenerationResult, Piece
 from samkv_rag.runtime.sampling import AnswerText, Sampling, TokenChooser
@@ -24,7 +25,7 @@ Delivery = Piece | GenerationResult | BaseException
 class Request:
     """What was asked."""
 
-    prompt: str
+    prompt: RenderedPrompt | str
     method: PrefillMethod
     sampling: Sampling
     reference_ids: tuple[int, ...] = ()
@@ -48,8 +49,9 @@ class ReadPrompt:
 
     layout: PromptLayout
     method: PrefillMethod
-    fallback_reason: str | None = None
+    fallback_reason: str | None
     """Why full prefill takes the place of the method asked for."""
+    prompt: SplitPrompt
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,8 @@ class Sequence:
         self.submitted_at = time.perf_counter()
         self.ready_at = self.first_token_at = 0.0
         self.cancelled = False
+        self.num_readings = 0
+        """How often its prompt was read: once more where a chunk was damaged in between."""
         self._answer = AnswerText(tokenizer, request.sampling.stop)
         self._choose = TokenChooser(request.sampling, device)
         self._end_ids = end_ids

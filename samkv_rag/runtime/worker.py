@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from samkv_rag.exceptions import EngineClosedError
+from samkv_rag.exceptions import DamagedChunkError, EngineClosedError
 from samkv_rag.model.decoder import Decoder
 from samkv_rag.results import GenerationResult
 from samkv_rag.runtime.scheduler import Scheduler
@@ -29,6 +29,7 @@ _IDLE_S = 1.0
 """After so long without work the thread ends; it is started again when there is some."""
 _STOP_S = 10.0
 _READING_THREADS = 4
+_MAX_READINGS = 2
 
 
 class _CancelledError(Exception):
@@ -112,6 +113,7 @@ class Runtime:
     def _read(self, sequence: Sequence) -> None:
         try:
             if not sequence.cancelled:
+                sequence.num_readings += 1
                 with torch.inference_mode():
                     sequence.read = self._read_prompt(sequence)
         except BaseException as error:
@@ -162,6 +164,8 @@ class Runtime:
             self._prefill_sequence(sequence)
         except _CancelledError:
             sequence.status = Status.CANCELLED
+        except DamagedChunkError as error:
+            self._read_again(sequence, error)
         except BaseException as error:
             self._fail(sequence, error)
         else:
@@ -172,6 +176,15 @@ class Runtime:
                 self._scheduler.prefilling.remove(sequence)
         self._drop_ended()
         return True
+
+    def _read_again(self, sequence: Sequence, error: DamagedChunkError) -> None:
+        """A chunk was damaged after it was checked: read the prompt once more, which finds and mends it."""
+        if sequence.num_readings > _MAX_READINGS or self._readers is None:
+            self._fail(sequence, error)
+            return
+        logger.warning("a chunk could not be read (%s); its prompt is read again", error)
+        sequence.status = Status.WAITING
+        self._readers.submit(self._read, sequence)
 
     def _run_job(self) -> None:
         with self._changed:

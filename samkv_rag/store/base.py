@@ -1,200 +1,150 @@
-"""The contract of a chunk store. Every implementation runs the same test suite."""
+"""The contract of a store: bytes by key. Every implementation runs the suite in ``testing.py``."""
 
 from __future__ import annotations
 
-import json
+import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import count
+from pathlib import Path
 from types import TracebackType
-from typing import Protocol, TypeVar
+from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar
 
-from samkv_rag.chunk_cache import ChunkCache, ChunkReader, Layout, chunk_key, require_counts
-from samkv_rag.config import KVDtype
-from samkv_rag.store.format.encoding import encode_chunk
+from samkv_rag.exceptions import StoreError
 
-Store = TypeVar("Store", bound="KVStore")
+Buffer = Any
+"""A writable, C-contiguous object with the buffer protocol: a NumPy array, a memoryview."""
+Self = TypeVar("Self", bound="Store")
 
-ENTRY_METADATA = "entry"
-"""Metadata of a chunk file in which its entry stands, see :meth:`Entry.to_json`."""
-
-
-@dataclass(frozen=True)
-class Origin:
-    """Who had a chunk stored, for lists and pruning. Serving goes by the fingerprint alone."""
-
-    namespace: str = ""
-    model: str = ""
-    """The model's fingerprint, whatever the namespace."""
-    model_name: str = ""
+_serial = count()
+_KEY = re.compile(r"[0-9a-f]{64}")
 
 
-@dataclass(frozen=True)
-class Entry:
-    """One line of a store's index: what recognising a chunk in a prompt needs, without its KV."""
+class DamagedBlobError(StoreError):
+    """The bytes under a key are not what they should be; the text says how."""
+
+
+class Blob(Protocol):
+    """The bytes under a key. Any part is read without reading the rest; holds no file open."""
+
+    size: int
+    """In bytes."""
+    identity: object
+    """Equal only for blobs of the same, unchanged bytes."""
+
+    def read_into(self, start: int, buffers: Sequence[Buffer]) -> None:
+        """Fill ``buffers``, one after another, with the bytes from ``start`` on.
+
+        Raises:
+            DamagedBlobError: there are fewer bytes, or others than there were.
+        """
+
+
+class BytesBlob:
+    """Bytes in memory."""
+
+    def __init__(self, data: bytes) -> None:
+        self._view = memoryview(data)
+        self.size = len(data)
+        self.identity: object = next(_serial)
+
+    def read_into(self, start: int, buffers: Sequence[Buffer]) -> None:
+        for buffer in buffers:
+            target = memoryview(buffer)
+            if start + target.nbytes > self.size:
+                raise DamagedBlobError(f"it ends after {self.size} bytes, {start + target.nbytes} are needed")
+            if target.nbytes:  # a buffer of no bytes cannot be cast
+                target.cast("B")[:] = self._view[start : start + target.nbytes]
+            start += target.nbytes
+
+
+def read_bytes(blob: Blob, start: int = 0, stop: int | None = None) -> bytearray:
+    """Bytes ``start`` to ``stop`` of a blob; its end unless given."""
+    data = bytearray((blob.size if stop is None else stop) - start)
+    blob.read_into(start, [data])
+    return data
+
+
+class StoredBytes(NamedTuple):
+    """What a store says of a key without reading it."""
 
     key: str
-    text_digest: str
-    prefix: str
-    """The text's first characters, see ``prompt.PREFIX_CHARS``."""
-    suffix: str
-    """The text's last characters."""
-    num_chars: int
-    num_tokens: int
-    layout: Layout
-    origin: Origin = Origin()
-
-    def to_json(self) -> str:
-        """One line of ASCII JSON; it stands in every chunk file, so that an index can be rebuilt."""
-        return json.dumps(asdict(self))
-
-    @classmethod
-    def from_json(cls, text: str) -> Entry:
-        """Inverse of :meth:`to_json`.
-
-        Raises:
-            ValueError: the text is something else.
-        """
-        try:
-            fields = json.loads(text)
-            layout, origin = Layout.from_fields(fields.pop("layout")), Origin(**fields.pop("origin"))
-            entry = cls(**fields, layout=layout, origin=origin)
-        except (TypeError, KeyError, AttributeError, RecursionError) as error:
-            raise ValueError(f"not a chunk's entry ({error})") from error
-        entry._require_types()
-        return entry
-
-    def is_of(self, key: str, fingerprint: str) -> bool:
-        """Whether it is this key's entry, and the key this model's; another would list what cannot be read."""
-        return self.key == key == chunk_key(fingerprint, self.text_digest)
-
-    def _require_types(self) -> None:
-        """What others wrote goes into indexes, which one wrong type would make unreadable."""
-        texts = (self.key, self.text_digest, self.prefix, self.suffix, *vars(self.origin).values())
-        if wrong := [text for text in texts if not isinstance(text, str)]:
-            raise ValueError(f"not a chunk's entry ({wrong[0]!r} is no text)")
-        require_counts((self.num_chars, self.num_tokens))
+    num_bytes: int
+    last_use_s: float
+    """Seconds since 1970; 0: not known."""
 
 
-@dataclass(frozen=True)
-class EncodedChunk:
-    """A chunk as its file's bytes, on its way from one store to another."""
+class Store(ABC):
+    """Maps keys to bytes. Any number of threads and processes may use one at once.
 
-    entry: Entry
-    fingerprint: str
-    data: bytes
-    """A whole chunk file, see ``format.encoding.encode_chunk``."""
+    A key is 64 hexadecimal digits, a hash. What is put is there whole or not at all; what is read is
+    checked by the reader, so a store need not. A remote that gives no answer raises
+    ``StoreUnreachableError`` within its time limit, and its chunks are computed again.
+    """
 
-    @classmethod
-    def of(cls, entry: Entry, cache: ChunkCache, kv_dtype: KVDtype | None = None) -> EncodedChunk:
-        """Encode ``cache``; the file says what the entry says, so that an index can be rebuilt."""
-        data = encode_chunk(cache, entry.text_digest, kv_dtype, {ENTRY_METADATA: entry.to_json()})
-        return cls(entry, cache.fingerprint, data)
+    shared: ClassVar[bool] = False
+    """Whether other machines keep chunks here, which must outlive the documents of this one."""
 
-
-class Prefetch(Protocol):
-    """Chunks on their way to a nearer place."""
-
-    def cancel(self) -> None:
-        """Start no more of them; what is under way is finished. Any number of times."""
-
-
-class NoPrefetch:
-    """Nothing is on its way, or nothing that could be stopped."""
-
-    def cancel(self) -> None:
-        """See :meth:`Prefetch.cancel`."""
-
-
-class KVStore(ABC):
-    """Maps chunk keys to chunk caches, for any number of models (fingerprints) at once."""
-
-    def put(self, entry: Entry, cache: ChunkCache) -> None:
-        """Store a chunk, whole or not at all, replacing what stood under its key.
-
-        Raises:
-            StoreFullError: no room; what was stored before is intact.
-        """
-        self.put_encoded(EncodedChunk.of(entry, cache))
+    @property
+    def catalog_path(self) -> Path | None:
+        """Where this machine writes down what is known of the store; None: in memory."""
+        return None
 
     @abstractmethod
-    def put_encoded(self, chunk: EncodedChunk) -> None:
-        """Like :meth:`put`, of a chunk that is encoded already.
+    def contains(self, keys: Iterable[str]) -> set[str]:
+        """Return those of ``keys`` under which something is stored."""
+
+    @abstractmethod
+    def get(self, key: str) -> Blob | None:
+        """Return the bytes under ``key``, or None where there are none. Counts as a use."""
+
+    @abstractmethod
+    def put(self, key: str, data: bytes) -> None:
+        """Store ``data``, in place of what stood under ``key``.
 
         Raises:
             StoreFullError: no room; what was stored before is intact.
         """
 
     @abstractmethod
-    def open(self, key: str, fingerprint: str) -> ChunkReader | None:
-        """Return a reader, or None where the chunk is absent, damaged or another model's.
-
-        A chunk that is there but cannot be trusted is reported by a DamagedChunkWarning.
-        """
+    def delete(self, keys: Iterable[str]) -> int:
+        """Delete what stands under ``keys``, and return under how many something stood."""
 
     @abstractmethod
-    def fetch(self, key: str, fingerprint: str) -> EncodedChunk | None:
-        """Return a chunk's bytes, verified, for another store; None where :meth:`open` says None."""
+    def keys(self) -> Iterator[StoredBytes]:
+        """Every key with its size, in any order."""
 
-    @abstractmethod
-    def remove(self, keys: Iterable[str]) -> int:
-        """Delete chunks, and the references to them, and return how many chunks there were."""
+    def close(self) -> None:  # noqa: B027 - most stores hold nothing open
+        """Let go of connections and threads; the store is not used afterwards."""
 
-    @abstractmethod
-    def changes(self, fingerprint: str, since: int) -> tuple[list[Entry], int] | None:
-        """Return the entries of a model added after ``since`` and the new mark.
+    # What slow stores do better than this
 
-        None where entries were removed after ``since``: read again from 0.
-
-        Raises:
-            StoreUnreachableError: a remote does not answer, of which it has warned; what was known stands.
-        """
-
-    @abstractmethod
-    def refer(self, fingerprint: str, references: Mapping[str, str]) -> int:
-        """Record which chunk key each source (a document's id, say) of a model stands for.
-
-        It replaces what a source referred to before: a chunk that thereby loses its last reference is
-        removed. A chunk need not be stored to be referred to. Returns how many chunks were removed.
-
-        Raises:
-            StoreError: something else than a key is referred to; the references are as before.
-            StoreFullError: no room; the references are as before.
-        """
-
-    @abstractmethod
-    def release(self, fingerprint: str, sources: Iterable[str]) -> int:
-        """Forget sources, and remove the chunks that lose their last reference; return how many.
-
-        A chunk that no source ever referred to stays.
-        """
-
-    @abstractmethod
-    def references(self, fingerprint: str) -> dict[str, str]:
-        """Return every source of a model and the chunk key that it refers to."""
-
-    @abstractmethod
-    def nbytes(self) -> int:
-        """Bytes that the stored chunks take."""
-
-    def prefetch(self, keys: Iterable[str], fingerprint: str) -> Prefetch:
-        """Start bringing chunks nearer; returns at once and owns no memory beyond the store's budgets."""
-        return NoPrefetch()
+    def prefetch(self, keys: Iterable[str]) -> Callable[[], None]:
+        """Start bringing bytes nearer; returns at once. Calling what is returned stops it."""
+        return lambda: None
 
     def flush(self) -> None:  # noqa: B027 - most stores have written when they return
-        """Wait until every chunk put is where it outlives this process.
+        """Wait until everything put is where it outlives this process.
 
         Raises:
-            StoreError: one could not be written there.
+            StoreError: something could not be written there.
         """
 
-    def close(self) -> None:  # noqa: B027 - memory stores have nothing to do
-        """Let go of files; the store is not used afterwards."""
-
-    def __enter__(self: Store) -> Store:
+    def __enter__(self: Self) -> Self:
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def require_key(key: object) -> str:
+    """Return a key; nothing else may become a path.
+
+    Raises:
+        StoreError: it is not 64 hexadecimal digits.
+    """
+    if not isinstance(key, str) or not _KEY.fullmatch(key):
+        raise StoreError(f"{key!r} is not a key; keys are 64 hexadecimal digits")
+    return key

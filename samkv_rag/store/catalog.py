@@ -1,0 +1,331 @@
+"""What is known of a store on this machine: its texts, and the sources that refer to them.
+
+One SQLite file, which processes share: beside a disk store, in the user's cache folder for a remote one, in
+memory for one in memory. A catalog that is lost costs misses only; a damaged one is put aside and made again
+from the stored chunks where they say who they are.
+
+The file is opened by SQLite alone: closing any other descriptor of it would drop the locks that this
+process holds on it (sqlite.org/howtocorrupt.html, section 2.2).
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sqlite3
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import fields
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+from samkv_rag.exceptions import DamagedCatalogWarning, DamagedChunkError, StoreError, StoreFullError
+from samkv_rag.store.base import Store
+from samkv_rag.store.codec import ChunkIdentity, StoredChunk
+
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
+
+_WAIT_S = 60.0
+_SCHEMA_VERSION = 3
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS chunks (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    key TEXT NOT NULL UNIQUE,
+    fingerprint TEXT NOT NULL, digest TEXT NOT NULL,
+    num_chars INTEGER NOT NULL, prefix_hash INTEGER NOT NULL, text_hash INTEGER NOT NULL,
+    num_tokens INTEGER NOT NULL,
+    namespace TEXT NOT NULL, model TEXT NOT NULL, model_name TEXT NOT NULL);
+CREATE INDEX IF NOT EXISTS chunks_of ON chunks (fingerprint, id);
+CREATE TABLE IF NOT EXISTS sources (
+    fingerprint TEXT NOT NULL, source TEXT NOT NULL, key TEXT NOT NULL,
+    PRIMARY KEY (fingerprint, source)) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS sources_of ON sources (key);
+"""
+_COLUMNS = tuple(field.name for field in fields(ChunkIdentity))
+
+
+class KnownText(NamedTuple):
+    """What recognising a chunk in a prompt needs of its text."""
+
+    digest: str
+    num_chars: int
+    prefix_hash: int
+    text_hash: int
+    num_tokens: int
+
+
+class Catalog:
+    """Texts and sources of all models that keep chunks in ``store``. Thread-safe, and safe after a fork."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._path = store.catalog_path
+        self._lock = threading.RLock()
+        self._read_only = False
+        self._kept: list[sqlite3.Connection] = []
+        self._process = os.getpid()
+        self._connection = self._open()
+        self._seen: dict[str, int] = {}
+        self._version = -1
+
+    # Texts
+
+    def news(self, fingerprint: str) -> list[KnownText]:
+        """Texts added since the last time this was asked for ``fingerprint``, by any process."""
+
+        def read(connection: sqlite3.Connection) -> list[KnownText]:
+            since = self._seen.get(fingerprint, 0)
+            if since and self._is_unchanged(connection):
+                return []
+            rows = connection.execute(
+                "SELECT id, digest, num_chars, prefix_hash, text_hash, num_tokens FROM chunks "
+                "WHERE fingerprint = ? AND id > ? ORDER BY id",
+                (fingerprint, since),
+            ).fetchall()
+            if rows:
+                self._seen[fingerprint] = rows[-1][0]
+            return [KnownText(*row[1:]) for row in rows]
+
+        return self._read(read)
+
+    def start_over(self, fingerprint: str) -> None:
+        """Have :meth:`news` return everything again."""
+        self._seen.pop(fingerprint, None)
+
+    def add(self, chunks: Iterable[ChunkIdentity]) -> None:
+        """Write down chunks that were stored; ones that are known change nothing."""
+        rows = [(chunk.key, *(getattr(chunk, name) for name in _COLUMNS)) for chunk in chunks]
+        names, places = ", ".join(("key", *_COLUMNS)), ", ".join("?" * (len(_COLUMNS) + 1))
+        self._write(lambda c: c.executemany(f"INSERT OR IGNORE INTO chunks ({names}) VALUES ({places})", rows))
+
+    def remove(self, keys: Iterable[str]) -> list[str]:
+        """Forget chunks, and the sources that refer to them; return the digests of their texts."""
+        gone = [(key,) for key in keys]
+
+        def remove(connection: sqlite3.Connection) -> list[str]:
+            found = (connection.execute("SELECT digest FROM chunks WHERE key = ?", key).fetchone() for key in gone)
+            digests = [row[0] for row in found if row]
+            connection.executemany("DELETE FROM chunks WHERE key = ?", gone)
+            connection.executemany("DELETE FROM sources WHERE key = ?", gone)
+            return digests
+
+        return self._write(remove)
+
+    def chunks(self, fingerprint: str | None = None) -> list[ChunkIdentity]:
+        """Every known chunk, oldest first; of one fingerprint, or of all."""
+        where, values = ("WHERE fingerprint = ?", (fingerprint,)) if fingerprint else ("", ())
+        rows = self._read(
+            lambda c: c.execute(f"SELECT {', '.join(_COLUMNS)} FROM chunks {where} ORDER BY id", values).fetchall()
+        )
+        return [ChunkIdentity(*row) for row in rows]
+
+    # Sources
+
+    def refer(self, fingerprint: str, sources: Mapping[str, str]) -> set[str]:
+        """Record which chunk key each source stands for; return the keys that thereby lost their last source."""
+        rows = [(fingerprint, source, key) for source, key in sources.items()]
+
+        def refer(connection: sqlite3.Connection) -> set[str]:
+            before = self._keys_of(connection, fingerprint, sources)
+            connection.executemany("INSERT OR REPLACE INTO sources VALUES (?, ?, ?)", rows)
+            return self._unreferenced(connection, before)
+
+        return self._write(refer)
+
+    def release(self, fingerprint: str, sources: Iterable[str]) -> set[str]:
+        """Forget sources; return the keys that thereby lost their last one."""
+        gone = list(dict.fromkeys(sources))
+
+        def release(connection: sqlite3.Connection) -> set[str]:
+            before = self._keys_of(connection, fingerprint, gone)
+            rows = [(fingerprint, source) for source in gone]
+            connection.executemany("DELETE FROM sources WHERE fingerprint = ? AND source = ?", rows)
+            return self._unreferenced(connection, before)
+
+        return self._write(release)
+
+    def sources(self, fingerprint: str) -> dict[str, str]:
+        """Every source of a fingerprint and the chunk key that it refers to."""
+        rows = self._read(
+            lambda c: c.execute("SELECT source, key FROM sources WHERE fingerprint = ?", (fingerprint,)).fetchall()
+        )
+        return {_as_source(source): key for source, key in rows}
+
+    def close(self) -> None:
+        """Let go of the file."""
+        with self._lock:
+            self._connection.close()
+
+    def rebuild(self) -> int:
+        """Write down every stored chunk that says who it is; return how many. Sources are not in the chunks."""
+        found = list(_described(self._store))
+        self.add(found)
+        return len(found)
+
+    # SQLite
+
+    def _open(self) -> sqlite3.Connection:
+        try:
+            return self._opened()
+        except sqlite3.DatabaseError as error:
+            if isinstance(error, sqlite3.OperationalError) and not _is_damage(error):
+                raise self._as_store_error(error) from error
+            return self._made_again(error)
+
+    def _opened(self) -> sqlite3.Connection:
+        if self._path is None:
+            return self._prepared(sqlite3.connect(":memory:", **_options()))
+        is_new = self._create()
+        if self._read_only:
+            connection = sqlite3.connect(f"{self._path.as_uri()}?mode=ro&immutable=1", uri=True, **_options())
+            connection.execute("SELECT 1 FROM chunks LIMIT 1")
+            return connection
+        connection = self._prepared(sqlite3.connect(self._path, **_options()))
+        if is_new:
+            self._connection = connection
+            if num_chunks := self.rebuild():
+                logger.info("the catalog of %s was made again from %d chunks", self._path.parent, num_chunks)
+        return connection
+
+    def _create(self) -> bool:
+        """Make an empty file, private to its owner; True where there was none."""
+        assert self._path is not None
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            os.close(os.open(self._path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
+        except FileExistsError:
+            self._read_only = not os.access(self._path, os.W_OK) or not os.access(self._path.parent, os.W_OK)
+            return False
+        except OSError as error:
+            raise StoreError(f"{self._path} cannot be made: {error.strerror}; the store needs a catalog") from error
+        return not self._store.shared
+
+    def _prepared(self, connection: sqlite3.Connection) -> sqlite3.Connection:
+        connection.execute(f"PRAGMA busy_timeout = {int(_WAIT_S * 1000)}")
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA synchronous = NORMAL")
+        version = connection.execute("PRAGMA user_version").fetchone()[0]
+        if version not in (0, _SCHEMA_VERSION):
+            raise sqlite3.DatabaseError(f"its schema is {version}, expected {_SCHEMA_VERSION}")
+        if version == 0:
+            with connection:
+                connection.execute("BEGIN IMMEDIATE")
+                for statement in _SCHEMA.split(";"):
+                    connection.execute(statement)
+                connection.execute(f"PRAGMA user_version = {_SCHEMA_VERSION}")
+        return connection
+
+    def _made_again(self, error: sqlite3.Error) -> sqlite3.Connection:
+        """Put a damaged file aside, and make it again."""
+        assert self._path is not None
+        aside = self._path.with_name(f"{self._path.name}.damaged-{time.time_ns()}")
+        with suppress(FileNotFoundError):
+            os.replace(self._path, aside)
+        for suffix in ("-wal", "-shm"):
+            with suppress(FileNotFoundError):
+                os.unlink(f"{self._path}{suffix}")
+        warnings.warn(
+            f"{self._path} was damaged ({error}) and is made again from the stored chunks; which documents they came "
+            f"from is lost. The damaged file is {aside.name}",
+            DamagedCatalogWarning,
+            stacklevel=2,
+        )
+        self._seen, self._version = {}, -1
+        try:
+            return self._opened()
+        except sqlite3.Error as again:
+            raise self._as_store_error(again) from again
+
+    def _is_unchanged(self, connection: sqlite3.Connection) -> bool:
+        """Whether nobody, this connection included, has written since the last time."""
+        version = connection.execute("PRAGMA data_version").fetchone()[0] + connection.total_changes
+        unchanged = version == self._version
+        self._version = version
+        return bool(unchanged)
+
+    def _read(self, function: Callable[[sqlite3.Connection], T]) -> T:
+        return self._run(lambda: function(self._connection))
+
+    def _write(self, function: Callable[[sqlite3.Connection], T]) -> T:
+        """Run ``function`` in one transaction: it takes effect whole or not at all."""
+
+        def write() -> T:
+            connection = self._connection
+            connection.execute("BEGIN IMMEDIATE")
+            try:
+                result = function(connection)
+            except BaseException:
+                connection.rollback()
+                raise
+            connection.commit()
+            return result
+
+        return self._run(write)
+
+    def _run(self, function: Callable[[], T]) -> T:
+        with self._lock:
+            if os.getpid() != self._process:  # a connection must not be used, nor closed, across a fork
+                self._kept.append(self._connection)
+                self._process = os.getpid()
+                self._connection = self._open()
+            try:
+                return function()
+            except sqlite3.ProgrammingError as error:
+                raise StoreError(f"the store was closed ({error})") from error
+            except sqlite3.DatabaseError as error:
+                if self._path is None or not _is_damage(error):
+                    raise self._as_store_error(error) from error
+                with suppress(sqlite3.Error):
+                    self._connection.close()
+                self._connection = self._made_again(error)
+                return function()
+
+    def _as_store_error(self, error: sqlite3.Error) -> StoreError:
+        code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+        place = self._path or "the catalog"
+        if code == sqlite3.SQLITE_FULL:
+            return StoreFullError(f"no space left for {place}; stored chunks are intact")
+        if code == sqlite3.SQLITE_READONLY:
+            return StoreError(f"{place} can only be read; chunks cannot be added or removed here")
+        return StoreError(f"{place} cannot be used: {error}")
+
+    @staticmethod
+    def _keys_of(connection: sqlite3.Connection, fingerprint: str, sources: Iterable[str]) -> set[str]:
+        select = "SELECT key FROM sources WHERE fingerprint = ? AND source = ?"
+        found = (connection.execute(select, (fingerprint, source)).fetchone() for source in sources)
+        return {row[0] for row in found if row}
+
+    @staticmethod
+    def _unreferenced(connection: sqlite3.Connection, keys: Iterable[str]) -> set[str]:
+        select = "SELECT 1 FROM sources WHERE key = ? LIMIT 1"
+        return {key for key in keys if connection.execute(select, (key,)).fetchone() is None}
+
+
+def _options() -> dict[str, object]:
+    return {"check_same_thread": False, "isolation_level": None, "timeout": _WAIT_S}
+
+
+def _is_damage(error: sqlite3.Error) -> bool:
+    code = getattr(error, "sqlite_errorcode", None)
+    if code is None:
+        return "schema is" in str(error)
+    return code & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR, sqlite3.SQLITE_SCHEMA)
+
+
+def _as_source(source: object) -> str:
+    return source if isinstance(source, str) else repr(source)
+
+
+def _described(store: Store) -> Iterator[ChunkIdentity]:
+    for found in store.keys():
+        try:
+            blob = store.get(found.key)
+            identity = None if blob is None else StoredChunk(blob).identity
+        except DamagedChunkError:
+            continue
+        if identity is not None and identity.key == found.key:
+            yield identity

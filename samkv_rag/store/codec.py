@@ -1,0 +1,358 @@
+"""A chunk cache as the bytes of a safetensors file, and back, layer by layer; ``docs/format.md`` specifies it.
+
+Tensors: ``token_ids`` [tokens]; ``kv.<layer>`` [2, kv_heads, tokens, head_dim], keys then values;
+``hidden`` [tokens, hidden] where there is a resume layer; ``block_mean_keys``, ``anchor_mean_key``,
+``local_mean_query``; in int8 with their scales beside them. Metadata: one JSON document with who computed
+the chunk, of which text, and an XXH3-64 checksum of every tensor and of the document itself.
+
+The library writes the files. It reads them whole or through a memory map; here one layer at a time goes
+straight to its place in the assembled prompt, so reading is our own.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, fields
+from functools import cached_property
+from typing import Any
+
+import torch
+import xxhash
+from safetensors.torch import save
+
+from samkv_rag.chunk_cache import ChunkCache, Summary, chunk_key
+from samkv_rag.config import KVDtype
+from samkv_rag.exceptions import ConfigurationError, DamagedChunkError
+from samkv_rag.store.base import Blob, Buffer, DamagedBlobError, read_bytes
+from samkv_rag.store.quantization import (
+    QuantizedLayer,
+    dequantize_layer,
+    dequantize_rows,
+    quantize_layer,
+    quantize_rows,
+)
+
+FORMAT_VERSION = 3
+_METADATA = "samkv"
+_SUMMARY = tuple(field.name for field in fields(Summary))
+_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I8": torch.int8,
+}
+_MODEL_DTYPES = {str(t).removeprefix("torch."): t for t in (torch.bfloat16, torch.float16, torch.float32, torch.float64)}
+_FIRST_READ_BYTES = 16 << 10
+_PIECE_BYTES = 4 << 20
+_MAX_HEADER_BYTES = 64 << 20
+
+
+@dataclass(frozen=True)
+class ChunkIdentity:
+    """Whose chunk it is; stands in its file, so that a catalog can be made again."""
+
+    fingerprint: str
+    """Model, tokenizer, summary and tenant."""
+    digest: str
+    """Of the text."""
+    num_chars: int
+    prefix_hash: int
+    text_hash: int
+    """Both as ``prompt.recognition`` has them."""
+    num_tokens: int
+    namespace: str = ""
+    model: str = ""
+    """The model's fingerprint, whatever the tenant."""
+    model_name: str = ""
+
+    @property
+    def key(self) -> str:
+        """The chunk's key in a store."""
+        return chunk_key(self.fingerprint, self.digest)
+
+
+@dataclass(frozen=True)
+class ChunkShape:
+    """What a model expects of its chunks."""
+
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    hidden_size: int
+    vocab_size: int
+    dtype: torch.dtype
+    has_hidden: bool
+
+
+def stored_dtype(kv_dtype: KVDtype, dtype: torch.dtype) -> str:
+    """What the KV of a model that computes in ``dtype`` is kept in: a dtype's name, or ``int8``.
+
+    Raises:
+        ConfigurationError: the two do not go together.
+    """
+    if kv_dtype == "auto":
+        return _name(dtype)
+    if kv_dtype == "bfloat16" and dtype == torch.float16:
+        raise ConfigurationError(
+            "kv_dtype is 'bfloat16', the model computes in float16, which takes the same bytes and is more exact; "
+            "use 'auto' or 'int8'"
+        )
+    return kv_dtype
+
+
+def encode_chunk(cache: ChunkCache, identity: ChunkIdentity, kv_dtype: KVDtype = "auto") -> bytes:
+    """The file of ``cache``; equal bytes for equal arguments.
+
+    Raises:
+        StoreError: a value is not finite, which a quantised chunk cannot hold.
+    """
+    stored = stored_dtype(kv_dtype, cache.keys.dtype)
+    parts = _quantized(cache) if stored == "int8" else _plain(cache, _MODEL_DTYPES[stored])
+    tensors = {name: tensor.cpu().contiguous() for name, tensor in parts.items()}
+    body = {
+        "format": FORMAT_VERSION,
+        **asdict(identity),
+        "dtype": _name(cache.keys.dtype),
+        "kv_dtype": stored,
+        "checksums": {name: _checksum(t.dtype, t.shape, [_raw(t)]) for name, t in tensors.items()},
+    }
+    # One entry of metadata: the library writes several in random order.
+    return bytes(save(tensors, {_METADATA: json.dumps({"body": body, "checksum": _body_checksum(body)})}))
+
+
+class StoredChunk:
+    """Reader of an encoded chunk; every tensor it returns is an owned copy.
+
+    Raises:
+        DamagedChunkError: not a chunk of this format.
+    """
+
+    def __init__(self, blob: Blob) -> None:
+        self._blob = blob
+        self._tensors, self._body = _read_header(blob)
+        try:
+            values = {field.name: self._body[field.name] for field in fields(ChunkIdentity)}
+            self.identity = ChunkIdentity(**values)
+            self._dtype = _MODEL_DTYPES[self._body["dtype"]]
+            self.kv_dtype = str(self._body["kv_dtype"])
+        except (KeyError, TypeError) as error:
+            raise DamagedChunkError(f"its metadata is not what a writer writes ({error!r})") from error
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of the whole encoded chunk."""
+        return self._blob.size
+
+    @cached_property
+    def token_ids(self) -> torch.Tensor:
+        return self._read("token_ids")
+
+    def layer(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
+        shape = self._span(f"kv.{layer:03}").shape[1:]
+        keys, values = torch.empty(2, *shape, dtype=self._dtype)
+        self.fill_layer(layer, keys, values)
+        return keys, values
+
+    def fill_layer(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> None:
+        name = f"kv.{layer:03}"
+        if self.kv_dtype == "int8":
+            scales = (self._read(f"{kind}_scales", layer) for kind in ("key", "value"))
+            dequantize_layer(QuantizedLayer(self._read(name), *scales), keys, values)
+        elif keys.dtype == self._span(name).dtype and keys[0].is_contiguous() and values[0].is_contiguous():
+            # From the store to its place in one call.
+            self._read_into(self._span(name), [_raw(head) for half in (keys, values) for head in half])
+        else:
+            stored_keys, stored_values = self._read(name)
+            keys.copy_(stored_keys)
+            values.copy_(stored_values)
+
+    def summary(self) -> Summary:
+        return Summary(*(self._rows(name) for name in _SUMMARY))
+
+    def resume_hidden(self) -> torch.Tensor:
+        return self._rows("hidden")
+
+    def verify(self, shape: ChunkShape | None = None, token_ids: list[int] | None = None) -> None:
+        """Compare every tensor with its checksum and, where given, with what the model and the text say.
+
+        Raises:
+            DamagedChunkError: something differs.
+        """
+        checksums = self._body.get("checksums")
+        if not isinstance(checksums, dict) or set(checksums) != set(self._tensors):
+            raise DamagedChunkError("its list of tensors is not that of its checksums")
+        for name, span in self._tensors.items():
+            if _checksum(span.dtype, span.shape, self._pieces(span)) != checksums[name]:
+                raise DamagedChunkError(f"the checksum of {name} differs")
+        if token_ids is not None and self.token_ids.tolist() != token_ids:
+            raise DamagedChunkError("its token ids are not those of its text")
+        if shape is not None:
+            self._require_shape(shape)
+
+    def _require_shape(self, wanted: ChunkShape) -> None:
+        """A file with right checksums can still have been made by somebody else."""
+        ids = self.token_ids
+        if self._dtype != wanted.dtype:
+            raise DamagedChunkError(f"its dtype is {self._dtype}, the model's {wanted.dtype}")
+        if len(ids) == 0 or int(ids.min()) < 0 or int(ids.max()) >= wanted.vocab_size:
+            raise DamagedChunkError(f"a token id is outside of 0 to {wanted.vocab_size - 1}")
+        num_tokens, heads = len(ids), wanted.num_kv_heads
+        per_layer = {f"kv.{layer:03}": (2, heads, num_tokens, wanted.head_dim) for layer in range(wanted.num_layers)}
+        extra = sorted(name for name in self._tensors if name.startswith("kv.") and name not in per_layer)
+        if extra:
+            raise DamagedChunkError(f"it has {extra[0]}, the model has {wanted.num_layers} layers")
+        for name, expected in per_layer.items():
+            self._require_tensor(name, expected)
+        if wanted.has_hidden:
+            self._require_tensor("hidden", (num_tokens, wanted.hidden_size))
+        self._require_tensor("anchor_mean_key", (wanted.num_layers, heads, wanted.head_dim))
+        self._require_tensor("local_mean_query", (wanted.num_layers, wanted.num_heads, wanted.head_dim))
+        blocks = self._span("block_mean_keys").shape
+        self._require_tensor("block_mean_keys", (wanted.num_layers, heads, blocks[2], wanted.head_dim))
+
+    def _require_tensor(self, name: str, shape: tuple[int, ...]) -> None:
+        found = self._span(name)
+        if found.shape != shape or found.dtype != (torch.int8 if self.kv_dtype == "int8" else _MODEL_DTYPES[self.kv_dtype]):
+            raise DamagedChunkError(f"{name} is {found.dtype} {list(found.shape)}, expected {list(shape)}")
+        if found.dtype.is_floating_point:
+            for piece in self._pieces(found):
+                if not bool(torch.isfinite(torch.frombuffer(piece, dtype=found.dtype)).all()):
+                    raise DamagedChunkError(f"{name} holds a value that is not finite")
+
+    def _rows(self, name: str) -> torch.Tensor:
+        rows = self._read(name)
+        if self.kv_dtype == "int8":
+            return dequantize_rows(rows, self._read(f"{name}.scales"), self._dtype)
+        return rows.to(self._dtype)
+
+    def _span(self, name: str) -> _Span:
+        try:
+            return self._tensors[name]
+        except KeyError:
+            raise DamagedChunkError(f"it has no tensor {name}") from None
+
+    def _read(self, name: str, index: int | None = None) -> torch.Tensor:
+        span = self._span(name) if index is None else self._span(name).item(index)
+        tensor = torch.empty(span.shape, dtype=span.dtype)
+        self._read_into(span, [_raw(tensor)])
+        return tensor
+
+    def _read_into(self, span: _Span, buffers: list[Buffer]) -> None:
+        try:
+            self._blob.read_into(span.start, buffers)
+        except DamagedBlobError as error:
+            raise DamagedChunkError(str(error)) from error
+
+    def _pieces(self, span: _Span) -> Iterator[bytearray]:
+        for start in range(span.start, span.stop, _PIECE_BYTES):
+            try:
+                yield read_bytes(self._blob, start, min(start + _PIECE_BYTES, span.stop))
+            except DamagedBlobError as error:
+                raise DamagedChunkError(str(error)) from error
+
+
+@dataclass(frozen=True)
+class _Span:
+    """Where a tensor lies, in bytes from the file's beginning, and how its bytes are read."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    start: int
+    stop: int
+
+    def item(self, index: int) -> _Span:
+        """The part of the tensor at ``index`` of its first dimension."""
+        num_bytes = (self.stop - self.start) // self.shape[0]
+        start = self.start + index * num_bytes
+        return _Span(self.dtype, self.shape[1:], start, start + num_bytes)
+
+
+def _read_header(blob: Blob) -> tuple[dict[str, _Span], dict[str, Any]]:
+    """Read and check a file's header: afterwards every tensor lies within the file, and nothing else does."""
+    try:
+        first = read_bytes(blob, 0, min(blob.size, _FIRST_READ_BYTES))
+        length = int.from_bytes(first[:8], "little")
+        if blob.size < 8 or length > min(_MAX_HEADER_BYTES, blob.size - 8):
+            raise DamagedChunkError(f"its header would have {length} bytes of {blob.size}")
+        text = first[8 : 8 + length] if 8 + length <= len(first) else read_bytes(blob, 8, 8 + length)
+        table = json.loads(text.decode())
+        document = json.loads(table.pop("__metadata__")[_METADATA])
+        tensors = {name: _span(described, 8 + length) for name, described in table.items()}
+        body = document["body"]
+        if document["checksum"] != _body_checksum(body):
+            raise DamagedChunkError("the checksum of its metadata differs")
+        if body["format"] != FORMAT_VERSION:
+            raise DamagedChunkError(f"its format is {body['format']!r}, expected {FORMAT_VERSION}")
+    except (DamagedBlobError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise DamagedChunkError(f"it is not a chunk file, or not all of one ({error!r})") from error
+    position = 8 + length
+    for span in sorted(tensors.values(), key=lambda span: (span.start, span.stop)):
+        if span.start != position:
+            raise DamagedChunkError(f"a tensor begins at byte {span.start}, expected {position}")
+        position = span.stop
+    if position != blob.size:
+        raise DamagedChunkError(f"its tensors end at byte {position}, the file at {blob.size}")
+    return tensors, body
+
+
+def _span(described: dict[str, Any], data_start: int) -> _Span:
+    dtype, shape, (start, stop) = _DTYPES[described["dtype"]], described["shape"], described["data_offsets"]
+    if not all(type(number) is int and number >= 0 for number in (*shape, start, stop)):
+        raise ValueError(f"shape {shape} at {start} to {stop}")
+    if stop - start != math.prod(shape) * dtype.itemsize:
+        raise ValueError(f"shape {shape} in {stop - start} bytes")
+    return _Span(dtype, tuple(shape), data_start + start, data_start + stop)
+
+
+def _plain(cache: ChunkCache, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    pairs = zip(cache.keys, cache.values, strict=True)
+    rows = {name: getattr(cache.means, name) for name in _SUMMARY} | _hidden(cache)
+    return {
+        "token_ids": cache.token_ids,
+        **{f"kv.{layer:03}": torch.stack(pair).to(dtype) for layer, pair in enumerate(pairs)},
+        **{name: tensor.to(dtype) for name, tensor in rows.items()},
+    }
+
+
+def _quantized(cache: ChunkCache) -> dict[str, torch.Tensor]:
+    layers = [quantize_layer(keys.cpu(), values.cpu()) for keys, values in zip(cache.keys, cache.values, strict=True)]
+    tensors = {
+        "token_ids": cache.token_ids,
+        **{f"kv.{number:03}": layer.codes for number, layer in enumerate(layers)},
+        "key_scales": torch.stack([layer.key_scales for layer in layers]),
+        "value_scales": torch.stack([layer.value_scales for layer in layers]),
+    }
+    for name, rows in ({name: getattr(cache.means, name) for name in _SUMMARY} | _hidden(cache)).items():
+        tensors[name], tensors[f"{name}.scales"] = quantize_rows(rows.cpu())
+    return tensors
+
+
+def _hidden(cache: ChunkCache) -> dict[str, torch.Tensor]:
+    return {} if cache.hidden is None else {"hidden": cache.hidden}
+
+
+def _checksum(dtype: torch.dtype, shape: tuple[int, ...] | torch.Size, pieces: Any) -> str:
+    """Checksum of a tensor's bytes and of how they are read."""
+    hasher = xxhash.xxh3_64(f"{dtype}{list(shape)}".encode())
+    for piece in pieces:
+        hasher.update(piece)
+    return hasher.hexdigest()
+
+
+def _body_checksum(body: dict[str, Any]) -> str:
+    return xxhash.xxh3_64_hexdigest(json.dumps(body, sort_keys=True).encode())
+
+
+def _raw(tensor: torch.Tensor) -> memoryview:
+    """The bytes of a contiguous tensor on the host, in memory order; no copy."""
+    data: memoryview = tensor.detach().reshape(-1).view(torch.uint8).numpy().data
+    return data
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -1,0 +1,121 @@
+"""A store in an object store: S3, Google Cloud Storage, Azure, or whatever ``obstore`` opens by its URL.
+
+``obstore`` rather than ``fsspec``: one compiled package without dependencies serves all of them, its
+requests have time limits and retries of their own, and it reads ranges.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from samkv_rag.exceptions import ConfigurationError
+from samkv_rag.store.base import Blob, BytesBlob, Store, StoredBytes, require_key
+from samkv_rag.store.unreachable import Outage, without_secrets
+
+_FOLDER = "chunks"
+_SUFFIX = ".safetensors"
+_PARALLEL = 16
+
+
+class ObjectStore(Store):
+    """Keeps bytes as objects under a URL such as ``s3://bucket/prefix``.
+
+    Evicting is the bucket's business: give it a rule that deletes objects by age.
+
+    Args:
+        url: the bucket and, where wanted, a prefix within it.
+        timeout_s: the longest that one request may take; it is tried once more.
+        options: for the client, such as ``region``, ``endpoint`` or ``skip_signature``; see obstore's
+            ``S3Config``, ``GCSConfig`` and ``AzureConfig``. They may be secret, so no message shows them.
+
+    Raises:
+        ConfigurationError: obstore is not installed, or it does not take the URL or an option.
+    """
+
+    shared = True
+
+    def __init__(self, url: str, timeout_s: float = 30.0, **options: Any) -> None:
+        try:
+            import obstore
+            from obstore.exceptions import BaseError
+        except ImportError as error:
+            raise ConfigurationError(f"{without_secrets(url)} needs obstore: pip install 'samkv-rag[objects]'") from error
+        limit = timedelta(seconds=timeout_s)
+        client = {"timeout": limit, "connect_timeout": min(limit, timedelta(seconds=5)), "allow_http": True}
+        retries = {"max_retries": 1, "retry_timeout": limit}
+        try:
+            self._store = obstore.store.from_url(url, client_options=client, retry_config=retries, **options)
+        except (BaseError, ValueError, TypeError, OSError) as error:
+            reason = str(error).splitlines()[0] if not options else type(error).__name__
+            raise ConfigurationError(f"{without_secrets(url)} is not a URL that obstore opens ({reason})") from error
+        self._obstore = obstore
+        self._missing: tuple[type[BaseException], ...] = (FileNotFoundError, obstore.exceptions.NotFoundError)
+        self._outage = Outage(without_secrets(url), (BaseError, OSError))
+        self._threads = ThreadPoolExecutor(_PARALLEL, "samkv-objects")
+        self._url = url
+
+    @property
+    def catalog_path(self) -> Path:
+        return user_catalog(self._url)
+
+    def contains(self, keys: Iterable[str]) -> set[str]:
+        wanted = list(keys)
+        there = self._threads.map(self._has, wanted)
+        return {key for key, found in zip(wanted, there, strict=True) if found}
+
+    def get(self, key: str) -> Blob | None:
+        path = _path(key)
+
+        def read() -> Blob | None:
+            try:
+                return BytesBlob(bytes(self._obstore.get(self._store, path).bytes()))
+            except self._missing:
+                return None
+
+        return self._outage.call(read)
+
+    def put(self, key: str, data: bytes) -> None:
+        path = _path(key)
+        self._outage.call(lambda: self._obstore.put(self._store, path, data))
+
+    def delete(self, keys: Iterable[str]) -> int:
+        there = sorted(self.contains(set(keys)))
+        if there:
+            self._outage.call(lambda: self._obstore.delete(self._store, [_path(key) for key in there]))
+        return len(there)
+
+    def keys(self) -> Iterator[StoredBytes]:
+        listed = self._outage.call(lambda: [entry for page in self._obstore.list(self._store, _FOLDER) for entry in page])
+        for entry in listed:
+            name = str(entry["path"]).rpartition("/")[2]
+            if name.endswith(_SUFFIX):
+                yield StoredBytes(name.removesuffix(_SUFFIX), int(entry["size"]), entry["last_modified"].timestamp())
+
+    def close(self) -> None:
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    def _has(self, key: str) -> bool:
+        path = _path(key)
+
+        def look() -> bool:
+            try:
+                self._obstore.head(self._store, path)
+            except self._missing:
+                return False
+            return True
+
+        return self._outage.call(look)
+
+
+def user_catalog(location: str) -> Path:
+    """Where this user's catalog of a remote store lies."""
+    return Path.home() / ".cache" / "samkv_rag" / "catalogs" / f"{hashlib.sha256(location.encode()).hexdigest()}.sqlite"
+
+
+def _path(key: str) -> str:
+    return f"{_FOLDER}/{require_key(key)[:2]}/{key}{_SUFFIX}"

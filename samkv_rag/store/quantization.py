@@ -1,0 +1,121 @@
+"""Keys and values in 8 bits: keys by channel, values by token, in groups (KIVI, arXiv 2402.02750).
+
+A few channels of the keys are large in every token, so a key shares its scale with the same channel of the
+neighbouring tokens; values have no such channels and share theirs within a token. Everything is computed in
+float32; scales and zeros are bfloat16, rounded so that no value falls outside the codes.
+
+    keys     x = zero + scale · (code + 128), groups of 64 tokens
+    values   x = scale · code, groups of 64 channels
+    rows     x = scale · code, groups of 32 channels (hidden states and summaries)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from samkv_rag.exceptions import StoreError
+
+_LOWEST = -128
+_NUM_STEPS = 255
+_KEY_GROUP_TOKENS = 64
+_VALUE_GROUP_CHANNELS = 64
+_ROW_GROUP_CHANNELS = 32
+
+
+@dataclass(frozen=True)
+class QuantizedLayer:
+    """Keys and values of one layer."""
+
+    codes: torch.Tensor
+    """``[2, kv_heads, tokens, head_dim]``, int8, keys then values"""
+    key_scales: torch.Tensor
+    """``[2, kv_heads, token groups, head_dim]``, bfloat16, scales then zeros"""
+    value_scales: torch.Tensor
+    """``[kv_heads, tokens, channel groups]``, bfloat16"""
+
+
+def quantize_layer(keys: torch.Tensor, values: torch.Tensor) -> QuantizedLayer:
+    """Quantise keys and values, each ``[kv_heads, tokens, head_dim]``.
+
+    Raises:
+        StoreError: a value is not finite.
+    """
+    parts = [_affine(group) for group in torch.split(keys.float(), _KEY_GROUP_TOKENS, dim=-2)]
+    key_codes, key_scales = (torch.cat(states, dim=-2) for states in zip(*parts, strict=True))
+    value_codes, value_scales = quantize_rows(values, _VALUE_GROUP_CHANNELS)
+    return QuantizedLayer(torch.stack((key_codes, value_codes)), key_scales, value_scales)
+
+
+def dequantize_layer(layer: QuantizedLayer, keys: torch.Tensor, values: torch.Tensor) -> None:
+    """Fill ``keys`` and ``values``, each ``[kv_heads, tokens, head_dim]``, of any floating type and strides."""
+    key_codes = layer.codes[0].float()
+    _dequantize_keys(key_codes, layer.key_scales.float())
+    keys.copy_(key_codes)
+    values.copy_(dequantize_rows(layer.codes[1], layer.value_scales, torch.float32))
+
+
+def quantize_rows(rows: torch.Tensor, group_channels: int = _ROW_GROUP_CHANNELS) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return int8 codes of ``rows`` ``[..., channels]`` and their scales ``[..., groups]``, bfloat16.
+
+    Raises:
+        StoreError: a value is not finite.
+    """
+    num_channels = rows.shape[-1]
+    size = next(n for n in range(min(group_channels, num_channels), 0, -1) if num_channels % n == 0)
+    grouped = rows.float().reshape(*rows.shape[:-1], num_channels // size, size)
+    scale = _rounded_up(grouped.abs().amax(-1, keepdim=True) / 127)
+    codes = _codes(grouped, scale, -127, 127).to(torch.int8)
+    return codes.flatten(-2), scale.squeeze(-1)
+
+
+def dequantize_rows(codes: torch.Tensor, scales: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Inverse of :func:`quantize_rows`."""
+    grouped = codes.float().reshape(*scales.shape, -1)
+    return grouped.mul_(scales.float()[..., None]).reshape(codes.shape).to(dtype)
+
+
+def _dequantize_keys(codes: torch.Tensor, scales: torch.Tensor) -> None:
+    """In place, and in two calls whatever the length: one for the whole groups, one for what is left."""
+    scale, zero = scales[0, ..., None, :], torch.sub(scales[1], scales[0], alpha=_LOWEST)[..., None, :]
+    num_groups = codes.shape[-2] // _KEY_GROUP_TOKENS
+    whole = num_groups * _KEY_GROUP_TOKENS
+    if whole:
+        grouped = codes[:, :whole].view(codes.shape[0], num_groups, _KEY_GROUP_TOKENS, -1)
+        torch.addcmul(zero[:, :num_groups], grouped, scale[:, :num_groups], out=grouped)
+    if whole < codes.shape[-2]:
+        rest = codes[:, whole:]
+        torch.addcmul(zero[:, num_groups], rest, scale[:, num_groups], out=rest)
+
+
+def _affine(group: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Codes of a group of keys, and its scale and zero stacked; one of each channel."""
+    low, high = group.amin(-2, keepdim=True), group.amax(-2, keepdim=True)
+    zero = _rounded_down(low)
+    scale = _rounded_up((high - zero.float()) / _NUM_STEPS)
+    codes = _codes(group - zero.float(), scale, 0, _NUM_STEPS) + _LOWEST
+    return codes.to(torch.int8), torch.stack((scale, zero))
+
+
+def _codes(group: torch.Tensor, scale: torch.Tensor, low: int, high: int) -> torch.Tensor:
+    if not bool(torch.isfinite(scale).all()):
+        raise StoreError("the KV holds a value that is not finite, which int8 cannot hold; use kv_dtype='auto'")
+    divisor = torch.where(scale > 0, scale, 1).float()  # a scale of 0 stands for a group of equal values
+    return (group / divisor).round_().clamp_(low, high)
+
+
+def _rounded_down(values: torch.Tensor) -> torch.Tensor:
+    """The largest bfloat16 up to each float32 value."""
+    return torch.where(values < 0, -_rounded_up(-values), _cut(values).bfloat16())
+
+
+def _rounded_up(values: torch.Tensor) -> torch.Tensor:
+    """The smallest bfloat16 from each float32 value of at least 0 on."""
+    cut = _cut(values)
+    return torch.where(cut < values, _cut((cut.view(torch.int32) + 2**16).view(torch.float32)), cut).bfloat16()
+
+
+def _cut(values: torch.Tensor) -> torch.Tensor:
+    """Float32 values without what bfloat16 cannot hold: its bits are the upper half of a float32's."""
+    return (values.contiguous().view(torch.int32) >> 16 << 16).view(torch.float32)

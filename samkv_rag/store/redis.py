@@ -1,0 +1,96 @@
+"""A store in Redis or Valkey. The server evicts by its own ``maxmemory`` and ``maxmemory-policy``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from samkv_rag.exceptions import ConfigurationError, StoreFullError
+from samkv_rag.store.base import Blob, BytesBlob, Store, StoredBytes, require_key
+from samkv_rag.store.objects import user_catalog
+from samkv_rag.store.unreachable import Outage, without_secrets
+
+SCHEMES = ("redis", "rediss", "valkey", "valkeys")
+_PREFIX = "samkv:3:"
+
+
+class RedisStore(Store):
+    """Keeps bytes under ``samkv:3:<key>``.
+
+    Args:
+        url: ``redis://``, ``rediss://`` (TLS), ``valkey://`` or ``valkeys://``.
+        timeout_s: the longest that one request may take.
+        options: for ``redis.Redis``.
+
+    Raises:
+        ConfigurationError: redis is not installed, or it does not take the URL or an option.
+    """
+
+    shared = True
+
+    def __init__(self, url: str, timeout_s: float = 5.0, **options: Any) -> None:
+        try:
+            import redis
+        except ImportError as error:
+            raise ConfigurationError(f"{without_secrets(url)} needs redis: pip install 'samkv-rag[redis]'") from error
+        scheme, _, rest = url.partition("://")
+        address = f"{scheme.replace('valkey', 'redis')}://{rest}"
+        limits = {"socket_timeout": timeout_s, "socket_connect_timeout": timeout_s}
+        try:
+            self._client: Any = redis.Redis.from_url(address, **(limits | options))
+        except (ValueError, TypeError) as error:
+            raise ConfigurationError(f"{without_secrets(url)} is not a URL that redis opens") from error
+        self._full: type[Exception] = redis.exceptions.OutOfMemoryError
+        self._outage = Outage(without_secrets(url), (redis.exceptions.RedisError, OSError))
+        self._url = url
+
+    @property
+    def catalog_path(self) -> Path:
+        return user_catalog(self._url)
+
+    def contains(self, keys: Iterable[str]) -> set[str]:
+        wanted = list(keys)
+
+        def look() -> list[int]:
+            with self._client.pipeline(transaction=False) as pipeline:
+                for key in wanted:
+                    pipeline.exists(_name(key))
+                return list(pipeline.execute())
+
+        return {key for key, found in zip(wanted, self._outage.call(look), strict=True) if found}
+
+    def get(self, key: str) -> Blob | None:
+        data = self._outage.call(lambda: self._client.get(_name(key)))
+        return None if data is None else BytesBlob(data)
+
+    def put(self, key: str, data: bytes) -> None:
+        def write() -> bool:
+            try:
+                self._client.set(_name(key), data)
+            except self._full:
+                return False
+            return True
+
+        if not self._outage.call(write):
+            raise StoreFullError(
+                "the server has no memory left (maxmemory) and its policy evicts nothing; raise maxmemory or set "
+                "maxmemory-policy to allkeys-lru. Stored chunks are intact"
+            )
+
+    def delete(self, keys: Iterable[str]) -> int:
+        names = [_name(key) for key in set(keys)]
+        return int(self._outage.call(lambda: self._client.delete(*names))) if names else 0
+
+    def keys(self) -> Iterator[StoredBytes]:
+        names = self._outage.call(lambda: list(self._client.scan_iter(match=f"{_PREFIX}*", count=1000)))
+        for name in names:
+            num_bytes = int(self._outage.call(lambda name=name: self._client.strlen(name)))  # type: ignore[misc]
+            yield StoredBytes(name.decode(errors="replace").removeprefix(_PREFIX), num_bytes, 0.0)
+
+    def close(self) -> None:
+        self._client.close()
+
+
+def _name(key: str) -> str:
+    return _PREFIX + require_key(key)

@@ -1,0 +1,159 @@
+"""A near store in front of a far one: what is read far is kept near, what is put goes to both."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import suppress
+from pathlib import Path
+
+from samkv_rag.exceptions import SamKVError, StoreError, StoreFullError, StoreUnreachableError
+from samkv_rag.store.base import Blob, BytesBlob, Store, StoredBytes, read_bytes
+
+logger = logging.getLogger(__name__)
+
+_PARALLEL = 8
+_MAX_PENDING_BYTES = 1 << 30
+"""Bytes on their way to the far store; more wait in :meth:`TieredStore.put`."""
+
+
+class TieredStore(Store):
+    """Reads from ``near`` where it can, from ``far`` where it must; writes to both, to ``far`` in the background.
+
+    What the far store does not take is reported by :meth:`flush`, and stays near.
+    """
+
+    def __init__(self, near: Store, far: Store) -> None:
+        self.near = near
+        self.far = far
+        self._writers = ThreadPoolExecutor(_PARALLEL, "samkv-write")
+        self._readers = ThreadPoolExecutor(_PARALLEL, "samkv-prefetch")
+        self._changed = threading.Condition()
+        self._pending: dict[str, bytes] = {}
+        self._pending_bytes = 0
+        self._writes: set[Future[None]] = set()
+        self._errors: deque[SamKVError] = deque(maxlen=100)
+        self._fetching: dict[str, Future[Blob | None]] = {}
+
+    @property
+    def shared(self) -> bool:  # type: ignore[override]
+        return self.far.shared
+
+    @property
+    def catalog_path(self) -> Path | None:
+        return self.far.catalog_path
+
+    def contains(self, keys: Iterable[str]) -> set[str]:
+        wanted = set(keys)
+        with self._changed:
+            found = {key for key in wanted if key in self._pending}
+        found |= self.near.contains(wanted - found)
+        return found | (self.far.contains(wanted - found) if wanted - found else set())
+
+    def get(self, key: str) -> Blob | None:
+        with self._changed:
+            fetching = self._fetching.get(key)
+        if fetching is not None:
+            with suppress(SamKVError):
+                fetching.result()
+        return self.near.get(key) or self._pending_blob(key) or self._fetch(key)
+
+    def put(self, key: str, data: bytes) -> None:
+        with suppress(StoreFullError):  # too large for the near store: it goes to the far one alone
+            self.near.put(key, data)
+        with self._changed:
+            while self._pending and self._pending_bytes + len(data) > _MAX_PENDING_BYTES:
+                self._changed.wait()
+            self._pending_bytes += len(data) - len(self._pending.get(key, b""))
+            self._pending[key] = data
+            write = self._writers.submit(self._write, key, data)
+            self._writes.add(write)
+        write.add_done_callback(self._writes.discard)
+
+    def delete(self, keys: Iterable[str]) -> int:
+        gone = set(keys)
+        self._wait_for_writes()  # one that came later would bring a chunk back
+        there = self.near.contains(gone) | self.far.contains(gone)
+        self.near.delete(gone)
+        self.far.delete(gone)
+        return len(there)
+
+    def keys(self) -> Iterator[StoredBytes]:
+        self._wait_for_writes()
+        return self.far.keys()
+
+    def prefetch(self, keys: Iterable[str]) -> Callable[[], None]:
+        wanted = list(dict.fromkeys(keys))
+        near = self.near.contains(wanted)
+        self.near.prefetch(near)
+        started: list[Future[Blob | None]] = []
+        for key in wanted:
+            with self._changed:
+                if key in near or key in self._pending or key in self._fetching:
+                    continue
+                fetch = self._fetching[key] = self._readers.submit(self._fetch, key)
+            fetch.add_done_callback(lambda _, key=key: self._fetching.pop(key, None))  # type: ignore[misc]
+            started.append(fetch)
+
+        def cancel() -> None:
+            for fetch in started:
+                fetch.cancel()
+
+        return cancel
+
+    def flush(self) -> None:
+        self._wait_for_writes()
+        self.near.flush()
+        self.far.flush()
+        if self._errors:
+            first, num_more = self._errors.popleft(), len(self._errors)
+            self._errors.clear()
+            more = f" (and {num_more} more chunks)" if num_more else ""
+            raise type(first)(f"{first}{more}")
+
+    def close(self) -> None:
+        with suppress(StoreError):
+            self.flush()
+        for pool in (self._readers, self._writers):
+            pool.shutdown(wait=True, cancel_futures=True)
+        self.near.close()
+        self.far.close()
+
+    def _fetch(self, key: str) -> Blob | None:
+        blob = self.far.get(key)
+        if blob is None:
+            return None
+        data = bytes(read_bytes(blob))
+        with suppress(StoreError):  # the near store may be full: then it is read far again
+            self.near.put(key, data)
+        return BytesBlob(data)
+
+    def _pending_blob(self, key: str) -> Blob | None:
+        with self._changed:
+            data = self._pending.get(key)
+        return None if data is None else BytesBlob(data)
+
+    def _write(self, key: str, data: bytes) -> None:
+        try:
+            self.far.put(key, data)
+        except StoreUnreachableError as error:
+            self._errors.append(error)  # the store has warned of it already
+        except SamKVError as error:
+            logger.warning("%s was not stored: %s", key, error)
+            self._errors.append(error)
+        finally:
+            with self._changed:
+                if self._pending.get(key) is data:
+                    del self._pending[key]
+                self._pending_bytes = sum(map(len, self._pending.values()))
+                self._changed.notify_all()
+
+    def _wait_for_writes(self) -> None:
+        started = time.monotonic()
+        wait(list(self._writes))
+        if (waited_s := time.monotonic() - started) > 1:
+            logger.info("waited %.1f s for chunks on their way to the far store", waited_s)

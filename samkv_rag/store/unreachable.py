@@ -1,0 +1,67 @@
+"""Remote stores that do not answer: one failure is waited for, not one for every chunk."""
+
+from __future__ import annotations
+
+import re
+import threading
+import time
+import warnings
+from collections.abc import Callable
+from typing import TypeVar
+
+from samkv_rag.exceptions import StoreUnreachableError, StoreUnreachableWarning
+
+T = TypeVar("T")
+RETRY_AFTER_S = 10.0
+MASK = "**********"
+"""What stands for a secret wherever a location is shown; pydantic's own."""
+
+
+def without_secrets(location: str) -> str:
+    """A location fit to be shown: user, password and query of a URL are masked."""
+    shown = re.sub(r"(?<=://).*@", f"{MASK}@", location)  # passwords may hold / and @: up to the last @
+    return f"{shown.partition('?')[0]}?{MASK}" if "://" in shown and "?" in shown else shown
+
+
+class Outage:
+    """Guards the calls to a place: after one that failed, further ones fail at once for a while."""
+
+    def __init__(self, place: str, errors: tuple[type[BaseException], ...]) -> None:
+        self._place = place
+        self._errors = errors
+        self._until = float("-inf")
+        self._reason = ""
+        self._lock = threading.Lock()
+
+    def call(self, function: Callable[[], T]) -> T:
+        """Return what ``function`` returns.
+
+        Raises:
+            StoreUnreachableError: it failed, or another call failed a moment ago.
+        """
+        with self._lock:
+            remaining_s = self._until - time.monotonic()
+        if remaining_s > 0:
+            raise StoreUnreachableError(
+                f"{self._place} cannot be reached ({self._reason}); it is tried again in {remaining_s:.0f} s"
+            )
+        try:
+            result = function()
+        except self._errors as error:
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            self._begin(without_secrets(reason)[:200])
+            raise StoreUnreachableError(
+                f"{self._place} cannot be reached ({self._reason}); check the address, the network and the credentials"
+            ) from error
+        with self._lock:
+            self._until = float("-inf")
+        return result
+
+    def _begin(self, reason: str) -> None:
+        with self._lock:
+            self._reason, self._until = reason, time.monotonic() + RETRY_AFTER_S
+        warnings.warn(
+            f"{self._place} cannot be reached ({reason}); chunks that lie there alone are misses",
+            StoreUnreachableWarning,
+            stacklevel=4,
+        )
