@@ -13,14 +13,9 @@ from typing import Any
 
 import pytest
 import torch
+from support import servers, tiny
 
-import servers
-import stores
-import tiny
 from samkv_rag import EngineConfig, SamKVEngine
-from samkv_rag.store import KVStore
-
-# pytest_plugins = ["commands"]
 
 # Tiny models gain nothing from threads, and spinning threads of two runs slow each other down.
 torch.set_num_threads(1)
@@ -36,6 +31,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if "slow" in item.keywords:
             item.add_marker(pytest.mark.skip(reason="needs --slow"))
+
+
+@pytest.fixture(autouse=True)
+def own_folder(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every test runs in a folder of its own, and keeps catalogs of remote stores in another."""
+    monkeypatch.chdir(tmp_path_factory.mktemp("working"))
+    monkeypatch.setenv("SAMKV_CATALOGS", str(tmp_path_factory.mktemp("catalogs")))
 
 
 @pytest.fixture(scope="session")
@@ -80,18 +82,3 @@ def redis() -> Iterator[servers.RedisServer]:
     """A local Redis server."""
     with servers.redis_server() as server:
         yield server
-
-
-@pytest.fixture
-def make_store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable[[str], KVStore]]:
-    """A function: kind of store, one of ``stores.KINDS``, to an empty store. Servers start when first needed."""
-    opened: list[KVStore] = []
-
-    def make(kind: str) -> KVStore:
-        store = stores.KINDS[kind](request, tmp_path)
-        opened.append(store)
-        return store
-
-    yield make
-    for store in opened:
-        store.close()

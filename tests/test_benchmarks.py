@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-import tiny
+from support import tiny
 from benchmarks import gpu, memory, quantization
 from benchmarks import store as store_benchmark
 from benchmarks.synthetic import parse_token_counts, random_chunk, random_decoder, store_chunks

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import pytest
 import torch
 
-import tiny
+from support import tiny
 from samkv_rag import SamKVEngine
 from samkv_rag.evaluation.compressors import COMPRESSORS, Compressor, FewerChunks, LLMLingua
 from samkv_rag.evaluation.compressors.fewer_chunks import cut_to_tokens, fitting

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-import tiny
+from support import tiny
 from samkv_rag import EngineConfig, SamKVEngine
 from samkv_rag.exceptions import (
     ChatTemplateError,
@@ -19,11 +19,11 @@ from samkv_rag.exceptions import (
     EmptyChunkError,
     EmptyPromptError,
     ModelNotFoundError,
+    PromptError,
     PromptTooLongError,
     StoreFormatError,
 )
 from samkv_rag.prefill import Scout
-from samkv_rag.store.base import NoPrefetch, Prefetch
 
 MakeEngine = Callable[..., SamKVEngine]
 CHUNKS = [tiny.text(seed) for seed in range(4)]
@@ -127,20 +127,20 @@ def test_anchors_are_kept_and_shrink_with_the_budget(make_engine: MakeEngine, me
     assert f"anchors shrunk from 4+{num_last} to" in tight.diagnostics[0].message
 
 
-def test_all_chunks_of_a_prompt_are_prefetched_before_the_first_is_opened(
+def test_all_chunks_of_a_prompt_are_prefetched_before_the_first_is_read(
     engine: SamKVEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls: list[tuple[str, int]] = []
-    opened = engine.store.open
+    get = engine.store.get
 
-    def prefetch(keys: Iterable[str], fingerprint: str) -> Prefetch:
+    def prefetch(keys: Iterable[str]) -> Callable[[], None]:
         calls.append(("prefetch", len(list(keys))))
-        return NoPrefetch()
+        return lambda: None
 
     monkeypatch.setattr(engine.store, "prefetch", prefetch)
-    monkeypatch.setattr(engine.store, "open", lambda *key: calls.append(("open", 1)) or opened(*key))
+    monkeypatch.setattr(engine.store, "get", lambda key: calls.append(("get", 1)) or get(key))
     engine.generate(PROMPT, max_new_tokens=1)
-    assert calls == [("prefetch", len(CHUNKS)), *[("open", 1)] * len(CHUNKS)]
+    assert calls == [("prefetch", len(CHUNKS)), *[("get", 1)] * len(CHUNKS)]
 
 
 def test_streamed_equals_not_streamed(engine: SamKVEngine) -> None:
@@ -163,7 +163,7 @@ def test_the_same_request_twice_gives_the_same_answer(engine: SamKVEngine) -> No
 def test_messages_equal_their_rendered_prompt(engine: SamKVEngine) -> None:
     messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": PROMPT}]
     rendered = engine.apply_chat_template(messages)
-    assert rendered.endswith("<|assistant|>\n")
+    assert rendered.text.endswith("<|assistant|>\n")
     by_messages, by_text = engine.generate(messages, max_new_tokens=8), engine.generate(rendered, max_new_tokens=8)
     assert by_messages.token_ids == by_text.token_ids
     assert by_messages.metrics.chunks_hit == 4
@@ -196,7 +196,7 @@ def test_few_chunk_tokens_take_full_prefill_and_say_so(engine: SamKVEngine) -> N
     assert no_question.fallback_reason == "no question follows the last chunk"
 
 
-def test_a_hinted_chunk_is_computed_on_the_spot_and_stored(make_engine: MakeEngine) -> None:
+def test_an_announced_chunk_is_computed_on_the_spot_and_stored(make_engine: MakeEngine) -> None:
     engine, prepared = make_engine(), make_engine()
     prepared.add_chunks(CHUNKS)
     engine.announce(CHUNKS)
@@ -207,11 +207,13 @@ def test_a_hinted_chunk_is_computed_on_the_spot_and_stored(make_engine: MakeEngi
     assert first.token_ids == second.token_ids == prepared.generate(PROMPT, max_new_tokens=8).token_ids
 
 
-def test_many_unused_hints_are_forgotten_and_stored_chunks_are_not(
+def test_many_unused_announcements_are_forgotten_and_stored_chunks_are_not(
     engine: SamKVEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("samkv_rag.ingestion.library._MAX_HINTS", 10)
+    monkeypatch.setattr("samkv_rag.ingestion.library._MAX_ANNOUNCED", 10)
     engine.announce(tiny.text(1000 + i) for i in range(50))
+    engine.announce(CHUNKS)
+    assert len(engine._library._announced) == 10
     assert engine.generate(PROMPT, max_new_tokens=1).metrics.chunks_hit == 4
 
 
@@ -260,6 +262,38 @@ def test_an_empty_prompt_is_refused(engine: SamKVEngine, prompt: Any) -> None:
         engine.generate(prompt)
 
 
+@pytest.mark.parametrize("prompt", [3, None, b"bytes", ["text"], "half a pair: \ud800", [{"role": "user", "content": "\udfff"}]])
+def test_what_is_no_prompt_is_refused_in_words(engine: SamKVEngine, prompt: Any) -> None:
+    with pytest.raises(PromptError, match="it must be text or a list of messages|half a surrogate pair at character"):
+        engine.generate(prompt)
+
+
+def test_half_a_surrogate_pair_in_a_chunk_is_refused_before_anything_is_computed(engine: SamKVEngine) -> None:
+    with pytest.raises(EmptyChunkError, match=r"chunk 1 holds half a surrogate pair .* at character 4"):
+        engine.add_chunks([tiny.text(99), "half\ud800 of a pair, and more"])
+    assert not engine.has_chunk(tiny.text(99))
+
+
+@pytest.mark.parametrize("call", ["announce", "remove_chunks", "prune", "add_chunks"])
+def test_what_is_no_text_is_refused_everywhere(engine: SamKVEngine, call: str) -> None:
+    with pytest.raises(EmptyChunkError, match="chunk 0 is None; it must be text"):
+        getattr(engine, call)([None])
+    with pytest.raises(ConfigurationError, match="3 is not a list of texts"):
+        getattr(engine, call)(3)
+    with pytest.raises(EmptyChunkError, match="chunk 0 is None"):
+        engine.has_chunk(None)  # type: ignore[arg-type]
+    assert all(map(engine.has_chunk, CHUNKS))
+
+
+def test_one_text_is_a_list_of_it(engine: SamKVEngine) -> None:
+    assert engine.announce(CHUNKS[0]).digests == engine.announce([CHUNKS[0]]).digests
+    assert engine.prune(CHUNKS[0]) == 3
+    assert engine.has_chunk(CHUNKS[0])
+    engine.add_chunks(CHUNKS[0], sources=["a"])
+    assert engine.remove_sources("a", keep_texts=CHUNKS[0]) == 0
+    assert engine.remove_chunks(CHUNKS[0]) == 1
+
+
 def test_a_prompt_past_the_window_is_refused(engine: SamKVEngine) -> None:
     with pytest.raises(PromptTooLongError, match=r"has \d+ tokens, the model's context window is 4096 and must hold"):
         engine.generate(tiny.text(5, num_words=9000))
@@ -290,14 +324,20 @@ def test_messages_that_the_template_refuses(engine: SamKVEngine, monkeypatch: py
         ({"method": {"name": "scout", "sequence_ration": 1}}, "unknown option sequence_ration; did you mean sequence_ratio"),
         ({"method": {"name": "scout", "sequence_ratio": 0}}, "sequence_ratio is 0; it must be a number from"),
         ({"method": {"name": "scout", "sequence_ratio": 1.5}}, "sequence_ratio is 1.5; it must be a number from 1e-06 to 1"),
-        ({"temperature": -1}, "temperature is -1; it must be 0"),
+        ({"temperature": -1}, "temperature is -1; it must be a number of at least 0"),
+        ({"temperature": 1e-45}, "it must be 0 .greedy. or at least 0.001"),
+        ({"temperature": 10**400}, "temperature is 10+; it must be a number"),
+        ({"temperature": float("nan")}, "temperature is nan"),
         ({"top_p": 0}, "top_p is 0; it must be above 0"),
-        ({"max_new_tokens": 0}, "max_new_tokens is 0; it must be at least 1"),
-        ({"max_new_tokens": "many"}, "max_new_tokens is 'many'; it must be at least 1"),
-        ({"temperature": "hot"}, "temperature is 'hot'; it must be 0"),
-        ({"seed": "seven"}, "seed is 'seven'; it must be an integer, or None"),
-        ({"stop": [""]}, "made of texts that are not empty"),
-        ({"stop": [3]}, "made of texts that are not empty"),
+        ({"max_new_tokens": 0}, "max_new_tokens is 0; it must be an integer of at least 1"),
+        ({"max_new_tokens": "many"}, "max_new_tokens is 'many'; it must be an integer"),
+        ({"max_new_tokens": True}, "max_new_tokens is True; it must be an integer"),
+        ({"temperature": "hot"}, "temperature is 'hot'; it must be a number"),
+        ({"seed": "seven"}, "seed is 'seven'; it must be an integer"),
+        ({"seed": 2**64}, "seed is 18446744073709551616; it must be an integer"),
+        ({"seed": True}, "seed is True; it must be an integer"),
+        ({"stop": [""]}, "it must be made of texts that are not empty"),
+        ({"stop": [3]}, "it must be made of texts that are not empty"),
     ],
 )
 def test_wrong_options_are_refused_at_once(engine: SamKVEngine, options: dict[str, Any], message: str) -> None:
@@ -348,8 +388,8 @@ def test_a_saved_model_is_loaded_from_its_folder(tmp_path: Path) -> None:
 
 
 def test_a_folder_of_something_else_is_no_store(tmp_path: Path) -> None:
-    (tmp_path / "index.sqlite").write_text("something else " * 200)
-    with pytest.raises(StoreFormatError, match="is not a samkv_rag index"):
+    (tmp_path / "notes.txt").write_text("something else")
+    with pytest.raises(StoreFormatError, match=r"holds other things \(notes.txt\); a store needs a folder of its own"):
         SamKVEngine.from_pretrained(tiny.model(), tokenizer=tiny.tokenizer(), store=tmp_path)
 
 

@@ -11,7 +11,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, normalizers
 from transformers import PreTrainedTokenizerFast
 
-import tiny
+from support import tiny
 from samkv_rag import Explanation, SamKVEngine, StreamPiece
 from samkv_rag.config import SamKVConfig
 from samkv_rag.exceptions import ConfigurationError

@@ -7,6 +7,7 @@ requests have time limits and retries of their own, and it reads ranges.
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
@@ -113,8 +114,9 @@ class ObjectStore(Store):
 
 
 def user_catalog(location: str) -> Path:
-    """Where this user's catalog of a remote store lies."""
-    return Path.home() / ".cache" / "samkv_rag" / "catalogs" / f"{hashlib.sha256(location.encode()).hexdigest()}.sqlite"
+    """Where this user's catalog of a remote store lies; ``SAMKV_CATALOGS`` names another folder."""
+    folder = os.environ.get("SAMKV_CATALOGS") or Path.home() / ".cache" / "samkv_rag" / "catalogs"
+    return Path(folder) / f"{hashlib.sha256(location.encode()).hexdigest()}.sqlite"
 
 
 def _path(key: str) -> str:

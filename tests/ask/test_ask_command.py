@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 import pdfs
-import tiny
+from support import tiny
 from asking import WordCounts
 from commands import Run, only_line
 from samkv_rag import Explanation, SamKVEngine, ask

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import pdfs
-import tiny
+from support import tiny
 from asking import WordCounts
 from samkv_rag import SamKVEngine
 from samkv_rag.ask import library as library_module

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-import tiny
+from support import tiny
 from samkv_rag.documents.splitting import CHUNK_TOKENS, split_text
 
 

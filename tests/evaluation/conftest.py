@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from evaluating import write_cases
 
-import tiny
+from support import tiny
 from samkv_rag.evaluation import EvaluationOptions
 from samkv_rag.evaluation.answering import Answerer
 from samkv_rag.evaluation.datasets import Case

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-import tiny
+from support import tiny
 
 TIMES = {"ttft_s_median", "ttft_ratio_median", "phase_s_median", "ttft_s", "total_s", "phase_s"}
 

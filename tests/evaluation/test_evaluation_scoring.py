@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-import tiny
+from support import tiny
 from samkv_rag import SamKVEngine
 from samkv_rag.evaluation.datasets import build_messages, load_cases
 from samkv_rag.evaluation.scoring import exact_match, f1, normalise

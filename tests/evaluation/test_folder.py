@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-import tiny
+from support import tiny
 from samkv_rag import cli
 from samkv_rag.evaluation import EvaluationOptions, cases_from_folder, evaluate, folder
 from samkv_rag.evaluation.datasets import build_messages, load_cases

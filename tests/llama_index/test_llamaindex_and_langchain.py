@@ -15,7 +15,7 @@ from llama_index.core import PromptTemplate, Settings, VectorStoreIndex
 from llama_index.core.schema import TextNode
 from llama_index.llms.samkv import SamKVIngestion, SamKVLLM, SamKVPostprocessor
 
-import tiny
+from support import tiny
 from langchain_samkv import ChatSamKV, SamKVVectorStore
 from samkv_rag import SamKVEngine, StreamPiece
 

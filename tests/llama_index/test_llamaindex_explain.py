@@ -13,7 +13,7 @@ from llama_index.core.base.llms.types import ChatMessage
 from llama_index.core.schema import TextNode
 from llama_index.llms.samkv import SamKVIngestion, SamKVLLM, SamKVPostprocessor
 
-import tiny
+from support import tiny
 from samkv_rag import Explanation, SamKVEngine
 from samkv_rag.exceptions import ConfigurationError
 

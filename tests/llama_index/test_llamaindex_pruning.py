@@ -11,7 +11,7 @@ from llama_index.core.node_parser import SentenceSplitter
 from llama_index.core.schema import Document
 from llama_index.llms.samkv import SamKVIngestion
 
-import tiny
+from support import tiny
 from samkv_rag import SamKVEngine
 
 SHARED = tiny.text(100)

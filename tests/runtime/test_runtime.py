@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-import tiny
+from support import tiny
 from samkv_rag import GenerationResult, SamKVEngine
 from samkv_rag.exceptions import ConfigurationError, EngineClosedError, PromptTooLongError, QueueFullError
 from samkv_rag.prefill import FullPrefill, PrefillContext, Prefilled

@@ -11,7 +11,7 @@ from langchain_core.documents import Document
 from langchain_core.embeddings import Embeddings
 from langchain_core.vectorstores import VectorStore
 
-import tiny
+from support import tiny
 from langchain_samkv import SamKVVectorStore
 from samkv_rag import SamKVConfig, SamKVEngine
 from samkv_rag.prompt import text_digest

@@ -14,7 +14,7 @@ from contextlib import closing
 from functools import cache
 from typing import Any
 
-import tiny
+from support import tiny
 from samkv_rag import SamKVConfig, SamKVEngine, StreamPiece
 
 TOOL_TEMPLATE = (

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-import tiny
+from support import tiny
 from langchain_samkv import SamKVVectorStore
 from samkv_rag import SamKVEngine
 from tests.lighthouse import KEEPER, LAMP, QUERY, SEA, TEXTS, StoreFixtures, WordEmbeddings, documents, live_chunks

@@ -12,7 +12,7 @@ from langchain_core.caches import InMemoryCache
 from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.globals import set_llm_cache
 
-import tiny
+from support import tiny
 from langchain_samkv import ChatSamKV
 from samkv_rag import SamKVEngine
 from samkv_rag.exceptions import ConfigurationError, PromptTooLongError

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from langchain_core.messages import AIMessage, AIMessageChunk, messages_from_dict, messages_to_dict
 
-import tiny
+from support import tiny
 from langchain_samkv import ChatSamKV
 from samkv_rag import Explanation, SamKVEngine
 from samkv_rag.exceptions import ConfigurationError

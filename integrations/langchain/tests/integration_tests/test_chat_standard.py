@@ -8,7 +8,7 @@ from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage
 from langchain_tests.integration_tests import ChatModelIntegrationTests
 
-import tiny
+from support import tiny
 from langchain_samkv import ChatSamKV
 from tests.scripted import scripted_engine
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import pytest
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, SystemMessage
 
-import tiny
+from support import tiny
 from langchain_samkv import ChatSamKV
 from samkv_rag.exceptions import ChatTemplateError
 from tests.scripted import tiny_engine

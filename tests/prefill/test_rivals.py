@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-import tiny
+from support import tiny
 from samkv_rag import SamKVEngine
 from samkv_rag.prefill import Clock, Prefilled, PrefillContext
 from samkv_rag.prefill.cacheblend import CHECK_LAYER

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from samkv_rag.prompt.recognition import ChunkIndex, describe, split_prompt
+from samkv_rag.ingestion.recognition import ChunkIndex, describe, split_prompt
 
 A = "The lamp burns paraffin vapour and is lit at sunset."
 B = "The tide turns at four; the slip is then free of weed."

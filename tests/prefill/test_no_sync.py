@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import tiny
+from support import tiny
 from samkv_rag import EngineConfig
 from samkv_rag.chunk_cache import ChunkCache, SummarySpec
 from samkv_rag.ingestion.encoder import encode
@@ -66,10 +66,10 @@ def layout_of(decoder: Decoder, num_chunks: int = 3, resume_layer: int = 1) -> P
     """A prefix, chunks with a token of text between them, a question."""
     ids = torch.arange(64).view(1, 64)
     summary = spec(resume_layer)
-    prefix = encode(decoder, [[1, 2, 3]], SummarySpec(0, 1, 3), "")[0]
+    prefix = encode(decoder, [[1, 2, 3]], SummarySpec(0, 1, 3))[0]
     segments = [Segment("prefix", prefix.token_ids, 0, prefix)]
     for number in range(num_chunks):
-        chunk = encode(decoder, (ids + number).tolist(), summary, "")[0]
+        chunk = encode(decoder, (ids + number).tolist(), summary)[0]
         segments.append(Segment("chunk", chunk.token_ids, segments[-1].stop, chunk, digest=str(number)))
         segments.append(Segment("text", torch.tensor([9]), segments[-1].stop))
     segments.append(Segment("text", torch.arange(10, 22), segments[-1].stop))
@@ -98,7 +98,7 @@ def read_backs(num_layers: int, method: PrefillMethod | None = None) -> Counter[
         tiny.method("cacheblend"),
         tiny.method("epic"),
     ],
-    ids=str,
+    ids=tiny.method_id,
 )
 def test_a_deeper_model_reads_no_more_back(method: PrefillMethod) -> None:
     shallow = read_backs(4, method)

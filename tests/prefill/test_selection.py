@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-import tiny
+from support import tiny
 from samkv_rag import SamKVEngine
 from samkv_rag.prefill.passes.planned_pass import fuse
 from samkv_rag.prompt.layout import PromptLayout, Segment

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-import tiny
+from support import tiny
 from samkv_rag import SamKVEngine
 from samkv_rag.prefill import PrefillMethod
 from samkv_rag.model import attention as attention_module
@@ -88,7 +88,7 @@ def test_a_buffer_grows_and_keeps_what_it_holds() -> None:
         tiny.method(score_layers=(0.5, 1.0), resume=False),
         tiny.method("samkv"),
     ],
-    ids=str,
+    ids=tiny.method_id,
 )
 def test_one_layer_of_cached_kv_is_in_memory_at_a_time(
     make_engine: Callable[..., SamKVEngine], monkeypatch: pytest.MonkeyPatch, method: PrefillMethod, tmp_path: Any

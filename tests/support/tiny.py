@@ -65,6 +65,12 @@ def method(name: str = "scout", **options: Any) -> PrefillMethod:
     return cls(**(({"min_chunk_tokens": 0} if cls.needs else {}) | options))
 
 
+def method_id(method: PrefillMethod) -> str:
+    """A method and its options that are not as by default, short enough to name a test."""
+    default = type(method)().to_dict()
+    return "-".join([method.name, *(f"{k}={v}" for k, v in method.to_dict().items() if default[k] != v)])
+
+
 def text(seed: int, num_words: int = 60) -> str:
     """A chunk text, equal for equal seeds."""
     chooser = random.Random(seed)

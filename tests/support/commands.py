@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-import tiny
+from support import tiny
 from samkv_rag import cli
 
 Run = Callable[..., tuple[int, str, str]]

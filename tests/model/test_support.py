@@ -10,7 +10,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
-import tiny
+from support import tiny
 from samkv_rag.exceptions import UnsupportedModelError
 from samkv_rag.model.decoder import Decoder
 from samkv_rag.model.fingerprint import fingerprint

@@ -7,7 +7,7 @@ import collections
 import pytest
 import torch
 
-import tiny
+from support import tiny
 from samkv_rag.runtime.sampling import AnswerText, Sampling, TokenChooser
 from samkv_rag.model.tokenization import PromptTokenizer
 
