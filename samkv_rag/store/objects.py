@@ -46,13 +46,15 @@ class ObjectStore(Store):
             from obstore.exceptions import BaseError
         except ImportError as error:
             raise ConfigurationError(f"{without_secrets(url)} needs obstore: pip install 'samkv-rag[objects]'") from error
+        if url.startswith(("file:", "local:")):
+            raise ConfigurationError(f"{url} is on this machine; give the folder's path instead")
         limit = timedelta(seconds=timeout_s)
         client = {"timeout": limit, "connect_timeout": min(limit, timedelta(seconds=5)), "allow_http": True}
         retries = {"max_retries": 1, "retry_timeout": limit}
         try:
             self._store = obstore.store.from_url(url, client_options=client, retry_config=retries, **options)
         except (BaseError, ValueError, TypeError, OSError) as error:
-            reason = str(error).splitlines()[0] if not options else type(error).__name__
+            reason = type(error).__name__
             raise ConfigurationError(f"{without_secrets(url)} is not a URL that obstore opens ({reason})") from error
         self._obstore = obstore
         self._missing: tuple[type[BaseException], ...] = (FileNotFoundError, obstore.exceptions.NotFoundError)

@@ -11,7 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from pathlib import Path
 
-from samkv_rag.exceptions import SamKVError, StoreError, StoreFullError, StoreUnreachableError
+from samkv_rag.exceptions import SamKVError, StoreError, StoreFullError
 from samkv_rag.store.base import Blob, BytesBlob, Store, StoredBytes, read_bytes
 
 logger = logging.getLogger(__name__)
@@ -63,14 +63,19 @@ class TieredStore(Store):
         return self.near.get(key) or self._pending_blob(key) or self._fetch(key)
 
     def put(self, key: str, data: bytes) -> None:
-        with suppress(StoreFullError):  # too large for the near store: it goes to the far one alone
+        try:
             self.near.put(key, data)
+        except StoreFullError:  # it goes to the far store alone, and nothing older may stay in front of it
+            self.near.delete([key])
         with self._changed:
             while self._pending and self._pending_bytes + len(data) > _MAX_PENDING_BYTES:
                 self._changed.wait()
+            is_queued = key in self._pending
             self._pending_bytes += len(data) - len(self._pending.get(key, b""))
             self._pending[key] = data
-            write = self._writers.submit(self._write, key, data)
+            if is_queued:  # whoever writes the key now goes on with the new data
+                return
+            write = self._writers.submit(self._write, key)
             self._writes.add(write)
         write.add_done_callback(self._writes.discard)
 
@@ -137,19 +142,22 @@ class TieredStore(Store):
             data = self._pending.get(key)
         return None if data is None else BytesBlob(data)
 
-    def _write(self, key: str, data: bytes) -> None:
-        try:
-            self.far.put(key, data)
-        except StoreUnreachableError as error:
-            self._errors.append(error)  # the store has warned of it already
-        except SamKVError as error:
-            logger.warning("%s was not stored: %s", key, error)
-            self._errors.append(error)
-        finally:
+    def _write(self, key: str) -> None:
+        """Write what is pending under ``key``, and once more where it was replaced meanwhile."""
+        is_written = False
+        while not is_written:
             with self._changed:
-                if self._pending.get(key) is data:
+                data = self._pending[key]
+            try:
+                self.far.put(key, data)
+            except SamKVError as error:
+                logger.warning("%s was not stored: %s", key, error)
+                self._errors.append(error)
+            with self._changed:
+                is_written = self._pending[key] is data
+                if is_written:
                     del self._pending[key]
-                self._pending_bytes = sum(map(len, self._pending.values()))
+                    self._pending_bytes -= len(data)
                 self._changed.notify_all()
 
     def _wait_for_writes(self) -> None:

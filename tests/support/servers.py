@@ -22,7 +22,7 @@ def s3_server(port: int = 0) -> Iterator[dict[str, Any]]:
     require_free(port)
     moto = pytest.importorskip("moto.server", reason="moto[server], an S3 server, is not installed")
     boto3 = pytest.importorskip("boto3", reason="boto3 is not installed")
-    pytest.importorskip("s3fs", reason="s3fs is not installed")
+    pytest.importorskip("obstore", reason="obstore is not installed")
     server = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=port, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
@@ -30,7 +30,12 @@ def s3_server(port: int = 0) -> Iterator[dict[str, Any]]:
     try:
         client = boto3.client("s3", aws_access_key_id="testing", aws_secret_access_key="testing", **place)
         client.create_bucket(Bucket=BUCKET)
-        yield {"key": "testing", "secret": "testing", "client_kwargs": place}
+        yield {
+            "endpoint": place["endpoint_url"],
+            "region": place["region_name"],
+            "access_key_id": "testing",
+            "secret_access_key": "testing",
+        }
     finally:
         server.stop()
 

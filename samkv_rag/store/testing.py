@@ -1,0 +1,144 @@
+"""The contract of a store as a test suite, for pytest: inherit from it and supply one fixture.
+
+    class TestMyStore(StoreContract):
+        @pytest.fixture
+        def store(self) -> Iterator[Store]:
+            store = MyStore(...)  # empty
+            yield store
+            store.close()
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+
+import pytest
+
+from samkv_rag.exceptions import StoreError
+from samkv_rag.store.base import DamagedBlobError, Store, read_bytes
+
+
+def key_of(number: int) -> str:
+    """A key as the engine makes them."""
+    return hashlib.sha256(str(number).encode()).hexdigest()
+
+
+def data_of(number: int, num_bytes: int = 1000) -> bytes:
+    """Bytes that are another number's nowhere."""
+    block = hashlib.sha256(f"data {number}".encode()).digest()
+    return (block * (num_bytes // len(block) + 1))[:num_bytes]
+
+
+class StoreContract:
+    """What every store promises. Each test gets an empty ``store``."""
+
+    def test_what_was_put_is_there(self, store: Store) -> None:
+        assert store.get(key_of(1)) is None
+        assert store.contains([key_of(1)]) == set()
+        store.put(key_of(1), data_of(1))
+        store.put(key_of(2), data_of(2, num_bytes=0))
+        assert store.contains([key_of(1), key_of(2), key_of(3)]) == {key_of(1), key_of(2)}
+        for number, num_bytes in ((1, 1000), (2, 0)):
+            blob = store.get(key_of(number))
+            assert blob is not None
+            assert (blob.size, bytes(read_bytes(blob))) == (num_bytes, data_of(number, num_bytes))
+
+    def test_any_part_is_read_into_the_callers_buffers(self, store: Store) -> None:
+        store.put(key_of(1), data_of(1))
+        blob = store.get(key_of(1))
+        assert blob is not None
+        first, second, none = bytearray(10), bytearray(300), bytearray(0)
+        blob.read_into(17, [first, none, second])
+        assert bytes(first + second) == data_of(1)[17:327]
+        with pytest.raises(DamagedBlobError):
+            blob.read_into(991, [bytearray(10)])
+
+    def test_putting_again_replaces(self, store: Store) -> None:
+        store.put(key_of(1), data_of(1))
+        store.put(key_of(1), data_of(2, num_bytes=500))
+        blob = store.get(key_of(1))
+        assert blob is not None
+        assert bytes(read_bytes(blob)) == data_of(2, num_bytes=500)
+        store.flush()
+        assert [(found.key, found.num_bytes) for found in store.keys()] == [(key_of(1), 500)]
+
+    def test_what_was_deleted_is_gone(self, store: Store) -> None:
+        for number in range(4):
+            store.put(key_of(number), data_of(number))
+        assert store.delete([key_of(0), key_of(2), key_of(0), key_of(9)]) == 2
+        assert store.delete([]) == 0
+        assert store.get(key_of(0)) is None
+        assert store.contains(map(key_of, range(4))) == {key_of(1), key_of(3)}
+        assert sorted(found.key for found in store.keys()) == sorted([key_of(1), key_of(3)])
+
+    def test_keys_are_listed_with_their_sizes(self, store: Store) -> None:
+        assert list(store.keys()) == []
+        for number in range(20):
+            store.put(key_of(number), data_of(number, num_bytes=100 + number))
+        store.flush()
+        found = {one.key: one.num_bytes for one in store.keys()}
+        assert found == {key_of(number): 100 + number for number in range(20)}
+
+    @pytest.mark.parametrize("key", ["", "../../etc/passwd", "a" * 63, "A" * 64, "g" * 64, "a" * 64 + "\n"])
+    def test_only_hashes_are_keys(self, store: Store, key: str) -> None:
+        try:
+            store.put(key, b"data")
+        except StoreError:
+            assert list(store.keys()) == []
+
+    def test_a_blob_outlives_nothing_it_should_not(self, store: Store) -> None:
+        """After its key was replaced, a blob gives the old bytes or says that it is damaged; never a mixture."""
+        store.put(key_of(1), data_of(1))
+        blob = store.get(key_of(1))
+        assert blob is not None
+        store.put(key_of(1), data_of(2))
+        try:
+            assert bytes(read_bytes(blob)) == data_of(1)
+        except DamagedBlobError:
+            pass
+
+    def test_equal_identities_mean_equal_bytes(self, store: Store) -> None:
+        store.put(key_of(1), data_of(1))
+        first = store.get(key_of(1))
+        store.put(key_of(1), data_of(2))
+        second = store.get(key_of(1))
+        assert first is not None
+        assert second is not None
+        assert first.identity != second.identity
+
+    def test_many_blobs_are_open_at_once(self, store: Store) -> None:
+        for number in range(50):
+            store.put(key_of(number), data_of(number))
+        blobs = [store.get(key_of(number)) for number in range(50) for _ in range(30)]
+        assert all(blob is not None and bytes(read_bytes(blob, 0, 8)) for blob in blobs)
+
+    def test_prefetching_changes_nothing(self, store: Store) -> None:
+        store.put(key_of(1), data_of(1))
+        cancel = store.prefetch([key_of(1), key_of(2)])
+        blob = store.get(key_of(1))
+        cancel()
+        cancel()
+        assert blob is not None
+        assert bytes(read_bytes(blob)) == data_of(1)
+        assert store.get(key_of(2)) is None
+
+    def test_threads_do_not_disturb_each_other(self, store: Store) -> None:
+        wrong: list[object] = []
+
+        def work(first: int) -> None:
+            for number in range(first, first + 10):
+                store.put(key_of(number), data_of(number))
+                blob = store.get(key_of(number))
+                if blob is None or bytes(read_bytes(blob)) != data_of(number):
+                    wrong.append(number)
+                if number % 2 and store.delete([key_of(number)]) != 1:
+                    wrong.append(-number)
+
+        threads = [threading.Thread(target=work, args=(10 * i,)) for i in range(6)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert wrong == []
+        assert len(store.contains(map(key_of, range(60)))) == 30

@@ -1,0 +1,78 @@
+"""Every kind of store keeps the contract."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from support import stores, tiny
+
+from samkv_rag import SamKVEngine
+from samkv_rag.exceptions import DamagedChunkWarning
+from samkv_rag.store import Store
+from samkv_rag.store.base import read_bytes
+from samkv_rag.store.testing import StoreContract
+
+CHUNKS = [tiny.text(seed) for seed in range(4)]
+PROMPT = tiny.rag_prompt(CHUNKS)
+
+
+@pytest.fixture(params=stores.KINDS)
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
+    opened = stores.KINDS[request.param](request, tmp_path)
+    yield opened
+    opened.close()
+
+
+class TestEveryStore(StoreContract):
+    """The public suite."""
+
+
+def test_an_engine_answers_from_it(store: Store, make_engine: Callable[..., SamKVEngine]) -> None:
+    expected = make_engine()
+    expected.add_chunks(CHUNKS)
+    engine = make_engine(store=store)
+    engine.add_chunks(CHUNKS, sources=["a", "b", "c", "d"])
+    result = engine.generate(PROMPT, max_new_tokens=6)
+    assert result.token_ids == expected.generate(PROMPT, max_new_tokens=6).token_ids
+    assert result.metrics.chunks_hit == 4
+    again = make_engine(store=store)
+    again.announce(CHUNKS)
+    assert again.generate(PROMPT, max_new_tokens=6).metrics.chunks_hit == 4
+
+
+def test_damage_is_a_miss_that_is_named_and_mended(store: Store, make_engine: Callable[..., SamKVEngine]) -> None:
+    engine = make_engine(store=store)
+    engine.add_chunks(CHUNKS)
+    expected = engine.generate(PROMPT, max_new_tokens=6)
+    store.flush()
+    keys = {engine._library._key(match.text_digest) for match in engine._library.find(PROMPT)}
+    for key, spoil in zip(sorted(keys), (_flip, _cut, _empty, _swap), strict=True):
+        blob = store.get(key)
+        assert blob is not None
+        store.put(key, spoil(bytes(read_bytes(blob))))
+    fresh = make_engine(store=store)
+    fresh.announce(CHUNKS)
+    with pytest.warns(DamagedChunkWarning, match="cannot be trusted: .*; it is computed again") as warned:
+        result = fresh.generate(PROMPT, max_new_tokens=6)
+    assert len(warned) == 4
+    assert result.token_ids == expected.token_ids
+    assert (result.metrics.chunks_hit, result.metrics.chunks_missed) == (0, 4)
+    assert fresh.generate(PROMPT, max_new_tokens=6).metrics.chunks_hit == 4
+
+
+def _flip(data: bytes) -> bytes:
+    return data[:-100] + bytes([data[-100] ^ 1]) + data[-99:]
+
+
+def _cut(data: bytes) -> bytes:
+    return data[: len(data) // 2]
+
+
+def _empty(data: bytes) -> bytes:
+    return b""
+
+
+def _swap(data: bytes) -> bytes:
+    return data.replace(b'"shape"', b'"shapo"', 1)

@@ -1,0 +1,70 @@
+"""Every kind of store, empty, by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import pytest
+
+from samkv_rag.store import Blob, BytesBlob, Store, open_store
+from samkv_rag.store.base import StoredBytes
+from samkv_rag.store.disk import DiskStore
+from samkv_rag.store.memory import MemoryStore
+from samkv_rag.store.objects import ObjectStore
+from samkv_rag.store.tiers import TieredStore
+
+Make = Callable[[pytest.FixtureRequest, Path], Store]
+
+
+class DictStore(Store):
+    """A backend of somebody else's: the least that the contract asks for."""
+
+    def __init__(self) -> None:
+        self._data: dict[str, bytes] = {}
+
+    def contains(self, keys: Iterable[str]) -> set[str]:
+        return {key for key in keys if key in self._data}
+
+    def get(self, key: str) -> Blob | None:
+        data = self._data.get(key)
+        return None if data is None else BytesBlob(data)
+
+    def put(self, key: str, data: bytes) -> None:
+        self._data[key] = bytes(data)
+
+    def delete(self, keys: Iterable[str]) -> int:
+        return sum(self._data.pop(key, None) is not None for key in set(keys))
+
+    def keys(self) -> Iterator[StoredBytes]:
+        return (StoredBytes(key, len(data), 0.0) for key, data in list(self._data.items()))
+
+
+def _s3(request: pytest.FixtureRequest, folder: Path) -> Store:
+    options: dict[str, Any] = request.getfixturevalue("s3_options")
+    return ObjectStore(f"s3://samkv/{uuid4().hex}", **options)
+
+
+def _redis(request: pytest.FixtureRequest, folder: Path) -> Store:
+    server = request.getfixturevalue("redis")
+    store = open_store(server.url, memory_bytes=0)
+    store.delete(found.key for found in store.keys())
+    return store
+
+
+KINDS: dict[str, Make] = {
+    "memory": lambda request, folder: MemoryStore(),
+    "memory-budget": lambda request, folder: MemoryStore(10_000_000),
+    "disk": lambda request, folder: DiskStore(folder / "kv"),
+    "disk-budget": lambda request, folder: DiskStore(folder / "kv", 10_000_000),
+    "s3": _s3,
+    "redis": _redis,
+    "memory-disk": lambda request, folder: TieredStore(MemoryStore(3_000), DiskStore(folder / "kv")),
+    "disk-s3": lambda request, folder: TieredStore(DiskStore(folder / "near"), _s3(request, folder)),
+    "memory-redis": lambda request, folder: TieredStore(MemoryStore(), _redis(request, folder)),
+    "third-party": lambda request, folder: DictStore(),
+}
+LASTING = ("disk", "s3", "redis", "memory-disk", "disk-s3")
+"""Kinds that can be opened again."""
