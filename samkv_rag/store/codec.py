@@ -189,14 +189,16 @@ class StoredChunk:
         for name, span in self._tensors.items():
             if _checksum(span.dtype, span.shape, self._pieces(span)) != checksums[name]:
                 raise DamagedChunkError(f"the checksum of {name} differs")
-        if token_ids is not None and self.token_ids.tolist() != token_ids:
-            raise DamagedChunkError("its token ids are not those of its text")
         if shape is not None:
             self._require_shape(shape)
+        if token_ids is not None and self.token_ids.tolist() != token_ids:
+            raise DamagedChunkError("its token ids are not those of its text")
 
     def _require_shape(self, wanted: ChunkShape) -> None:
         """A file with right checksums can still have been made by somebody else."""
         ids = self.token_ids
+        if ids.dtype != torch.int64 or ids.dim() != 1:
+            raise DamagedChunkError(f"its token ids are {ids.dtype} {list(ids.shape)}, expected torch.int64 [tokens]")
         if self._dtype != wanted.dtype:
             raise DamagedChunkError(f"its dtype is {self._dtype}, the model's {wanted.dtype}")
         if len(ids) == 0 or int(ids.min()) < 0 or int(ids.max()) >= wanted.vocab_size:

@@ -104,7 +104,9 @@ class DiskStore(Store):
     def keys(self) -> Iterator[StoredBytes]:
         now_s = time.time()
         for path, status in self._files():
-            # A clock that was ahead must not keep a file for ever.
+            if status.st_atime > now_s:  # a clock was ahead, which must not keep a file for ever
+                with suppress(OSError):
+                    os.utime(path, ns=(time.time_ns(), status.st_mtime_ns))
             yield StoredBytes(path.stem, status.st_size, min(status.st_atime, now_s))
 
     def prefetch(self, keys: Iterable[str]) -> Callable[[], None]:

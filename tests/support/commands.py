@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from support import tiny
-from samkv_rag import cli
+from samkv_rag.cli import main as cli
 
 Run = Callable[..., tuple[int, str, str]]
 

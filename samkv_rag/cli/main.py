@@ -1,0 +1,98 @@
+"""The command `samkv`: `samkv store`, and whatever other packages add under the entry point group `samkv.commands`.
+
+Nothing heavy is imported before a command needs it. Results go to standard output; progress goes to
+standard error, on a terminal only. Exit status: 0, 1 for a failure told in one line, 2 for wrong usage.
+"""
+
+from __future__ import annotations
+
+import io
+import sys
+import warnings
+from importlib.metadata import EntryPoint, entry_points
+from typing import Annotated, Any, NoReturn
+
+import typer
+from typer.core import TyperGroup
+
+from samkv_rag import __version__
+from samkv_rag.cli import store
+from samkv_rag.exceptions import SamKVError
+
+COMMANDS = "samkv.commands"
+"""Entry point group: a command's name to its function, or to a ``typer.Typer`` with commands of its own."""
+
+_UsageError: Any = typer.BadParameter.__base__  # of click, or of the copy that typer carries
+
+
+class _Commands(TyperGroup):
+    """Our own commands, then those of other packages, which are imported when they are asked for."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return [*super().list_commands(ctx), *sorted(_others())]
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        own = super().get_command(ctx, cmd_name)
+        if own is not None or cmd_name not in _others():
+            return own
+        loaded = _others()[cmd_name].load()
+        if not isinstance(loaded, typer.Typer):
+            function, loaded = loaded, typer.Typer(add_completion=False)
+            loaded.command(cmd_name)(function)
+        return typer.main.get_command(loaded)
+
+
+app = typer.Typer(cls=_Commands, add_completion=False, pretty_exceptions_enable=False)
+app.add_typer(store.app, name="store")
+
+
+def main() -> NoReturn:
+    """Run the command line; every expected failure is one line on standard error."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal that is not UTF-8 shows what it can
+            stream.reconfigure(errors="replace")
+    warnings.showwarning = show_warning  # type: ignore[assignment]
+    try:
+        status = app(prog_name="samkv", standalone_mode=False)
+    except _UsageError as error:
+        _fail(f"{error.format_message()} (see samkv --help)", error.exit_code)
+    except (SamKVError, OSError) as error:
+        _fail(str(error), 1)
+    except (typer.Abort, KeyboardInterrupt):
+        _fail("interrupted", 130)
+    sys.exit(status if isinstance(status, int) else 0)
+
+
+@app.callback(invoke_without_command=True)
+def samkv(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Show the version and exit.")] = False,
+) -> None:
+    """RAG that answers from the cached KV of retrieved chunks."""
+    if version:
+        typer.echo(f"samkv {__version__}")
+    elif context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+        raise typer.Exit(2)
+
+
+def show_warning(message: Warning | str, *_: Any) -> None:
+    """Print a warning as one line on standard error."""
+    typer.echo(f"samkv: warning: {_one_line(str(message))}", err=True)
+
+
+def _others() -> dict[str, EntryPoint]:
+    return {entry_point.name: entry_point for entry_point in entry_points(group=COMMANDS)}
+
+
+def _fail(message: str, status: int) -> NoReturn:
+    typer.echo(f"samkv: error: {_one_line(message)}", err=True)
+    sys.exit(status)
+
+
+def _one_line(message: str) -> str:
+    return " ".join(message.split())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,248 @@
+"""A store looked at, checked, pruned and copied, as the command line does it."""
+
+from __future__ import annotations
+
+import io
+import os
+import tarfile
+import tempfile
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from samkv_rag.exceptions import DamagedChunkError, StoreError, StoreFormatError
+from samkv_rag.store.base import BytesBlob, Store, read_bytes
+from samkv_rag.store.catalog import Catalog
+from samkv_rag.store.codec import ChunkIdentity, StoredChunk
+from samkv_rag.store.disk import DiskStore, as_folder
+
+_MAX_CHUNK_BYTES = 8 << 30
+"""Larger members of an archive are refused: no chunk is."""
+
+
+@dataclass(frozen=True)
+class Amount:
+    """How much of a store."""
+
+    num_chunks: int = 0
+    num_bytes: int = 0
+
+    def plus(self, num_bytes: int) -> Amount:
+        """With one more chunk."""
+        return Amount(self.num_chunks + 1, self.num_bytes + num_bytes)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A stored chunk and who it is; None where nothing says so."""
+
+    key: str
+    num_bytes: int
+    last_use_s: float
+    identity: ChunkIdentity | None
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What checking every chunk found."""
+
+    sound: Amount
+    damaged: dict[str, str]
+    """Key to what is wrong."""
+    num_leftovers: int = 0
+    """Files that killed writers left, deleted."""
+
+
+@dataclass(frozen=True)
+class PruneRule:
+    """Which chunks go: those that any of the rules names, within ``namespace`` and ``model``."""
+
+    namespace: str | None = None
+    model: str | None = None
+    """First characters of a model's fingerprint."""
+    older_than_s: float | None = None
+    """Not used for so long."""
+    max_bytes: int | None = None
+    """Those used longest ago, until the rest takes no more."""
+    keep_sources: frozenset[str] | None = None
+    """Sources that stay; of the others of ``id_scope`` the chunks without any source left go."""
+    id_scope: str = ""
+
+
+def open_existing(folder: str | os.PathLike[str]) -> DiskStore:
+    """Open a disk store that is there.
+
+    Raises:
+        StoreFormatError: no store is there.
+    """
+    path = as_folder("store", folder)
+    if not (path / "samkv-store.json").is_file():
+        raise StoreFormatError(f"{path} is not a store; give the folder that an engine was opened with")
+    return DiskStore(path)
+
+
+def entries(store: Store, namespace: str | None = None, model: str | None = None) -> list[Entry]:
+    """Every stored chunk, the one used longest ago first; of one namespace and model, or of all."""
+    known = {identity.key: identity for identity in Catalog(store).chunks()}
+    found = [Entry(one.key, one.num_bytes, one.last_use_s, known.get(one.key)) for one in store.keys()]
+    return sorted((e for e in found if _is_of(e, namespace, model)), key=lambda e: (e.last_use_s, e.key))
+
+
+def amounts(store: Store) -> dict[tuple[str, str, str], Amount]:
+    """How much is stored by namespace, model and model's name; chunks that nothing describes are under ``""``."""
+    found: dict[tuple[str, str, str], Amount] = {}
+    for entry in entries(store):
+        who = entry.identity
+        group = (who.namespace, who.model, who.model_name) if who else ("", "", "")
+        found[group] = found.get(group, Amount()).plus(entry.num_bytes)
+    return dict(sorted(found.items()))
+
+
+def verify(store: Store, remove_damaged: bool = False) -> Verification:
+    """Read every chunk in full and compare its checksums; write those that are sound into the catalog."""
+    sound, damaged, identities = Amount(), {}, []
+    for found in store.keys():
+        try:
+            chunk = _opened(store, found.key)
+        except DamagedChunkError as error:
+            damaged[found.key] = str(error)
+            continue
+        if chunk is not None:
+            sound = sound.plus(found.num_bytes)
+            identities.append(chunk.identity)
+    Catalog(store).add(identities)
+    if remove_damaged and damaged:
+        store.delete(damaged)
+    return Verification(sound, damaged, store.remove_leftovers() if isinstance(store, DiskStore) else 0)
+
+
+def prune(store: Store, rule: PruneRule, dry_run: bool = False) -> Amount:
+    """Delete what ``rule`` names, and return how much that was; ``dry_run`` only counts."""
+    catalog = Catalog(store)
+    listed = entries(store, rule.namespace, rule.model)
+    going = {entry.key for entry in listed if _is_old(entry, rule.older_than_s)}
+    if rule.keep_sources is not None:
+        going |= _unreferenced(catalog, listed, rule, dry_run)
+    if rule.max_bytes is not None:
+        total = sum(entry.num_bytes for entry in listed if entry.key not in going)
+        for entry in listed:
+            if total > rule.max_bytes and entry.key not in going:
+                going.add(entry.key)
+                total -= entry.num_bytes
+    gone = Amount()
+    for entry in listed:
+        if entry.key in going:
+            gone = gone.plus(entry.num_bytes)
+    if not dry_run:
+        store.delete(going)
+        catalog.remove(going)
+    return gone
+
+
+def export_chunks(store: Store, target: Path, namespace: str | None = None, model: str | None = None) -> Amount:
+    """Copy sound chunks into a new ``.tar`` file; whole or not at all.
+
+    Raises:
+        StoreError: the file is there already, or cannot be written.
+    """
+    if target.exists():
+        raise StoreError(f"{target} is there already; give a new file")
+    copied = Amount()
+    try:
+        with tempfile.NamedTemporaryFile(dir=target.parent, delete=False) as file, tarfile.open(fileobj=file, mode="w") as tar:
+            for entry in entries(store, namespace, model):
+                with suppress(DamagedChunkError):
+                    if _opened(store, entry.key) is None or (blob := store.get(entry.key)) is None:
+                        continue
+                    member = tarfile.TarInfo(f"{entry.key}.safetensors")
+                    member.size = blob.size
+                    tar.addfile(member, io.BytesIO(read_bytes(blob)))
+                    copied = copied.plus(blob.size)
+        os.replace(file.name, target)
+    except OSError as error:
+        raise StoreError(f"{target} cannot be written: {error.strerror}") from error
+    return copied
+
+
+def import_chunks(store: Store, source: Path) -> tuple[Amount, dict[str, str]]:
+    """Put the chunks of an exported file into ``store``; return how much, and what was refused, by name.
+
+    Checksums are checked, which finds damage and not forgery: import what you trust. What does not fit the
+    model is found out when it is first read, and computed again.
+
+    Raises:
+        StoreError: the file cannot be read.
+    """
+    copied, refused, identities = Amount(), {}, []
+    try:
+        with tarfile.open(source, "r:*") as tar:
+            for member in tar:
+                try:
+                    data = _member(tar, member)
+                    chunk = StoredChunk(BytesBlob(data))
+                    chunk.verify()
+                except DamagedChunkError as error:
+                    refused[member.name] = str(error)
+                    continue
+                store.put(chunk.identity.key, data)
+                identities.append(chunk.identity)
+                copied = copied.plus(len(data))
+    except (OSError, tarfile.TarError) as error:
+        raise StoreError(f"{source} cannot be read as an exported file: {error}") from error
+    store.flush()
+    Catalog(store).add(identities)
+    return copied, refused
+
+
+def _member(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+    if not member.isreg() or member.issparse() or member.size > _MAX_CHUNK_BYTES:
+        raise DamagedChunkError(f"it is not a plain file of at most {_MAX_CHUNK_BYTES:,} bytes")
+    file = tar.extractfile(member)
+    data = file.read(member.size) if file else b""
+    if len(data) != member.size:
+        raise DamagedChunkError(f"{len(data)} of {member.size} bytes are there")
+    return data
+
+
+def _opened(store: Store, key: str) -> StoredChunk | None:
+    blob = store.get(key)
+    if blob is None:
+        return None
+    chunk = StoredChunk(blob)
+    if chunk.identity.key != key:
+        raise DamagedChunkError("it is another chunk's")
+    chunk.verify()
+    return chunk
+
+
+def _is_of(entry: Entry, namespace: str | None, model: str | None) -> bool:
+    who = entry.identity
+    if namespace is None and model is None:
+        return True
+    return who is not None and namespace in (None, who.namespace) and who.model.startswith(model or "")
+
+
+def _is_old(entry: Entry, older_than_s: float | None) -> bool:
+    return older_than_s is not None and time.time() - entry.last_use_s > older_than_s
+
+
+def _unreferenced(catalog: Catalog, listed: Iterable[Entry], rule: PruneRule, dry_run: bool) -> set[str]:
+    """Keys whose last source within ``rule.id_scope`` is not to stay."""
+    assert rule.keep_sources is not None
+    going: set[str] = set()
+    for fingerprint in _fingerprints(listed):
+        references = catalog.sources(fingerprint)
+        leaving = {
+            source for source in references if source.startswith(rule.id_scope) and source not in rule.keep_sources
+        }
+        staying = {key for source, key in references.items() if source not in leaving}
+        going |= {references[source] for source in leaving} - staying
+        if not dry_run:
+            catalog.release(fingerprint, leaving)
+    return going
+
+
+def _fingerprints(listed: Iterable[Entry]) -> Iterator[str]:
+    return iter(dict.fromkeys(entry.identity.fingerprint for entry in listed if entry.identity))

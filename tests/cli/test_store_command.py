@@ -1,0 +1,143 @@
+"""`samkv store ...`, within the test's process."""
+
+from __future__ import annotations
+
+import json
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from support import tiny
+from support.commands import Run, only_line, run
+
+from samkv_rag import SamKVEngine
+from samkv_rag.cli.store import format_bytes, parse_bytes, parse_seconds
+from samkv_rag.exceptions import ConfigurationError
+from samkv_rag.serving.sources import source_names
+
+__all__ = ["run"]
+CHUNKS = [tiny.text(seed) for seed in range(4)]
+
+
+@pytest.fixture
+def folder(make_engine: Callable[..., SamKVEngine], tmp_path: Path) -> Path:
+    engine = make_engine(store=tmp_path / "kv")
+    engine.add_chunks(CHUNKS, sources=source_names("docs", ["a", "b", "c", "d"]))
+    engine.close()
+    return tmp_path / "kv"
+
+
+def spoil(folder: Path) -> None:
+    path = sorted(folder.rglob("*.safetensors"))[0]
+    path.write_bytes(path.read_bytes()[:-1] + b"?")
+
+
+def test_stat_counts(run: Run, folder: Path) -> None:
+    status, out, _ = run("store", "stat", "--store", folder)
+    assert status == 0
+    assert out.startswith("4 chunks, ")
+    assert "(no namespace)  llama" in out
+    figures = json.loads(run("store", "stat", "--store", folder, "--json")[1])
+    assert (figures["num_chunks"], len(figures["groups"])) == (4, 1)
+
+
+def test_ls_lists(run: Run, folder: Path) -> None:
+    lines = run("store", "ls", "--store", folder)[1].splitlines()
+    assert len(lines) == 4
+    assert all("tokens" in line for line in lines)
+    listed = json.loads(run("store", "ls", "--store", folder, "--json")[1])
+    assert {entry["num_chars"] for entry in listed} == set(map(len, CHUNKS))
+    assert run("store", "ls", "--store", folder, "--namespace", "other")[1] == ""
+
+
+def test_verify_finds_and_removes_damage(run: Run, folder: Path) -> None:
+    assert run("store", "verify", "--store", folder)[:2] == (0, "sound: 4 chunks, " + format_bytes(size(folder)) + "\n")
+    spoil(folder)
+    status, out, _ = run("store", "verify", "--store", folder)
+    assert status == 1
+    assert "damaged: " in out and "the checksum of" in out
+    assert run("store", "verify", "--store", folder, "--remove-damaged")[0] == 1
+    assert run("store", "verify", "--store", folder)[0] == 0
+    assert len(list(folder.rglob("*.safetensors"))) == 3
+
+
+def size(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*.safetensors"))
+
+
+def test_prune_by_size_age_and_sources(run: Run, folder: Path, tmp_path: Path) -> None:
+    keep = tmp_path / "keep.txt"
+    keep.write_text("a\nb\nc\n")
+    by_source = ("store", "prune", "--store", folder, "--keep-sources", keep, "--id-scope", "docs")
+    assert run(*by_source, "--dry-run")[1].startswith("would delete 1 chunk, ")
+    assert run(*by_source)[1].startswith("deleted 1 chunk, ")
+    assert run(*by_source)[1].startswith("deleted 0 chunks")
+    assert run("store", "prune", "--store", folder, "--older-than", "1d")[1].startswith("deleted 0 chunks")
+    assert run("store", "prune", "--store", folder, "--max-bytes", size(folder) - 1)[1].startswith("deleted 1 chunk, ")
+    assert run("store", "prune", "--store", folder, "--older-than", "0s")[1].startswith("deleted 2 chunks, ")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ((), "nothing says what to delete"),
+        (("--max-bytes", "many"), "'many' is not a number of bytes such as 10GB"),
+        (("--older-than", "30x"), "'30x' is not a length of time such as 30d"),
+        (("--keep-sources", __file__), "--keep-sources needs --id-scope"),
+    ],
+)
+def test_prune_refuses_what_it_cannot_mean(run: Run, folder: Path, options: tuple[str, ...], message: str) -> None:
+    status, _, err = run("store", "prune", "--store", folder, *options)
+    assert status == 1
+    assert message in only_line(err)
+
+
+def test_export_and_import(run: Run, folder: Path, tmp_path: Path, make_engine: Callable[..., SamKVEngine]) -> None:
+    spoil(folder)
+    archive = tmp_path / "kv.tar"
+    assert run("store", "export", archive, "--store", folder)[1].startswith("exported 3 chunks, ")
+    assert "is there already" in only_line(run("store", "export", archive, "--store", folder)[2])
+    with tarfile.open(archive, "a") as tar:
+        tar.add(__file__, "../../outside.safetensors")
+    status, out, _ = run("store", "import", archive, "--store", tmp_path / "other")
+    assert status == 1
+    assert out.startswith("imported 3 chunks, ")
+    assert "refused: ../../outside.safetensors: its header would have" in out
+    engine = make_engine(store=tmp_path / "other")
+    assert engine.generate(tiny.rag_prompt(CHUNKS), max_new_tokens=1).metrics.chunks_hit == 3
+
+
+@pytest.mark.parametrize("command", ["stat", "ls", "verify", "prune"])
+def test_what_is_no_store_is_said(run: Run, tmp_path: Path, command: str) -> None:
+    options = ("--max-bytes", "1") if command == "prune" else ()
+    status, _, err = run("store", command, "--store", tmp_path, *options)
+    assert status == 1
+    assert "is not a store; give the folder that an engine was opened with" in only_line(err)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_empty_store_option_writes_nothing_anywhere(run: Run, folder: Path, tmp_path: Path) -> None:
+    run("store", "export", tmp_path / "kv.tar", "--store", folder)
+    status, _, err = run("store", "import", tmp_path / "kv.tar", "--store", "")
+    assert status == 1
+    assert "folder is ''; it must be the path of a folder" in only_line(err)
+    assert list(Path.cwd().iterdir()) == []
+
+
+def test_amounts_in_words() -> None:
+    assert [parse_bytes(text) for text in ("100", "1.5 kb", "10GB", "1GiB")] == [100, 1500, 10**10, 2**30]
+    assert [parse_seconds(text) for text in ("45m", "12h", "30d")] == [2700, 43200, 2592000]
+    assert [format_bytes(n) for n in (999, 1500, 40_100_000_000)] == ["999 bytes", "1.5 KB", "40.1 GB"]
+    for wrong in ("", "-1", "1e9", "10 parsecs", "9" * 40):
+        with pytest.raises(ConfigurationError):
+            parse_bytes(wrong)
+
+
+def test_help_and_version(run: Run) -> None:
+    status, out, _ = run("--help")
+    assert status == 0
+    assert "store" in out
+    assert run("--version")[1].startswith("samkv ")
+    assert run("nonsense")[0] == 2
+    assert run()[0] == run("store")[0] == 2

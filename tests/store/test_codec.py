@@ -1,0 +1,224 @@
+"""A chunk as bytes and back: exact, checked, in 8 bits too; no forged file is trusted."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+from support import tiny
+
+from samkv_rag import SamKVEngine
+from samkv_rag.chunk_cache import ChunkCache, Summary
+from samkv_rag.exceptions import ConfigurationError, DamagedChunkError, DamagedChunkWarning, StoreError
+from samkv_rag.store.base import BytesBlob
+from samkv_rag.store.codec import ChunkIdentity, ChunkShape, StoredChunk, encode_chunk, stored_dtype
+from samkv_rag.store.quantization import dequantize_layer, dequantize_rows, quantize_layer, quantize_rows
+
+IDENTITY = ChunkIdentity("f" * 64, "d" * 64, 100, -1, 2**62, 70)
+SHAPE = ChunkShape(3, 4, 2, 16, 32, 512, torch.float32, has_hidden=True)
+CHUNK = tiny.text(1)
+PROMPT = tiny.rag_prompt([CHUNK, tiny.text(2)])
+
+
+def cache(dtype: torch.dtype = torch.float32, num_tokens: int = 70) -> ChunkCache:
+    torch.manual_seed(0)
+    keys, values = torch.randn(2, 3, 2, num_tokens, 16).to(dtype)
+    means = Summary(torch.randn(3, 2, 4, 16).to(dtype), torch.randn(3, 2, 16).to(dtype), torch.randn(3, 4, 16).to(dtype))
+    return ChunkCache(torch.arange(num_tokens), keys, values, means, torch.randn(num_tokens, 32).to(dtype))
+
+
+def read(data: bytes) -> StoredChunk:
+    return StoredChunk(BytesBlob(data))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_what_was_encoded_is_read(dtype: torch.dtype) -> None:
+    original = cache(dtype)
+    chunk = read(encode_chunk(original, IDENTITY))
+    assert chunk.identity == IDENTITY
+    assert torch.equal(chunk.token_ids, original.token_ids)
+    for layer in range(3):
+        for ours, theirs in zip(chunk.layer(layer), original.layer(layer), strict=True):
+            assert torch.equal(ours, theirs)
+    assert torch.equal(chunk.resume_hidden(), original.resume_hidden())
+    for ours, theirs in zip(vars(chunk.summary()).values(), vars(original.means).values(), strict=True):
+        assert torch.equal(ours, theirs)
+    chunk.verify(replace(SHAPE, dtype=dtype), list(range(70)))
+
+
+@pytest.mark.parametrize("kv_dtype", ["auto", "int8", "bfloat16"])
+def test_a_layer_is_read_into_any_place(kv_dtype: Any) -> None:
+    chunk = read(encode_chunk(cache(), IDENTITY, kv_dtype))
+    expected = chunk.layer(1)
+    whole = torch.full((2, 2, 200, 16), torch.nan)
+    chunk.fill_layer(1, whole[0, :, 30:100], whole[1, :, 30:100])
+    assert torch.equal(whole[:, :, 30:100], torch.stack(expected))
+    assert bool(whole[:, :, :30].isnan().all()) and bool(whole[:, :, 100:].isnan().all())
+    strided = torch.zeros(2, 70, 16, 2)
+    chunk.fill_layer(1, *(strided[..., i] for i in range(2)))
+    assert torch.equal(strided.movedim(-1, 0), torch.stack(expected))
+
+
+def test_equal_chunks_are_equal_bytes() -> None:
+    assert encode_chunk(cache(), IDENTITY) == encode_chunk(cache(), IDENTITY)
+
+
+@pytest.mark.parametrize(
+    ("kv_dtype", "golden"),
+    [("auto", "86ad925b3d5644c6"), ("bfloat16", "820ce6b94c00bbcd"), ("int8", "9b0249f26cb10ba1")],
+)
+def test_the_format_does_not_change_unnoticed(kv_dtype: Any, golden: str) -> None:
+    """Bytes of a chunk made without random numbers. Where this fails on purpose, raise FORMAT_VERSION."""
+    ramp = torch.arange(3 * 2 * 8 * 16).reshape(3, 2, 8, 16) / 64
+    means = Summary(ramp[:, :, :1], ramp[:, :, 0], ramp[:, :, 1].repeat(1, 2, 1))
+    chunk = ChunkCache(torch.arange(8), ramp, -ramp, means, ramp[0, 0] * 2)
+    data = encode_chunk(chunk, replace(IDENTITY, num_tokens=8), kv_dtype)
+    assert hashlib.sha256(data).hexdigest()[:16] == golden
+
+
+def test_the_file_is_one_that_the_library_reads() -> None:
+    original = cache(torch.bfloat16)
+    tensors = safetensors.torch.load(encode_chunk(original, IDENTITY))
+    assert torch.equal(tensors["kv.002"], torch.stack(original.layer(2)))
+
+
+def test_every_flipped_bit_is_found() -> None:
+    data = encode_chunk(cache(num_tokens=6), replace(IDENTITY, num_tokens=6))
+    step = max(1, len(data) // 600)
+    for at in range(0, len(data), step):
+        spoilt = bytearray(data)
+        spoilt[at] ^= 1 << at % 8
+        with pytest.raises(DamagedChunkError):
+            read(bytes(spoilt)).verify(SHAPE, list(range(6)))
+
+
+@pytest.mark.parametrize("data", [b"", b"short", b"\xff" * 100, b"\0" * 5000, b"{}" * 5000])
+def test_what_is_no_chunk_is_damaged(data: bytes) -> None:
+    with pytest.raises(DamagedChunkError):
+        read(data)
+
+
+# Files with right checksums whose contents are wrong
+
+
+def forged(**changes: Any) -> bytes:
+    original = cache()
+    parts = {name: changes.get(name, getattr(original, name)) for name in ("token_ids", "keys", "values", "hidden")}
+    means = Summary(**(vars(original.means) | {k: v for k, v in changes.items() if k in vars(original.means)}))
+    return encode_chunk(ChunkCache(parts["token_ids"], parts["keys"], parts["values"], means, parts["hidden"]), IDENTITY)
+
+
+NAN = torch.full((3, 2, 70, 16), torch.nan)
+FORGED = {
+    "fewer layers": {"keys": torch.zeros(2, 2, 70, 16), "values": torch.zeros(2, 2, 70, 16)},
+    "more layers": {"keys": torch.zeros(4, 2, 70, 16), "values": torch.zeros(4, 2, 70, 16)},
+    "other heads": {"keys": torch.zeros(3, 1, 70, 16), "values": torch.zeros(3, 1, 70, 16)},
+    "fewer tokens": {"keys": torch.zeros(3, 2, 69, 16), "values": torch.zeros(3, 2, 69, 16)},
+    "other head_dim": {"keys": torch.zeros(3, 2, 70, 8), "values": torch.zeros(3, 2, 70, 8)},
+    "nan keys": {"keys": NAN},
+    "inf values": {"values": NAN.nan_to_num(torch.inf)},
+    "other dtype": {"keys": torch.zeros(3, 2, 70, 16).double(), "values": torch.zeros(3, 2, 70, 16).double()},
+    "no hidden": {"hidden": None},
+    "narrow hidden": {"hidden": torch.zeros(70, 31)},
+    "short hidden": {"hidden": torch.zeros(69, 32)},
+    "nan hidden": {"hidden": torch.full((70, 32), torch.nan)},
+    "other ids": {"token_ids": torch.arange(70) + 1},
+    "ids past the vocabulary": {"token_ids": torch.arange(70) + 500},
+    "negative ids": {"token_ids": torch.arange(70) - 1},
+    "no ids": {"token_ids": torch.arange(0)},
+    "float ids": {"token_ids": torch.arange(70).float()},
+    "means of other layers": {"anchor_mean_key": torch.zeros(2, 2, 16)},
+    "queries of other heads": {"local_mean_query": torch.zeros(3, 2, 16)},
+    "block means of other heads": {"block_mean_keys": torch.zeros(3, 1, 4, 16)},
+}
+
+
+@pytest.mark.parametrize("changes", FORGED.values(), ids=FORGED)
+@pytest.mark.parametrize("with_text", [True, False])
+def test_a_forged_chunk_is_not_trusted(changes: dict[str, Any], with_text: bool) -> None:
+    if not with_text and "other ids" in FORGED and changes is FORGED["other ids"]:
+        pytest.skip("only the text tells")
+    with pytest.raises(DamagedChunkError):
+        read(forged(**changes)).verify(SHAPE, list(range(70)) if with_text else None)
+
+
+def test_an_honest_chunk_is_trusted() -> None:
+    read(forged()).verify(SHAPE, list(range(70)))
+
+
+def test_a_poisoned_chunk_is_a_miss_and_mended(make_engine: Callable[..., SamKVEngine]) -> None:
+    """Right checksums, right shapes, another text's tokens: what a race once stored."""
+    engine = make_engine()
+    engine.add_chunks([CHUNK, tiny.text(2)])
+    expected = engine.generate(PROMPT, max_new_tokens=4)
+    (found,) = [m for m in engine._library.find(PROMPT) if PROMPT[m.start : m.stop] == CHUNK]
+    key = engine._library._key(found.text_digest)
+    blob = engine.store.get(key)
+    assert blob is not None
+    stored = StoredChunk(blob)
+    ids = stored.token_ids.clone()
+    ids[3] = tiny.tokenizer().eos_token_id
+    layers = [stored.layer(layer) for layer in range(4)]
+    keys, values = (torch.stack(states) for states in zip(*layers, strict=True))
+    poisoned = ChunkCache(ids, keys, values, stored.summary(), stored.resume_hidden())
+    engine.store.put(key, encode_chunk(poisoned, stored.identity))
+    with pytest.warns(DamagedChunkWarning, match="its token ids are not those of its text; it is computed again"):
+        result = engine.generate(PROMPT, max_new_tokens=4)
+    assert result.token_ids == expected.token_ids
+    assert (result.metrics.chunks_hit, result.metrics.chunks_missed) == (1, 1)
+    assert engine.generate(PROMPT, max_new_tokens=4).metrics.chunks_hit == 2
+
+
+# int8
+
+
+def test_int8_is_close_and_half_as_large() -> None:
+    original = cache(torch.bfloat16)
+    data, plain = (encode_chunk(original, IDENTITY, kv_dtype) for kv_dtype in ("int8", "auto"))
+    chunk = read(data)
+    for layer in range(3):
+        for ours, theirs in zip(chunk.layer(layer), original.layer(layer), strict=True):
+            assert float((ours.float() - theirs.float()).abs().max()) < 0.04
+    assert float((chunk.resume_hidden().float() - original.resume_hidden().float()).abs().max()) < 0.04
+    assert len(data) < 0.65 * len(plain)
+    chunk.verify(replace(SHAPE, dtype=torch.bfloat16), list(range(70)))
+
+
+@pytest.mark.parametrize("num_tokens", [1, 63, 64, 65, 200])
+def test_quantising_is_bounded_by_half_a_step(num_tokens: int) -> None:
+    torch.manual_seed(1)
+    keys, values = torch.randn(2, 2, num_tokens, 32) * torch.logspace(-2, 2, 32)
+    found = torch.empty(2, 2, num_tokens, 32)
+    layer = quantize_layer(keys, values)
+    dequantize_layer(layer, *found)
+    steps = layer.key_scales[0].float().repeat_interleave(64, dim=1)[:, :num_tokens]
+    assert bool(((found[0] - keys).abs() <= steps * 0.51 + 1e-6).all())
+    assert bool(((found[1] - values).abs() <= values.abs().amax(-1, keepdim=True) / 127 * 0.52 + 1e-6).all())
+
+
+def test_equal_and_zero_values_survive() -> None:
+    for value in (0.0, 3.0, -7.5):
+        rows = torch.full((5, 32), value)
+        assert torch.allclose(dequantize_rows(*quantize_rows(rows), torch.float32), rows, rtol=0.01)
+
+
+def test_what_is_not_finite_cannot_be_int8() -> None:
+    with pytest.raises(StoreError, match="not finite, which int8 cannot hold"):
+        quantize_rows(torch.full((2, 32), torch.inf))
+
+
+def test_float16_is_not_stored_as_bfloat16() -> None:
+    with pytest.raises(ConfigurationError, match="use 'auto' or 'int8'"):
+        stored_dtype("bfloat16", torch.float16)
+
+
+def test_metadata_is_one_document() -> None:
+    data = encode_chunk(cache(), IDENTITY)
+    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    assert list(header["__metadata__"]) == ["samkv"]

@@ -1,0 +1,222 @@
+"""The folder of a disk store: whole files, budgets, and what others may have put there."""
+
+from __future__ import annotations
+
+import errno
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from support import tiny
+
+from samkv_rag import SamKVEngine, open_store
+from samkv_rag.exceptions import (
+    ConfigurationError,
+    DamagedChunkWarning,
+    StoreError,
+    StoreFormatError,
+    StoreFullError,
+)
+from samkv_rag.store.disk import DiskStore
+from samkv_rag.store.testing import data_of, key_of
+
+MakeEngine = Callable[..., SamKVEngine]
+CHUNKS = [tiny.text(seed) for seed in range(4)]
+PROMPT = tiny.rag_prompt(CHUNKS)
+
+
+def used(store: DiskStore, number: int, seconds_ago: float) -> None:
+    path = store._path(key_of(number))
+    os.utime(path, (time.time() - seconds_ago, path.stat().st_mtime))
+
+
+def test_what_was_used_longest_ago_is_evicted(tmp_path: Path) -> None:
+    store = DiskStore(tmp_path / "kv", budget_bytes=10_000)
+    for number in range(9):
+        store.put(key_of(number), data_of(number))
+        used(store, number, seconds_ago=100 - number)
+    assert store.get(key_of(0)) is not None  # used now
+    store.put(key_of(20), data_of(20, num_bytes=2_500))
+    assert store.contains(map(key_of, range(9))) == {key_of(n) for n in (0, 3, 4, 5, 6, 7, 8)}
+    assert sum(found.num_bytes for found in store.keys()) <= 10_000
+
+
+def test_a_clock_that_was_ahead_keeps_nothing_for_ever(tmp_path: Path) -> None:
+    store = DiskStore(tmp_path / "kv", budget_bytes=3_000)
+    store.put(key_of(0), data_of(0))
+    used(store, 0, seconds_ago=-10 * 365 * 86_400)
+    for number in range(1, 7):
+        store.put(key_of(number), data_of(number))
+        time.sleep(0.01)
+        assert store.get(key_of(number)) is not None  # used after the first was counted
+    assert store.contains([key_of(0)]) == set()
+
+
+def test_several_writers_stay_within_the_budget(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("samkv_rag.store.disk._RECOUNT_AFTER_S", 0.0)
+    stores = [DiskStore(tmp_path / "kv", budget_bytes=10_000) for _ in range(2)]
+    for number in range(40):
+        stores[number % 2].put(key_of(number), data_of(number))
+        assert sum(found.num_bytes for found in stores[0].keys()) <= 10_000
+
+
+def test_more_than_the_budget_is_refused_and_evicts_nothing(tmp_path: Path) -> None:
+    store = DiskStore(tmp_path / "kv", budget_bytes=2_000)
+    store.put(key_of(1), data_of(1))
+    with pytest.raises(StoreFullError, match="a chunk takes 2,001 bytes, the budget of .* is 2,000; raise"):
+        store.put(key_of(2), data_of(2, num_bytes=2_001))
+    assert store.contains([key_of(1)])
+
+
+def test_a_full_disk_says_so_and_loses_nothing(
+    make_engine: MakeEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = make_engine(store=tmp_path / "kv")
+    engine.add_chunks(CHUNKS[:2], sources=["a", "b"])
+    real = os.replace
+
+    def full(*arguments: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(StoreFullError, match="no space left for .*stored chunks are intact"):
+        engine.add_chunks(CHUNKS[2:], sources=["c", "d"])
+    engine.announce(CHUNKS)
+    with pytest.warns(UserWarning, match="no space left"):
+        assert engine.generate(PROMPT, max_new_tokens=1).metrics.chunks_hit == 2
+    monkeypatch.setattr(os, "replace", real)
+    assert sorted(engine.sources()) == ["a", "b"]
+    assert engine.add_chunks(CHUNKS, sources=["a", "b", "c", "d"]).num_added in (0, 2)
+    assert not list((tmp_path / "kv").rglob(".writing-*"))
+
+
+def test_leftovers_of_dead_writers_go_after_a_day(tmp_path: Path) -> None:
+    store = DiskStore(tmp_path / "kv")
+    store.put(key_of(1), data_of(1))
+    folder = store._path(key_of(1)).parent
+    for name, age_s in ((".writing-old", 90_000), (".writing-new", 10)):
+        (folder / name).write_bytes(b"half of a chunk")
+        os.utime(folder / name, (time.time() - age_s,) * 2)
+    assert store.remove_leftovers() == 1
+    assert [path.name for path in folder.glob(".writing-*")] == [".writing-new"]
+    assert [found.key for found in store.keys()] == [key_of(1)]
+
+
+@pytest.mark.parametrize("place", ["fifo", "folder", "link"])
+def test_what_is_no_file_in_a_chunks_place_is_a_miss(make_engine: MakeEngine, tmp_path: Path, place: str) -> None:
+    engine = make_engine(store=tmp_path / "kv")
+    engine.add_chunks(CHUNKS)
+    expected = engine.generate(PROMPT, max_new_tokens=4).token_ids
+    path = next((tmp_path / "kv" / "chunks").rglob("*.safetensors"))
+    path.unlink()
+    if place == "fifo":
+        os.mkfifo(path)  # opened for reading, one would wait for a writer for ever
+    elif place == "folder":
+        path.mkdir()
+    else:
+        path.symlink_to("/dev/zero")
+    fresh = make_engine(store=tmp_path / "kv")
+    with pytest.warns(UserWarning):
+        result = fresh.generate(PROMPT, max_new_tokens=4)
+    assert (result.token_ids, result.metrics.chunks_missed) == (expected, 1)
+
+
+def test_a_file_cut_after_it_was_checked_is_a_miss(
+    make_engine: MakeEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = make_engine(store=tmp_path / "kv")
+    engine.add_chunks(CHUNKS)
+    expected = engine.generate(PROMPT, max_new_tokens=4).token_ids
+    prefill = engine._runtime._prefill_sequence
+    paths = sorted((tmp_path / "kv" / "chunks").rglob("*.safetensors"))
+
+    def cut_first(sequence: object) -> None:
+        if paths:
+            path = paths.pop()
+            path.write_bytes(path.read_bytes()[:3000])
+            paths.clear()
+        prefill(sequence)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(engine._runtime, "_prefill_sequence", cut_first)
+    with pytest.warns(DamagedChunkWarning, match="it is computed again"):
+        result = engine.generate(PROMPT, max_new_tokens=4)
+    assert (result.token_ids, result.metrics.chunks_missed) == (expected, 1)
+
+
+@pytest.mark.parametrize("location", ["", "  ", Path(""), "local://", "file://", "file:///tmp/x", "\0", ":memory:x://", 3, None])
+def test_a_location_that_names_no_place_is_refused(location: object) -> None:
+    with pytest.raises(ConfigurationError):
+        open_store(location)  # type: ignore[arg-type]
+    assert os.listdir() == []
+
+
+def test_a_users_home_is_understood(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    store = open_store("~/kv")
+    assert isinstance(store, DiskStore)
+    assert store.folder == tmp_path / "kv"
+    assert os.listdir() == []
+
+
+@pytest.mark.parametrize("there", ["notes.txt", "index.sqlite", "model.safetensors"])
+def test_a_folder_that_holds_other_things_is_refused_and_left_alone(tmp_path: Path, there: str) -> None:
+    (tmp_path / there).write_text("something else")
+    with pytest.raises(StoreFormatError, match=f"holds other things \\({there}\\); a store needs a folder of its own"):
+        DiskStore(tmp_path)
+    assert os.listdir(tmp_path) == [there]
+
+
+def test_a_store_of_another_format_is_refused(tmp_path: Path) -> None:
+    DiskStore(tmp_path / "kv")
+    (tmp_path / "kv" / "samkv-store.json").write_text('{"samkv_store": 99}')
+    with pytest.raises(StoreFormatError, match="is a store of format 99, this release has 3"):
+        DiskStore(tmp_path / "kv")
+
+
+def test_a_folder_that_others_may_write_to_is_said(tmp_path: Path) -> None:
+    (tmp_path / "kv").mkdir(mode=0o700)
+    (tmp_path / "kv").chmod(0o777)
+    with pytest.warns(UserWarning, match="can be written by other users, .*; chmod go-w it"):
+        DiskStore(tmp_path / "kv")
+
+
+def test_a_file_in_the_folders_place(tmp_path: Path) -> None:
+    (tmp_path / "kv").write_text("a file")
+    with pytest.raises(StoreError, match="cannot be used"):
+        DiskStore(tmp_path / "kv")
+
+
+def descriptors() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="no /proc here")
+def test_open_streams_hold_no_files(make_engine: MakeEngine, tmp_path: Path) -> None:
+    engine = make_engine(store=tmp_path / "kv")
+    engine.add_chunks(CHUNKS)
+    engine.generate(PROMPT, max_new_tokens=1)
+    before = descriptors()
+    streams = [engine.stream(PROMPT, max_new_tokens=2) for _ in range(100)]
+    for stream in streams:
+        next(stream)
+    assert descriptors() <= before + 2
+    layouts = [stream._sequence.read.layout for stream in streams if stream._sequence and stream._sequence.read]
+    assert all(segment.reader is None for layout in layouts for segment in layout.segments)
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="no /proc here")
+def test_a_prompt_of_many_chunks_opens_few_files(make_engine: MakeEngine, tmp_path: Path) -> None:
+    import resource
+
+    engine = make_engine(store=tmp_path / "kv")
+    many = [f"Note {number:04}: {tiny.text(number, 4)}" for number in range(150)]
+    engine.add_chunks(many)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (descriptors() + 30, hard))
+    try:
+        metrics = engine.generate(tiny.rag_prompt(many), max_new_tokens=1).metrics
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert metrics.chunks_hit == 150

@@ -1,0 +1,282 @@
+"""Tiers, remotes that fail, options, tenants, secrets in messages."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support import stores, tiny
+
+from samkv_rag import SamKVEngine, open_store
+from samkv_rag.exceptions import ConfigurationError, StoreFullError, StoreUnreachableError, StoreUnreachableWarning
+from samkv_rag.store import Blob
+from samkv_rag.store.base import read_bytes
+from samkv_rag.store.disk import DiskStore
+from samkv_rag.store.memory import MemoryStore
+from samkv_rag.store.tiers import TieredStore
+from samkv_rag.store.testing import data_of, key_of
+from samkv_rag.store.unreachable import without_secrets
+
+MakeEngine = Callable[..., SamKVEngine]
+CHUNKS = [tiny.text(seed) for seed in range(4)]
+PROMPT = tiny.rag_prompt(CHUNKS)
+
+
+class Far(MemoryStore):
+    """A remote that counts what it is asked for, can be slow, full or away."""
+
+    shared = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gets: list[str] = []
+        self.away = self.full = False
+        self.go = threading.Event()
+        self.go.set()
+
+    def get(self, key: str) -> Blob | None:
+        self.gets.append(key)
+        self._answer()
+        return super().get(key)
+
+    def put(self, key: str, data: bytes) -> None:
+        self._answer()
+        if self.full:
+            raise StoreFullError("no room")
+        super().put(key, data)
+
+    def contains(self, keys: Iterable[str]) -> set[str]:
+        self._answer()
+        return super().contains(keys)
+
+    def _answer(self) -> None:
+        self.go.wait(10)
+        if self.away:
+            raise StoreUnreachableError("it is away")
+
+
+@pytest.fixture
+def far() -> Far:
+    return Far()
+
+
+@pytest.fixture
+def tiers(far: Far) -> Iterator[TieredStore]:
+    store = TieredStore(MemoryStore(), far)
+    yield store
+    far.go.set()
+    far.away = False
+    store.close()
+
+
+def test_what_was_read_far_is_near_afterwards(tiers: TieredStore, far: Far) -> None:
+    MemoryStore.put(far, key_of(1), data_of(1))
+    for _ in range(3):
+        blob = tiers.get(key_of(1))
+        assert blob is not None
+        assert bytes(read_bytes(blob)) == data_of(1)
+    assert far.gets == [key_of(1)]
+
+
+def test_putting_does_not_wait_for_the_far_store(tiers: TieredStore, far: Far) -> None:
+    far.go.clear()
+    started = time.monotonic()
+    tiers.put(key_of(1), data_of(1))
+    assert time.monotonic() - started < 1
+    blob = tiers.get(key_of(1))
+    assert blob is not None
+    far.go.set()
+    tiers.flush()
+    assert MemoryStore.contains(far, [key_of(1)])
+
+
+def test_prefetching_reads_all_at_once_and_each_once(tiers: TieredStore, far: Far) -> None:
+    for number in range(6):
+        MemoryStore.put(far, key_of(number), data_of(number))
+    far.go.clear()
+    tiers.prefetch(map(key_of, range(6)))
+    tiers.prefetch(map(key_of, range(6)))
+    deadline = time.monotonic() + 5
+    while len(far.gets) < 6 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    far.go.set()
+    assert all(tiers.get(key_of(number)) for number in range(6))
+    assert sorted(far.gets) == sorted(map(key_of, range(6)))
+
+
+def test_prefetching_can_be_stopped(tiers: TieredStore, far: Far) -> None:
+    far.go.clear()
+    cancel = tiers.prefetch(map(key_of, range(100)))
+    cancel()
+    far.go.set()
+    tiers._readers.shutdown(wait=True)
+    assert len(far.gets) < 20
+
+
+def test_what_the_far_store_does_not_take_is_reported_and_stays_near(tiers: TieredStore, far: Far) -> None:
+    far.full = True
+    tiers.put(key_of(1), data_of(1))
+    tiers.put(key_of(2), data_of(2))
+    with pytest.raises(StoreFullError, match="no room .and 1 more chunks."):
+        tiers.flush()
+    tiers.flush()  # said once
+    assert tiers.get(key_of(1)) is not None
+
+
+def test_a_remote_that_is_away_costs_misses_only(make_engine: MakeEngine, far: Far) -> None:
+    expected = make_engine()
+    expected.add_chunks(CHUNKS)
+    engine = make_engine(store=far)
+    engine.add_chunks(CHUNKS)
+    far.away = True
+    result = engine.generate(PROMPT, max_new_tokens=4)
+    assert result.token_ids == expected.generate(PROMPT, max_new_tokens=4).token_ids
+    assert result.metrics.chunks_missed == 4
+    far.away = False
+    assert engine.generate(PROMPT, max_new_tokens=4).metrics.chunks_hit == 4
+
+
+@pytest.mark.parametrize("scheme", ["redis", "s3"])
+def test_a_server_that_never_answers_takes_bounded_time(
+    make_engine: MakeEngine, scheme: str, request: pytest.FixtureRequest
+) -> None:
+    with socket.socket() as silent:  # accepts connections, says nothing
+        silent.bind(("127.0.0.1", 0))
+        silent.listen(50)
+        port = silent.getsockname()[1]
+        options: dict[str, Any] = {}
+        if scheme == "s3":
+            options = {
+                "endpoint": f"http://127.0.0.1:{port}",
+                "region": "us-east-1",
+                "access_key_id": "a",
+                "secret_access_key": "b",
+            }
+        url = f"redis://127.0.0.1:{port}" if scheme == "redis" else "s3://samkv/kv"
+        store = open_store(url, timeout_s=0.3, storage_options=options)
+        engine = make_engine(store=store)
+        engine.announce(CHUNKS)
+        started = time.monotonic()
+        with pytest.warns(StoreUnreachableWarning, match="cannot be reached"):
+            assert engine.generate(PROMPT, max_new_tokens=1).metrics.chunks_missed == 4
+        assert time.monotonic() - started < 15
+        started = time.monotonic()
+        with pytest.raises(StoreUnreachableError, match="it is tried again in"):
+            store.contains([key_of(1)])
+        assert time.monotonic() - started < 1
+
+
+def test_a_redis_server_that_is_full_says_so(redis: Any) -> None:
+    store = open_store(redis.url, memory_bytes=0)
+    store._client.config_set("maxmemory", "1mb")  # type: ignore[attr-defined]
+    try:
+        with pytest.raises(StoreFullError, match="no memory left .maxmemory. and its policy evicts nothing"):
+            for number in range(50):
+                store.put(key_of(number), data_of(number, num_bytes=200_000))
+    finally:
+        store._client.config_set("maxmemory", "0")  # type: ignore[attr-defined]
+        store.delete([found.key for found in store.keys()])
+
+
+def test_foreign_keys_on_a_redis_server_are_nothing_to_us(redis: Any) -> None:
+    store = open_store(redis.url, memory_bytes=0)
+    client = store._client  # type: ignore[attr-defined]
+    client.set(b"samkv:3:\xff\xfe not a key", b"x")
+    client.set("another application's", "x")
+    try:
+        assert key_of(1) not in {found.key for found in store.keys()}
+    finally:
+        client.delete(b"samkv:3:\xff\xfe not a key", "another application's")
+
+
+# Options
+
+
+@pytest.mark.parametrize(
+    ("location", "options", "message"),
+    [
+        (":memory:", {"disk_bytes": 1}, "disk_bytes means nothing for a store at ':memory:'"),
+        ("kv", {"cache_folder": "x"}, "cache_folder means nothing"),
+        ("kv", {"disk_byte": 1}, "unknown option disk_byte; did you mean disk_bytes"),
+        ("kv", {"disk_bytes": 0}, "disk_bytes is 0; it must be an integer of at least 1"),
+        ("kv", {"disk_bytes": True}, "disk_bytes is True"),
+        ("s3://bucket/kv", {"disk_bytes": 1}, "no cache_folder is given for it to bound"),
+        ("s3://bucket/kv", {"timeout_s": 0}, "timeout_s is 0; it must be a number from"),
+        ("s3://bucket/kv", {"storage_options": [1]}, "storage_options is of type list"),
+        ("s3://", {}, "the URL names no place"),
+        ("magic://x", {}, "is not a URL that obstore opens"),
+        (MemoryStore(), {"memory_bytes": 1}, "memory_bytes means nothing for a store at 'MemoryStore'"),
+    ],
+)
+def test_wrong_options_are_refused(location: Any, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        open_store(location, **options)
+
+
+def test_locations_make_the_tiers_they_say(tmp_path: Path) -> None:
+    assert isinstance(open_store(":memory:", memory_bytes=5), MemoryStore)
+    assert isinstance(open_store(tmp_path / "a", disk_bytes=5), DiskStore)
+    tiers = open_store(tmp_path / "b", memory_bytes=5)
+    assert isinstance(tiers, TieredStore) and isinstance(tiers.near, MemoryStore)
+    remote = open_store("s3://bucket/kv", storage_options={"region": "us-east-1", "skip_signature": True})
+    assert isinstance(remote, TieredStore) and isinstance(remote.near, MemoryStore)
+
+
+@pytest.mark.parametrize(
+    ("location", "shown"),
+    [
+        ("redis://user:hun/ter2@host:1", "redis://**********@host:1"),
+        ("redis://user:hun@ter2@host", "redis://**********@host"),
+        ("redis://host?password=hunter2", "redis://host?**********"),
+        ("s3://bucket/kv?sig=hunter2", "s3://bucket/kv?**********"),
+        ("folder/with@and?marks", "folder/with@and?marks"),
+    ],
+)
+def test_secrets_are_masked(location: str, shown: str) -> None:
+    assert without_secrets(location) == shown
+
+
+def test_no_message_shows_a_password() -> None:
+    with pytest.raises(ConfigurationError) as refused:
+        open_store("redis://user:hun/ter2@host", disk_bytes=1)
+    assert "hun" not in str(refused.value)
+    with pytest.raises(ConfigurationError) as refused:
+        open_store("s3://bucket/kv", storage_options={"secret_access_kee": "hunter2"})
+    assert "hunter2" not in str(refused.value)
+
+
+# Tenants
+
+
+@pytest.mark.parametrize("other", [{"namespace": "b"}, {"namespace": "a", "store_secret": "s"}, {"namespace": ""}], ids=str)
+def test_tenants_do_not_see_each_other(other: dict[str, str]) -> None:
+    store = MemoryStore()
+
+    def engine(**options: str) -> SamKVEngine:
+        model, tokenizer = tiny.model(), tiny.tokenizer()
+        return SamKVEngine.from_pretrained(model, tokenizer=tokenizer, store=store, method=tiny.method(), **options)  # type: ignore[arg-type]
+
+    first, second = engine(namespace="a"), engine(**other)
+    first.add_chunks(CHUNKS, sources=list("abcd"))
+    assert not second.has_chunk(CHUNKS[0])
+    assert second.sources() == []
+    assert second.remove_chunks(CHUNKS) == second.prune([]) == second.remove_sources(list("abcd")) == 0
+    second.announce(CHUNKS)
+    assert second.generate(PROMPT, max_new_tokens=1).metrics.chunks_missed == 4
+    assert second.prune([]) == 4
+    assert all(map(first.has_chunk, CHUNKS))
+    assert engine(namespace="a").has_chunk(CHUNKS[0])
+
+
+@pytest.mark.parametrize("kind", stores.LASTING)
+def test_a_model_of_other_weights_gets_nothing(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    store = stores.KINDS[kind](request, tmp_path)
+    make = lambda family: SamKVEngine.from_pretrained(tiny.model(family), tokenizer=tiny.tokenizer(), store=store)  # noqa: E731
+    make("llama").add_chunks(CHUNKS)
+    assert not make("mistral").has_chunk(CHUNKS[0])
+    assert make("llama").has_chunk(CHUNKS[0])
