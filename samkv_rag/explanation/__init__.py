@@ -1,14 +1,5 @@
-"""What was read for an answer: the picture of a selection.
+"""What an answer was read from: ``data.py`` says it, ``render.py`` shows it as a page."""
 
-base.py        Explanation: each chunk's text, the tokens kept of it and the scores of its blocks
-explainer.py   from what a generation kept to an Explanation
-html.py        the same as a page, self-contained
-png.py         the same as an image, by matplotlib
-"""
+from samkv_rag.explanation.data import Block, ExplainedChunk, Explanation, Range, explain
 
-from __future__ import annotations
-
-from samkv_rag.explanation.base import Block, ExplainedChunk, Explanation, Span
-from samkv_rag.explanation.explainer import Explainer
-
-__all__ = ["Block", "ExplainedChunk", "Explainer", "Explanation", "Span"]
+__all__ = ["Block", "ExplainedChunk", "Explanation", "Range", "explain"]

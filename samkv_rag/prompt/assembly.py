@@ -33,6 +33,8 @@ class SplitPrompt:
     num_chunk_tokens: int
     literals: tuple[tuple[int, int], ...] = ()
     """Control tokens that a message spells out, see :class:`RenderedPrompt`."""
+    question: str = ""
+    """The text behind the last chunk, up to where its message ends."""
 
     @property
     def chunk_texts(self) -> list[str]:
@@ -68,7 +70,10 @@ class PromptAssembler:
             position = stop
         spans = split_prompt(rendered.text, matches)
         counts = [self._library.num_tokens(span.text_digest, span.text) for span in spans if span.text_digest]
-        return SplitPrompt(spans, sum(counts), rendered.literals)
+        behind = matches[-1].stop if matches else 0
+        end = next((start for start, _ in rendered.structure if start >= behind), len(rendered.text))
+        question = rendered.text[behind:end].strip() if matches else ""
+        return SplitPrompt(spans, sum(counts), rendered.literals, question)
 
     def end_announcements(self, prompt: SplitPrompt) -> None:
         """What was announced for ``prompt`` need not be read ahead any more."""

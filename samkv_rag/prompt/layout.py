@@ -74,12 +74,6 @@ class PromptLayout:
         """Tokens whose KV was read instead of computed."""
         return sum(segment.stop - segment.start for segment in self.cached if segment.hit)
 
-    @property
-    def question(self) -> str:
-        """The text behind the last chunk."""
-        texts = [segment.text for segment in self.segments if segment.start >= self.tail.start]
-        return "".join(texts).strip() if self.chunks else ""
-
     def release(self) -> None:
         """Let go of the chunks' readers, once nothing reads them any more."""
         _ = self.num_tokens_reused

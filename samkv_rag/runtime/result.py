@@ -27,7 +27,7 @@ def result(
         metrics=_metrics(sequence, read, state, decoder),
         chunks=_chunk_uses(read, state),
         model_name=model_name,
-        question=read.layout.question,
+        question=read.prompt.question,
         reference_nll=nll,
         offsets=tokenizer.chunk_offsets,
     )

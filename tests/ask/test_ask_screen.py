@@ -13,7 +13,7 @@ from samkv_rag.ask.library import Update
 from samkv_rag.ask.prompt import make_prompt
 from samkv_rag.ask.report import Source
 from samkv_rag.ask.screen import Screen, printable
-from samkv_rag.metrics import GenerationMetrics
+from samkv_rag.results import GenerationMetrics
 
 SOURCES = [
     Source("a.md", None, 0.71, 200, 62, "Text."),

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from explaining import explanation, hard, hostile, usual, whole
+from support.explaining import explanation, hard, hostile, usual, whole
 from samkv_rag import Explanation
 
 SEEN = "element => element.innerText"
@@ -59,7 +59,7 @@ def test_a_page_is_silent_and_shows_the_texts_exactly(show: Show, one: Explanati
 
 def test_hard_texts_are_seen_exactly(show: Show) -> None:
     one = hard()
-    expected = [unwrapped(c.text).replace("\f", "U+000C").replace("\ud800", "U+D800") for c in one.chunks]
+    expected = [unwrapped(c.text).replace("\f", "⟨U+000C⟩").replace("\ud800", "⟨U+D800⟩") for c in one.chunks]
     page = show(one.to_html())
     assert [text.rstrip("\n ") for text in texts(page)] == [text.rstrip("\n ") for text in expected]
 
@@ -68,7 +68,7 @@ def test_kept_text_is_marked_and_seen(show: Show) -> None:
     page = show(usual().to_html())
     marks = page.query_selector_all("#chunk-1 mark")
     kept = ["# The Generators\n\nTwo diesel generators stand in the engine", "names passed down.\n\n\tOil"]
-    assert [mark.inner_text() for mark in marks] == kept
+    assert [mark.inner_text().strip() for mark in marks] == kept
     assert all(mark.is_visible() for mark in marks)
     assert page.query_selector_all("#chunk-3 mark") == []
 

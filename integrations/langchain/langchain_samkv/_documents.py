@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import uuid
 import warnings
 from collections.abc import Awaitable, Callable, Iterable, Sequence
@@ -9,15 +10,17 @@ from typing import TYPE_CHECKING, TypeVar
 
 from langchain_core.documents import Document
 
-from samkv_rag.serving.handle import EngineHandle
-from samkv_rag.serving.sources import ids_of, source_names
-from samkv_rag.serving.threads import finished_off_the_loop
+from samkv_rag.frameworks.handle import EngineHandle
+from samkv_rag.frameworks.sources import ids_of, source_names
+from samkv_rag.frameworks.threads import run_in_thread_shielded
 
 if TYPE_CHECKING:
     from samkv_rag import IngestionReport
 
 T = TypeVar("T")
-_RESERVED = "being added"  # the scope of chunks whose documents have no id yet
+_RESERVED = "being added"
+"""Scope of chunks whose documents have no id yet; behind it the day, so that what a killed process left can go."""
+_SECONDS_A_DAY = 86_400
 
 
 class DocumentKV:
@@ -43,13 +46,20 @@ class DocumentKV:
         """Release what deleted documents referred to; return how many chunks went."""
         return self.handle.get().remove_sources(source_names(self.id_scope, ids))
 
+    def drop_abandoned(self) -> int:
+        """Let go of what processes that were killed while adding left behind; return how many chunks went."""
+        engine, today = self.handle.get(), _today()
+        begun = ids_of(_RESERVED, engine.sources())
+        abandoned = [name for name in begun if not name[:5].isdigit() or int(name[:5]) < today - 1]
+        return engine.remove_sources(source_names(_RESERVED, abandoned))
+
     def ids(self) -> list[str]:
         """Ids of all documents recorded and not removed."""
         return ids_of(self.id_scope, self.handle.get().sources())
 
-    def hint(self, documents: Iterable[Document]) -> None:
+    def announce(self, documents: Iterable[Document]) -> None:
         """Announce documents that a prompt is about to hold."""
-        self.handle.get().hint([document.page_content for document in documents])
+        self.handle.get().announce([document.page_content for document in documents])
 
 
 class Reservation:
@@ -62,7 +72,7 @@ class Reservation:
         self._handle = handle
         self._texts = texts
         self._chunks = [text for text in texts if text.strip()]
-        self._names = source_names(_RESERVED, (uuid.uuid4().hex for _ in self._chunks))
+        self._names = source_names(_RESERVED, (f"{_today()}-{uuid.uuid4().hex}" for _ in self._chunks))
 
     def held_while(self, add: Callable[[], T]) -> T:
         """Compute and store what is missing, then ``add``; where either fails, let go of what was taken."""
@@ -76,10 +86,10 @@ class Reservation:
     async def aheld_while(self, add: Callable[[], Awaitable[T]]) -> T:
         """The same, with KV work off the event loop."""
         try:
-            await finished_off_the_loop(self._take)
+            await run_in_thread_shielded(self._take)
             return await add()
         except BaseException:
-            await finished_off_the_loop(self._let_go)
+            await run_in_thread_shielded(self._let_go)
             raise
 
     def settle(self, kv: DocumentKV, ids: Sequence[str]) -> None:
@@ -101,3 +111,8 @@ class Reservation:
 
     def _let_go(self) -> None:
         self._handle.get().remove_sources(self._names)
+
+
+def _today() -> int:
+    """Days since 1970."""
+    return int(time.time() // _SECONDS_A_DAY)

@@ -6,14 +6,14 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from samkv_rag.config import SamKVConfig
-from samkv_rag.serving.handle import EngineHandle
-from samkv_rag.serving.options import ENGINE_OPTIONS, revealed, without_password
+from samkv_rag.config import EngineConfig
+from samkv_rag.frameworks.handle import EngineHandle
+from samkv_rag.frameworks.options import ENGINE_OPTIONS, secret_value, without_secrets
 
 if TYPE_CHECKING:
     from samkv_rag import SamKVEngine
 
-ENGINE_FIELDS = ("model_name", *ENGINE_OPTIONS)
+ENGINE_FIELDS = ("model_name", *(name for name in ENGINE_OPTIONS if name != "method"))
 
 
 def handle_for(fields: Mapping[str, Any]) -> EngineHandle:
@@ -25,16 +25,11 @@ def handle_for(fields: Mapping[str, Any]) -> EngineHandle:
 def identity_of(fields: Mapping[str, Any]) -> dict[str, Any]:
     """Return the engine's fields as they may be shown; the secret, on which no answer depends, is left out."""
     shown = {name: fields[name] for name in ENGINE_FIELDS if name != "store_secret"}
-    return shown | {"store": without_password(fields["store"]), "config": asdict(fields["config"] or SamKVConfig())}
-
-
-def ratio_of_config(fields: Mapping[str, Any]) -> float:
-    """Return the share of chunk tokens kept that the policy in ``fields`` says."""
-    return (fields["config"] or SamKVConfig()).sequence_ratio
+    return shown | {"store": without_secrets(fields["store"]), "config": asdict(fields["config"] or EngineConfig())}
 
 
 def _load(origin: Mapping[str, Any]) -> SamKVEngine:
     from samkv_rag import SamKVEngine  # late: it imports torch
 
-    options = {name: revealed(origin[name]) for name in ENGINE_OPTIONS}
+    options = {name: secret_value(origin[name]) for name in ENGINE_FIELDS if name != "model_name"}
     return SamKVEngine.from_pretrained(origin["model_name"], **options)

@@ -9,7 +9,7 @@ from langchain_core.messages import AIMessage, BaseMessage, ChatMessage, Functio
 from langchain_core.messages.tool import ToolCall
 
 from samkv_rag.exceptions import PromptError
-from samkv_rag.serving.messages import Message, template_role
+from samkv_rag.frameworks.messages import Message, template_role
 
 _ROLES = ("system", "user", "assistant", "tool")
 # Tool calls are read from the message's tool_calls; reasoning is not read again.

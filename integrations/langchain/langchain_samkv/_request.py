@@ -14,11 +14,12 @@ from langchain_samkv._responses import message_chunks
 from langchain_samkv._structured import beginning_of_json, with_json_instruction
 from langchain_samkv._tools import TextOnly, ToolCalls, beginning_of_call, chosen_tool
 from samkv_rag.exceptions import ChatTemplateError
-from samkv_rag.serving.messages import render
-from samkv_rag.serving.options import as_switch, call_options
+from samkv_rag.frameworks.messages import render
+from samkv_rag.frameworks.options import parse_bool, call_options
 
 if TYPE_CHECKING:
     from samkv_rag import SamKVEngine
+    from samkv_rag.model.tokenization import RenderedPrompt
 
 _OF_LANGCHAIN = ("stream",)  # reaches the model, though it is a matter of which of its methods was called
 
@@ -43,7 +44,7 @@ class Request:
         options = {name: value for name, value in given.items() if name not in _OF_LANGCHAIN}
         tools = options.pop("tools", None) or ()
         tool_choice, json_schema = options.pop("tool_choice", None), options.pop("json_schema", None)
-        explain = as_switch("explain", options.pop("explain", None), own["explain"])
+        explain = parse_bool("explain", options.pop("explain", None), own["explain"])
         own = {name: value for name, value in own.items() if name != "explain"}
         return cls(call_options(own, options), tools, tool_choice, json_schema, explain)
 
@@ -57,10 +58,10 @@ class Request:
         """
         prompt, beginning = self._prompt(engine, messages)
         reader = ToolCalls() if self.tools else TextOnly()
-        with closing(engine.stream(prompt + beginning, **self.options)) as pieces:
-            yield from message_chunks(pieces, beginning, engine.model_name, reader, self.explain)
+        with closing(engine.stream(prompt + beginning, **self.options)) as stream:
+            yield from message_chunks(stream, beginning, engine.model_name, reader, self.explain)
 
-    def _prompt(self, engine: SamKVEngine, messages: Sequence[BaseMessage]) -> tuple[str, str]:
+    def _prompt(self, engine: SamKVEngine, messages: Sequence[BaseMessage]) -> tuple[RenderedPrompt, str]:
         """Return the rendered messages, and how the answer begins where its form is given."""
         if not engine.has_chat_template:
             raise ChatTemplateError(f"{engine.model_name} has no chat template; take an instruction-tuned model")
@@ -70,5 +71,5 @@ class Request:
             beginning = beginning_of_json(self.json_schema)
         prompt = render(engine, converted, self.tools)
         if tool := chosen_tool(self.tool_choice, [tool["function"]["name"] for tool in self.tools]):
-            beginning = beginning_of_call(prompt, tool)
+            beginning = beginning_of_call(prompt.text, tool)
         return prompt, beginning

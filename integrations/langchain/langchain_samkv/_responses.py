@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable
+from collections.abc import Generator
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from langchain_core.messages import AIMessageChunk
@@ -11,29 +12,30 @@ from langchain_core.messages.ai import InputTokenDetails, UsageMetadata
 from langchain_samkv._tools import TextOnly, ToolCalls
 
 if TYPE_CHECKING:
-    from samkv_rag import GenerationMetrics, StreamPiece
+    from samkv_rag import GenerationMetrics
+    from samkv_rag.runtime.stream import AnswerStream
 
 
 def message_chunks(
-    pieces: Iterable[StreamPiece], beginning: str, model_name: str, reader: TextOnly | ToolCalls, explain: bool
+    stream: AnswerStream, beginning: str, model_name: str, reader: TextOnly | ToolCalls, explain: bool
 ) -> Generator[AIMessageChunk, None, None]:
     """Yield the answer chunk by chunk; the last one carries usage and figures.
 
     ``beginning`` is what the prompt already put into the model's mouth; it is part of the answer.
     """
     yield from reader.add(beginning)
-    text = beginning
-    for piece in pieces:
-        text += piece.text
+    for piece in stream:
         yield from reader.add(piece.text)
-        if piece.metrics is not None:
-            yield from reader.finish()
-            explained = {"explanation": piece.explain(text).to_dict()} if explain else {}
-            yield _last_chunk(model_name, piece.finish_reason, piece.metrics, explained)
+    yield from reader.finish()
+    result = stream.result
+    explained = {}
+    if explain:
+        explained = {"explanation": replace(result, text=beginning + result.text).explain().to_dict()}
+    yield _last_chunk(model_name, result.finish_reason, result.metrics, explained)
 
 
 def _last_chunk(
-    model_name: str, finish_reason: str | None, metrics: GenerationMetrics, explained: dict[str, Any]
+    model_name: str, finish_reason: str, metrics: GenerationMetrics, explained: dict[str, Any]
 ) -> AIMessageChunk:
     return AIMessageChunk(
         content="",

@@ -1,4 +1,4 @@
-"""Every search of a wrapped vector store, with what it finds hinted to the engine."""
+"""Every search of a wrapped vector store, with what it finds announced to the engine."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from langchain_core.embeddings import Embeddings
 from langchain_core.vectorstores import VectorStore
 
 from langchain_samkv._documents import DocumentKV
-from samkv_rag.serving.threads import finished_off_the_loop
+from samkv_rag.frameworks.threads import run_in_thread_shielded
 
 Found = TypeVar("Found", Document, tuple[Document, float])
 
 
-class HintedSearches(VectorStore):
+class AnnouncedSearches(VectorStore):
     """The reading half of SamKVVectorStore: arguments and results are those of the wrapped store's methods.
 
     Relevance scores are asked of the wrapped store rather than derived here, since it knows its metric.
@@ -42,31 +42,31 @@ class HintedSearches(VectorStore):
 
     def similarity_search(self, query: str, k: int = 4, **kwargs: Any) -> list[Document]:
         """The ``k`` documents nearest to a query."""
-        return self._hinted(self.vectorstore.similarity_search(query, k=k, **kwargs))
+        return self._announced(self.vectorstore.similarity_search(query, k=k, **kwargs))
 
     async def asimilarity_search(self, query: str, k: int = 4, **kwargs: Any) -> list[Document]:
         """The ``k`` documents nearest to a query."""
-        return await self._ahinted(await self.vectorstore.asimilarity_search(query, k=k, **kwargs))
+        return await self._aannounced(await self.vectorstore.asimilarity_search(query, k=k, **kwargs))
 
     def similarity_search_with_score(self, *args: Any, **kwargs: Any) -> list[tuple[Document, float]]:
         """The same with the distances or similarities that the wrapped store measures."""
-        return self._hinted(self.vectorstore.similarity_search_with_score(*args, **kwargs))
+        return self._announced(self.vectorstore.similarity_search_with_score(*args, **kwargs))
 
     async def asimilarity_search_with_score(self, *args: Any, **kwargs: Any) -> list[tuple[Document, float]]:
         """The same with the distances or similarities that the wrapped store measures."""
-        return await self._ahinted(await self.vectorstore.asimilarity_search_with_score(*args, **kwargs))
+        return await self._aannounced(await self.vectorstore.asimilarity_search_with_score(*args, **kwargs))
 
     def similarity_search_with_relevance_scores(
         self, query: str, k: int = 4, **kwargs: Any
     ) -> list[tuple[Document, float]]:
         """The same with scores from 0 to 1."""
-        return self._hinted(self.vectorstore.similarity_search_with_relevance_scores(query, k=k, **kwargs))
+        return self._announced(self.vectorstore.similarity_search_with_relevance_scores(query, k=k, **kwargs))
 
     async def asimilarity_search_with_relevance_scores(
         self, query: str, k: int = 4, **kwargs: Any
     ) -> list[tuple[Document, float]]:
         """The same with scores from 0 to 1."""
-        return await self._ahinted(
+        return await self._aannounced(
             await self.vectorstore.asimilarity_search_with_relevance_scores(query, k=k, **kwargs)
         )
 
@@ -74,7 +74,7 @@ class HintedSearches(VectorStore):
         self, query: str, k: int = 4, fetch_k: int = 20, lambda_mult: float = 0.5, **kwargs: Any
     ) -> list[Document]:
         """``k`` of the ``fetch_k`` nearest documents, near to the query and unlike each other."""
-        return self._hinted(
+        return self._announced(
             self.vectorstore.max_marginal_relevance_search(
                 query, k=k, fetch_k=fetch_k, lambda_mult=lambda_mult, **kwargs
             )
@@ -84,7 +84,7 @@ class HintedSearches(VectorStore):
         self, query: str, k: int = 4, fetch_k: int = 20, lambda_mult: float = 0.5, **kwargs: Any
     ) -> list[Document]:
         """``k`` of the ``fetch_k`` nearest documents, near to the query and unlike each other."""
-        return await self._ahinted(
+        return await self._aannounced(
             await self.vectorstore.amax_marginal_relevance_search(
                 query, k=k, fetch_k=fetch_k, lambda_mult=lambda_mult, **kwargs
             )
@@ -92,17 +92,17 @@ class HintedSearches(VectorStore):
 
     def similarity_search_by_vector(self, embedding: list[float], k: int = 4, **kwargs: Any) -> list[Document]:
         """The ``k`` documents nearest to an embedding."""
-        return self._hinted(self.vectorstore.similarity_search_by_vector(embedding, k=k, **kwargs))
+        return self._announced(self.vectorstore.similarity_search_by_vector(embedding, k=k, **kwargs))
 
     async def asimilarity_search_by_vector(self, embedding: list[float], k: int = 4, **kwargs: Any) -> list[Document]:
         """The ``k`` documents nearest to an embedding."""
-        return await self._ahinted(await self.vectorstore.asimilarity_search_by_vector(embedding, k=k, **kwargs))
+        return await self._aannounced(await self.vectorstore.asimilarity_search_by_vector(embedding, k=k, **kwargs))
 
     def max_marginal_relevance_search_by_vector(
         self, embedding: list[float], k: int = 4, fetch_k: int = 20, lambda_mult: float = 0.5, **kwargs: Any
     ) -> list[Document]:
         """As :meth:`max_marginal_relevance_search`, for an embedding."""
-        return self._hinted(
+        return self._announced(
             self.vectorstore.max_marginal_relevance_search_by_vector(
                 embedding, k=k, fetch_k=fetch_k, lambda_mult=lambda_mult, **kwargs
             )
@@ -112,17 +112,17 @@ class HintedSearches(VectorStore):
         self, embedding: list[float], k: int = 4, fetch_k: int = 20, lambda_mult: float = 0.5, **kwargs: Any
     ) -> list[Document]:
         """As :meth:`max_marginal_relevance_search`, for an embedding."""
-        return await self._ahinted(
+        return await self._aannounced(
             await self.vectorstore.amax_marginal_relevance_search_by_vector(
                 embedding, k=k, fetch_k=fetch_k, lambda_mult=lambda_mult, **kwargs
             )
         )
 
-    # -- hints -----------------------------------------------------------------------------------
+    # -- announcements ------------------------------------------------------------------------------
 
-    def _hinted(self, found: list[Found]) -> list[Found]:
-        self._kv.hint(item[0] if isinstance(item, tuple) else item for item in found)
+    def _announced(self, found: list[Found]) -> list[Found]:
+        self._kv.announce(item[0] if isinstance(item, tuple) else item for item in found)
         return found
 
-    async def _ahinted(self, found: list[Found]) -> list[Found]:
-        return await finished_off_the_loop(self._hinted, found)
+    async def _aannounced(self, found: list[Found]) -> list[Found]:
+        return await run_in_thread_shielded(self._announced, found)

@@ -22,7 +22,7 @@ from langchain_core.runnables import Runnable, RunnableMap, RunnablePassthrough
 from langchain_core.utils.function_calling import convert_to_json_schema
 from langchain_core.utils.pydantic import is_basemodel_subclass
 
-from samkv_rag.serving.messages import Message
+from samkv_rag.frameworks.messages import Message
 
 METHODS = ("json_schema", "json_mode", "function_calling")
 

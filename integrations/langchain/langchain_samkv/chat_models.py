@@ -25,28 +25,31 @@ from pydantic import (
     field_validator,
 )
 
-from langchain_samkv._engine import ENGINE_FIELDS, handle_for, identity_of, ratio_of_config
+from langchain_samkv._engine import ENGINE_FIELDS, handle_for, identity_of
 from langchain_samkv._request import Request
 from langchain_samkv._structured import METHODS, parsed
 from langchain_samkv._tools import chosen_tool
-from samkv_rag.config import SamKVConfig, refuse_unknown
+from samkv_rag.checks import refuse_unknown
+from samkv_rag.config import EngineConfig
 from samkv_rag.exceptions import ConfigurationError
-from samkv_rag.serving.handle import EngineHandle
-from samkv_rag.serving.options import (
+from samkv_rag.frameworks.handle import EngineHandle
+from samkv_rag.frameworks.options import (
     as_config,
     as_dtype_name,
+    as_method,
     as_path_text,
     as_secret,
     as_texts,
-    refusal,
-    without_password,
+    config_error,
+    method_as_dict,
+    without_secrets,
 )
-from samkv_rag.serving.streams import off_the_loop
+from samkv_rag.frameworks.streams import aiter_in_thread
 
 if TYPE_CHECKING:
     from samkv_rag import SamKVEngine
 
-_PER_CALL = ("max_tokens", "temperature", "top_p", "stop", "seed", "sequence_ratio", "explain")
+_PER_CALL = ("max_tokens", "temperature", "top_p", "stop", "seed", "method", "explain")
 
 
 class ChatSamKV(BaseChatModel):
@@ -56,9 +59,8 @@ class ChatSamKV(BaseChatModel):
     first use; touch :attr:`engine` to load it at a time of your choosing. Copies (``configurable_fields``,
     ``model_copy``) share its engine.
 
-    Every call, and ``bind``, takes ``max_tokens``, ``temperature``, ``top_p``, ``stop``, ``seed`` and the
-    options that :meth:`samkv_rag.SamKVEngine.generate` takes, such as ``sequence_ratio`` and ``method``;
-    None means the model's own.
+    Every call, and ``bind``, takes ``max_tokens``, ``temperature``, ``top_p``, ``stop``, ``seed`` and
+    ``method``, such as ``Scout(sequence_ratio=0.3)`` or ``"full_prefill"``; None means the model's own.
 
     ``store_secret``, and the password in a store's URL, are masked wherever the model is shown or traced.
 
@@ -76,11 +78,11 @@ class ChatSamKV(BaseChatModel):
     model_name: Annotated[str, BeforeValidator(as_path_text)] = Field(
         alias="model", description="Hub id or local folder of a transformers model."
     )
-    store: Annotated[str, BeforeValidator(as_path_text), PlainSerializer(without_password)] = Field(
+    store: Annotated[str, BeforeValidator(as_path_text), PlainSerializer(without_secrets)] = Field(
         default=":memory:", description="Where chunk KV is kept: ':memory:', a folder or a URL."
     )
-    config: Annotated[SamKVConfig | None, BeforeValidator(as_config)] = Field(
-        default=None, description="Policy of the engine, or a dict of its options."
+    config: Annotated[EngineConfig | None, BeforeValidator(as_config)] = Field(
+        default=None, description="What is fixed at ingestion, or a dict of its options."
     )
     device: str | None = Field(default=None, description="Device of the model; None picks one.")
     dtype: Annotated[str | None, BeforeValidator(as_dtype_name)] = Field(
@@ -96,11 +98,8 @@ class ChatSamKV(BaseChatModel):
         default_factory=handle_for, exclude=True, repr=False, description="The engine, or the promise of one."
     )
 
-    sequence_ratio: float = Field(
-        default_factory=ratio_of_config,
-        gt=0.0,
-        le=1.0,
-        description="Share of chunk tokens kept.",
+    method: Annotated[Any, BeforeValidator(as_method), PlainSerializer(method_as_dict)] = Field(
+        default=None, description="How prompts are answered: a method, its name, or a dict with name and options."
     )
     max_tokens: int = Field(default=256, ge=1, description="Longest answer, in tokens.")
     temperature: float = Field(default=0.0, ge=0.0, description="0 always takes the likeliest token.")
@@ -120,10 +119,11 @@ class ChatSamKV(BaseChatModel):
         refuse_unknown(options, known)
         if engine is not None:
             options |= {"model_name": engine.model_name, "config": engine.config, "namespace": engine.namespace}
+            options.setdefault("method", engine.method)
         try:
             super().__init__(**options)
         except ValidationError as error:
-            raise refusal(error.errors()) from error
+            raise config_error(error.errors()) from error
         if engine is not None:
             self.engine_handle = EngineHandle.of(engine, self.engine_handle.origin)
 
@@ -181,7 +181,7 @@ class ChatSamKV(BaseChatModel):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> AsyncIterator[ChatGenerationChunk]:
-        async with aclosing(off_the_loop(self._chunks(messages, {"stop": stop, **kwargs}))) as chunks:
+        async with aclosing(aiter_in_thread(self._chunks(messages, {"stop": stop, **kwargs}))) as chunks:
             async for chunk in chunks:
                 generation = ChatGenerationChunk(message=chunk)
                 if run_manager is not None:
@@ -263,11 +263,11 @@ class ChatSamKV(BaseChatModel):
         """All that an answer depends on: LangChain's caches of answers are keyed by it."""
         # LangChain overwrites "stop" with that of the call.
         own = {"default_stop" if name == "stop" else name: getattr(self, name) for name in _PER_CALL}
-        return identity_of(vars(self)) | own
+        return identity_of(vars(self)) | own | {"method": method_as_dict(self.method)}
 
     def __repr_args__(self) -> Iterable[tuple[str | None, Any]]:
         for name, value in super().__repr_args__():
-            yield name, without_password(value) if name == "store" else value
+            yield name, without_secrets(value) if name == "store" else value
 
     def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
         return super()._get_ls_params(stop=stop or self.stop, **kwargs)

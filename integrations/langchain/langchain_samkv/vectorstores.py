@@ -5,6 +5,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from langchain_core.documents import Document
@@ -12,10 +13,10 @@ from langchain_core.embeddings import Embeddings
 from langchain_core.vectorstores import InMemoryVectorStore, VectorStore
 
 from langchain_samkv._documents import DocumentKV, Reservation
-from langchain_samkv._searches import HintedSearches
+from langchain_samkv._searches import AnnouncedSearches
 from samkv_rag.exceptions import ConfigurationError
-from samkv_rag.serving.handle import handle_of
-from samkv_rag.serving.threads import finished_off_the_loop
+from samkv_rag.frameworks.handle import resolve_handle
+from samkv_rag.frameworks.threads import run_in_thread_shielded
 
 if TYPE_CHECKING:
     from langchain_samkv.chat_models import ChatSamKV
@@ -25,17 +26,17 @@ _LLM = "ChatSamKV"
 _IDS_AT_ONCE = 1000
 
 
-class SamKVVectorStore(HintedSearches):
+class SamKVVectorStore(AnnouncedSearches):
     """Wrap any vector store: adding documents computes their KV, deleting them lets it go.
 
-    Searches are the wrapped store's own; what they find is hinted to the engine, so that its KV is on
+    Searches are the wrapped store's own; what they find is announced to the engine, so that its KV is on
     its way before the prompt is. ``langchain_core.indexing.index()`` works as on the wrapped store.
 
     KV is kept by content: documents of one text share it, and it goes with the last of them. The counts
     live in the KV store, so they last as long as the KV does. KV is computed before the wrapped store
     adds and removed after it has deleted; where adding fails, what was computed for it is let go.
 
-    Changes made to the wrapped store directly (its ``vectorstore``) do not reach the KV; :meth:`prefill`
+    Changes made to the wrapped store directly (its ``vectorstore``) do not reach the KV; :meth:`ingest`
     and :meth:`prune` make up for them. Answers are right all the same: a chunk without KV is computed
     when a prompt holds it.
 
@@ -44,7 +45,8 @@ class SamKVVectorStore(HintedSearches):
         llm: the ChatSamKV that will answer.
         engine: instead of ``llm``, its engine.
         id_scope: keeps the ids of several collections apart in one KV store. By default the wrapped
-            store's type and, where it has one, its collection's name.
+            store's type, its folder and its collection's name. A store without a collection's name (FAISS,
+            say) gets a scope of its own for this process; where it outlives the process, give one.
 
     Raises:
         ConfigurationError: not exactly one of ``llm`` and ``engine``, or ``vectorstore`` is none.
@@ -60,7 +62,7 @@ class SamKVVectorStore(HintedSearches):
     ) -> None:
         if not isinstance(vectorstore, VectorStore):
             raise ConfigurationError(f"vectorstore is a {type(vectorstore).__name__}; it must be a VectorStore")
-        super().__init__(vectorstore, DocumentKV(handle_of(llm, engine, _LLM), id_scope or _name_of(vectorstore)))
+        super().__init__(vectorstore, DocumentKV(resolve_handle(llm, engine, _LLM), id_scope or _name_of(vectorstore)))
 
     @property
     def engine(self) -> SamKVEngine:
@@ -84,7 +86,7 @@ class SamKVVectorStore(HintedSearches):
         **kwargs: Any,
     ) -> SamKVVectorStore:
         """Build a store of ``vectorstore_cls`` from texts and wrap it; it gets the other arguments."""
-        reservation, named = Reservation(handle_of(llm, engine, _LLM), texts), _with_ids(texts, ids)
+        reservation, named = Reservation(resolve_handle(llm, engine, _LLM), texts), _with_ids(texts, ids)
         build = partial(vectorstore_cls.from_texts, texts, embedding, metadatas, ids=named, **kwargs)
         wrapper = cls(reservation.held_while(build), llm, engine=engine, id_scope=id_scope)
         reservation.settle(wrapper._kv, named)
@@ -105,10 +107,10 @@ class SamKVVectorStore(HintedSearches):
         **kwargs: Any,
     ) -> SamKVVectorStore:
         """As :meth:`from_texts`."""
-        reservation, named = Reservation(handle_of(llm, engine, _LLM), texts), _with_ids(texts, ids)
+        reservation, named = Reservation(resolve_handle(llm, engine, _LLM), texts), _with_ids(texts, ids)
         build = partial(vectorstore_cls.afrom_texts, texts, embedding, metadatas, ids=named, **kwargs)
         wrapper = cls(await reservation.aheld_while(build), llm, engine=engine, id_scope=id_scope)
-        await finished_off_the_loop(reservation.settle, wrapper._kv, named)
+        await run_in_thread_shielded(reservation.settle, wrapper._kv, named)
         return wrapper
 
     def add_documents(self, documents: list[Document], **kwargs: Any) -> list[str]:
@@ -150,7 +152,7 @@ class SamKVVectorStore(HintedSearches):
         listed, given = list(texts), kwargs if ids is None else kwargs | {"ids": ids}
         return await self._aadd(listed, partial(self.vectorstore.aadd_texts, listed, metadatas, **given))
 
-    def prefill(self, documents: Iterable[Document]) -> IngestionReport:
+    def ingest(self, documents: Iterable[Document]) -> IngestionReport:
         """Compute and record the KV of documents that the wrapped store holds already.
 
         Raises:
@@ -159,7 +161,7 @@ class SamKVVectorStore(HintedSearches):
         listed = list(documents)
         ids = [document.id for document in listed if document.id]
         if len(ids) != len(listed):
-            raise ConfigurationError(f"{len(listed) - len(ids)} documents have no id; prefill what a search returned")
+            raise ConfigurationError(f"{len(listed) - len(ids)} documents have no id; ingest what a search returned")
         return self._kv.record(ids, [document.page_content for document in listed])
 
     # -- deleting --------------------------------------------------------------------------------
@@ -175,7 +177,7 @@ class SamKVVectorStore(HintedSearches):
         """As :meth:`delete`."""
         deleted = await self.vectorstore.adelete(ids, **kwargs)
         if deleted is not False:
-            await finished_off_the_loop(self._remove_deleted, ids, criteria=kwargs)
+            await run_in_thread_shielded(self._remove_deleted, ids, criteria=kwargs)
         return deleted
 
     def prune(self, *, unreferenced: bool = False) -> int:
@@ -187,7 +189,7 @@ class SamKVVectorStore(HintedSearches):
         Raises:
             NotImplementedError: the wrapped store cannot be asked by id.
         """
-        num_removed = self._kv.remove(self._gone(self._kv.ids()))
+        num_removed = self._kv.remove(self._gone(self._kv.ids())) + self._kv.drop_abandoned()
         return num_removed + (self.engine.prune((), unreferenced_only=True) if unreferenced else 0)
 
     # -- helpers ---------------------------------------------------------------------------------
@@ -201,7 +203,7 @@ class SamKVVectorStore(HintedSearches):
     async def _aadd(self, texts: Sequence[str], add: Callable[[], Awaitable[list[str]]]) -> list[str]:
         reservation = Reservation(self._kv.handle, texts)
         ids = await reservation.aheld_while(add)
-        await finished_off_the_loop(reservation.settle, self._kv, ids)
+        await run_in_thread_shielded(reservation.settle, self._kv, ids)
         return ids
 
     def _remove_deleted(self, ids: Sequence[str] | None, criteria: dict[str, Any]) -> None:
@@ -234,6 +236,10 @@ def _with_ids(texts: Sequence[str], ids: Sequence[str | None] | None) -> list[st
 
 
 def _name_of(vectorstore: VectorStore) -> str:
+    """A name that no other collection has. A store without one gets a name for this process alone."""
     names = (getattr(vectorstore, name, None) for name in ("collection_name", "_collection_name", "index_name"))
-    collection = next((name for name in names if isinstance(name, str)), "")
-    return f"{type(vectorstore).__name__}:{collection}"
+    collection = next((name for name in names if isinstance(name, str) and name), None)
+    if collection is None:
+        return f"{type(vectorstore).__name__}:{uuid.uuid4().hex}"
+    folder = getattr(vectorstore, "_persist_directory", None) or ""
+    return f"{type(vectorstore).__name__}:{Path(folder).resolve() if folder else ''}:{collection}"

@@ -13,8 +13,7 @@ from langchain_core.vectorstores import VectorStore
 
 from support import tiny
 from langchain_samkv import SamKVVectorStore
-from samkv_rag import SamKVConfig, SamKVEngine
-from samkv_rag.prompt import text_digest
+from samkv_rag import EngineConfig, SamKVEngine
 
 LAMP = "The lamp of the lighthouse turns once in a minute, and it is never dark at night."
 KEEPER = "The keeper of the lighthouse rests on Sundays, when his daughter minds the lamp."
@@ -40,13 +39,13 @@ class WordEmbeddings(Embeddings):
 @cache
 def shared_engine() -> SamKVEngine:
     """For tests to which other tests' chunks do not matter: making an engine takes longer than they do."""
-    return SamKVEngine(tiny.model(), tiny.tokenizer(), config=SamKVConfig(min_chunk_tokens=0, block_tokens=8))
+    return SamKVEngine(tiny.model(), tiny.tokenizer(), config=EngineConfig(block_tokens=8), method=tiny.method())
 
 
 def live_chunks(engine: SamKVEngine, *texts: str) -> bool:
     """Whether the KV store holds exactly the chunks of these texts."""
-    entries, _ = engine.store.changes(engine.fingerprint, 0) or ([], 0)
-    return {entry.text_digest for entry in entries} == {text_digest(text) for text in texts}
+    stored = {found.key for found in engine.store.keys()}
+    return stored == engine._library._keys(texts)
 
 
 def documents(*texts: str) -> list[Document]:

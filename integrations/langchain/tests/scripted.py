@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Generator
-from contextlib import closing
+from collections.abc import Iterator
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
 from support import tiny
-from samkv_rag import SamKVConfig, SamKVEngine, StreamPiece
+from samkv_rag import EngineConfig, GenerationResult, Piece, SamKVEngine
+from samkv_rag.model.tokenization import RenderedPrompt
 
 TOOL_TEMPLATE = (
     "{% if tools %}{{ '<|system|>\n<tools>\n' }}{% for tool in tools %}{{ tool | tojson + '\n' }}{% endfor %}"
@@ -35,8 +36,8 @@ def tiny_engine(chat_template: str | None = tiny.CHAT_TEMPLATE, **options: Any) 
         eos_token="</s>",
         chat_template=chat_template,
     )
-    config = SamKVConfig(**({"min_chunk_tokens": 0, "block_tokens": 8} | options))
-    return SamKVEngine.from_pretrained(tiny.model(), tokenizer=tokenizer, config=config)
+    config = EngineConfig(**({"block_tokens": 8} | options))
+    return SamKVEngine.from_pretrained(tiny.model(), tokenizer=tokenizer, config=config, method=tiny.method())
 
 
 class ScriptedEngine:
@@ -48,19 +49,27 @@ class ScriptedEngine:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._engine, name)
 
-    def stream(self, prompt: str, **options: Any) -> Generator[StreamPiece, None, None]:
+    def stream(self, prompt: RenderedPrompt, **options: Any) -> Any:
         """Like :meth:`SamKVEngine.stream`."""
-        if (words := script(prompt)) is None:
+        if (words := script(prompt.text)) is None:
             return self._engine.stream(prompt, **options)
-        return _with_words(self._engine.stream(prompt, **(options | {"max_new_tokens": 1})), words)
+        return ScriptedStream(self._engine, prompt, options | {"max_new_tokens": 1}, words)
 
 
-def _with_words(real: Generator[StreamPiece, None, None], words: str) -> Generator[StreamPiece, None, None]:
-    with closing(real):
-        *_, last = real
-        for start in range(0, len(words), PIECE_CHARS):
-            yield StreamPiece(words[start : start + PIECE_CHARS])
-        yield StreamPiece("", "stop", last.metrics)
+class ScriptedStream:
+    """``words`` piece by piece, with the real engine's figures at the end."""
+
+    def __init__(self, engine: SamKVEngine, prompt: RenderedPrompt, options: dict[str, Any], words: str) -> None:
+        self._ask = lambda: engine.generate(prompt, **options)
+        self._words = words
+
+    def __iter__(self) -> Iterator[Piece]:
+        real: GenerationResult = self._ask()
+        for start in range(0, len(self._words), PIECE_CHARS):
+            yield Piece(self._words[start : start + PIECE_CHARS])
+        self.result = replace(real, text=self._words, finish_reason="stop")
+
+    def close(self) -> None: ...
 
 
 def script(prompt: str) -> str | None:

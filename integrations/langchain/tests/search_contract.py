@@ -21,10 +21,10 @@ class SearchContract(StoreFixtures):
     has_relevance_scores = True
 
     @pytest.fixture
-    def hinted(self, engine: SamKVEngine, monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    def announced(self, engine: SamKVEngine, monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
         """The texts of every hint."""
         hints: list[list[str]] = []
-        monkeypatch.setattr(engine, "hint", lambda texts: hints.append(list(texts)))
+        monkeypatch.setattr(engine, "announce", lambda texts: hints.append(list(texts)))
         return hints
 
     # -- searching
@@ -40,7 +40,7 @@ class SearchContract(StoreFixtures):
 
     @pytest.mark.parametrize(("name", "arguments", "options"), SEARCHES, ids=[name for name, *_ in SEARCHES])
     def test_searches_are_the_stores_own_and_hint_what_they_find(
-        self, store: SamKVVectorStore, hinted: list[list[str]], name: str, arguments: Any, options: Any
+        self, store: SamKVVectorStore, announced: list[list[str]], name: str, arguments: Any, options: Any
     ) -> None:
         store.add_texts(TEXTS, ids=["a", "b", "c"])
         try:
@@ -52,7 +52,7 @@ class SearchContract(StoreFixtures):
         assert getattr(store, name)(*arguments, **dict(options)) == expected
         assert asyncio.run(getattr(store, f"a{name}")(*arguments, **dict(options))) == expected
         found = [(item[0] if isinstance(item, tuple) else item).page_content for item in expected]
-        assert found[0] == KEEPER and hinted == [found, found]
+        assert found[0] == KEEPER and announced == [found, found]
 
     def test_get_by_ids_and_embeddings(self, store: SamKVVectorStore) -> None:
         store.add_documents(documents(*TEXTS), ids=["a", "b", "c"])
@@ -64,7 +64,7 @@ class SearchContract(StoreFixtures):
         [("similarity", {}), ("mmr", {"fetch_k": 3}), ("similarity_score_threshold", {"score_threshold": 0.01})],
     )
     def test_retrievers_of_every_kind(
-        self, store: SamKVVectorStore, hinted: list[list[str]], search_type: str, options: dict[str, Any]
+        self, store: SamKVVectorStore, announced: list[list[str]], search_type: str, options: dict[str, Any]
     ) -> None:
         store.add_texts(TEXTS)
         retriever = store.as_retriever(search_type=search_type, search_kwargs={"k": 2, **options})
@@ -74,7 +74,7 @@ class SearchContract(StoreFixtures):
             return
         found = [document.page_content for document in retriever.invoke(QUERY)]
         again = [document.page_content for document in asyncio.run(retriever.ainvoke(QUERY))]
-        assert found[0] == KEEPER and again == found and hinted == [found, found]
+        assert found[0] == KEEPER and again == found and announced == [found, found]
 
     def test_a_document_that_was_never_prefilled_is_cached_once_it_was_answered_from(
         self, store: SamKVVectorStore, engine: SamKVEngine
@@ -90,7 +90,7 @@ class SearchContract(StoreFixtures):
         self, store: SamKVVectorStore, engine: SamKVEngine, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         threads: list[int] = []
-        for name in ("add_chunks", "remove_sources", "hint"):
+        for name in ("add_chunks", "remove_sources", "announce"):
             monkeypatch.setattr(engine, name, _noting_threads(getattr(engine, name), threads))
         ids = await store.aadd_documents(documents(LAMP, LAMP, KEEPER))
         assert await store.aadd_texts([SEA], ids=["sea"]) == ["sea"]

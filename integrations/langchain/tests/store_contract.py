@@ -149,14 +149,14 @@ class KVContract(StoreFixtures):
         assert live_chunks(engine, KEEPER)
         assert other.prune() == 1
 
-    def test_prefill_makes_up_for_additions_behind_its_back(self, store: SamKVVectorStore, engine: SamKVEngine) -> None:
+    def test_ingesting_makes_up_for_additions_behind_its_back(self, store: SamKVVectorStore, engine: SamKVEngine) -> None:
         store.vectorstore.add_texts(TEXTS, ids=["a", "b", "c"])
-        assert store.prefill(store.similarity_search(QUERY, k=3)).num_added == 3
+        assert store.ingest(store.similarity_search(QUERY, k=3)).num_added == 3
         assert live_chunks(engine, *TEXTS)
         store.delete(["a"])
         assert live_chunks(engine, KEEPER, SEA)
         with pytest.raises(ConfigurationError, match="1 documents have no id"):
-            store.prefill(documents(LAMP))
+            store.ingest(documents(LAMP))
 
     def test_two_collections_may_use_the_same_ids(
         self, store: SamKVVectorStore, wrapped: VectorStore, engine: SamKVEngine
@@ -171,9 +171,9 @@ class KVContract(StoreFixtures):
     def test_counts_outlive_the_process(
         self, wrapped: VectorStore, make_engine: Callable[..., SamKVEngine], tmp_path: Path
     ) -> None:
-        SamKVVectorStore(wrapped, engine=make_engine(store=tmp_path)).add_texts([LAMP, LAMP, SEA], ids=["a", "b", "c"])
+        SamKVVectorStore(wrapped, engine=make_engine(store=tmp_path), id_scope="own").add_texts([LAMP, LAMP, SEA], ids=["a", "b", "c"])
         engine = make_engine(store=tmp_path)
-        again = SamKVVectorStore(wrapped, engine=engine)
+        again = SamKVVectorStore(wrapped, engine=engine, id_scope="own")
         again.delete(["a", "c"])
         assert live_chunks(engine, LAMP)
         again.delete(["b"])

@@ -23,6 +23,7 @@ from langchain_core.tools import create_retriever_tool
 from langgraph.checkpoint.memory import InMemorySaver
 
 from langchain_samkv import ChatSamKV, SamKVVectorStore
+from support import tiny
 from samkv_rag import SamKVEngine
 from tests.lighthouse import KEEPER, QUERY, TEXTS, WordEmbeddings
 from tests.scripted import TOOL_TEMPLATE, ScriptedEngine, tiny_engine
@@ -48,7 +49,7 @@ def engine() -> SamKVEngine:
 
 @pytest.fixture
 def llm(engine: SamKVEngine) -> ChatSamKV:
-    return ChatSamKV(engine=engine, max_tokens=8, sequence_ratio=0.5)
+    return ChatSamKV(engine=engine, max_tokens=8, method=tiny.method(sequence_ratio=0.5))
 
 
 @pytest.fixture
@@ -80,7 +81,7 @@ def direct_answer(engine: SamKVEngine, context: str, *turns: str, question: str 
     roles = ("user", "assistant") * len(turns)
     history = [{"role": role, "content": text} for role, text in zip(roles, turns, strict=False)]
     messages = [{"role": "system", "content": context}, *history, {"role": "user", "content": question}]
-    return engine.generate(messages, max_new_tokens=8, sequence_ratio=0.5).text
+    return engine.generate(messages, max_new_tokens=8, method=tiny.method(sequence_ratio=0.5)).text
 
 
 def expected_context(retriever: BaseRetriever, question: str = QUERY) -> str:
@@ -142,7 +143,7 @@ def test_an_agent_that_remembers_by_a_checkpointer(
 
 def test_an_agent_that_searches_by_a_tool() -> None:
     """The model's words come from a script that calls the tool; what it costs is the real engine's."""
-    llm = ChatSamKV(engine=ScriptedEngine(tiny_engine(TOOL_TEMPLATE)), max_tokens=8, sequence_ratio=0.5)  # type: ignore[arg-type]
+    llm = ChatSamKV(engine=ScriptedEngine(tiny_engine(TOOL_TEMPLATE)), max_tokens=8, method=tiny.method(sequence_ratio=0.5))  # type: ignore[arg-type]
     store = SamKVVectorStore.from_texts(TEXTS, WordEmbeddings(), llm=llm)
     search = create_retriever_tool(store.as_retriever(search_kwargs={"k": 2}), "search", "Search the station's book.")
     messages = create_agent(llm, [search]).invoke({"messages": [HumanMessage(QUERY)]})["messages"]

@@ -100,8 +100,8 @@ class TestAnswers:
 
 class TestOptions:
     def test_a_call_and_a_binding_override_the_models(self, llm: ChatSamKV) -> None:
-        for bound in (llm, llm.bind(max_tokens=2, sequence_ratio=0.5, method="full_prefill")):
-            given = {} if bound is not llm else {"max_new_tokens": 2, "sequence_ratio": 0.5, "method": "full_prefill"}
+        for bound in (llm, llm.bind(max_tokens=2, method="full_prefill")):
+            given = {} if bound is not llm else {"max_new_tokens": 2, "method": "full_prefill"}
             message = bound.invoke(QUESTION, **given)
             assert message.usage_metadata and message.usage_metadata["output_tokens"] == 2
             assert message.response_metadata["metrics"]["method"] == "full_prefill"
@@ -261,7 +261,7 @@ class TestCacheOfAnswers:
     def test_the_same_call_is_answered_once_and_no_other_by_its_answer(
         self, engine: SamKVEngine, num_decoded: list[int]
     ) -> None:
-        calls = [{}, {"sequence_ratio": 0.5}, {"stop": "tide"}, {"max_tokens": 7}, {"temperature": 1.0, "seed": 1}]
+        calls = [{}, {"method": "naive_reuse"}, {"stop": "tide"}, {"max_tokens": 7}, {"temperature": 1.0, "seed": 1}]
         for options in calls:
             before = len(num_decoded)
             ChatSamKV(engine=engine, **({"max_tokens": 6} | options)).invoke(QUESTION)

@@ -56,7 +56,7 @@ def test_every_form_explains_itself_where_asked(engine: SamKVEngine, form: str) 
     told = Explanation.from_dict(kept.response_metadata["explanation"])
     assert [chunk.text for chunk in told.chunks] == CHUNKS
     assert told.answer == message.text
-    assert 0 < told.num_kept <= 0.15 * told.num_tokens + 1
+    assert 0 < told.num_retained <= 0.15 * told.num_tokens + 1
     assert told.chunks[0].blocks
 
 

@@ -74,9 +74,9 @@ class TestTools:
         assert streamed.usage_metadata == whole.usage_metadata
 
     def test_a_template_without_tools_is_refused_by_name_when_bound(self, silent_llm: ChatSamKV) -> None:
-        with pytest.raises(NotImplementedError, match=r"the chat template of .* takes no tools, 1 given") as refusal:
+        with pytest.raises(NotImplementedError, match=r"the chat template of .* takes no tools, 1 given") as config_error:
             silent_llm.bind_tools([tide_at])
-        assert isinstance(refusal.value, ToolsUnsupportedError) and isinstance(refusal.value, SamKVError)
+        assert isinstance(config_error.value, ToolsUnsupportedError) and isinstance(config_error.value, SamKVError)
 
     def test_or_when_called_if_the_model_is_loaded_only_then(self, silent_llm: ChatSamKV) -> None:
         later = ChatSamKV(model="a/b", max_tokens=4)

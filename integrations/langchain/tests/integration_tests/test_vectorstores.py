@@ -45,7 +45,7 @@ class TestChroma(KVContract, SearchContract):
             TEXTS, WordEmbeddings(), vectorstore_cls=Chroma, engine=engine, collection_name=name
         )
         assert isinstance(store.vectorstore, Chroma) and live_chunks(engine, *TEXTS)
-        assert {source.split("/")[0] for source in engine.sources()} == {f"Chroma%3A{name}"}
+        assert {source.split("/")[0] for source in engine.sources()} == {f"Chroma%3A%3A{name}"}
 
 
 class TestStandard(VectorStoreIntegrationTests):

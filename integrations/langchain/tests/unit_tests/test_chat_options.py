@@ -13,7 +13,8 @@ from langchain_core.runnables import ConfigurableField
 
 from langchain_samkv import ChatSamKV
 from langchain_samkv._engine import handle_for
-from samkv_rag import SamKVConfig
+from samkv_rag import EngineConfig
+from samkv_rag.prefill import Scout
 from samkv_rag.exceptions import ConfigurationError
 
 
@@ -40,7 +41,7 @@ class TestArguments:
             ChatSamKV(model="some/model", api_key="x")
 
     @pytest.mark.parametrize(
-        "bad", [{"max_tokens": 0}, {"temperature": -1}, {"top_p": 2.0}, {"sequence_ratio": 0}, {"max_tokens": "many"}]
+        "bad", [{"max_tokens": 0}, {"temperature": -1}, {"top_p": 2.0}, {"method": "magic"}, {"max_tokens": "many"}]
     )
     def test_one_out_of_range_is_refused_by_name(self, bad: dict[str, Any]) -> None:
         with pytest.raises(ConfigurationError, match=f"^{next(iter(bad))} is "):
@@ -59,10 +60,10 @@ class TestArguments:
 
     def test_plain_values_are_understood(self, tmp_path: Path) -> None:
         llm = ChatSamKV(
-            model=Path("a/b"), stop="END", store=tmp_path, dtype="torch.bfloat16", config={"sequence_ratio": 0.3}
+            model=Path("a/b"), stop="END", store=tmp_path, dtype="torch.bfloat16", config={"block_tokens": 8}, method="scout"
         )
         assert (llm.model_name, llm.stop, llm.store, llm.dtype) == ("a/b", ["END"], str(tmp_path), "bfloat16")
-        assert (llm.config, llm.sequence_ratio) == (SamKVConfig(sequence_ratio=0.3), 0.3)
+        assert (llm.config, llm.method) == (EngineConfig(block_tokens=8), Scout())
 
     def test_an_unknown_method_of_structured_output_is_refused(self) -> None:
         llm = ChatSamKV(model="a/b")
@@ -74,14 +75,14 @@ class TestArguments:
 
 class TestEngine:
     def test_is_loaded_once_with_every_option(self, loads: list[Any], tmp_path: Path) -> None:
-        llm = ChatSamKV(model="a/b", store=tmp_path, dtype="float32", config={"method": "epic"}, sequence_ratio=0.4)
+        llm = ChatSamKV(model="a/b", store=tmp_path, dtype="float32", config={"block_tokens": 8}, method="epic")
         assert loads == []
         assert llm.engine is llm.engine
         ((model, options),) = loads
         assert model == "a/b"
         assert options == {
             "store": str(tmp_path),
-            "config": SamKVConfig(method="epic"),
+            "config": EngineConfig(block_tokens=8),
             "device": None,
             "dtype": "float32",
             "gguf_file": None,
@@ -141,8 +142,9 @@ class TestIdentity:
     @pytest.mark.parametrize(
         "change",
         [
-            {"sequence_ratio": 0.5},
-            {"config": {"method": "epic"}},
+            {"method": "epic"},
+            {"method": {"name": "scout", "sequence_ratio": 0.5}},
+            {"config": {"block_tokens": 8}},
             {"temperature": 1.0},
             {"max_tokens": 9},
             {"stop": ["END"]},
@@ -174,7 +176,7 @@ class TestIdentity:
 
     def test_so_does_what_a_call_changes(self) -> None:
         llm = ChatSamKV(model="a/b")
-        assert llm._get_llm_string(sequence_ratio=0.5) != llm._get_llm_string()
+        assert llm._get_llm_string(method="epic") != llm._get_llm_string()
 
     def test_tracers_see_provider_model_and_stops(self) -> None:
         params = ChatSamKV(model="a/b", stop="END")._get_ls_params()

@@ -9,7 +9,7 @@ import langchain_samkv
 
 
 def test_every_public_name_is_there() -> None:
-    assert langchain_samkv.__all__ == ["ChatSamKV", "SamKVVectorStore"]
+    assert langchain_samkv.__all__ == ["ChatSamKV", "SamKVRetriever", "SamKVVectorStore"]
     assert all(getattr(langchain_samkv, name) for name in langchain_samkv.__all__)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 
 import pytest
 from langchain_core.documents import Document
@@ -74,3 +75,20 @@ class TestBuiltFromTexts:
         store = SamKVVectorStore.from_texts(TEXTS, WordEmbeddings(), engine=tiny_engine)
         assert store.as_retriever().tags == ["SamKVVectorStore", "WordEmbeddings"]
         assert store.search(QUERY, "mmr", k=1)[0].page_content == KEEPER
+
+
+def test_stores_without_a_name_do_not_share_a_scope(tiny_engine: SamKVEngine) -> None:
+    first, second = (SamKVVectorStore(InMemoryVectorStore(WordEmbeddings()), engine=tiny_engine) for _ in range(2))
+    first.add_texts([LAMP, KEEPER], ids=["0", "1"])
+    second.add_texts([SEA], ids=["0"])
+    assert live_chunks(tiny_engine, LAMP, KEEPER, SEA)
+    second.delete(["0", "1"])
+    assert second.prune() == 0
+    assert live_chunks(tiny_engine, LAMP, KEEPER)
+
+
+def test_what_a_killed_process_was_adding_goes_after_a_day(tiny_engine: SamKVEngine) -> None:
+    store = SamKVVectorStore(InMemoryVectorStore(WordEmbeddings()), engine=tiny_engine)
+    tiny_engine.add_chunks([LAMP, SEA], sources=["being%20added/100-abc", f"being%20added/{int(time.time() // 86400)}-abc"])
+    assert store.prune() == 1
+    assert live_chunks(tiny_engine, SEA)

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from llama_index.core.base.llms.types import ChatMessage
 
 from samkv_rag.exceptions import PromptError
-from samkv_rag.serving.messages import join_system_messages, template_role
+from samkv_rag.frameworks.messages import join_system_messages, template_role
 
 _SILENT_BLOCKS = ("cache", "thinking")  # carry nothing the model should read again
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Generator, Iterable
+from collections.abc import Callable, Generator, Iterable
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 from llama_index.core.base.llms.types import ChatMessage, ChatResponse, CompletionResponse, MessageRole
 
 if TYPE_CHECKING:
-    from samkv_rag import GenerationMetrics, StreamPiece
+    from samkv_rag import GenerationMetrics, GenerationResult
+    from samkv_rag.runtime.stream import AnswerStream
 
 
 @dataclass(frozen=True)
@@ -37,18 +38,20 @@ class Answer:
         return ChatResponse(message=message, delta=self.delta, raw=self.raw, additional_kwargs=dict(self.usage))
 
 
-def growing_answers(pieces: Generator[StreamPiece, None, None], explain: bool) -> Generator[Answer, None, None]:
-    """Yield the answer so far for every piece, and close ``pieces``; the last one carries the figures."""
+def growing_answers(
+    stream: AnswerStream, explain: bool, record: Callable[[GenerationResult], None]
+) -> Generator[Answer, None, None]:
+    """Yield the answer so far for every piece, and close ``stream``; the last one carries the figures."""
     text = ""
-    with closing(pieces):
-        for piece in pieces:
+    with closing(stream):
+        for piece in stream:
             text += piece.text
-            if piece.metrics is None:
-                yield Answer(text, piece.text)
-            else:
-                figures = _figures(piece.metrics, piece.finish_reason)
-                explained = {"explanation": piece.explain(text).to_dict()} if explain else {}
-                yield Answer(text, piece.text, figures | explained, figures["usage"])
+            yield Answer(text, piece.text)
+        result = stream.result
+        record(result)
+        figures = _figures(result.metrics, result.finish_reason)
+        explained = {"explanation": result.explain().to_dict()} if explain else {}
+        yield Answer(result.text, "", figures | explained, figures["usage"])
 
 
 def last_answer(answers: Iterable[Answer]) -> Answer:

@@ -1,7 +1,7 @@
 """One pair of LLM events around a call.
 
 LlamaIndex's decorators, put around one call instead of a method: a stream then keeps hold of what it
-reads from (see samkv_rag.serving.streams), and no decorated method calls another, which would count tokens twice.
+reads from (see samkv_rag.frameworks.streams), and no decorated method calls another, which would count tokens twice.
 """
 
 from __future__ import annotations

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Mapping, Sequence
+from contextlib import aclosing
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from llama_index.core.base.llms.generic_utils import messages_to_prompt as generic_messages_to_prompt
 from llama_index.core.base.llms.types import (
@@ -34,34 +34,38 @@ from llama_index.llms.samkv._recorder import Recorder
 from llama_index.llms.samkv._responses import Answer, growing_answers, last_answer
 from llama_index.llms.samkv._tracing import traced_chat, traced_completion
 
-from samkv_rag.config import SamKVConfig, refuse_unknown
-from samkv_rag.metrics import GenerationMetrics
-from samkv_rag.serving.handle import EngineHandle
-from samkv_rag.serving.options import (
+from samkv_rag.checks import refuse_unknown
+from samkv_rag.config import EngineConfig
+from samkv_rag.results import GenerationMetrics
+from samkv_rag.frameworks.handle import EngineHandle
+from samkv_rag.frameworks.options import (
     ENGINE_OPTIONS,
     as_config,
     as_dtype_name,
+    as_method,
     as_path_text,
     as_secret,
-    as_switch,
+    parse_bool,
     as_texts,
     call_options,
-    refusal,
-    revealed,
-    without_password,
+    config_error,
+    method_as_dict,
+    secret_value,
+    without_secrets,
 )
-from samkv_rag.serving.streams import ends_with, off_the_loop
+from samkv_rag.frameworks.streams import closing_source, aiter_in_thread
 
 if TYPE_CHECKING:
     from samkv_rag import Explanation, SamKVEngine
 
 _Prompt = str | list[dict[str, str]]
+_Response = TypeVar("_Response", CompletionResponse, ChatResponse)
 
-_PER_CALL = ("max_tokens", "temperature", "top_p", "stop", "seed", "sequence_ratio")
+_PER_CALL = ("max_tokens", "temperature", "top_p", "stop", "seed", "method")
 # LlamaIndex's document-context extractor sends extra headers to every LLM.
 _NOT_THE_ENGINES = ("explain", "extra_headers")
 _FROM_PLAIN = {"stop": as_texts, "store": as_path_text, "store_secret": as_secret, "dtype": as_dtype_name}
-_OF_THE_ENGINE = ("model", *ENGINE_OPTIONS)
+_OF_THE_ENGINE = ("model", *(name for name in ENGINE_OPTIONS if name != "method"))
 
 
 class SamKVLLM(CustomLLM):
@@ -75,9 +79,8 @@ class SamKVLLM(CustomLLM):
     the model's chat template, unless ``messages_to_prompt`` or ``completion_to_prompt`` is given;
     ``complete(prompt, formatted=True)`` uses the string verbatim.
 
-    Every call takes ``max_tokens``, ``temperature``, ``top_p``, ``stop``, ``seed`` and the options that
-    :meth:`samkv_rag.SamKVEngine.generate` takes, such as ``sequence_ratio`` and ``method``; None means
-    the LLM's own.
+    Every call takes ``max_tokens``, ``temperature``, ``top_p``, ``stop``, ``seed`` and ``method``, such as
+    ``Scout(sequence_ratio=0.3)`` or ``"full_prefill"``; None means the LLM's own.
 
     ``store_secret``, and the password in a store's URL, are masked wherever the LLM is shown or written out;
     a masked secret is refused, so give it again: ``SamKVLLM.from_json(text, store_secret=secret)``.
@@ -92,7 +95,10 @@ class SamKVLLM(CustomLLM):
 
     model: str = Field(description="Hub id or local folder of a transformers model.")
     store: str = Field(default=":memory:", description="Where chunk KV is kept: ':memory:', a folder or a URL.")
-    config: SamKVConfig | None = Field(default=None, description="Policy of the engine, or a dict of its options.")
+    config: EngineConfig | None = Field(default=None, description="What is fixed at ingestion, or a dict of its options.")
+    method: Any = Field(
+        default=None, description="How prompts are answered: a method, its name, or a dict with name and options."
+    )
     device: str | None = Field(default=None, description="Device of the model; None picks one.")
     dtype: str | None = Field(default=None, description="Data type of the model, for example 'bfloat16'.")
     gguf_file: str | None = Field(default=None, description="GGUF file inside the model's folder.")
@@ -100,9 +106,6 @@ class SamKVLLM(CustomLLM):
     namespace: str = Field(default="", description="Tenant whose chunks these are; no other gets them.")
     store_secret: SecretStr | None = Field(default=None, description="Makes the store's keys unknowable without it.")
 
-    sequence_ratio: float = Field(
-        default=SamKVConfig.sequence_ratio, gt=0.0, le=1.0, description="Share of chunk tokens kept."
-    )
     max_tokens: int = Field(default=256, ge=1, description="Longest answer, in tokens.")
     temperature: float = Field(default=0.0, ge=0.0, description="0 always takes the likeliest token.")
     top_p: float = Field(default=1.0, gt=0.0, le=1.0, description="Sample from the likeliest tokens of this mass.")
@@ -124,9 +127,7 @@ class SamKVLLM(CustomLLM):
         try:
             super().__init__(model=model, **options)
         except ValidationError as error:
-            raise refusal(error.errors()) from error
-        if self.config is not None and "sequence_ratio" not in options:
-            self.sequence_ratio = self.config.sequence_ratio
+            raise config_error(error.errors()) from error
         self._handle = EngineHandle(self._load_engine)
 
     @classmethod
@@ -134,14 +135,14 @@ class SamKVLLM(CustomLLM):
         """Return an LLM on an engine that is already there, and that others may share.
 
         Args:
-            engine: the engine; model, store and policy are its own.
+            engine: the engine; model, store and configuration are its own.
             options: the other fields of this class.
 
         Raises:
             ConfigurationError: an option is unknown, out of range, or the engine's.
         """
         refuse_unknown(options, [name for name in cls.model_fields if name not in _OF_THE_ENGINE])
-        options.setdefault("sequence_ratio", engine.config.sequence_ratio)
+        options.setdefault("method", engine.method)
         llm = cls(engine.model_name, namespace=engine.namespace, **options)
         llm._handle = EngineHandle.of(engine)
         return llm
@@ -156,17 +157,26 @@ class SamKVLLM(CustomLLM):
     def _from_plain_values(cls, value: object, info: ValidationInfo) -> object:
         return _FROM_PLAIN[str(info.field_name)](value)
 
+    @field_validator("method", mode="before")
+    @classmethod
+    def _method_from_plain(cls, method: object) -> object:
+        return as_method(method)
+
+    @field_serializer("method")
+    def _plain_method(self, method: object) -> object:
+        return method_as_dict(method)
+
     @field_serializer("store_secret")
     def _masked(self, secret: SecretStr | None) -> str | None:
         return None if secret is None else str(secret)
 
     @field_serializer("store")
     def _shown_store(self, store: str) -> str:
-        return without_password(store)
+        return without_secrets(store)
 
     def __repr_args__(self) -> Iterable[tuple[str | None, Any]]:
         for name, value in super().__repr_args__():
-            yield name, without_password(value) if name == "store" else value
+            yield name, without_secrets(value) if name == "store" else value
 
     @classmethod
     def class_name(cls) -> str:
@@ -232,31 +242,33 @@ class SamKVLLM(CustomLLM):
         """Answer a prompt piece by piece; closing the stream ends the generation."""
         answers = self._answers(self._completion_prompt(prompt, formatted), kwargs)
         responses = (answer.as_completion() for answer in answers)
-        return ends_with(traced_completion(self, prompt, kwargs, lambda: responses), answers)
+        return closing_source(traced_completion(self, prompt, kwargs, lambda: responses), answers)
 
     def stream_chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponseGen:
         """Answer a conversation piece by piece; closing the stream ends the generation."""
         answers = self._answers(self._chat_prompt(messages), kwargs)
         responses = (answer.as_chat() for answer in answers)
-        return ends_with(traced_chat(self, messages, kwargs, lambda: responses), answers)
+        return closing_source(traced_chat(self, messages, kwargs, lambda: responses), answers)
 
     # The same four without blocking the event loop
 
     async def acomplete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
-        """Answer a prompt in a thread."""
-        return await asyncio.to_thread(self.complete, prompt, formatted, **kwargs)
+        """Answer a prompt in a thread; a cancelled call ends the generation."""
+        return await _last(await self.astream_complete(prompt, formatted, **kwargs))
 
     async def achat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
-        """Answer a conversation in a thread."""
-        return await asyncio.to_thread(self.chat, messages, **kwargs)
+        """Answer a conversation in a thread; a cancelled call ends the generation."""
+        return await _last(await self.astream_chat(messages, **kwargs))
 
     async def astream_complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponseAsyncGen:
         """Answer a prompt piece by piece, in a thread."""
-        return off_the_loop(await asyncio.to_thread(self.stream_complete, prompt, formatted, **kwargs))
+        self._options(kwargs)  # refused here, not in the thread
+        return aiter_in_thread(_lazily(lambda: self.stream_complete(prompt, formatted, **kwargs)))
 
     async def astream_chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponseAsyncGen:
         """Answer a conversation piece by piece, in a thread."""
-        return off_the_loop(await asyncio.to_thread(self.stream_chat, messages, **kwargs))
+        self._options(kwargs)
+        return aiter_in_thread(_lazily(lambda: self.stream_chat(messages, **kwargs)))
 
     # Prompts and options
 
@@ -285,13 +297,26 @@ class SamKVLLM(CustomLLM):
     def _load_engine(self) -> SamKVEngine:
         from samkv_rag import SamKVEngine  # late: it imports torch
 
-        config = (self.config or SamKVConfig()).with_options(sequence_ratio=self.sequence_ratio)
-        names = [name for name in ENGINE_OPTIONS if name != "config"]
-        places = {name: revealed(getattr(self, name)) for name in names}
-        return SamKVEngine.from_pretrained(self.model, config=config, **places)
+        options = {name: secret_value(getattr(self, name)) for name in ENGINE_OPTIONS}
+        return SamKVEngine.from_pretrained(self.model, **options)
 
     def _answers(self, prompt: _Prompt, kwargs: Mapping[str, Any]) -> Generator[Answer, None, None]:
         """Return the answer as it grows; options are checked now, generation begins with the first piece."""
-        pieces = self.engine.stream(prompt, **self._options(kwargs))
-        explain = as_switch("explain", kwargs.get("explain"), self.explain)
-        return growing_answers(self._recorder.record(pieces, self.on_metrics), explain)
+        stream = self.engine.stream(prompt, **self._options(kwargs))
+        explain = parse_bool("explain", kwargs.get("explain"), self.explain)
+        return growing_answers(stream, explain, lambda result: self._recorder.record(result, self.on_metrics))
+
+
+def _lazily(call: Callable[[], Generator[_Response, None, None]]) -> Generator[_Response, None, None]:
+    """What ``call`` returns, called when the first item is asked for: in the thread that reads it."""
+    yield from call()
+
+
+async def _last(responses: AsyncGenerator[_Response, None]) -> _Response:
+    """The last of a stream's responses, as the whole answer; the stream ends with the caller."""
+    last: Any = None
+    async with aclosing(responses):
+        async for response in responses:
+            last = response
+    last.delta = None
+    return cast(_Response, last)

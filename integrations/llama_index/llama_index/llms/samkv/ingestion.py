@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
@@ -10,11 +9,12 @@ from llama_index.core.bridge.pydantic import Field, PrivateAttr
 from llama_index.core.schema import BaseNode, NodeWithScore, TransformComponent
 from llama_index.llms.samkv._nodes import chunks_with_ids
 
-from samkv_rag.config import refuse_unknown
+from samkv_rag.checks import refuse_unknown
 from samkv_rag.exceptions import ConfigurationError
-from samkv_rag.serving.handle import EngineHandle, handle_of
-from samkv_rag.serving.options import without_password
-from samkv_rag.serving.sources import ids_of, source_names
+from samkv_rag.frameworks.handle import EngineHandle, resolve_handle
+from samkv_rag.frameworks.options import without_secrets
+from samkv_rag.frameworks.threads import run_in_thread_shielded
+from samkv_rag.frameworks.sources import ids_of, source_names
 
 if TYPE_CHECKING:
     from llama_index.llms.samkv.base import SamKVLLM
@@ -31,22 +31,22 @@ class SamKVIngestion(TransformComponent):
 
     A pipeline with a cache skips this step for nodes it has seen, also when the KV store is new or was
     emptied. Answers stay right: SamKVPostprocessor makes the engine recognise such chunks and compute
-    them on the spot. To pay for that beforehand, call :meth:`ensure` with the pipeline's nodes.
+    them on the spot. To pay for that beforehand, call :meth:`ingest` with the pipeline's nodes.
 
-    Deleting a document from an index or a docstore leaves its KV behind: :meth:`remove_nodes`, with the
-    ids of the nodes that go, or :meth:`prune`, with the nodes that stay, removes it. A splitter gives nodes
-    new ids on each run: after re-ingestion, :meth:`prune` forgets the old ones; or keep the ids the same, by
-    ``SentenceSplitter(id_func=lambda number, document: f"{document.node_id}-{number}")``.
+    Deleting a document from an index leaves its KV behind, since LlamaIndex tells no step of it. Put a
+    :class:`SamKVVectorStore` around the vector store, and it goes with the document; or call
+    :meth:`remove_nodes` with the ids of the nodes that go, or :meth:`prune` with the nodes that stay.
 
     The step computes on one model in one process, so it refuses to run in a pipeline's worker
-    processes: run such a pipeline without it and call :meth:`ensure` with the nodes.
+    processes: run such a pipeline without it and call :meth:`ingest` with the nodes.
 
     Args:
         llm: the SamKVLLM that will answer.
         engine: instead of ``llm``, its engine.
         show_progress: show a progress bar; None leaves it to the engine. LlamaIndex does not hand a
             pipeline's own ``show_progress`` to its steps.
-        id_scope: keeps the node ids of several indexes apart where they share a store; one for each.
+        id_scope: the index whose node ids these are. LlamaIndex's own ids are unique, so it is needed only
+            for :meth:`prune`, which must know what is another index's.
 
     Raises:
         ConfigurationError: not exactly one of ``llm`` and ``engine``, or an unknown argument.
@@ -57,7 +57,7 @@ class SamKVIngestion(TransformComponent):
     store: str | None = Field(default=None, description="Where, when known.")
     version: int = Field(default=_VERSION, description="Version of this step.")
     namespace: str = Field(default="", description="The engine's: of one tenant's chunks another gets none.")
-    id_scope: str = Field(default="llama_index", description="Whose node ids these are.")
+    id_scope: str = Field(default="", description="Whose node ids these are.")
     show_progress: bool | None = Field(default=None, exclude=True, description="Show a progress bar.")
 
     _handle: EngineHandle = PrivateAttr()
@@ -68,11 +68,11 @@ class SamKVIngestion(TransformComponent):
         *,
         engine: SamKVEngine | None = None,
         show_progress: bool | None = None,
-        id_scope: str = "llama_index",
+        id_scope: str = "",
         **options: Any,
     ) -> None:
         refuse_unknown(options, ("llm", "engine", "show_progress", "id_scope"))
-        handle = handle_of(llm, engine, "SamKVLLM")
+        handle = resolve_handle(llm, engine, "SamKVLLM")
         super().__init__(**_identity(llm, handle), show_progress=show_progress, id_scope=id_scope)
         self._handle = handle
 
@@ -92,7 +92,7 @@ class SamKVIngestion(TransformComponent):
         if handle is None:
             raise ConfigurationError(
                 "SamKVIngestion cannot run in a worker process; leave it out of a pipeline run with "
-                "num_workers and call ensure(nodes) with what the pipeline returns"
+                "num_workers and call ingest(nodes) with what the pipeline returns"
             )
         return cast(EngineHandle, handle).get()
 
@@ -103,14 +103,14 @@ class SamKVIngestion(TransformComponent):
 
         Other arguments, which LlamaIndex passes to every step alike, have no meaning here.
         """
-        self.ensure(nodes, show_progress=show_progress)
+        self.ingest(nodes, show_progress=show_progress)
         return nodes
 
     async def acall(self, nodes: Sequence[BaseNode], **kwargs: Any) -> Sequence[BaseNode]:
         """Do the same without blocking the event loop."""
-        return await asyncio.to_thread(self.__call__, nodes, **kwargs)
+        return await run_in_thread_shielded(self.__call__, nodes, **kwargs)
 
-    def ensure(
+    def ingest(
         self, items: Iterable[BaseNode | NodeWithScore | str], *, show_progress: bool | None = None
     ) -> IngestionReport:
         """Store the KV of those nodes or texts that are not in the store yet, under the nodes' ids."""
@@ -137,11 +137,18 @@ class SamKVIngestion(TransformComponent):
         Texts of ``keep`` stay, whatever their nodes' ids, and so does what other scopes refer to. KV that no
         node ever stood for (of plain texts, or computed for a question) may be anybody's: it stays too.
 
+        Raises:
+            ConfigurationError: this step has no ``id_scope``, so that another index's KV could go.
+
         Args:
             keep: the nodes, or texts, whose KV stays; of nothing, everything of this scope goes.
             unreferenced: also remove KV of this model that no node of any scope stands for and that is not
                 in ``keep``.
         """
+        if not self.id_scope:
+            raise ConfigurationError(
+                "prune needs an id_scope, or it would remove other indexes' KV: SamKVIngestion(llm, id_scope='manuals')"
+            )
         chunks = chunks_with_ids(keep)
         texts, kept = [text for _, text in chunks], {node_id for node_id, _ in chunks}
         gone = [node_id for node_id in ids_of(self.id_scope, self.engine.sources()) if node_id not in kept]
@@ -156,4 +163,4 @@ def _identity(llm: SamKVLLM | None, handle: EngineHandle) -> dict[str, Any]:
     """Whose KV it is. An LLM's is known without loading its model."""
     if llm is None:
         return {"model": handle.get().model_name, "namespace": handle.get().namespace}
-    return {"model": llm.model, "namespace": llm.namespace, "store": without_password(llm.store)}
+    return {"model": llm.model, "namespace": llm.namespace, "store": without_secrets(llm.store)}

@@ -1,4 +1,4 @@
-"""A postprocessor that changes no node: it tells the engine which chunks are about to be needed."""
+"""A postprocessor that changes no node: it announces the retrieved chunks to the engine."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from llama_index.core.postprocessor.types import BaseNodePostprocessor
 from llama_index.core.schema import NodeWithScore, QueryBundle
 from llama_index.llms.samkv._nodes import chunk_texts
 
-from samkv_rag.config import refuse_unknown
-from samkv_rag.serving.handle import EngineHandle, handle_of
+from samkv_rag.checks import refuse_unknown
+from samkv_rag.frameworks.handle import EngineHandle, resolve_handle
 
 if TYPE_CHECKING:
     from llama_index.llms.samkv.base import SamKVLLM
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 
 
 class SamKVPostprocessor(BaseNodePostprocessor):
-    """Hint the retrieved chunks to the engine, so that their KV is on its way before the prompt is.
+    """Announce the retrieved chunks to the engine, so that their KV is on its way before the prompt is.
 
     Put it last in ``node_postprocessors``, after filters and rerankers. Nodes come back as they were:
     nothing is written into their text. A chunk that was never ingested is recognised in the prompt
-    thanks to the hint, computed on the spot and stored.
+    thanks to the announcement, computed on the spot and stored.
 
     Args:
         llm: the SamKVLLM that will answer.
@@ -39,7 +39,7 @@ class SamKVPostprocessor(BaseNodePostprocessor):
     def __init__(self, llm: SamKVLLM | None = None, *, engine: SamKVEngine | None = None, **options: Any) -> None:
         refuse_unknown(options, ("callback_manager",))
         super().__init__(**options)
-        self._handle = handle_of(llm, engine, "SamKVLLM")
+        self._handle = resolve_handle(llm, engine, "SamKVLLM")
 
     @classmethod
     def class_name(cls) -> str:
@@ -49,5 +49,5 @@ class SamKVPostprocessor(BaseNodePostprocessor):
     def _postprocess_nodes(
         self, nodes: list[NodeWithScore], query_bundle: QueryBundle | None = None
     ) -> list[NodeWithScore]:
-        self._handle.get().hint(chunk_texts(nodes))
+        self._handle.get().announce(chunk_texts(nodes))
         return nodes

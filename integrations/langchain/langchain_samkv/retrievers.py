@@ -1,0 +1,60 @@
+"""A retriever that announces what it finds."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from langchain_core.callbacks import AsyncCallbackManagerForRetrieverRun, CallbackManagerForRetrieverRun
+from langchain_core.documents import Document
+from langchain_core.retrievers import BaseRetriever
+from pydantic import PrivateAttr
+
+from samkv_rag.frameworks.handle import EngineHandle, resolve_handle
+from samkv_rag.frameworks.threads import run_in_thread_shielded
+
+if TYPE_CHECKING:
+    from langchain_samkv.chat_models import ChatSamKV
+    from samkv_rag import SamKVEngine
+
+
+class SamKVRetriever(BaseRetriever):
+    """Wrap any retriever: what it finds is announced to the engine before the prompt comes.
+
+    The chunks' KV is on its way while the prompt is still being built, and a chunk that was never ingested
+    is recognised all the same, computed on the spot and stored.
+
+    Args:
+        retriever: the retriever to wrap.
+        llm: the ChatSamKV that will answer.
+        engine: instead of ``llm``, its engine.
+
+    Raises:
+        ConfigurationError: not exactly one of ``llm`` and ``engine``.
+    """
+
+    retriever: BaseRetriever
+    _handle: EngineHandle = PrivateAttr()
+
+    def __init__(
+        self,
+        retriever: BaseRetriever,
+        llm: ChatSamKV | None = None,
+        *,
+        engine: SamKVEngine | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(retriever=retriever, **options)  # type: ignore[call-arg]
+        self._handle = resolve_handle(llm, engine, "ChatSamKV")
+
+    def _get_relevant_documents(self, query: str, *, run_manager: CallbackManagerForRetrieverRun) -> list[Document]:
+        return self._announced(self.retriever.invoke(query, {"callbacks": run_manager.get_child()}))
+
+    async def _aget_relevant_documents(
+        self, query: str, *, run_manager: AsyncCallbackManagerForRetrieverRun
+    ) -> list[Document]:
+        found = await self.retriever.ainvoke(query, {"callbacks": run_manager.get_child()})
+        return await run_in_thread_shielded(self._announced, found)
+
+    def _announced(self, found: list[Document]) -> list[Document]:
+        self._handle.get().announce([document.page_content for document in found])
+        return found

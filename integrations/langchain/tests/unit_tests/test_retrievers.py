@@ -1,0 +1,36 @@
+"""A wrapped retriever finds what it found before, and announces it."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+from langchain_core.vectorstores import InMemoryVectorStore
+
+from langchain_samkv import ChatSamKV, SamKVRetriever
+from samkv_rag import SamKVEngine
+from samkv_rag.exceptions import ConfigurationError
+from tests.lighthouse import QUERY, TEXTS, WordEmbeddings, documents
+
+
+@pytest.fixture
+def retriever() -> Any:
+    store = InMemoryVectorStore(WordEmbeddings())
+    store.add_documents(documents(*TEXTS))
+    return store.as_retriever(search_kwargs={"k": 2})
+
+
+@pytest.mark.parametrize("call", ["invoke", "ainvoke"])
+def test_what_is_found_is_announced_and_computed_once(retriever: Any, tiny_engine: SamKVEngine, call: str) -> None:
+    wrapped = SamKVRetriever(retriever, ChatSamKV(engine=tiny_engine))
+    found = wrapped.invoke(QUERY) if call == "invoke" else asyncio.run(wrapped.ainvoke(QUERY))
+    assert found == retriever.invoke(QUERY)
+    prompt = "\n\n".join([*(document.page_content for document in found), QUERY])
+    assert tiny_engine.generate(prompt, max_new_tokens=1).metrics.chunks_missed == 2
+    assert tiny_engine.generate(prompt, max_new_tokens=1).metrics.chunks_hit == 2
+
+
+def test_an_engine_or_an_llm_is_needed(retriever: Any) -> None:
+    with pytest.raises(ConfigurationError, match="exactly one of llm=ChatSamKV"):
+        SamKVRetriever(retriever)

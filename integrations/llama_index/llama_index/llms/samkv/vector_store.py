@@ -1,0 +1,143 @@
+"""A vector store that keeps the KV of its nodes in step with them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from llama_index.core.bridge.pydantic import PrivateAttr
+from llama_index.core.schema import BaseNode
+from llama_index.core.vector_stores.types import (
+    BasePydanticVectorStore,
+    MetadataFilters,
+    VectorStoreQuery,
+    VectorStoreQueryResult,
+)
+from llama_index.llms.samkv._nodes import chunks_with_ids
+
+from samkv_rag.frameworks.handle import EngineHandle, resolve_handle
+from samkv_rag.frameworks.sources import ids_of, source_names
+from samkv_rag.frameworks.threads import run_in_thread_shielded
+
+if TYPE_CHECKING:
+    from llama_index.llms.samkv.base import SamKVLLM
+
+    from samkv_rag import SamKVEngine
+
+_NODES = "llama_index nodes"
+"""Scope of the sources: a document's id and a node's, so that both can be deleted by."""
+
+
+class SamKVVectorStore(BasePydanticVectorStore):
+    """Wrap any vector store: adding nodes computes their KV, deleting a document lets it go.
+
+    ``VectorStoreIndex.delete_ref_doc`` and an ``IngestionPipeline`` whose docstore deletes or replaces
+    documents reach the KV this way. A text that nodes of other documents share stays until the last goes.
+
+    Args:
+        vector_store: the store to wrap.
+        llm: the SamKVLLM that will answer.
+        engine: instead of ``llm``, its engine.
+
+    Raises:
+        ConfigurationError: not exactly one of ``llm`` and ``engine``.
+    """
+
+    stores_text: bool = True
+    is_embedding_query: bool = True
+    vector_store: BasePydanticVectorStore
+
+    _handle: EngineHandle = PrivateAttr()
+
+    def __init__(
+        self, vector_store: BasePydanticVectorStore, llm: SamKVLLM | None = None, *, engine: SamKVEngine | None = None
+    ) -> None:
+        super().__init__(
+            vector_store=vector_store,
+            stores_text=vector_store.stores_text,
+            is_embedding_query=vector_store.is_embedding_query,
+        )
+        self._handle = resolve_handle(llm, engine, "SamKVLLM")
+
+    @classmethod
+    def class_name(cls) -> str:
+        """Return the name used in serialization."""
+        return "SamKVVectorStore"
+
+    @property
+    def client(self) -> Any:
+        """The wrapped store's client."""
+        return self.vector_store.client
+
+    def add(self, nodes: Sequence[BaseNode], **kwargs: Any) -> list[str]:
+        """Compute the nodes' KV and add them; return their ids."""
+        self._ingest(nodes)
+        return self.vector_store.add(list(nodes), **kwargs)
+
+    async def async_add(self, nodes: Sequence[BaseNode], **kwargs: Any) -> list[str]:
+        """The same; KV is computed off the event loop."""
+        await run_in_thread_shielded(self._ingest, nodes)
+        return await self.vector_store.async_add(list(nodes), **kwargs)
+
+    def delete(self, ref_doc_id: str, **kwargs: Any) -> None:
+        """Delete a document's nodes, then their KV where no other node has the same text."""
+        self.vector_store.delete(ref_doc_id, **kwargs)
+        self._release_document(ref_doc_id)
+
+    async def adelete(self, ref_doc_id: str, **kwargs: Any) -> None:
+        """The same, off the event loop."""
+        await self.vector_store.adelete(ref_doc_id, **kwargs)
+        await run_in_thread_shielded(self._release_document, ref_doc_id)
+
+    def delete_nodes(
+        self, node_ids: list[str] | None = None, filters: MetadataFilters | None = None, **kwargs: Any
+    ) -> None:
+        """Delete nodes; the KV of those named by id goes with them."""
+        self.vector_store.delete_nodes(node_ids, filters, **kwargs)
+        self._release_nodes(node_ids or [])
+
+    async def adelete_nodes(
+        self, node_ids: list[str] | None = None, filters: MetadataFilters | None = None, **kwargs: Any
+    ) -> None:
+        """The same, off the event loop."""
+        await self.vector_store.adelete_nodes(node_ids, filters, **kwargs)
+        await run_in_thread_shielded(self._release_nodes, node_ids or [])
+
+    def get_nodes(self, node_ids: list[str] | None = None, filters: MetadataFilters | None = None) -> list[BaseNode]:
+        """The wrapped store's nodes."""
+        return self.vector_store.get_nodes(node_ids, filters)
+
+    def query(self, query: VectorStoreQuery, **kwargs: Any) -> VectorStoreQueryResult:
+        """Ask the wrapped store."""
+        return self.vector_store.query(query, **kwargs)
+
+    async def aquery(self, query: VectorStoreQuery, **kwargs: Any) -> VectorStoreQueryResult:
+        """Ask the wrapped store."""
+        return await self.vector_store.aquery(query, **kwargs)
+
+    def persist(self, persist_path: str, fs: Any = None) -> None:
+        """Have the wrapped store written out."""
+        self.vector_store.persist(persist_path, fs)
+
+    def _ingest(self, nodes: Sequence[BaseNode]) -> None:
+        documents = {node.node_id: node.ref_doc_id or "" for node in nodes}
+        chunks = [(node_id, text) for node_id, text in chunks_with_ids(nodes) if node_id is not None]
+        ids = [_joined(documents[node_id], node_id) for node_id, _ in chunks]
+        self._handle.get().add_chunks([text for _, text in chunks], sources=source_names(_NODES, ids))
+
+    def _release_document(self, ref_doc_id: str) -> None:
+        self._release(lambda identifier: identifier.startswith(_joined(ref_doc_id, "")))
+
+    def _release_nodes(self, node_ids: Sequence[str]) -> None:
+        ends = tuple(_joined("", node_id) for node_id in node_ids)
+        self._release(lambda identifier: identifier.endswith(ends) if ends else False)
+
+    def _release(self, is_gone: Any) -> None:
+        engine = self._handle.get()
+        gone = [identifier for identifier in ids_of(_NODES, engine.sources()) if is_gone(identifier)]
+        engine.remove_sources(source_names(_NODES, gone))
+
+
+def _joined(document_id: str, node_id: str) -> str:
+    """One source for a node of a document; the separator is in neither id."""
+    return f"{document_id}\x1f{node_id}"

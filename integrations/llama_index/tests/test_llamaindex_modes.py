@@ -1,0 +1,240 @@
+"""Whole query and chat engines on a real (tiny, random) model: what they answer, which chunks they reuse.
+
+Whatever LlamaIndex sends, the answer must be the engine's own on that prompt, and the chunks that
+arrive verbatim must come from the store.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import pytest
+from llama_index.core import Document, Settings, VectorStoreIndex
+from llama_index.core.query_engine import CitationQueryEngine
+from llama_index.core.response_synthesizers import ResponseMode
+from llama_index.llms.samkv import SamKVIngestion, SamKVLLM, SamKVPostprocessor
+
+from samkv_rag import GenerationMetrics
+
+TEXTS = [
+    "The lamp of the lighthouse turns once a minute.\nIts keeper winds the clockwork every evening at dusk.",
+    "The keeper of the lighthouse is called Marrable.\nHe came to the island in a gale and stayed for years.",
+    "The boat to the lighthouse is called Marigold.\nIt carries the keeper's oil and flour twice a month.",
+]
+QUESTION = "Who is the keeper of the lighthouse?"
+ONE_CALL, CALL_PER_CHUNK = [3], [1, 1, 1]
+HITS = {
+    "compact": ONE_CALL,
+    "refine": CALL_PER_CHUNK,
+    "tree_summarize": ONE_CALL,
+    "accumulate": CALL_PER_CHUNK,
+    "compact_accumulate": ONE_CALL,
+    "simple_summarize": [0],  # LlamaIndex sends repr() of the list of texts: nothing stands there verbatim
+}
+every_mode = pytest.mark.parametrize("mode", HITS)
+streaming_modes = pytest.mark.parametrize("mode", ["compact", "refine", "tree_summarize", "simple_summarize"])
+
+
+@pytest.fixture
+def calls() -> list[GenerationMetrics]:
+    """Figures of every generation, in order."""
+    return []
+
+
+@pytest.fixture
+def llm(tiny_engine: Any, calls: list[GenerationMetrics]) -> SamKVLLM:
+    llm = SamKVLLM.from_engine(tiny_engine, max_tokens=6, on_metrics=calls.append)
+    Settings.llm, Settings.tokenizer = llm, llm.tokenizer
+    return llm
+
+
+@pytest.fixture
+def index(llm: SamKVLLM) -> VectorStoreIndex:
+    documents = [Document(text=text) for text in TEXTS]
+    return VectorStoreIndex.from_documents(documents, transformations=[SamKVIngestion(llm)])
+
+
+@pytest.fixture
+def direct(tiny_engine: Any, dispatched: Any, calls: list[GenerationMetrics]) -> Callable[[], list[str]]:
+    """The engine's own answers to the prompts that reached the LLM, in order.
+
+    A random model may well give one answer to two prompts, so the prompts' lengths must agree too.
+    """
+
+    def answers() -> list[str]:
+        results = [_ask(tiny_engine, event) for event in dispatched.events if _is_start(event)]
+        lengths = sorted(call.prompt_tokens for call in calls)  # concurrent calls finish in any order
+        assert sorted(result.metrics.prompt_tokens for result in results) == lengths
+        return [result.text for result in results]
+
+    return answers
+
+
+def _is_start(event: Any) -> bool:
+    return type(event).__name__ in ("LLMChatStartEvent", "LLMCompletionStartEvent")
+
+
+def _ask(engine: Any, event: Any) -> Any:
+    if type(event).__name__ == "LLMCompletionStartEvent":
+        messages = [{"role": "user", "content": event.prompt}]
+        prompt = messages if engine.has_chat_template else event.prompt
+    else:
+        prompt = [{"role": m.role.value, "content": m.content} for m in event.messages]
+    return engine.generate(prompt, max_new_tokens=6)
+
+
+def query_engine(index: VectorStoreIndex, llm: SamKVLLM, mode: str, **options: Any) -> Any:
+    return index.as_query_engine(
+        response_mode=ResponseMode(mode),
+        similarity_top_k=3,
+        node_postprocessors=[SamKVPostprocessor(llm)],
+        **options,
+    )
+
+
+def is_made_of(response: str, mode: str, answers: list[str]) -> bool:
+    """Whether LlamaIndex would make ``response`` of the LLM's ``answers``."""
+    if not mode.endswith("accumulate"):
+        return response == (answers[-1] or "Empty Response")
+    numbered = (f"Response {number}: " for number in range(1, len(answers) + 1))
+    parts = response.split("\n---------------------\n")
+    return sorted(part.removeprefix(prefix) for part, prefix in zip(parts, numbered, strict=True)) == sorted(answers)
+
+
+async def joined(pieces: AsyncIterator[str]) -> str:
+    return "".join([piece async for piece in pieces])
+
+
+class TestQueryEngines:
+    @every_mode
+    def test_query(self, index: Any, llm: SamKVLLM, calls: list[Any], direct: Any, mode: str) -> None:
+        response = str(query_engine(index, llm, mode).query(QUESTION))
+        assert [call.chunks_hit for call in calls] == HITS[mode]
+        assert all(call.chunks_missed == 0 for call in calls)
+        assert is_made_of(response, mode, direct())
+
+    @every_mode
+    def test_aquery(self, index: Any, llm: SamKVLLM, calls: list[Any], direct: Any, mode: str) -> None:
+        response = str(asyncio.run(query_engine(index, llm, mode).aquery(QUESTION)))
+        assert [call.chunks_hit for call in calls] == HITS[mode]
+        assert is_made_of(response, mode, direct())
+
+    @streaming_modes
+    def test_streaming_query(self, index: Any, llm: SamKVLLM, calls: list[Any], direct: Any, mode: str) -> None:
+        response = query_engine(index, llm, mode, streaming=True).query(QUESTION)
+        assert "".join(response.response_gen) == direct()[-1]
+        assert [call.chunks_hit for call in calls][: len(HITS[mode])] == HITS[mode]
+
+    @streaming_modes
+    def test_streaming_aquery(self, index: Any, llm: SamKVLLM, calls: list[Any], direct: Any, mode: str) -> None:
+        async def ask() -> str:
+            response = await query_engine(index, llm, mode, streaming=True).aquery(QUESTION)
+            return await joined(response.async_response_gen())
+
+        assert asyncio.run(ask()) == direct()[-1]
+        assert [call.chunks_hit for call in calls][: len(HITS[mode])] == HITS[mode]
+
+    @pytest.mark.parametrize("mode", ["no_text", "context_only"])
+    def test_modes_without_a_call_show_the_texts_as_they_are(
+        self, index: Any, llm: SamKVLLM, calls: list[Any], mode: str
+    ) -> None:
+        response = query_engine(index, llm, mode).query(QUESTION)
+        assert calls == []
+        assert {node.get_content() for node in response.source_nodes} == set(TEXTS)
+
+    def test_sources_come_back_untouched(self, index: Any, llm: SamKVLLM) -> None:
+        response = query_engine(index, llm, "compact").query(QUESTION)
+        assert {node.get_content() for node in response.source_nodes} == set(TEXTS)
+
+    def test_metadata_before_a_text_does_not_hide_it(self, llm: SamKVLLM, calls: list[Any]) -> None:
+        documents = [Document(text=text, metadata={"file_path": f"{n}.md"}) for n, text in enumerate(TEXTS)]
+        index = VectorStoreIndex.from_documents(documents, transformations=[SamKVIngestion(llm)])
+        query_engine(index, llm, "compact").query(QUESTION)
+        assert calls[0].chunks_hit == 3
+
+    def test_a_model_without_chat_template(
+        self, index: Any, llm: SamKVLLM, calls: list[Any], direct: Any, tiny_engine: Any, monkeypatch: Any
+    ) -> None:
+        monkeypatch.setattr(type(tiny_engine), "has_chat_template", False)
+        assert not llm.metadata.is_chat_model
+        response = str(query_engine(index, llm, "compact").query(QUESTION))
+        assert [call.chunks_hit for call in calls] == ONE_CALL
+        assert is_made_of(response, "compact", direct())
+
+    def test_citations(self, index: Any, llm: SamKVLLM, calls: list[Any], direct: Any) -> None:
+        engine = CitationQueryEngine.from_args(index, similarity_top_k=3, node_postprocessors=[SamKVPostprocessor(llm)])
+        response = engine.query(QUESTION)
+        assert [call.chunks_hit for call in calls] == ONE_CALL
+        assert is_made_of(str(response), "compact", direct())
+        assert asyncio.run(engine.aquery(QUESTION)).response == str(response)
+
+    def test_streamed_citations(self, index: Any, llm: SamKVLLM, calls: list[Any], direct: Any) -> None:
+        engine = CitationQueryEngine.from_args(index, similarity_top_k=3, streaming=True)
+        assert "".join(engine.query(QUESTION).response_gen) == direct()[-1]
+        assert [call.chunks_hit for call in calls] == ONE_CALL
+
+
+class TestNeverIngested:
+    def test_announced_chunks_are_computed_once_and_then_reused(
+        self, llm: SamKVLLM, calls: list[Any], direct: Any
+    ) -> None:
+        """As after a pipeline-cache hit, or with an index that is older than the KV store."""
+        index = VectorStoreIndex.from_documents([Document(text=text) for text in TEXTS], transformations=[])
+        engine = query_engine(index, llm, "compact")
+        first, second = str(engine.query(QUESTION)), str(engine.query(QUESTION))
+        assert [(call.chunks_hit, call.chunks_missed) for call in calls] == [(0, 3), (3, 0)]
+        assert first == second and is_made_of(second, "compact", direct())
+
+    def test_pruned_chunks_are_computed_again(
+        self, index: VectorStoreIndex, llm: SamKVLLM, calls: list[Any], tiny_engine: Any
+    ) -> None:
+        assert tiny_engine.prune([]) == 3
+        assert not any(map(tiny_engine.has_chunk, TEXTS))
+        query_engine(index, llm, "compact").query(QUESTION)
+        assert calls[0].chunks_missed == 3
+
+
+@pytest.mark.parametrize("mode", ["context", "condense_plus_context"])
+class TestChatEngines:
+    """Two turns each: the second has a history between the context and the question."""
+
+    @pytest.fixture
+    def chat_engine(self, index: VectorStoreIndex, llm: SamKVLLM, mode: Any) -> Any:
+        return index.as_chat_engine(chat_mode=mode, similarity_top_k=3, node_postprocessors=[SamKVPostprocessor(llm)])
+
+    @pytest.fixture
+    def hits(self, mode: str) -> list[int]:
+        return [3, 3] if mode == "context" else [3, 0, 3]  # the second question is condensed first
+
+    def test_chat(self, chat_engine: Any, calls: list[Any], direct: Any, hits: list[int]) -> None:
+        answers = [chat_engine.chat(question).response for question in (QUESTION, "And its lamp?")]
+        assert [call.chunks_hit for call in calls] == hits
+        expected = direct()
+        assert answers == [expected[0], expected[-1]]
+
+    def test_achat(self, chat_engine: Any, calls: list[Any], direct: Any, hits: list[int]) -> None:
+        async def talk() -> list[str]:
+            return [(await chat_engine.achat(question)).response for question in (QUESTION, "And its lamp?")]
+
+        answers = asyncio.run(talk())
+        assert [call.chunks_hit for call in calls] == hits
+        expected = direct()
+        assert answers == [expected[0], expected[-1]]
+
+    def test_stream_chat(self, chat_engine: Any, calls: list[Any], direct: Any, hits: list[int]) -> None:
+        answers = ["".join(chat_engine.stream_chat(question).response_gen) for question in (QUESTION, "And its lamp?")]
+        assert [call.chunks_hit for call in calls] == hits
+        expected = direct()
+        assert answers == [expected[0], expected[-1]]
+
+    def test_astream_chat(self, chat_engine: Any, calls: list[Any], direct: Any, hits: list[int]) -> None:
+        async def talk() -> list[str]:
+            questions = (QUESTION, "And its lamp?")
+            return [await joined((await chat_engine.astream_chat(q)).async_response_gen()) for q in questions]
+
+        answers = asyncio.run(talk())
+        assert [call.chunks_hit for call in calls] == hits
+        expected = direct()
+        assert answers == [expected[0], expected[-1]]

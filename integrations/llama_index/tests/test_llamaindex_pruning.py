@@ -1,0 +1,149 @@
+"""What is deleted from an index and its docstore is pruned from a KV store on disk."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+from llama_index.core import StorageContext, VectorStoreIndex, load_index_from_storage
+from llama_index.core.node_parser import SentenceSplitter
+from llama_index.core.schema import Document
+from llama_index.llms.samkv import SamKVIngestion
+
+from support import tiny
+from samkv_rag import SamKVEngine
+
+SHARED = tiny.text(100)
+DOCUMENTS = [Document(text=tiny.text(number), id_=f"document {number}") for number in range(3)]
+DOCUMENTS += [Document(text=SHARED, id_="one of two"), Document(text=SHARED, id_="the other of two")]
+
+
+@pytest.fixture
+def engine(make_engine: Callable[..., SamKVEngine], tmp_path: Path) -> SamKVEngine:
+    return make_engine(store=tmp_path / "kv")
+
+
+@pytest.fixture
+def ingestion(engine: SamKVEngine) -> SamKVIngestion:
+    return SamKVIngestion(engine=engine, id_scope="manuals")
+
+
+@pytest.fixture
+def index(ingestion: SamKVIngestion) -> VectorStoreIndex:
+    return VectorStoreIndex.from_documents(DOCUMENTS, transformations=[SentenceSplitter(chunk_size=1024), ingestion])
+
+
+def indexed(ingestion: SamKVIngestion, documents: Sequence[Document]) -> VectorStoreIndex:
+    steps = [SentenceSplitter(chunk_size=1024), ingestion]
+    return VectorStoreIndex.from_documents(documents, transformations=steps)
+
+
+def num_files(folder: Path) -> int:
+    return sum(1 for _ in (folder / "kv").rglob("*.safetensors"))
+
+
+def test_the_kv_of_a_deleted_document_goes_with_the_prune(
+    index: VectorStoreIndex, ingestion: SamKVIngestion, engine: SamKVEngine, tmp_path: Path
+) -> None:
+    assert num_files(tmp_path) == 4
+    index.delete_ref_doc("document 1", delete_from_docstore=True)
+    assert engine.has_chunk(tiny.text(1)), "LlamaIndex tells nobody"
+    assert ingestion.prune(index.docstore.docs.values()) == 1
+    assert not engine.has_chunk(tiny.text(1))
+    assert all(engine.has_chunk(text) for text in (tiny.text(0), tiny.text(2), SHARED))
+    assert num_files(tmp_path) == 3
+
+
+def test_a_text_that_another_document_still_has_stays(
+    index: VectorStoreIndex, ingestion: SamKVIngestion, engine: SamKVEngine
+) -> None:
+    index.delete_ref_doc("one of two", delete_from_docstore=True)
+    assert ingestion.prune(index.docstore.docs.values()) == 0
+    assert engine.has_chunk(SHARED)
+    index.delete_ref_doc("the other of two", delete_from_docstore=True)
+    assert ingestion.prune(index.docstore.docs.values()) == 1
+    assert not engine.has_chunk(SHARED)
+
+
+def test_an_index_loaded_by_another_process_prunes_what_was_deleted_there(
+    index: VectorStoreIndex, make_engine: Callable[..., SamKVEngine], tmp_path: Path
+) -> None:
+    index.storage_context.persist(tmp_path / "index")
+    loaded = load_index_from_storage(StorageContext.from_defaults(persist_dir=str(tmp_path / "index")))
+    for number in (0, 2):
+        loaded.delete_ref_doc(f"document {number}", delete_from_docstore=True)
+    later = SamKVIngestion(engine=make_engine(store=tmp_path / "kv"), id_scope="manuals")
+    assert later.prune(loaded.docstore.docs.values()) == 2
+    assert num_files(tmp_path) == 2
+
+
+class TestSharedStore:
+    """Two indexes, one store: what is pruned for one is the other's no business."""
+
+    @pytest.fixture
+    def other(self, engine: SamKVEngine) -> SamKVIngestion:
+        return SamKVIngestion(engine=engine, id_scope="other")
+
+    def test_another_index_keeps_what_it_holds(
+        self, index: VectorStoreIndex, ingestion: SamKVIngestion, other: SamKVIngestion, engine: SamKVEngine
+    ) -> None:
+        own, both = tiny.text(50), tiny.text(1)
+        other_index = indexed(other, [Document(text=own), Document(text=both, id_="in both")])
+        index.delete_ref_doc("document 1", delete_from_docstore=True)
+        index.delete_ref_doc("document 2", delete_from_docstore=True)
+        assert ingestion.prune(index.docstore.docs.values()) == 1
+        assert engine.has_chunk(own) and engine.has_chunk(both) and not engine.has_chunk(tiny.text(2))
+        other_index.delete_ref_doc("in both", delete_from_docstore=True)
+        assert other.prune(other_index.docstore.docs.values()) == 1
+        assert engine.has_chunk(own) and not engine.has_chunk(both)
+
+    def test_an_empty_index_lets_go_of_its_own_alone(
+        self, index: VectorStoreIndex, ingestion: SamKVIngestion, other: SamKVIngestion, engine: SamKVEngine
+    ) -> None:
+        indexed(other, [Document(text=tiny.text(50))])
+        assert ingestion.prune([]) == 4
+        assert engine.has_chunk(tiny.text(50)) and len(engine.sources()) == 1
+
+    def test_kv_without_a_node_goes_only_when_asked(
+        self, index: VectorStoreIndex, ingestion: SamKVIngestion, other: SamKVIngestion, engine: SamKVEngine
+    ) -> None:
+        indexed(other, [Document(text=tiny.text(50))])
+        engine.add_chunks([tiny.text(60), tiny.text(61), tiny.text(50), tiny.text(0)])
+        keep = [*index.docstore.docs.values(), tiny.text(61)]
+        assert ingestion.prune(keep) == 0
+        assert ingestion.prune(keep, unreferenced=True) == 1
+        assert [engine.has_chunk(tiny.text(number)) for number in (60, 61, 50, 0)] == [False, True, True, True]
+
+
+def test_texts_that_are_kept_stay_though_their_nodes_are_gone(
+    index: VectorStoreIndex, ingestion: SamKVIngestion, engine: SamKVEngine
+) -> None:
+    assert ingestion.prune([f" {SHARED}\n"]) == 3
+    assert engine.has_chunk(SHARED)
+    assert ingestion.prune([]) == 1
+
+
+def test_a_node_that_was_never_recorded_keeps_its_text(
+    index: VectorStoreIndex, ingestion: SamKVIngestion, engine: SamKVEngine
+) -> None:
+    again = SentenceSplitter(chunk_size=1024)(DOCUMENTS[:1])
+    assert ingestion.prune(again) == 3
+    assert engine.has_chunk(tiny.text(0))
+
+
+def test_a_prune_forgets_the_node_ids_of_earlier_runs(
+    index: VectorStoreIndex, ingestion: SamKVIngestion, engine: SamKVEngine
+) -> None:
+    again = indexed(ingestion, DOCUMENTS)
+    assert len(engine.sources()) == 2 * len(DOCUMENTS), "a splitter's ids are new on each run"
+    assert ingestion.prune(again.docstore.docs.values()) == 0
+    assert len(engine.sources()) == len(DOCUMENTS)
+
+
+def test_node_ids_that_stay_the_same_do_not_pile_up(ingestion: SamKVIngestion, engine: SamKVEngine) -> None:
+    for text in (tiny.text(1), tiny.text(2)):
+        splitter = SentenceSplitter(chunk_size=1024, id_func=lambda number, document: f"{document.node_id}-{number}")
+        VectorStoreIndex.from_documents([Document(text=text, id_="changing")], transformations=[splitter, ingestion])
+    assert engine.sources() == ["manuals/changing-0"]
+    assert engine.has_chunk(tiny.text(2)) and not engine.has_chunk(tiny.text(1))

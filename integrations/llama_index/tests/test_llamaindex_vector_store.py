@@ -1,0 +1,90 @@
+"""KV goes with its document, whichever way LlamaIndex deletes it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+import pytest
+from llama_index.core import Document, StorageContext, VectorStoreIndex
+from llama_index.core.ingestion import DocstoreStrategy, IngestionPipeline
+from llama_index.core.node_parser import SentenceSplitter
+from llama_index.core.storage.docstore import SimpleDocumentStore
+from llama_index.core.vector_stores import SimpleVectorStore
+from llama_index.llms.samkv import SamKVLLM, SamKVPostprocessor, SamKVVectorStore
+from support import tiny
+
+from conftest import BagOfWords
+from samkv_rag import SamKVEngine
+from samkv_rag.exceptions import ConfigurationError
+
+TEXTS = [tiny.text(seed) for seed in range(4)]
+DOCUMENTS = [Document(text=text, id_=f"document {number}") for number, text in enumerate(TEXTS)]
+TWIN = Document(text=TEXTS[0], id_="twin of 0")
+
+
+@pytest.fixture
+def engine(make_engine: Callable[..., SamKVEngine]) -> SamKVEngine:
+    return make_engine()
+
+
+@pytest.fixture
+def store(engine: SamKVEngine) -> SamKVVectorStore:
+    return SamKVVectorStore(SimpleVectorStore(stores_text=False), engine=engine)
+
+
+@pytest.fixture
+def index(store: SamKVVectorStore) -> VectorStoreIndex:
+    context = StorageContext.from_defaults(vector_store=store)
+    splitter = SentenceSplitter(chunk_size=1024)
+    return VectorStoreIndex.from_documents([*DOCUMENTS, TWIN], storage_context=context, transformations=[splitter])
+
+
+def stored(engine: SamKVEngine) -> list[bool]:
+    return [engine.has_chunk(text) for text in TEXTS]
+
+
+def test_deleting_a_document_deletes_its_chunks(index: VectorStoreIndex, engine: SamKVEngine) -> None:
+    assert stored(engine) == [True] * 4
+    index.delete_ref_doc("document 1", delete_from_docstore=True)
+    assert stored(engine) == [True, False, True, True]
+    index.delete_ref_doc("document 0", delete_from_docstore=True)
+    assert stored(engine)[0], "another document has the same text"
+    index.delete_ref_doc("twin of 0", delete_from_docstore=True)
+    assert stored(engine) == [False, False, True, True]
+
+
+def test_an_async_deletion_does_too(index: VectorStoreIndex, store: SamKVVectorStore, engine: SamKVEngine) -> None:
+    asyncio.run(store.adelete("document 2"))
+    assert stored(engine) == [True, True, False, True]
+
+
+def test_a_pipeline_that_replaces_a_document_replaces_its_chunks(
+    store: SamKVVectorStore, engine: SamKVEngine
+) -> None:
+    pipeline = IngestionPipeline(
+        transformations=[SentenceSplitter(chunk_size=1024), BagOfWords()],
+        docstore=SimpleDocumentStore(),
+        docstore_strategy=DocstoreStrategy.UPSERTS_AND_DELETE,
+        vector_store=store,
+    )
+    pipeline.run(documents=DOCUMENTS)
+    assert stored(engine) == [True] * 4
+    changed = Document(text=tiny.text(50), id_="document 1")
+    pipeline.run(documents=[DOCUMENTS[0], changed, DOCUMENTS[2]])
+    assert stored(engine) == [True, False, True, False]
+    assert engine.has_chunk(tiny.text(50))
+
+
+def test_queries_are_the_wrapped_stores(index: VectorStoreIndex, engine: SamKVEngine) -> None:
+    llm = SamKVLLM.from_engine(engine, max_tokens=4)
+    query_engine = index.as_query_engine(llm=llm, similarity_top_k=2, node_postprocessors=[SamKVPostprocessor(llm)])
+    response = query_engine.query(TEXTS[3][:60])
+    assert response.source_nodes[0].text == TEXTS[3]
+    assert llm.last_metrics is not None
+    assert llm.last_metrics.chunks_hit == 2
+
+
+def test_an_engine_or_an_llm_is_needed() -> None:
+    with pytest.raises(ConfigurationError, match="exactly one of llm=SamKVLLM"):
+        SamKVVectorStore(SimpleVectorStore())

@@ -1,0 +1,73 @@
+"""The engine behind an integration's components: loaded on first use, shared, never copied."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from samkv_rag.exceptions import ConfigurationError
+
+if TYPE_CHECKING:
+    from samkv_rag import SamKVEngine
+
+
+class EngineHandle:
+    """One engine, loaded by the first thread that asks for it.
+
+    Frameworks pickle components (worker processes) and users deep-copy them. A handle refuses the
+    first, since it would write out a whole model, and survives the second as the same engine.
+
+    Args:
+        load: returns the engine; called once.
+        origin: what ``load`` loads from, to tell whether another component may share this engine.
+    """
+
+    def __init__(self, load: Callable[[], SamKVEngine], origin: object = None) -> None:
+        self.origin = origin
+        self._load = load
+        self._engine: SamKVEngine | None = None
+        self._lock = threading.Lock()
+
+    @classmethod
+    def of(cls, engine: SamKVEngine, origin: object = None) -> EngineHandle:
+        """Return a handle of an engine that is already there."""
+        handle = cls(lambda: engine, origin)
+        handle._engine = engine
+        return handle
+
+    def get(self) -> SamKVEngine:
+        """Return the engine, loading it if need be."""
+        with self._lock:
+            if self._engine is None:
+                self._engine = self._load()
+            return self._engine
+
+    @property
+    def loaded(self) -> SamKVEngine | None:
+        """The engine, if it is there already."""
+        return self._engine
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> EngineHandle:
+        return self
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a SamKV engine stays in its process")
+
+
+def resolve_handle(llm: object, engine: SamKVEngine | None, llm_name: str) -> EngineHandle:
+    """Return the handle to use for ``llm`` or ``engine``, exactly one of which must be given.
+
+    ``llm`` is anything with an ``engine_handle``; ``llm_name`` is what the framework calls it.
+
+    Raises:
+        ConfigurationError: both or neither is given, or ``llm`` has no engine.
+    """
+    if (llm is None) == (engine is None):
+        raise ConfigurationError(f"give exactly one of llm={llm_name}(...) and engine=SamKVEngine")
+    if engine is not None:
+        return EngineHandle.of(engine)
+    handle = getattr(llm, "engine_handle", None)
+    if not isinstance(handle, EngineHandle):
+        raise ConfigurationError(f"llm is a {type(llm).__name__}; it must be a {llm_name}")
+    return handle

@@ -1,1 +1,0 @@
-"""What integrations into frameworks share: one lazy engine, streams that end, roles, options of a call."""
