@@ -18,7 +18,7 @@ from typing import Any
 
 from benchmarks.machine import describe_machine
 from samkv_rag import SamKVConfig
-from samkv_rag.evaluation import EvaluationMetrics, EvaluationOptions, RunMetrics, evaluate
+from samkv_apps.evaluate import EvaluationMetrics, EvaluationOptions, RunMetrics, evaluate
 
 _REFERENCE = "full_prefill"
 _METHODS = ("samkv", "scout")

@@ -23,9 +23,9 @@ import torch
 
 from benchmarks.machine import describe_machine
 from samkv_rag import SamKVConfig, SamKVEngine
-from samkv_rag.demo.corpus import sections
-from samkv_rag.demo.models import language_model
-from samkv_rag.methods import METHODS, Clock
+from samkv_apps.demo.corpus import sections
+from samkv_apps.models import language_model
+from samkv_rag.prefill import METHODS, Clock
 from samkv_rag.model.kv_buffer import KVBuffer
 from samkv_rag.prompt import ChunkIndex, describe
 

@@ -39,7 +39,7 @@ from benchmarks.synthetic import (
 from benchmarks.timing import WaitingClock, peak_device_bytes, timed_s
 from samkv_rag import SamKVConfig
 from samkv_rag.chunk_cache import ChunkCache, ChunkReader
-from samkv_rag.methods import METHODS, Clock, Prefilled
+from samkv_rag.prefill import METHODS, Clock, Prefilled
 from samkv_rag.model import attention
 from samkv_rag.model.decoder import CausalPass, Decoder
 from samkv_rag.model.kv_buffer import KVBuffer

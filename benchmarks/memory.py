@@ -37,7 +37,7 @@ from benchmarks.synthetic import (
 )
 from samkv_rag import SamKVConfig
 from samkv_rag.chunk_cache import chunk_key
-from samkv_rag.methods import METHODS, Clock
+from samkv_rag.prefill import METHODS, Clock
 from samkv_rag.model.kv_buffer import KVBuffer
 from samkv_rag.store import DiskStore
 

@@ -23,9 +23,9 @@ from benchmarks.machine import describe_machine
 from samkv_rag import SamKVConfig, SamKVEngine
 from samkv_rag.chunk_cache import ChunkCache, ChunkReader, chunk_key
 from samkv_rag.config import KVDtype
-from samkv_rag.evaluation.datasets import Case, build_messages, load_cases
-from samkv_rag.evaluation.scoring import f1
-from samkv_rag.evaluation.statistics import bootstrap_interval
+from samkv_apps.evaluate.datasets import Case, build_messages, load_cases
+from samkv_apps.evaluate.scoring import f1
+from samkv_apps.evaluate.statistics import bootstrap_interval
 from samkv_rag.model.loading import load
 from samkv_rag.prompt import describe
 from samkv_rag.store import DiskStore, Entry
@@ -54,7 +54,7 @@ class Answer:
     f1: float
     gold_nll: float
     kept_tokens: list[list[int]]
-    """Of every chunk, see :class:`~samkv_rag.metrics.ChunkUse`."""
+    """Of every chunk, see :class:`~samkv_rag.results.ChunkUse`."""
 
 
 @dataclass(frozen=True)

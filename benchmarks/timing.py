@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from samkv_rag.methods import Clock
+from samkv_rag.prefill import Clock
 
 
 class WaitingClock(Clock):

@@ -24,8 +24,9 @@ from llama_index.core.postprocessor import LongContextReorder
 from llama_index.embeddings.huggingface import HuggingFaceEmbedding
 from llama_index.llms.samkv import SamKVIngestion, SamKVLLM, SamKVPostprocessor
 
-from samkv_rag.demo import corpus, models
-from samkv_rag.evaluation.embedding import embedding_model
+from samkv_apps import models
+from samkv_apps.demo import corpus
+from samkv_apps.models import embedding_model
 
 temporary = tempfile.TemporaryDirectory()  # in your own project a folder that stays
 folder = Path(temporary.name)

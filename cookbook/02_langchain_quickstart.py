@@ -26,8 +26,9 @@ from pydantic import BaseModel
 
 from langchain_samkv import ChatSamKV, SamKVVectorStore
 from samkv_rag import Explanation
-from samkv_rag.demo import corpus, models
-from samkv_rag.demo.langchain_pipeline import MiniLM
+from samkv_apps import models
+from samkv_apps.demo import corpus
+from samkv_apps.demo.langchain_pipeline import MiniLM
 
 temporary = tempfile.TemporaryDirectory()  # in your own project a folder that stays
 folder = Path(temporary.name)

@@ -26,7 +26,8 @@ from llama_index.llms.samkv import SamKVLLM
 
 from langchain_samkv import ChatSamKV
 from samkv_rag import Explanation, SamKVEngine
-from samkv_rag.demo import corpus, models
+from samkv_apps import models
+from samkv_apps.demo import corpus
 from samkv_rag.explanation import ExplainedChunk
 
 temporary = tempfile.TemporaryDirectory()

@@ -25,8 +25,9 @@ from pathlib import Path
 
 from IPython.display import Image
 
-from samkv_rag.demo import corpus, models, quieten_libraries
-from samkv_rag.evaluation import EvaluationOptions, cases_from_folder, evaluate, read_predictions, recommend
+from samkv_apps import models
+from samkv_apps.demo import corpus, quieten_libraries
+from samkv_apps.evaluate import EvaluationOptions, cases_from_folder, evaluate, read_predictions, recommend
 
 quieten_libraries()
 scratch = tempfile.TemporaryDirectory()

@@ -29,9 +29,10 @@ import matplotlib.pyplot as plt
 import torch
 
 from samkv_rag import SamKVConfig, SamKVEngine
-from samkv_rag.demo import corpus, models, quieten_libraries
-from samkv_rag.evaluation.embedding import Embedder
-from samkv_rag.evaluation.retrieval import Retriever, best_outside
+from samkv_apps import models
+from samkv_apps.demo import corpus, quieten_libraries
+from samkv_apps.evaluate.embedding import Embedder
+from samkv_apps.evaluate.retrieval import Retriever, best_outside
 
 quieten_libraries()
 

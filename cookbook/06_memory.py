@@ -28,7 +28,8 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 
 from samkv_rag import SamKVConfig, SamKVEngine
-from samkv_rag.demo import corpus, models, quieten_libraries
+from samkv_apps import models
+from samkv_apps.demo import corpus, quieten_libraries
 
 quieten_libraries()
 scratch = tempfile.TemporaryDirectory()
@@ -72,7 +73,7 @@ CHILD = """
 import ctypes, gc, json, sys
 from pathlib import Path
 from samkv_rag import SamKVEngine
-from samkv_rag.demo import quieten_libraries
+from samkv_apps.demo import quieten_libraries
 
 def resident(name):
     lines = Path("/proc/self/status").read_text().splitlines()

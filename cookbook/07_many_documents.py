@@ -29,8 +29,8 @@ from sentence_transformers import SentenceTransformer
 
 from langchain_samkv import ChatSamKV, SamKVVectorStore
 from samkv_rag import SamKVEngine
-from samkv_rag.demo import models
-from samkv_rag.evaluation.embedding import embedding_model
+from samkv_apps.demo import models
+from samkv_apps.models import embedding_model
 
 temporary = tempfile.TemporaryDirectory()  # in your own project a folder that stays
 folder = Path(temporary.name)

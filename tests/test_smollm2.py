@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from samkv_rag import SamKVEngine
-from samkv_rag.demo.corpus import sections
-from samkv_rag.demo.models import language_model
+from samkv_apps.demo.corpus import sections
+from samkv_apps.models import language_model
 
 pytestmark = pytest.mark.slow
 CHUNKS = [section.text for section in sections()[:8]]

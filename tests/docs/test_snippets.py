@@ -61,7 +61,7 @@ def test_servers_are_known(page: Path) -> None:
 @pytest.fixture
 def scratch(tmp_path: Path) -> Path:
     """An empty folder with links to what a clone holds, the demo's model being at hand."""
-    from samkv_rag.demo.models import language_model
+    from samkv_apps.models import language_model
 
     language_model(say=print)  # the first use of it prints more
     for folder in LINKED:

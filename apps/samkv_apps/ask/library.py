@@ -1,0 +1,88 @@
+"""A folder of documents as any LlamaIndex user would build it: pipeline, Chroma, query engine, and our four parts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import chromadb
+from chromadb.config import Settings as ChromaSettings
+from llama_index.core import Settings, VectorStoreIndex
+from llama_index.core.ingestion import DocstoreStrategy, IngestionPipeline
+from llama_index.core.node_parser import SentenceSplitter
+from llama_index.core.postprocessor import LongContextReorder
+from llama_index.core.storage.docstore import SimpleDocumentStore
+from llama_index.core.vector_stores import FilterOperator, MetadataFilter, MetadataFilters
+from llama_index.embeddings.huggingface import HuggingFaceEmbedding
+from llama_index.llms.samkv import SamKVLLM, SamKVPostprocessor, SamKVVectorStore
+from llama_index.vector_stores.chroma import ChromaVectorStore
+
+from samkv_apps.ask.reading import cached_tokenizer, read_documents
+from samkv_rag import SamKVEngine
+
+CHUNK_TOKENS = 256
+
+
+@dataclass(frozen=True)
+class Update:
+    """What bringing files up to date took."""
+
+    num_files: int
+    num_new: int
+    """Chunks that were new or changed."""
+
+
+class Library:
+    """Documents in ``folder``: their KV, their embeddings in Chroma, and which of them are known."""
+
+    def __init__(self, engine: SamKVEngine, folder: Path, embedding: str, max_tokens: int) -> None:
+        self.llm = SamKVLLM.from_engine(engine, max_tokens=max_tokens)
+        Settings.llm, Settings.tokenizer = self.llm, cached_tokenizer(self.llm.tokenizer)
+        Settings.embed_model = HuggingFaceEmbedding(model_name=embedding)
+        client = chromadb.PersistentClient(
+            path=str(folder / "chroma"), settings=ChromaSettings(anonymized_telemetry=False)
+        )
+        collection = client.get_or_create_collection("documents", metadata={"hnsw:space": "cosine"})
+        self._vectors = SamKVVectorStore(ChromaVectorStore(chroma_collection=collection), self.llm)
+        self._docstore_file = folder / "documents.json"
+        self._collection = collection
+
+    def update(self, files: Sequence[Path]) -> Update:
+        """Read files; what has not changed since the last time costs nothing."""
+        docstore = SimpleDocumentStore()
+        if self._docstore_file.exists():
+            docstore = SimpleDocumentStore.from_persist_path(str(self._docstore_file))
+        pipeline = IngestionPipeline(
+            transformations=[SentenceSplitter(chunk_size=CHUNK_TOKENS, chunk_overlap=0), Settings.embed_model],
+            docstore=docstore,
+            docstore_strategy=DocstoreStrategy.UPSERTS,
+            vector_store=self._vectors,
+            disable_cache=True,
+        )
+        documents = list(read_documents(files))
+        self._forget(docstore, files, {document.doc_id for document in documents})
+        nodes = pipeline.run(documents=documents)
+        docstore.persist(str(self._docstore_file))
+        return Update(len(files), len(nodes))
+
+    def ask(self, question: str, files: Sequence[Path], top_k: int) -> Any:
+        """A streaming response that reads chunks of ``files`` alone."""
+        own = MetadataFilter(key="file_path", value=[str(file) for file in files], operator=FilterOperator.IN)
+        index = VectorStoreIndex.from_vector_store(self._vectors)
+        query_engine = index.as_query_engine(
+            streaming=True,
+            similarity_top_k=top_k,
+            filters=MetadataFilters(filters=[own]),
+            node_postprocessors=[LongContextReorder(), SamKVPostprocessor(self.llm)],
+        )
+        return query_engine.query(question)
+
+    def _forget(self, docstore: SimpleDocumentStore, files: Sequence[Path], there: set[str]) -> None:
+        """Delete what these files held before and hold no more."""
+        prefixes = tuple(f"{file}#" for file in files)
+        for doc_id in [d for d in (docstore.get_all_ref_doc_info() or {}) if d.startswith(prefixes) and d not in there]:
+            self._vectors.delete(doc_id)
+            docstore.delete_ref_doc(doc_id, raise_error=False)
+            docstore.delete_document(doc_id, raise_error=False)

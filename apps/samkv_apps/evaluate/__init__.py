@@ -1,0 +1,17 @@
+"""How good the answers are, how fast and how small: every method on the same cases."""
+
+from samkv_apps.evaluate.folder import cases_from_folder
+from samkv_apps.evaluate.options import EvaluationOptions
+from samkv_apps.evaluate.records import Prediction, read_predictions
+from samkv_apps.evaluate.run import evaluate
+from samkv_apps.evaluate.summary import EvaluationMetrics, RunMetrics
+
+__all__ = [
+    "EvaluationMetrics",
+    "EvaluationOptions",
+    "Prediction",
+    "RunMetrics",
+    "cases_from_folder",
+    "evaluate",
+    "read_predictions",
+]

@@ -1,0 +1,86 @@
+"""The command line's `samkv evaluate`: on cases in files, or on one's own documents and questions."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def evaluate(
+    model: Annotated[str, typer.Option(help="Hub id, folder or .gguf file.")],
+    output_dir: Annotated[Path, typer.Option(help="Folder for the results; one of an earlier run is continued.")],
+    data: Annotated[list[Path] | None, typer.Option(metavar="FILE", help="Case files, one JSON object a line.")] = None,
+    more_data: Annotated[list[Path] | None, typer.Argument(metavar="[FILE]...", help="More case files.")] = None,
+    documents: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Instead of --data: text, Markdown and PDF files.")
+    ] = None,
+    questions: Annotated[
+        Path | None, typer.Option(metavar="CSV", help="With --documents; columns question, answer (a|b), source.")
+    ] = None,
+    top_k: Annotated[
+        int | None, typer.Option(min=1, help="With --documents; chunks retrieved.", show_default="8")
+    ] = None,
+    methods: Annotated[str, typer.Option(help="Names, separated by commas; full_prefill always runs.")] = "scout",
+    sequence_ratio: Annotated[str, typer.Option(help="Budgets, separated by commas.")] = "0.15",
+    prompt: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Your prompt, with {passages} and {question}.", show_default="built in"),
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Cases of each file.", show_default="all")] = None,
+    seed: Annotated[
+        int | None,
+        typer.Option(min=0, help="Draws a limit's cases and the bootstrap.", show_default="first cases"),
+    ] = None,
+    store: Annotated[Path | None, typer.Option(help="Folder for chunk KV.", show_default="kv in output-dir")] = None,
+    reference: Annotated[Path | None, typer.Option(help="Evaluation to take full prefill's answers from.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="Such as bfloat16.", show_default="by processor")] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of an answer.")] = 16,
+    option: Annotated[list[str] | None, typer.Option(metavar="NAME=VALUE", help="An option of a method or of EngineConfig.")] = None,
+    plots: Annotated[bool, typer.Option("--plots", help="Draw plots; needs matplotlib.")] = False,
+) -> None:
+    """Answer questions by several methods; compare quality, speed and memory."""
+    cases = [*(data or []), *(more_data or [])]
+    _require_one_input(cases, documents, questions, top_k)
+    from samkv_apps.terminal import quieten_libraries
+
+    quieten_libraries()
+    from samkv_apps.evaluate import EvaluationOptions, command
+    from samkv_apps.evaluate import evaluate as run_evaluation
+
+    options = EvaluationOptions(
+        model=model,
+        data=cases or [output_dir / command.CASES_FILE],
+        output_dir=output_dir,
+        methods=command.split_list(methods),
+        sequence_ratios=command.parse_ratios(sequence_ratio),
+        limit=limit,
+        seed=seed,
+        store=store,
+        reference=reference,
+        dtype=dtype,
+        max_new_tokens=max_new_tokens,
+        prompt=command.read_prompt(prompt),
+        plots=plots,
+        options=command.parse_options(option or []),
+    )
+    if documents and questions:
+        command.make_cases(options, documents, questions, top_k)
+    metrics = run_evaluation(options)
+    typer.echo(f"results in {output_dir}: report.md, metrics.json, predictions.jsonl")
+    for run in metrics.runs:
+        low, high = run.recall_diff_ci95
+        typer.echo(
+            f"{run.data}  {run.method} {run.sequence_ratio:g}  recall {run.recall:.3f} "
+            f"({low:+.3f} to {high:+.3f} of full prefill's)  first token {run.ttft_ratio_median:.2f} of it"
+        )
+
+
+def _require_one_input(cases: list[Path], documents: Path | None, questions: Path | None, top_k: int | None) -> None:
+    if (documents is None) != (questions is None):
+        raise typer.BadParameter("--documents and --questions belong together; give both")
+    if bool(cases) == (documents is not None):
+        raise typer.BadParameter("give either --data FILE, or --documents FOLDER and --questions CSV")
+    if top_k is not None and documents is None:
+        raise typer.BadParameter("--top-k goes with --documents; the cases in --data have their chunks")

@@ -1,0 +1,134 @@
+"""LongLLMLingua (arXiv 2310.06839): rank chunks by the question's perplexity, then drop tokens.
+
+Ours, on the engine's own model. The authors' package (llmlingua 0.2.2) does not run with
+transformers 5: it reads and writes KV caches as tuples, and fetches a tokenizer when it is built.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from samkv_rag.engine import SamKVEngine
+from samkv_apps.evaluate.compressors.base import Compressor
+from samkv_rag.model.decoder import CausalPass
+from samkv_rag.model.kv_buffer import KVBuffer
+
+RESTRICTION = "We can get the answer to this question in the given documents."
+"""Section 4.1: appended to the question, it makes ranking by perplexity trust the document more."""
+COARSE_MARGIN_TOKENS = 100
+"""How far the chunks retained whole exceed the budget, so that tokens can be dropped from them."""
+SHARE_SPREAD = 0.3
+"""δτ of section 4.4: how much more of the best chunk is kept than of the average one."""
+_BLANK_LINE = "\n\n"
+_LOGITS_TOKENS = 256
+"""Tokens whose logits over the whole vocabulary are held at a time."""
+
+
+@dataclass(frozen=True)
+class Retained:
+    """A chunk that ranking left over."""
+
+    token_ids: torch.Tensor
+    contrast: torch.Tensor
+    """``[tokens]``: log p(token | question, before) − log p(token | before)"""
+    rank: int
+    """0 for the best"""
+
+
+class LLMLingua(Compressor):
+    """Question-aware coarse to fine compression.
+
+    Source: LongLLMLingua, sections 4.1, 4.2 and 4.4. Chunks are ranked by the likelihood of the question
+    given the chunk and retained, best first, until they exceed the budget by ``COARSE_MARGIN_TOKENS``
+    (the default of the authors' package). In these the tokens stay that the question makes likelier, a
+    larger share in better chunks. Simpler than the paper: every chunk is scored by itself and not over
+    the compressed chunks before it, chunks keep their order, and the answer is not mended afterwards.
+    ``max_tokens`` is a hard cap on the texts as the engine counts them.
+    """
+
+    name: ClassVar[str] = "llmlingua"
+
+    def __init__(self, engine: SamKVEngine) -> None:
+        self._engine = engine
+        self._start_ids = engine.tokenizer.bos_ids or engine.tokenize(_BLANK_LINE)
+
+    @torch.inference_mode()
+    def compress(self, question: str, chunks: Sequence[str], max_tokens: int) -> list[str]:
+        """See :class:`Compressor`."""
+        token_ids = [torch.tensor(self._engine.tokenize(chunk)) for chunk in chunks]
+        lengths = [len(ids) for ids in token_ids]
+        if sum(lengths) <= max_tokens:
+            return list(chunks)
+        likelihoods = [self.question_likelihood(question, ids) for ids in token_ids]
+        best_first = sorted(range(len(chunks)), key=lambda i: -likelihoods[i])
+        rank_of = {i: rank for rank, i in enumerate(until_full(best_first, lengths, max_tokens))}
+        contrasts = {i: self.contrast(question, token_ids[i]) for i in rank_of}
+        return self._fit([Retained(token_ids[i], contrasts[i], rank_of[i]) for i in sorted(rank_of)], max_tokens)
+
+    def question_likelihood(self, question: str, token_ids: torch.Tensor) -> float:
+        """Mean log-probability of the question's tokens behind a chunk (section 4.1, negated)."""
+        asked = torch.tensor(self._engine.tokenize(f"{_BLANK_LINE}{question} {RESTRICTION}"))
+        return float(self.log_probabilities(torch.cat([torch.tensor(self._start_ids), token_ids]), asked).mean())
+
+    def contrast(self, question: str, token_ids: torch.Tensor) -> torch.Tensor:
+        """How much likelier the question makes each token of a chunk, ``[tokens]`` (section 4.2)."""
+        start = torch.tensor(self._start_ids)
+        asked = torch.tensor(self._engine.tokenize(f"{question}{_BLANK_LINE}"))
+        plain = self.log_probabilities(start, token_ids)
+        return self.log_probabilities(torch.cat([start, asked]), token_ids) - plain
+
+    def log_probabilities(self, before: torch.Tensor, token_ids: torch.Tensor) -> torch.Tensor:
+        """Log-probability of each of ``token_ids`` ``[tokens]`` behind ``before`` ``[at least 1]``, on the CPU."""
+        decoder = self._engine.decoder
+        read = torch.cat([before, token_ids])[None, :-1]
+        hidden = decoder.run_layers(
+            decoder.embed(read), torch.arange(read.shape[1]), CausalPass(KVBuffer(decoder.num_layers))
+        )
+        parts = torch.split(hidden[:, len(before) - 1 :], _LOGITS_TOKENS, dim=1)
+        logs = [
+            decoder.logits(part)[0].float().log_softmax(-1).gather(1, ids[:, None].to(part.device))[:, 0]
+            for part, ids in zip(parts, torch.split(token_ids, _LOGITS_TOKENS), strict=True)
+        ]
+        return torch.cat(logs).cpu()
+
+    def _fit(self, retained: Sequence[Retained], max_tokens: int) -> list[str]:
+        """Texts of the best tokens; what remains of a text may take more tokens than were kept of it."""
+        num_tokens = max_tokens
+        while True:
+            texts = [self._text(item, n) for item, n in zip(retained, quotas(retained, num_tokens), strict=True)]
+            surplus = sum(map(self._engine.count_tokens, texts)) - max_tokens
+            if surplus <= 0:
+                return [text for text in texts if text]
+            num_tokens -= surplus
+
+    def _text(self, item: Retained, num_tokens: int) -> str:
+        best = item.contrast.argsort(descending=True, stable=True)[:num_tokens]
+        text = self._engine.tokenizer.decode(item.token_ids[best.sort().values].tolist())
+        # Of a character of several tokens some may be gone.
+        return text.replace("\N{REPLACEMENT CHARACTER}", "").strip()
+
+
+def until_full(best_first: Sequence[int], lengths: Sequence[int], max_tokens: int) -> list[int]:
+    """The best chunks, up to and with the one that exceeds ``max_tokens`` and the margin."""
+    taken: list[int] = []
+    room = max_tokens + COARSE_MARGIN_TOKENS
+    for i in best_first:
+        if room < 0:
+            break
+        taken.append(i)
+        room -= lengths[i]
+    return taken
+
+
+def quotas(retained: Sequence[Retained], num_tokens: int) -> list[int]:
+    """Tokens to keep of each chunk, ``num_tokens`` at most in all (section 4.4)."""
+    total = sum(len(item.token_ids) for item in retained)
+    tilts = [(1 - 2 * item.rank / len(retained)) * SHARE_SPREAD for item in retained]
+    shares = [min(1.0, max(0.0, num_tokens / total + tilt)) for tilt in tilts]
+    wanted = [share * len(item.token_ids) for share, item in zip(shares, retained, strict=True)]
+    scale = min(1.0, max(0, num_tokens) / max(1.0, sum(wanted)))
+    return [int(scale * tokens) for tokens in wanted]

@@ -1,0 +1,72 @@
+"""What an evaluation ran on and with, for its config.json."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from samkv_rag import __version__
+from samkv_rag.engine import SamKVEngine
+from samkv_apps.evaluate.options import EvaluationOptions
+
+
+def describe_run(options: EvaluationOptions, engine: SamKVEngine) -> dict[str, Any]:
+    """Everything that the figures depend on. Files and folders by name alone: reports are made to be shared."""
+    tasks = options.tasks()
+    return {
+        "model": _name(options.model),
+        "model_fingerprint": engine.fingerprint,
+        "dtype": str(engine.decoder.dtype).removeprefix("torch."),
+        "data": {file.stem: {"file": file.name, "sha256": _sha256(file)} for file in options.data},
+        "methods": list(dict.fromkeys(task.method for task in tasks)),
+        "sequence_ratios": list(dict.fromkeys(options.sequence_ratios)),
+        "limit": options.limit,
+        "seed": options.seed,
+        "max_new_tokens": options.max_new_tokens,
+        "prompt": options.prompt,
+        "options": dict(options.options),
+        "plots": options.plots,
+        "references": [options.reference.resolve().name] if options.reference else [],
+        "versions": _versions(),
+        "hardware": _hardware(engine),
+        "ran_before_on": [],
+    }
+
+
+def _name(model: str) -> str:
+    """A hub id as it is, of a file or folder the last part."""
+    return Path(model).resolve().name if Path(model).exists() else model
+
+
+def _versions() -> dict[str, str]:
+    libraries = {name: version(name) for name in ("torch", "transformers")}
+    return {"samkv_rag": __version__, "python": platform.python_version()} | libraries
+
+
+def _hardware(engine: SamKVEngine) -> dict[str, Any]:
+    is_cuda = engine.decoder.device.type == "cuda"
+    return {
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name(engine.decoder.device) if is_cuda else None,
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:  # not Linux
+        lines = []
+    named = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    return next(named, platform.processor() or platform.machine())
+
+
+def _sha256(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()

@@ -1,0 +1,208 @@
+"""A folder of one evaluation: its configuration, and its predictions line by line."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from samkv_apps.evaluate.options import Task
+from samkv_rag.exceptions import ConfigurationError, EvaluationError
+
+FORMAT = "samkv-evaluation-1"
+KV_FOLDER, CASES_FILE = "kv", "cases.jsonl"
+_CONFIG_FILE, _PREDICTIONS_FILE = "config.json", "predictions.jsonl"
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """How one method answered one case, and what it cost. Times in seconds, sizes in bytes.
+
+    ``ratio`` is what was asked for, ``sequence_ratio`` what was kept. ``prompt_tokens`` and
+    ``kv_bytes_full`` are those of the case's whole prompt, whatever the method made of it.
+    """
+
+    data: str
+    case: str
+    method: str
+    ratio: float | None
+    prediction: str
+    f1: float
+    em: float
+    recall: float
+    gold_nll: float
+    ttft_s: float
+    total_s: float
+    phase_s: dict[str, float]
+    sequence_ratio: float
+    recompute_ratio: float
+    kv_bytes_resident: int
+    kv_bytes_full: int
+    prompt_tokens: int
+    chunk_tokens: int
+    supporting_recall: float | None
+    diagnostics: dict[str, str]
+    """Names and messages of what went otherwise than asked for."""
+
+    @property
+    def task(self) -> Task:
+        """What was run."""
+        return Task(self.method, self.ratio)
+
+
+class RunFolder:
+    """An evaluation's folder, new or to be continued.
+
+    Raises:
+        ConfigurationError: the folder holds something else.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._predictions_file = folder / _PREDICTIONS_FILE
+        self._earlier = self._read_earlier()
+        self._predictions: dict[tuple[str, str, Task], Prediction] = {}
+
+    @property
+    def predictions(self) -> list[Prediction]:
+        """All there are, in the order they were made."""
+        return list(self._predictions.values())
+
+    def start(self, config: dict[str, Any]) -> dict[str, Any]:
+        """Write or continue ``config``; return it with what earlier runs in this folder added.
+
+        Raises:
+            ConfigurationError: an earlier run was of another kind.
+        """
+        config = json.loads(json.dumps(config))  # as it will be read again: tuples become lists
+        merged = _continued(self._earlier, config) if self._earlier else config
+        self.write_json(_CONFIG_FILE, {"format": FORMAT} | merged)
+        if self._earlier:
+            _cut_half_line(self._predictions_file)
+            self._predictions = {_key(p): p for p in read_predictions(self.folder)}
+        return merged
+
+    def adopt(self, predictions: Iterable[Prediction]) -> None:
+        """Keep those of ``predictions``, made elsewhere, that are not there yet."""
+        for prediction in predictions:
+            if _key(prediction) not in self._predictions:
+                self.append(prediction)
+
+    def find(self, data: str, case_id: str, task: Task) -> Prediction | None:
+        """A prediction made before."""
+        return self._predictions.get((data, case_id, task))
+
+    def append(self, prediction: Prediction) -> None:
+        """Keep a prediction; it survives a kill from here on."""
+        with self._predictions_file.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(asdict(prediction), ensure_ascii=False) + "\n")
+        self._predictions[_key(prediction)] = prediction
+
+    def write_json(self, name: str, value: dict[str, Any]) -> None:
+        """Write a file of the folder, whole or not at all."""
+        self.write_text(name, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+    def write_text(self, name: str, text: str) -> None:
+        """See :meth:`write_json`."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        temporary = self.folder / f"{name}.part"
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(self.folder / name)
+
+    def _read_earlier(self) -> dict[str, Any] | None:
+        if self.folder.exists() and not self.folder.is_dir():
+            raise ConfigurationError(f"{self.folder} is a file; choose another --output-dir")
+        # A run that was killed while it began may have left its store or its cases alone.
+        if not self.folder.exists() or {path.name for path in self.folder.iterdir()} <= {KV_FOLDER, CASES_FILE}:
+            return None
+        config = read_config(self.folder)
+        if config is None:
+            raise ConfigurationError(f"{self.folder} is not empty and holds no evaluation; choose another --output-dir")
+        return config
+
+
+def read_config(folder: Path) -> dict[str, Any] | None:
+    """Configuration of the evaluation in ``folder``; None where there is none."""
+    try:
+        config = json.loads((folder / _CONFIG_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return config if isinstance(config, dict) and config.get("format") == FORMAT else None
+
+
+def read_predictions(folder: Path) -> Iterator[Prediction]:
+    """Yield the predictions in ``folder``, but for a last line that is still being written.
+
+    Raises:
+        EvaluationError: a line is damaged.
+    """
+    file = folder / _PREDICTIONS_FILE
+    lines = file.read_bytes().split(b"\n")[:-1] if file.exists() else []
+    for number, line in enumerate(lines, start=1):
+        try:
+            yield _as_prediction(json.loads(line))
+        except (ValueError, TypeError) as error:
+            raise EvaluationError(f"{file}, line {number}: {error}; delete the line, it will be run again") from error
+
+
+def _cut_half_line(file: Path) -> None:
+    """Remove a last line in whose middle an earlier run was killed."""
+    if file.exists():
+        content = file.read_bytes()
+        with file.open("r+b") as opened:
+            opened.truncate(content.rfind(b"\n") + 1)
+
+
+def _as_prediction(record: Any) -> Prediction:
+    names = {field.name for field in fields(Prediction)}
+    if not isinstance(record, dict) or set(record) != names:
+        raise ValueError("not a prediction of this version")
+    return Prediction(**record)
+
+
+def _key(prediction: Prediction) -> tuple[str, str, Task]:
+    return prediction.data, prediction.case, prediction.task
+
+
+# The fingerprint covers the dtype too, but would not name it.
+_MUST_AGREE = ("dtype", "model_fingerprint", "seed", "max_new_tokens", "prompt")
+
+
+def _continued(earlier: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
+    """``config`` with the data, methods and ratios of ``earlier``, which it must agree with."""
+    for name in _MUST_AGREE:
+        _require_equal(name, earlier.get(name), config[name])
+    for name in sorted(set(earlier["engine"]) | set(config["engine"])):
+        # Through JSON, tuples are lists.
+        _require_equal(f"engine option {name}", earlier["engine"].get(name), config["engine"].get(name))
+    for name in earlier["data"].keys() & config["data"].keys():
+        _require_equal(f"sha256 of data {name}", earlier["data"][name]["sha256"], config["data"][name]["sha256"])
+    if config["limit"] is not None and (earlier["limit"] is None or config["limit"] < earlier["limit"]):
+        _require_equal("limit", earlier["limit"], config["limit"])
+    joined = {name: _joined(earlier[name], config[name]) for name in ("methods", "sequence_ratios", "references")}
+    before = _joined(earlier["ran_before_on"], [_machine(earlier)])
+    return (
+        config
+        | joined
+        | {
+            "data": earlier["data"] | config["data"],
+            "ran_before_on": [machine for machine in before if machine != _machine(config)],
+        }
+    )
+
+
+def _machine(config: dict[str, Any]) -> dict[str, Any]:
+    return {name: config[name] for name in ("hardware", "versions")}
+
+
+def _joined(earlier: list[Any], added: list[Any]) -> list[Any]:
+    return [*earlier, *(value for value in added if value not in earlier)]
+
+
+def _require_equal(name: str, earlier: object, now: object) -> None:
+    if earlier != now:
+        raise ConfigurationError(
+            f"{name} is {now!r}, but {earlier!r} in the evaluation that this folder holds; choose another --output-dir"
+        )

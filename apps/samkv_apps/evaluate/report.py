@@ -1,0 +1,125 @@
+"""The figures as a page to read: tables, how they were measured, what was noticed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from samkv_rag.diagnostics import MEANINGS
+from samkv_apps.evaluate.answering import CHUNKS_MISSED
+from samkv_apps.evaluate.plots import COST, MEMORY, QUALITY, TTFT
+from samkv_apps.evaluate.summary import EvaluationMetrics, RunMetrics
+
+_MEANINGS = MEANINGS | {CHUNKS_MISSED: "the store lacked chunks; the time to the first token has their prefill in it"}
+_HEADER = (
+    "method", "ratio", "n", "recall", "F1", "EM", "gold NLL", "recall − full, 95%", "F1 − full, 95%", "NLL − full, 95%",
+    "TTFT s", "TTFT ÷ full", "kept", "recomputed", "KV MB", "KV ÷ full", "support kept",
+)  # fmt: skip
+
+
+def write_report(config: dict[str, Any], metrics: EvaluationMetrics) -> str:
+    """Return the report in Markdown."""
+    data_sets = list(dict.fromkeys(run.data for run in metrics.runs))
+    parts = [f"# Evaluation of {config['model']}\n"]
+    parts += [_table(data, [run for run in metrics.runs if run.data == data]) for data in data_sets]
+    parts += [*([_plots()] if config["plots"] else []), _how_measured(config), _diagnostics(metrics.runs)]
+    return "\n".join(parts)
+
+
+def _table(data: str, runs: Sequence[RunMetrics]) -> str:
+    rows = [_HEADER, ("---",) * len(_HEADER), *map(_row, runs)]
+    return f"## {data}\n\n" + "\n".join(f"| {' | '.join(row)} |" for row in rows) + "\n"
+
+
+def _row(run: RunMetrics) -> tuple[str, ...]:
+    recall = "" if run.supporting_recall is None else f"{run.supporting_recall:.2f}"
+    return (
+        run.method,
+        f"{run.sequence_ratio:g}",
+        str(run.n),
+        f"{run.recall:.3f}",
+        f"{run.f1:.3f}",
+        f"{run.em:.3f}",
+        f"{run.gold_nll:.3f}",
+        _interval(run.recall_diff_ci95),
+        _interval(run.f1_diff_ci95),
+        _interval(run.gold_nll_diff_ci95),
+        f"{run.ttft_s_median:.3f}",
+        f"{run.ttft_ratio_median:.3f}",
+        f"{run.sequence_ratio_mean:.3f}",
+        f"{run.recompute_ratio_mean:.3f}",
+        f"{run.kv_bytes_resident_mean / 1e6:.2f}",
+        f"{run.kv_bytes_resident_mean / run.kv_bytes_full_mean:.3f}",
+        recall,
+    )
+
+
+def _interval(interval: tuple[float, float]) -> str:
+    return f"{interval[0]:+.3f} to {interval[1]:+.3f}"
+
+
+def _plots() -> str:
+    shown = (
+        (QUALITY, "Answer quality against sequence ratio"),
+        (COST, "Time to first token and resident KV against sequence ratio"),
+        (TTFT, "Time to first token against context length"),
+        (MEMORY, "Resident KV against context length"),
+    )
+    return "## Plots\n\n" + "\n\n".join(f"![{title}]({name})" for name, title in shown) + "\n"
+
+
+def _how_measured(config: dict[str, Any]) -> str:
+    hardware, versions = config["hardware"], config["versions"]
+    device = hardware["gpu"] or f"{hardware['processor']}, {hardware['cores']} cores, {hardware['threads']} threads"
+    libraries = ", ".join(f"{name} {number}" for name, number in versions.items())
+    lines = [
+        f"{config['model']} in {config['dtype']} on {device}; {libraries}.",
+        f"Cases: {_which_cases(config)}. Every method answered the same cases with the same prompt, clock and "
+        f"decoding: greedy, at most {config['max_new_tokens']} tokens, cut at the first line break.",
+        f"The prompt: {'the default' if config['prompt'] is None else 'given, see config.json'}. Chunks stand in it "
+        "in the order of the case file.",
+        "F1 and EM: SQuAD normalisation, best over the answers. Recall: share of the answer's words that stand in what "
+        "the model said, which does not punish whole sentences. Gold NLL: mean negative log-likelihood a token of "
+        "the first answer, teacher-forced behind the same prefill that gave the answer.",
+        "Intervals: 95%, paired bootstrap over cases of the method's difference to full prefill, 10,000 resamples.",
+        "TTFT: median seconds from the rendered prompt to the first token, with recognition, reading and checking of "
+        "the chunks' KV, and a compressor's own work. TTFT ÷ full: median over cases of the ratio to full prefill on "
+        "the same case. Each method ran once unmeasured before; full prefill came first on each case, the others "
+        "in turn.",
+        "Ratio: asked for. Kept and recomputed: mean share of the chunk tokens. KV MB: mean of what decoding holds "
+        "for the prompt, in 10⁶ bytes. Support kept: mean share of the tokens of chunks that hold the answer, where "
+        "the data names them.",
+    ]
+    lines += [_retrieved(name, data["retrieved"]) for name, data in config["data"].items() if data.get("retrieved")]
+    lines += [f"Full prefill's answers were taken over from {folder}." for folder in config["references"]]
+    lines += [f"Part of the answers was made on {_in_words(machine)}." for machine in config["ran_before_on"]]
+    return "## How it was measured\n\n" + "\n".join(f"- {line}" for line in lines) + "\n"
+
+
+def _retrieved(name: str, retrieved: dict[str, Any]) -> str:
+    return (
+        f"Retrieval of {name}: {retrieved['share']:.2f} of what should be found is among the chunks, over the "
+        f"{retrieved['n']} cases that name it; no method can answer from what was not retrieved."
+    )
+
+
+def _which_cases(config: dict[str, Any]) -> str:
+    if config["limit"] is None:
+        return "all of each file"
+    return f"{'first' if config['seed'] is None else 'sample of'} {config['limit']} of each file" + (
+        "" if config["seed"] is None else f", seed {config['seed']}"
+    )
+
+
+def _in_words(machine: dict[str, Any]) -> str:
+    return ", ".join(f"{name} {value}" for part in machine.values() for name, value in part.items())
+
+
+def _diagnostics(runs: Iterable[RunMetrics]) -> str:
+    rows = [
+        f"| {run.data} | {run.method} | {run.sequence_ratio:g} | {name} | {count} of {run.n} | {_MEANINGS[name]} |"
+        for run in runs
+        for name, count in run.diagnostics.items()
+    ]
+    table = ["| data | method | ratio | diagnostic | cases | meaning |", "| --- " * 6 + "|", *rows]
+    return "## Diagnostics\n\n" + ("\n".join(table) if rows else "There were none.") + "\n"

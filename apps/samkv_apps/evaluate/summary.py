@@ -1,0 +1,117 @@
+"""From predictions to figures: one row a data set, method and ratio."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from statistics import fmean, median
+from typing import Any
+
+from samkv_apps.evaluate.options import REFERENCE, Task
+from samkv_apps.evaluate.records import Prediction
+from samkv_apps.evaluate.statistics import bootstrap_interval
+
+
+@dataclass(frozen=True)
+class RunMetrics:
+    """One method at one ratio on one data set, over ``n`` cases. Times in seconds, sizes in bytes.
+
+    ``f1_full`` is full prefill's on the same cases; differences and time ratios are paired, method
+    against full prefill case by case. ``sequence_ratio`` was asked for (1 where a method keeps all);
+    ``sequence_ratio_mean`` was kept.
+    """
+
+    data: str
+    method: str
+    sequence_ratio: float
+    n: int
+    f1: float
+    em: float
+    gold_nll: float
+    f1_full: float
+    f1_diff_ci95: tuple[float, float]
+    gold_nll_diff_ci95: tuple[float, float]
+    ttft_s_median: float
+    ttft_ratio_median: float
+    sequence_ratio_mean: float
+    recompute_ratio_mean: float
+    kv_bytes_resident_mean: float
+    kv_bytes_full_mean: float
+    supporting_recall: float | None
+    gold_nll_full: float
+    recall: float
+    """Mean share of the reference answer's words that stand in the answer."""
+    recall_full: float
+    recall_diff_ci95: tuple[float, float]
+    phase_s_median: dict[str, float]
+    diagnostics: dict[str, int]
+    """Name of each that was made, and in how many cases."""
+
+
+@dataclass(frozen=True)
+class EvaluationMetrics:
+    """All rows, data set by data set, full prefill first."""
+
+    runs: tuple[RunMetrics, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values, ready for JSON."""
+        return {"runs": [asdict(run) for run in self.runs]}
+
+
+def summarise(predictions: Sequence[Prediction], seed: int = 0) -> EvaluationMetrics:
+    """Compute the figures; ``seed`` is the bootstrap's. Cases that full prefill has not answered do not count."""
+    groups: dict[tuple[str, Task], dict[str, Prediction]] = {}
+    for prediction in predictions:
+        groups.setdefault((prediction.data, prediction.task), {})[prediction.case] = prediction
+    rows = []
+    for (data, task), answered in sorted(groups.items(), key=_order):
+        reference = groups.get((data, Task(REFERENCE, None)), {})
+        pairs = [(answered[case], reference[case]) for case in answered if case in reference]
+        if pairs:
+            rows.append(_summarise_pairs(data, task, pairs, seed))
+    return EvaluationMetrics(tuple(rows))
+
+
+def _order(group: tuple[tuple[str, Task], Any]) -> tuple[str, bool, str, float]:
+    (data, task), _ = group
+    return data, task.method != REFERENCE, task.method, task.ratio or 1.0
+
+
+def _summarise_pairs(data: str, task: Task, pairs: Sequence[tuple[Prediction, Prediction]], seed: int) -> RunMetrics:
+    own, full = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
+    recalls = [p.supporting_recall for p in own if p.supporting_recall is not None]
+    return RunMetrics(
+        data=data,
+        method=task.method,
+        sequence_ratio=1.0 if task.ratio is None else task.ratio,
+        n=len(pairs),
+        f1=_mean(own, lambda p: p.f1),
+        em=_mean(own, lambda p: p.em),
+        gold_nll=_mean(own, lambda p: p.gold_nll),
+        f1_full=_mean(full, lambda p: p.f1),
+        f1_diff_ci95=bootstrap_interval([p.f1 - q.f1 for p, q in pairs], seed),
+        gold_nll_diff_ci95=bootstrap_interval([p.gold_nll - q.gold_nll for p, q in pairs], seed),
+        ttft_s_median=median(p.ttft_s for p in own),
+        ttft_ratio_median=median(p.ttft_s / q.ttft_s for p, q in pairs),
+        sequence_ratio_mean=_mean(own, lambda p: p.sequence_ratio),
+        recompute_ratio_mean=_mean(own, lambda p: p.recompute_ratio),
+        kv_bytes_resident_mean=_mean(own, lambda p: p.kv_bytes_resident),
+        kv_bytes_full_mean=_mean(own, lambda p: p.kv_bytes_full),
+        supporting_recall=fmean(recalls) if recalls else None,
+        gold_nll_full=_mean(full, lambda p: p.gold_nll),
+        recall=_mean(own, lambda p: p.recall),
+        recall_full=_mean(full, lambda p: p.recall),
+        recall_diff_ci95=bootstrap_interval([p.recall - q.recall for p, q in pairs], seed),
+        phase_s_median={name: median(p.phase_s.get(name, 0.0) for p in own) for name in _phases(own)},
+        diagnostics=dict(sorted(Counter(name for p in own for name in p.diagnostics).items())),
+    )
+
+
+def _mean(predictions: Sequence[Prediction], figure: Callable[[Prediction], float]) -> float:
+    return fmean(figure(prediction) for prediction in predictions)
+
+
+def _phases(predictions: Sequence[Prediction]) -> list[str]:
+    return list(dict.fromkeys(name for prediction in predictions for name in prediction.phase_s))

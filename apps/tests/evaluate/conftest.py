@@ -1,0 +1,68 @@
+"""A tiny model, cases and options to evaluate it with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from evaluating import write_cases
+
+from support import tiny
+from samkv_apps.evaluate import EvaluationOptions
+from samkv_apps.evaluate.answering import Answerer
+from samkv_apps.evaluate.datasets import Case
+from samkv_apps.evaluate.options import Task
+
+
+@pytest.fixture(scope="module")
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("model")
+    tiny.model().save_pretrained(folder)
+    tiny.tokenizer().save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Shared: chunks are ingested once."""
+    return tmp_path_factory.mktemp("store") / "kv"
+
+
+@pytest.fixture(scope="module")
+def cases(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_cases(tmp_path_factory.mktemp("data") / "tides.jsonl", supporting=["Record 1"])
+
+
+@pytest.fixture
+def options(model_folder: str, store: Path, cases: Path, tmp_path: Path) -> Callable[..., EvaluationOptions]:
+    def make(**changes: Any) -> EvaluationOptions:
+        defaults: dict[str, Any] = {
+            "model": model_folder,
+            "data": [cases],
+            "output_dir": tmp_path / "out",
+            "methods": ["scout", "naive_reuse"],
+            "sequence_ratios": [0.4],
+            "store": store,
+            "dtype": "float32",
+            "max_new_tokens": 4,
+            "engine_options": {"block_tokens": 8},
+        }
+        return EvaluationOptions(**(defaults | changes))
+
+    return make
+
+
+@pytest.fixture
+def answered(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str, float | None]]:
+    """Case, method and ratio of every answer that is made, warm-ups included."""
+    made: list[tuple[str, str, float | None]] = []
+    answer = Answerer.answer
+
+    def record(self: Answerer, data: str, case: Case, task: Task, reference: Any) -> Any:
+        made.append((case.case_id, task.method, task.ratio))
+        return answer(self, data, case, task, reference)
+
+    monkeypatch.setattr(Answerer, "answer", record)
+    return made

@@ -1,0 +1,201 @@
+"""`samkv evaluate` end to end on a tiny model: what it runs, in which order, and what it writes."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+from evaluating import lines_of, runs_without_times, write_cases
+
+from samkv_rag import SamKVEngine, cli
+from samkv_apps.evaluate import EvaluationOptions, evaluate, plots
+from samkv_apps.evaluate.compressors import COMPRESSORS, Compressor
+from samkv_apps.evaluate.run import _DataSet, _Run
+from samkv_rag.exceptions import EvaluationError
+from samkv_rag.prefill import METHODS
+from samkv_rag.store import DiskStore
+
+SCHEMA = {
+    "data", "method", "sequence_ratio", "n", "f1", "em", "gold_nll", "f1_full", "f1_diff_ci95", "gold_nll_diff_ci95",
+    "ttft_s_median", "ttft_ratio_median", "sequence_ratio_mean", "recompute_ratio_mean", "kv_bytes_resident_mean",
+    "kv_bytes_full_mean", "supporting_recall",
+}  # fmt: skip
+EXTRA = {"gold_nll_full", "phase_s_median", "diagnostics", "recall", "recall_full", "recall_diff_ci95"}
+PNG = b"\x89PNG\r\n"
+
+
+# -- what it writes --------------------------------------------------------------------------------
+
+
+def test_the_command_line_from_end_to_end(
+    model_folder: str,
+    store: Path,
+    cases: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    more, out = write_cases(tmp_path / "more.jsonl"), tmp_path / "out"
+    arguments = ["--model", model_folder, "--data", cases, more, "--methods", "scout,samkv", "--limit", 2, "--seed", 3]
+    arguments += ["--sequence-ratio", "0.4,0.6", "--output-dir", out, "--store", store, "--dtype", "float32"]
+    arguments += ["--option", "block_tokens=8", "--option", "score_layers=0.25,1.0", "--max-new-tokens", 4]
+    monkeypatch.setattr(sys, "argv", ["samkv", "evaluate", *map(str, arguments)])
+    monkeypatch.setenv("TQDM_DISABLE", "1")
+    with pytest.raises(SystemExit) as exit_info:
+        cli.main()
+    captured = capsys.readouterr()
+    assert (exit_info.value.code, captured.err) == (0, "")
+    assert str(out) in captured.out
+
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert list(metrics) == ["runs", "recommendation"]
+    assert metrics["recommendation"]["sentence"] in captured.out
+    assert metrics["recommendation"]["evidence"]["num_cases"] == 4, "over both files"
+    assert all(set(run) == SCHEMA | EXTRA for run in metrics["runs"])
+    assert [(run["data"], run["method"], run["sequence_ratio"], run["n"]) for run in metrics["runs"]] == [
+        (data, method, ratio, 2)
+        for data in ("more", "tides")
+        for method, ratio in (("full_prefill", 1.0), ("samkv", 0.4), ("samkv", 0.6), ("scout", 0.4), ("scout", 0.6))
+    ]
+    config = json.loads((out / "config.json").read_text())
+    assert (config["seed"], config["limit"], config["dtype"]) == (3, 2, "float32")
+    assert (config["engine"]["block_tokens"], config["engine"]["score_layers"]) == (8, [0.25, 1.0])
+    assert config["engine"]["min_chunk_tokens"] == 0
+    assert set(config["versions"]) == {"samkv_rag", "python", "torch", "transformers"}
+    assert {len(data["sha256"]) for data in config["data"].values()} == {64}
+    report = (out / "report.md").read_text()
+    for part in ("## tides", "## more", "## How it was measured", "## Diagnostics", "sample of 2 of each file, seed 3"):
+        assert part in report
+    for shared in (report, (out / "config.json").read_text()):
+        assert str(out.parent) not in shared, "a report is made to be shared: no paths of this machine"
+    for plot in (plots.QUALITY, plots.COST, plots.TTFT, plots.MEMORY):
+        assert (out / plot).read_bytes().startswith(PNG)
+        assert f"({plot})" in report
+
+
+def test_every_method_runs_and_keeps_its_figures_apart(options: Callable[..., EvaluationOptions]) -> None:
+    metrics = evaluate(options(methods=list(METHODS), limit=1))
+    assert {run.method for run in metrics.runs} == set(METHODS)
+    full, naive = (next(run for run in metrics.runs if run.method == m) for m in ("full_prefill", "naive_reuse"))
+    assert (full.ttft_ratio_median, full.f1_diff_ci95, full.gold_nll_diff_ci95) == (1.0, (0.0, 0.0), (0.0, 0.0))
+    assert (full.recompute_ratio_mean, naive.recompute_ratio_mean) == (1.0, 0.0)
+    scout = next(run for run in metrics.runs if run.method == "scout")
+    assert 0 < scout.sequence_ratio_mean <= 0.4
+    assert scout.supporting_recall is not None and 0 < scout.supporting_recall < 1
+    assert scout.kv_bytes_resident_mean < scout.kv_bytes_full_mean == full.kv_bytes_resident_mean
+    assert scout.gold_nll != full.gold_nll and math.isfinite(scout.gold_nll)
+
+
+def test_a_prediction_is_the_engines_answer(options: Callable[..., EvaluationOptions], tmp_path: Path) -> None:
+    evaluate(options(limit=1))
+    keys = {
+        "data", "case", "method", "ratio", "prediction", "f1", "em", "recall", "gold_nll", "ttft_s", "total_s",
+        "phase_s", "sequence_ratio", "recompute_ratio", "kv_bytes_resident", "kv_bytes_full", "prompt_tokens",
+        "chunk_tokens", "supporting_recall", "diagnostics",
+    }  # fmt: skip
+    lines = lines_of(tmp_path / "out")
+    assert all(set(line) == keys for line in lines)
+    assert [(line["case"], line["method"], line["ratio"]) for line in lines] == [
+        ("case-0", "full_prefill", None),
+        ("case-0", "scout", 0.4),
+        ("case-0", "naive_reuse", None),
+    ]
+    assert all(line["total_s"] > line["ttft_s"] > 0 for line in lines)
+
+
+def test_diagnostics_are_counted_by_name(
+    options: Callable[..., EvaluationOptions], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    diagnostics = {run.method: run.diagnostics for run in evaluate(options(sequence_ratios=[0.02])).runs}
+    assert diagnostics == {"full_prefill": {}, "naive_reuse": {}, "scout": {"cache_underflow": 3}}
+    report = (tmp_path / "out" / "report.md").read_text()
+    assert "| tides | scout | 0.02 | cache_underflow | 3 of 3 | the budget does not hold" in report
+    line = next(line for line in lines_of(tmp_path / "out") if line["method"] == "scout")
+    assert "a budget of 2 tokens for 3 chunks" in line["diagnostics"]["cache_underflow"]
+
+    monkeypatch.setattr(DiskStore, "open", lambda *_: None)  # as if every chunk were damaged
+    lost = evaluate(options(output_dir=tmp_path / "lost", methods=["naive_reuse"], limit=1)).runs[1]
+    assert lost.diagnostics == {"chunks_missed": 1, "excessive_recomputation": 1}
+    assert (
+        "naive_reuse | 1 | chunks_missed | 1 of 1 | the store lacked" in (tmp_path / "lost" / "report.md").read_text()
+    )
+
+
+def test_every_method_is_warmed_up_once_a_file_and_the_order_rotates(
+    options: Callable[..., EvaluationOptions], answered: list[tuple[str, str, float | None]]
+) -> None:
+    evaluate(options(sequence_ratios=[0.4, 0.6]))
+    warm_up, timed = answered[:3], answered[3:]
+    assert warm_up == [("case-0", "full_prefill", None), ("case-0", "scout", 0.6), ("case-0", "naive_reuse", None)]
+    by_case = [[(method, ratio) for case, method, ratio in timed if case == f"case-{n}"] for n in range(3)]
+    scout4, scout6, naive = ("scout", 0.4), ("scout", 0.6), ("naive_reuse", None)
+    assert [case[0] for case in by_case] == [("full_prefill", None)] * 3
+    assert [case[1:] for case in by_case] == [
+        [scout4, scout6, naive], [scout6, naive, scout4], [naive, scout4, scout6],
+    ]  # fmt: skip
+
+
+def test_an_intermediate_result_stands_after_every_file(
+    options: Callable[..., EvaluationOptions], cases: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    warm_up = _Run._warm_up
+
+    def stop_at_second(self: _Run, data: _DataSet) -> None:
+        if data.name == "more":
+            raise KeyboardInterrupt
+        warm_up(self, data)
+
+    monkeypatch.setattr(_Run, "_warm_up", stop_at_second)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(options(data=[cases, write_cases(tmp_path / "more.jsonl")], limit=1))
+    assert {run["data"] for run in runs_without_times(tmp_path / "out")} == {"tides"}
+
+
+# -- prompt compressors ----------------------------------------------------------------------------
+
+
+class KeepFirst(Compressor):
+    """As many whole chunks as fit, or words beyond the budget."""
+
+    name: ClassVar[str] = "keep_first"
+    greedy: ClassVar[bool] = False
+
+    def __init__(self, engine: SamKVEngine) -> None:
+        self.engine = engine
+
+    def compress(self, question: str, chunks: Sequence[str], max_tokens: int) -> list[str]:
+        kept = [chunks[0]]
+        return [*kept, chunks[1]] if self.greedy else kept
+
+
+@pytest.fixture
+def keep_first(monkeypatch: pytest.MonkeyPatch) -> type[KeepFirst]:
+    monkeypatch.setitem(COMPRESSORS, "keep_first", KeepFirst)
+    return KeepFirst
+
+
+def test_a_compressor_is_judged_by_the_whole_prompt(
+    options: Callable[..., EvaluationOptions], tmp_path: Path, keep_first: type[KeepFirst]
+) -> None:
+    evaluate(options(methods=["keep_first"], limit=1))
+    full, shortened = lines_of(tmp_path / "out")
+    for name in ("prompt_tokens", "chunk_tokens", "kv_bytes_full"):
+        assert shortened[name] == full[name]
+    assert 0.2 < shortened["sequence_ratio"] == shortened["recompute_ratio"] < 0.4
+    assert shortened["kv_bytes_resident"] < full["kv_bytes_resident"]
+    assert shortened["supporting_recall"] == 0.0  # the second chunk supports, the first was kept
+    assert shortened["phase_s"]["compress"] < shortened["ttft_s"]
+    assert shortened["gold_nll"] != full["gold_nll"]
+
+
+def test_a_compressor_past_its_budget_is_an_error(
+    options: Callable[..., EvaluationOptions], keep_first: type[KeepFirst], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(keep_first, "greedy", True)
+    with pytest.raises(EvaluationError, match=r"keep_first kept .* tokens of a budget of"):
+        evaluate(options(methods=["keep_first"]))

@@ -1,0 +1,240 @@
+"""Scores, intervals, case files, and the likelihood of an answer against transformers' own forward pass."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from support import tiny
+from samkv_rag import SamKVEngine
+from samkv_apps.evaluate.datasets import build_messages, load_cases
+from samkv_apps.evaluate.scoring import exact_match, f1, normalise
+from samkv_apps.evaluate.statistics import bootstrap_interval
+from samkv_rag.exceptions import CaseFileError, ConfigurationError
+from samkv_rag.model.kv_buffer import KVBuffer
+
+CHUNKS = [tiny.text(seed) for seed in range(3)]
+
+
+# -- scores ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("The Tide.", "tide"),
+        ("  a\tlantern,  AN  island ", "lantern island"),
+        ("U.S.A.", "usa"),
+        ("theatre and another", "theatre and another"),
+        ("well-known", "wellknown"),
+        ("Åse's", "åses"),
+    ],
+)
+def test_normalisation_is_squads(text: str, expected: str) -> None:
+    assert normalise(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("prediction", "answers", "expected_f1", "expected_em"),
+    [
+        ("American", ["American"], 1.0, 1.0),
+        ("the american!", ["American"], 1.0, 1.0),
+        ("American writer", ["American"], 2 / 3, 0.0),
+        ("", ["American"], 0.0, 0.0),
+        ("The", ["a"], 1.0, 1.0),
+        ("tide", ["lantern"], 0.0, 0.0),
+        ("tide tide", ["tide"], 2 / 3, 0.0),
+        ("north stone", ["stone", "north stone island", "stone north"], 1.0, 0.0),
+        ("stone", ["lantern", "Stone"], 1.0, 1.0),
+    ],
+)
+def test_scores_take_the_best_answer(
+    prediction: str, answers: list[str], expected_f1: float, expected_em: float
+) -> None:
+    assert f1(prediction, answers) == pytest.approx(expected_f1)
+    assert exact_match(prediction, answers) == expected_em
+
+
+# -- intervals -------------------------------------------------------------------------------------
+
+
+def test_no_difference_has_an_interval_of_zero() -> None:
+    assert bootstrap_interval([0.0] * 20, seed=0) == (0.0, 0.0)
+
+
+def test_interval_excludes_zero_where_differences_are_shifted_and_covers_it_where_not() -> None:
+    noise = torch.randn(60, generator=torch.Generator().manual_seed(0)).tolist()
+    centred = [value - sum(noise) / len(noise) for value in noise]
+    low, high = bootstrap_interval(centred, seed=1)
+    assert low < 0 < high
+    shifted_low, shifted_high = bootstrap_interval([value + 1 for value in centred], seed=1)
+    assert 0 < shifted_low < 1 < shifted_high
+
+
+def test_interval_agrees_with_the_normal_approximation() -> None:
+    values = torch.randn(400, generator=torch.Generator().manual_seed(2)).double()
+    low, high = bootstrap_interval(values.tolist(), seed=3)
+    half_width = 1.96 * float(values.std()) / len(values) ** 0.5
+    assert low == pytest.approx(float(values.mean()) - half_width, abs=0.01)
+    assert high == pytest.approx(float(values.mean()) + half_width, abs=0.01)
+
+
+def test_equal_seeds_give_equal_intervals() -> None:
+    values = [0.1, 0.4, -0.2, 0.9]
+    assert bootstrap_interval(values, seed=5) == bootstrap_interval(values, seed=5)
+    assert bootstrap_interval(values, seed=5) != bootstrap_interval(values, seed=6)
+
+
+# -- likelihood of an answer -----------------------------------------------------------------------
+
+
+def direct_nll(engine: SamKVEngine, prompt: str, answer: str) -> float:
+    """Prompt and answer through transformers' own forward pass, with its own attention."""
+    prompt_ids, answer_ids = _prompt_ids(engine, prompt), engine.tokenize(answer)
+    with torch.inference_mode():
+        logits = tiny.model().forward(torch.tensor([prompt_ids + answer_ids])).logits[0]
+    log_likelihoods = logits.log_softmax(-1)
+    at = range(len(prompt_ids) - 1, len(prompt_ids) + len(answer_ids) - 1)
+    return -sum(float(log_likelihoods[i, token]) for i, token in zip(at, answer_ids, strict=True)) / len(answer_ids)
+
+
+def _prompt_ids(engine: SamKVEngine, prompt: str) -> list[int]:
+    """The prompt's segments tokenised one by one, as the engine does."""
+    head, *_ = prompt.split(CHUNKS[0])
+    _, *tail = prompt.split(CHUNKS[-1])
+    texts = [head, CHUNKS[0], "\n\n", CHUNKS[1], "\n\n", CHUNKS[2], *tail]
+    assert "".join(texts) == prompt
+    return [i for text in texts for i in engine.tokenize(text)]
+
+
+@pytest.mark.parametrize("answer", ["seven winter letters", "x"], ids=["many tokens", "one token"])
+@pytest.mark.parametrize(
+    "policy", [{"method": "full_prefill"}, {"method": "scout", "sequence_ratio": 1.0}], ids=lambda p: p["method"]
+)
+def test_nll_of_an_answer_is_that_of_a_direct_forward(
+    tiny_engine: SamKVEngine, policy: dict[str, Any], answer: str
+) -> None:
+    tiny_engine.add_chunks(CHUNKS)
+    prompt = tiny.rag_prompt(CHUNKS)
+    _, nll = tiny_engine.generate_scored(prompt, answer, max_new_tokens=8, **policy)
+    assert nll == pytest.approx(direct_nll(tiny_engine, prompt, answer), abs=1e-4)
+
+
+@pytest.mark.parametrize("method", ["full_prefill", "naive_reuse", "scout"])
+def test_scoring_changes_no_answer_and_decoding_no_score(tiny_engine: SamKVEngine, method: str) -> None:
+    tiny_engine.add_chunks(CHUNKS)
+    prompt = tiny.rag_prompt(CHUNKS)
+    plain = tiny_engine.generate(prompt, max_new_tokens=12, method=method)
+    result, nll = tiny_engine.generate_scored(prompt, "stone island", max_new_tokens=12, method=method)
+    _, nll_after_one_token = tiny_engine.generate_scored(prompt, "stone island", max_new_tokens=1, method=method)
+    assert result.token_ids == plain.token_ids
+    assert result.metrics.kv_bytes_resident == plain.metrics.kv_bytes_resident
+    assert nll == pytest.approx(nll_after_one_token, abs=1e-5)
+
+
+def test_a_reference_without_tokens_is_refused(tiny_engine: SamKVEngine) -> None:
+    with pytest.raises(ConfigurationError, match="at least one token"):
+        tiny_engine.generate_scored("What tide?", "")
+
+
+def test_a_truncated_buffer_goes_on_as_if_nothing_had_been_appended() -> None:
+    first, second, third = torch.randn(3, 1, 2, 3, 4).unbind(0)
+    buffer, expected = KVBuffer(1), KVBuffer(1)
+    for states in (first, second):
+        buffer.append(0, states, states)
+    buffer.truncate(3)
+    assert buffer.cache_length == 3
+    expected.append(0, first, first)
+    for one in (buffer, expected):
+        one.append(0, third, third)
+    assert torch.equal(buffer.layer(0)[0], expected.layer(0)[0])
+    assert buffer.nbytes == expected.nbytes
+
+
+# -- case files ------------------------------------------------------------------------------------
+
+CASE = {
+    "id": "1",
+    "question": "Which tide?",
+    "answers": ["ebb"],
+    "chunks": [{"title": "Tide", "text": "The ebb."}, {"title": "", "text": "the flood ."}],
+    "supporting": ["Tide"],
+    "type": "ignored",
+}
+
+
+@pytest.fixture
+def write_cases(tmp_path: Path) -> Callable[..., Path]:
+    def write(*cases: object) -> Path:
+        file = tmp_path / "cases.jsonl"
+        file.write_text("".join((c if isinstance(c, str) else json.dumps(c)) + "\n" for c in cases))
+        return file
+
+    return write
+
+
+def test_a_case_becomes_the_prompt_that_is_agreed_on(write_cases: Callable[..., Path]) -> None:
+    (case,) = load_cases(write_cases(CASE))
+    assert case.supporting == {"Tide: The ebb."}
+    system, user = build_messages(case.question, case.chunks)
+    assert system == {"role": "system", "content": "You are a helpful assistant."}
+    assert user["role"] == "user"
+    assert user["content"] == (
+        "Answer the question using only the passages. Reply with the short answer only, no explanation.\n\n"
+        "Passages:\n\nTide: The ebb.\n\nthe flood .\n\nQuestion: Which tide?\nReply with the short answer only."
+    )
+
+
+def test_a_limit_takes_the_first_cases_or_a_sample_that_grows(write_cases: Callable[..., Path]) -> None:
+    file = write_cases(*(CASE | {"id": str(i)} for i in range(20)))
+    assert [case.case_id for case in load_cases(file, limit=3)] == ["0", "1", "2"]
+    drawn = [case.case_id for case in load_cases(file, limit=5, seed=7)]
+    assert drawn == [case.case_id for case in load_cases(file, limit=5, seed=7)]
+    assert drawn != ["0", "1", "2", "3", "4"]
+    assert drawn == [case.case_id for case in load_cases(file, limit=9, seed=7)][:5]
+
+
+@pytest.mark.parametrize("supporting", [None, [], ["No chunk has this title"]])
+def test_supporting_chunks_may_be_unknown(write_cases: Callable[..., Path], supporting: object) -> None:
+    (case,) = load_cases(write_cases(CASE | {"supporting": supporting}))
+    assert case.supporting is None
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("{", "line 2: "),
+        ("[]", "line 2: the line is not a JSON object"),
+        *(
+            (json.dumps({k: v for k, v in (CASE | {"id": "2"}).items() if k != key}), f"line 2: '{key}' is missing")
+            for key in ("id", "question", "answers", "chunks")
+        ),
+        (json.dumps(CASE), "line 2: id '1' was given before"),
+        (json.dumps(CASE | {"id": "2", "answers": []}), r"'answers' is \[\]"),
+        (json.dumps(CASE | {"id": "2", "answers": [" "]}), "'answers' is"),
+        (json.dumps(CASE | {"id": "2", "chunks": []}), r"'chunks' is \[\]"),
+        (json.dumps(CASE | {"id": "2", "chunks": ["text"]}), "'chunks' is"),
+        (json.dumps(CASE | {"id": "2", "chunks": [{"text": "no title"}]}), "'title' is missing"),
+        (json.dumps(CASE | {"id": "2", "chunks": [{"title": "no text"}]}), "'text' is missing"),
+        (json.dumps(CASE | {"id": "2", "supporting": "Tide"}), "'supporting' is 'Tide'"),
+    ],
+)
+def test_a_line_that_is_no_case_is_named(write_cases: Callable[..., Path], line: str, words: str) -> None:
+    with pytest.raises(CaseFileError, match=words) as error_info:
+        load_cases(write_cases(CASE, line))
+    assert "cases.jsonl" in str(error_info.value)
+
+
+def test_a_file_without_cases_or_no_file_is_named(tmp_path: Path, write_cases: Callable[..., Path]) -> None:
+    with pytest.raises(CaseFileError, match=r"cases\.jsonl holds no cases"):
+        load_cases(write_cases("", " "))
+    with pytest.raises(CaseFileError, match=r"missing\.jsonl cannot be read"):
+        load_cases(tmp_path / "missing.jsonl")
+    (tmp_path / "binary.jsonl").write_bytes(b"\xff\xfe{")
+    with pytest.raises(CaseFileError, match=r"binary\.jsonl cannot be read"):
+        load_cases(tmp_path / "binary.jsonl")

@@ -1,0 +1,264 @@
+"""Cases made of a folder of documents and a table of questions."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from support import tiny
+from samkv_rag import cli
+from samkv_apps.evaluate import EvaluationOptions, cases_from_folder, evaluate, folder
+from samkv_apps.evaluate.datasets import build_messages, load_cases
+from samkv_apps.evaluate.questions import read_questions
+from samkv_apps.evaluate.retrieval import Retriever, best_outside
+from samkv_rag.exceptions import CaseFileError, ChunkError, ConfigurationError
+
+TIDES = {"ebb.md": "ebb " * 40, "flood.txt": "flood " * 40, "sub/slack.md": "slack " * 40}
+TABLE = "question,answer,source\nWhat ebbs?,ebb|the ebb,ebb.md\nWhat is slack?,slack,sub/slack.md\n"
+
+
+class WordEmbedder:
+    """Two texts are near that share words."""
+
+    def embed(self, text: str) -> torch.Tensor:
+        known = ["ebb", "flood", "slack"]
+        counts = torch.tensor([[float(text.count(word)) for word in known] + [0.01]])
+        return counts / counts.norm()
+
+
+@pytest.fixture
+def documents(tmp_path: Path) -> Path:
+    for name, text in TIDES.items():
+        file = tmp_path / "documents" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+    return tmp_path / "documents"
+
+
+@pytest.fixture
+def make(documents: Path, tmp_path: Path) -> Callable[..., Path]:
+    def made(table: str = TABLE, top_k: int = 2, **changes: Any) -> Path:
+        questions = tmp_path / "questions.csv"
+        questions.write_text(table, encoding="utf-8")
+        arguments: dict[str, Any] = {"tokenize": str.split, "embedder": WordEmbedder()}
+        return cases_from_folder(documents, questions, tmp_path / "out", top_k=top_k, **(arguments | changes))
+
+    return made
+
+
+# -- cases -----------------------------------------------------------------------------------------
+
+
+def test_each_question_gets_the_nearest_chunks(make: Callable[..., Path]) -> None:
+    file = make()
+    ebb, slack = load_cases(file)
+    assert (ebb.case_id, ebb.question, ebb.answers) == ("row-2", "What ebbs?", ("ebb", "the ebb"))
+    assert TIDES["ebb.md"].strip() in ebb.chunks and len(ebb.chunks) == 2
+    assert slack.supporting == {TIDES["sub/slack.md"].strip()}
+    assert (ebb.retrieved, slack.retrieved) == (1.0, 1.0)
+    assert file.name == "cases.jsonl"
+
+
+def test_a_missed_source_is_counted_and_supports_nothing(make: Callable[..., Path]) -> None:
+    (case,) = load_cases(make("question,answer,source\nWhat ebbs?,ebb,flood.txt\n", top_k=1))
+    assert (case.retrieved, case.supporting) == (0.0, None)
+
+
+def test_without_a_source_nothing_is_said_about_retrieval(make: Callable[..., Path]) -> None:
+    (case,) = load_cases(make("question,answer\nWhat ebbs?,ebb\n"))
+    assert (case.retrieved, case.supporting) == (None, None)
+
+
+def test_cases_are_made_once_and_others_refused(
+    make: Callable[..., Path], documents: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = make()
+    before = file.read_bytes()
+    with monkeypatch.context() as patch:
+        patch.setattr(folder, "Retriever", None)  # would fail if it were asked
+        assert make() == file
+    for changes in ({"top_k": 1}, {"table": TABLE + "More?,ebb,\n"}):
+        with pytest.raises(CaseFileError, match="made of other documents, questions or top_k; choose another"):
+            make(**changes)
+    (documents / "ebb.md").write_text("changed")
+    with pytest.raises(CaseFileError, match="made of other documents"):
+        make()
+    assert file.read_bytes() == before
+
+
+def test_a_file_that_cannot_be_read_is_left_out_with_a_warning(make: Callable[..., Path], documents: Path) -> None:
+    (documents / "broken.txt").write_bytes(b"\xff\xfe\x00")
+    with pytest.warns(UserWarning, match=r"left out: .*broken\.txt"):
+        assert len(load_cases(make())) == 2
+
+
+def test_errors_come_before_anything_is_embedded(make: Callable[..., Path], documents: Path) -> None:
+    broken = {"embedder": None, "tokenize": None}
+    with pytest.raises(CaseFileError, match=r"row 2: the source 'tide.md' is none of the 3 documents \(ebb\.md"):
+        make("question,answer,source\nWhat ebbs?,ebb,tide.md\n", **broken)
+    with pytest.raises(ConfigurationError, match="top_k is 0"):
+        make(top_k=0, **broken)
+    for file in [file for file in documents.rglob("*") if file.is_file()]:
+        file.unlink()
+    with pytest.raises(ChunkError, match="holds no files to read"):
+        make(**broken)
+
+
+# -- questions -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", r"row 1: the header is \[\]"),
+        (b"question,reply\na,b\n", "row 1: the header is .*it must be question,answer"),
+        (b"question,answer,author\na,b,c\n", "row 1: the header"),
+        (b"question,answer,answer\na,b,c\n", "row 1: the header"),
+        (b"question,answer\n", "holds no questions; write one a row"),
+        (b"question,answer\na,b\n ,c\n", "row 3: the question is empty"),
+        (b"question,answer\na, | \n", "row 2: the answer is empty; fill it in or delete the row"),
+        (b"question,answer\n\na,b,c\n", "row 3 has 3 cells, the header 2; put a text with commas between quotes"),
+        (b'question,answer\n"a,b\n', "cannot be read"),
+        (b"question,answer\n\xe9,b\n", "cannot be read .*give a CSV file in UTF-8"),
+    ],
+)
+def test_a_wrong_table_is_told_with_its_row(tmp_path: Path, content: bytes, words: str) -> None:
+    (tmp_path / "q.csv").write_bytes(content)
+    with pytest.raises(CaseFileError, match=words):
+        read_questions(tmp_path / "q.csv")
+
+
+def test_a_missing_table_is_told(tmp_path: Path) -> None:
+    with pytest.raises(CaseFileError, match=r"q\.csv cannot be read"):
+        read_questions(tmp_path / "q.csv")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        'question,answer,source\nWho?,"Flora, or Mabel|both",a.md\n',
+        "\ufeffQuestion;Answer;Source\r\nWho?;Flora, or Mabel | both;a.md\r\n;;\r\n",
+        "answer\tsource\tquestion\nFlora, or Mabel|both|\ta.md\tWho?\n",
+    ],
+)
+def test_tables_as_spreadsheets_write_them(tmp_path: Path, content: str) -> None:
+    (tmp_path / "q.csv").write_bytes(content.encode())
+    (question,) = read_questions(tmp_path / "q.csv")
+    assert (question.row, question.question, question.source) == (2, "Who?", "a.md")
+    assert question.answers == ("Flora, or Mabel", "both")
+
+
+# -- retrieval -------------------------------------------------------------------------------------
+
+
+def test_a_text_of_several_windows_is_as_near_as_its_nearest() -> None:
+    class Windows:
+        def embed(self, text: str) -> torch.Tensor:
+            return torch.tensor([[1.0, 0.0], [0.0, 1.0]] if text == "both" else [[0.6, 0.8]])
+
+    assert Retriever(["one", "both"], Windows()).nearest("one", 5) == [0, 1]
+    assert Retriever(["both", "one", "one"], Windows()).nearest("one", 2) == [1, 2]
+
+
+def test_the_best_stand_outside() -> None:
+    assert best_outside([1, 2, 3, 4, 5]) == [1, 3, 5, 4, 2]
+    assert best_outside([1, 2]) == [2, 1]
+    assert best_outside([]) == []
+
+
+# -- prompts ---------------------------------------------------------------------------------------
+
+
+def test_a_prompt_of_ones_own_is_filled_once(options: Callable[..., EvaluationOptions]) -> None:
+    prompt = "Read {passages} {well}.\n{question}"
+    assert build_messages("Why {passages}?", ["a {question}", "b"], prompt) == [
+        {"role": "user", "content": "Read a {question}\n\nb {well}.\nWhy {passages}?"}
+    ]
+    for wrong, words in (
+        ("{passages}", "{question} 0 times"),
+        ("{passages}{passages}{question}", "{passages} 2 times"),
+    ):
+        with pytest.raises(ConfigurationError, match=words):
+            options(prompt=wrong)
+
+
+def test_another_prompt_in_the_same_folder_is_refused(options: Callable[..., EvaluationOptions]) -> None:
+    prompt = "{passages}\n{question}"
+    evaluate(options(limit=1, prompt=prompt))
+    with pytest.raises(ConfigurationError, match="prompt is None, but"):
+        evaluate(options(limit=1))
+
+
+# -- the command line ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def samkv(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setenv("TQDM_DISABLE", "1")
+        monkeypatch.setattr(sys, "argv", ["samkv", "evaluate", *map(str, arguments)])
+        with pytest.raises(SystemExit) as exit_info:
+            cli.main()
+        captured = capsys.readouterr()
+        return int(exit_info.value.code or 0), captured.out, captured.err
+
+    return run
+
+
+def test_from_a_folder_to_a_recommendation(
+    samkv: Callable[..., tuple[int, str, str]], model_folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(folder, "_minilm", WordEmbedder)
+    for i in range(4):
+        (tmp_path / "notes" / f"{i}.md").parent.mkdir(exist_ok=True)
+        (tmp_path / "notes" / f"{i}.md").write_text(tiny.text(i, num_words=40))
+    (tmp_path / "q.csv").write_text("question,answer,source\nWhich tide?,ebb,1.md\nWhich stone?,north,2.md\n")
+    (tmp_path / "prompt.txt").write_text("{passages}\n\n{question}")
+    out = tmp_path / "out"
+    arguments = ["--model", model_folder, "--documents", tmp_path / "notes", "--questions", tmp_path / "q.csv"]
+    arguments += ["--output-dir", out, "--top-k", 3, "--sequence-ratio", "0.3,0.6", "--dtype", "float32"]
+    arguments += ["--max-new-tokens", 2, "--prompt", tmp_path / "prompt.txt", "--option", "block_tokens=8"]
+    status, printed, errors = samkv(*arguments)
+    assert (status, errors) == (0, "")
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert printed.splitlines()[-1] == metrics["recommendation"]["sentence"]
+    assert {(run["data"], run["n"]) for run in metrics["runs"]} == {("cases", 2)}
+    config = json.loads((out / "config.json").read_text())
+    assert config["prompt"] == "{passages}\n\n{question}"
+    assert config["data"]["cases"]["retrieved"]["n"] == 2
+    report = (out / "report.md").read_text()
+    assert metrics["recommendation"]["sentence"] in report and "Retrieval of cases: " in report
+    assert str(tmp_path) not in report
+
+    assert samkv(*arguments)[0] == 0, "the same again goes on where it stopped"
+    assert len((out / "predictions.jsonl").read_text().splitlines()) == 2 * 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "words"),
+    [
+        ([], 2, "give either --data FILE, or --documents FOLDER and --questions CSV"),
+        (["--documents", "."], 2, "--documents and --questions belong together"),
+        (["--questions", "q.csv"], 2, "--documents and --questions belong together"),
+        (["--data", "a.jsonl", "--documents", ".", "--questions", "q.csv"], 2, "give either --data"),
+        (["--data", "a.jsonl", "--top-k", "3"], 2, "--top-k goes with --documents"),
+        (["--documents", ".", "--questions", "missing.csv"], 1, "missing.csv cannot be read"),
+        (["--data", "a.jsonl", "--prompt", "missing.txt"], 1, "--prompt missing.txt cannot be read"),
+        (["--data", "a.jsonl", "--tolerance", "2"], 1, "tolerance is 2.0"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_wrong_input_is_told_in_one_line(
+    samkv: Callable[..., tuple[int, str, str]], tmp_path: Path, arguments: list[str], status: int, words: str
+) -> None:
+    result, _, errors = samkv("--model", "none", "--output-dir", tmp_path / "out", *arguments)
+    (line,) = errors.splitlines()
+    assert result == status
+    assert line.startswith("samkv: error: ") and words in line
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,130 @@
+"""The two evaluation domains are well formed, answerable from their chunks, and built from their sources."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+import pytest
+
+from benchmarks.domains.build import CHUNKS_PER_CASE, DOMAINS, HERE, build, questions
+from benchmarks.domains.code.parcelkit.labels import label_width_dots
+from benchmarks.domains.code.parcelkit.pricing import base_price_cents
+from benchmarks.domains.code.parcelkit.retry import NamedPolicies, backoff_delay_s
+from benchmarks.domains.code.parcelkit.schedule import makes_todays_van
+from samkv_apps.evaluate.datasets import load_cases
+
+FIELDS = {"id", "question", "answers", "chunks", "supporting"}
+FEWEST_QUESTIONS = 36
+FEWEST_TWO_CHUNK_QUESTIONS = 12
+CHUNK_CHARACTERS = range(400, 1601)
+
+
+def cases(domain: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (HERE / f"{domain}.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+ALL_CASES = [pytest.param(case, id=case["id"]) for domain in DOMAINS for case in cases(domain)]
+DERIVED = {question["id"] for domain in DOMAINS for question in questions(domain) if question.get("derived")}
+
+
+def normalised(text: str) -> str:
+    """Lower case, no articles, words separated by single spaces; ``timeout_s=2.5`` becomes ``timeout s 2 5``."""
+    words = re.sub(r"[\W_]+", " ", text.lower()).split()
+    return " " + " ".join(word for word in words if word not in ("a", "an", "the")) + " "
+
+
+@pytest.mark.parametrize("domain", DOMAINS)
+def test_committed_file_equals_a_fresh_build(domain: str) -> None:
+    assert (HERE / f"{domain}.jsonl").read_text(encoding="utf-8") == build(domain), (
+        "run: python -m benchmarks.domains.build"
+    )
+
+
+@pytest.mark.parametrize("domain", DOMAINS)
+def test_evaluation_reads_the_file(domain: str) -> None:
+    loaded = load_cases(HERE / f"{domain}.jsonl")
+    assert [case.case_id for case in loaded] == [case["id"] for case in cases(domain)]
+    assert [len(case.supporting or ()) for case in loaded] == [len(case["supporting"]) for case in cases(domain)]
+
+
+@pytest.mark.parametrize("domain", DOMAINS)
+def test_enough_questions_of_both_kinds(domain: str) -> None:
+    num_supporting = [len(case["supporting"]) for case in cases(domain)]
+    assert len(num_supporting) >= FEWEST_QUESTIONS
+    assert num_supporting.count(2) >= FEWEST_TWO_CHUNK_QUESTIONS
+    assert set(num_supporting) == {1, 2}
+
+
+@pytest.mark.parametrize("domain", DOMAINS)
+def test_ids_questions_and_titles_are_unique(domain: str) -> None:
+    for values in (
+        [case["id"] for case in cases(domain)],
+        [case["question"] for case in cases(domain)],
+        [chunk.title for chunk in DOMAINS[domain]()],
+    ):
+        assert len(values) == len(set(values))
+
+
+@pytest.mark.parametrize("domain", DOMAINS)
+def test_chunks_are_of_a_retrievers_size(domain: str) -> None:
+    for chunk in DOMAINS[domain]():
+        assert len(chunk.text) in CHUNK_CHARACTERS, f"{chunk.title}: {len(chunk.text)} characters"
+
+
+@pytest.mark.parametrize("domain", DOMAINS)
+def test_supporting_chunks_stand_anywhere_in_the_prompt(domain: str) -> None:
+    positions = [
+        [chunk["title"] for chunk in case["chunks"]].index(title)
+        for case in cases(domain)
+        for title in case["supporting"]
+    ]
+    assert set(positions) == set(range(CHUNKS_PER_CASE))
+    assert max(positions.count(position) for position in set(positions)) < len(positions) / 4
+
+
+@pytest.mark.parametrize("case", ALL_CASES)
+def test_case_has_the_fields_of_the_format(case: dict[str, Any]) -> None:
+    assert set(case) == FIELDS
+    assert case["question"].endswith("?")
+    assert case["answers"] and all(normalised(answer).strip() for answer in case["answers"])
+    assert len({chunk["title"] for chunk in case["chunks"]}) == len(case["chunks"]) == CHUNKS_PER_CASE
+    assert all(set(chunk) == {"title", "text"} for chunk in case["chunks"])
+    assert set(case["supporting"]) <= {chunk["title"] for chunk in case["chunks"]}
+
+
+@pytest.mark.parametrize("case", [case for case in ALL_CASES if case.id not in DERIVED])
+def test_answer_stands_in_a_supporting_chunk(case: dict[str, Any]) -> None:
+    supporting = [chunk["text"] for chunk in case["chunks"] if chunk["title"] in case["supporting"]]
+    assert any(normalised(answer) in normalised(text) for answer in case["answers"] for text in supporting)
+
+
+def test_only_two_chunk_questions_are_derived() -> None:
+    supporting = {question["id"]: question["supporting"] for domain in DOMAINS for question in questions(domain)}
+    assert DERIVED
+    assert all(len(supporting[case_id]) == 2 for case_id in DERIVED)
+
+
+@pytest.mark.parametrize(
+    ("beginning", "result"),
+    [
+        ("How many dots does `label_width_dots`", label_width_dots("slim")),
+        ("What does `makes_todays_van` return", makes_todays_van("express", 1070, is_saturday=False)),
+        ("How many seconds does `backoff_delay_s`", backoff_delay_s(2, NamedPolicies.PRINTER)),
+        ("What is the price in cents of the first kilogram", base_price_cents(1000, "70001")),
+    ],
+)
+def test_answers_are_what_the_code_computes(beginning: str, result: object) -> None:
+    (case,) = [case for case in cases("code") if case["question"].startswith(beginning)]
+    assert str(result) in case["answers"]
+
+
+@pytest.mark.parametrize("case", [case for case in ALL_CASES if case.id not in DERIVED])
+def test_second_chunk_is_no_second_copy_of_the_answer(case: dict[str, Any]) -> None:
+    holders = [
+        chunk["title"]
+        for chunk in case["chunks"]
+        if chunk["title"] in case["supporting"] and normalised(case["answers"][0]) in normalised(chunk["text"])
+    ]
+    assert len(holders) == 1
