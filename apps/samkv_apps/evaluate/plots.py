@@ -28,7 +28,7 @@ def require_matplotlib() -> None:
         ConfigurationError: matplotlib is not installed.
     """
     if find_spec("matplotlib") is None:
-        raise ConfigurationError('the evaluation draws with matplotlib; pip install 'samkv-apps[plots]'')
+        raise ConfigurationError("the plots are drawn with matplotlib; pip install 'samkv-apps[plots]'")
 
 
 def draw_plots(metrics: EvaluationMetrics, predictions: Sequence[Prediction], folder: Path) -> None:
