@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from samkv_rag.config import EngineConfig
     from samkv_rag.engine import SamKVEngine
-    from samkv_rag.exceptions import DamagedChunkWarning, DamagedCatalogWarning, SamKVError
+    from samkv_rag.exceptions import DamagedCatalogWarning, DamagedChunkWarning, SamKVError
     from samkv_rag.explanation import Explanation
-    from samkv_rag.results import ChunkUse, Diagnostic, GenerationMetrics, GenerationResult, IngestionReport, Piece
+    from samkv_rag.generation_result import GenerationResult
+    from samkv_rag.results import ChunkUse, Diagnostic, GenerationMetrics, IngestionReport, Piece
     from samkv_rag.store import Store, open_store
 
 __version__ = "0.1.0"
@@ -25,7 +26,7 @@ _HOMES = {
     "Diagnostic": "results",
     "Explanation": "explanation",
     "GenerationMetrics": "results",
-    "GenerationResult": "results",
+    "GenerationResult": "generation_result",
     "IngestionReport": "results",
     "Store": "store",
     "EngineConfig": "config",
@@ -37,18 +38,18 @@ _HOMES = {
 
 __all__ = [
     "ChunkUse",
-    "DamagedChunkWarning",
     "DamagedCatalogWarning",
+    "DamagedChunkWarning",
     "Diagnostic",
+    "EngineConfig",
     "Explanation",
     "GenerationMetrics",
     "GenerationResult",
     "IngestionReport",
-    "Store",
-    "EngineConfig",
+    "Piece",
     "SamKVEngine",
     "SamKVError",
-    "Piece",
+    "Store",
     "__version__",
     "open_store",
 ]

@@ -14,6 +14,7 @@ from samkv_rag.checks import require_integer
 from samkv_rag.chunk_cache import SummarySpec
 from samkv_rag.config import EngineConfig
 from samkv_rag.exceptions import ConfigurationError, EmptyPromptError, PromptError
+from samkv_rag.generation_result import GenerationResult
 from samkv_rag.ingestion.library import Announcement, ChunkLibrary, Owner
 from samkv_rag.model.decoder import Decoder
 from samkv_rag.model.fingerprint import fingerprint
@@ -22,7 +23,7 @@ from samkv_rag.model.support import check_config, self_test
 from samkv_rag.model.tokenization import PromptTokenizer, RenderedPrompt
 from samkv_rag.prefill import PrefillMethod, Scout, resolve_method
 from samkv_rag.prompt.assembly import PromptAssembler
-from samkv_rag.results import GenerationResult, IngestionReport
+from samkv_rag.results import IngestionReport
 from samkv_rag.runtime.prefilling import prefill, read_prompt, reference_nll
 from samkv_rag.runtime.result import result
 from samkv_rag.runtime.sampling import Sampling

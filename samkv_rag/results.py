@@ -1,16 +1,9 @@
-"""What a call returns: the answer, its pieces, what became of each chunk, and what it cost."""
+"""What a call reports: what became of each chunk, what it cost, the pieces of the answer."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
-
-if TYPE_CHECKING:
-    from samkv_rag.explanation import Explanation
-
-ChunkOffsets = Callable[[str], Sequence[tuple[int, int]]]
-"""A chunk's text to the first character, and the one behind the last, of each of its tokens."""
+from typing import Any, NamedTuple
 
 
 class ScoredBlock(NamedTuple):
@@ -102,33 +95,6 @@ class Piece:
     text: str
     token_ids: tuple[int, ...] = ()
     """Tokens since the piece before; some of their text may still be held back."""
-
-
-@dataclass(frozen=True)
-class GenerationResult:
-    """An answer.
-
-    ``finish_reason`` is ``"stop"`` (end of text or a stop string) or ``"length"``; ``chunks`` says of
-    each chunk in the prompt which of its tokens were retained.
-    """
-
-    text: str
-    finish_reason: str
-    token_ids: tuple[int, ...]
-    metrics: GenerationMetrics
-    chunks: tuple[ChunkUse, ...]
-    model_name: str
-    question: str = ""
-    """The prompt's text behind the last chunk."""
-    reference_nll: float | None = None
-    """Mean negative log-likelihood of a reference answer's tokens, in nats, where one was given."""
-    offsets: ChunkOffsets = field(default=lambda text: (), repr=False, compare=False)
-
-    def explain(self) -> Explanation:
-        """What the answer was read from: of each chunk the tokens retained, and by which scores."""
-        from samkv_rag.explanation import explain  # late: answering must not import a template engine
-
-        return explain(self)
 
 
 @dataclass(frozen=True)

@@ -25,9 +25,9 @@ from samkv_rag.exceptions import (
     StoreUnreachableError,
 )
 from samkv_rag.ingestion.encoder import encode
+from samkv_rag.ingestion.recognition import PREFIX_CHARS, ChunkIndex, Match, describe, text_digest
 from samkv_rag.model.decoder import Decoder
 from samkv_rag.model.tokenization import PromptTokenizer, printable
-from samkv_rag.ingestion.recognition import PREFIX_CHARS, ChunkIndex, Match, describe, text_digest
 from samkv_rag.results import IngestionReport
 from samkv_rag.store.base import Blob, Store
 from samkv_rag.store.catalog import Catalog

@@ -1,6 +1,6 @@
 """From a prompt to a KV cache to decode from: one contract, one method a file."""
 
-from samkv_rag.prefill.base import CachedPrefill, Clock, Prefilled, PrefillContext, PrefillMethod
+from samkv_rag.prefill.base import CachedPrefill, Clock, PrefillContext, Prefilled, PrefillMethod
 from samkv_rag.prefill.cacheblend import CacheBlend
 from samkv_rag.prefill.epic import Epic
 from samkv_rag.prefill.full_prefill import FullPrefill

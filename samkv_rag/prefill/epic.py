@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 
 from samkv_rag.checks import require_number
-from samkv_rag.prefill.base import CachedPrefill, Prefilled, PrefillContext
+from samkv_rag.prefill.base import CachedPrefill, PrefillContext, Prefilled
 from samkv_rag.prefill.passes.plan import make_plan
 from samkv_rag.prefill.passes.planned_pass import PlannedPass
 from samkv_rag.prompt.layout import PromptLayout

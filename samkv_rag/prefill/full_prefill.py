@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 
 from samkv_rag.model.decoder import CausalPass
-from samkv_rag.prefill.base import Need, Prefilled, PrefillContext, PrefillMethod
+from samkv_rag.prefill.base import Need, PrefillContext, Prefilled, PrefillMethod
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import torch
 
-from samkv_rag.prefill.base import CachedPrefill, Prefilled, PrefillContext
+from samkv_rag.prefill.base import CachedPrefill, PrefillContext, Prefilled
 from samkv_rag.prefill.passes.recomputation import Recomputation, recompute
 
 

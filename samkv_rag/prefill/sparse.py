@@ -11,7 +11,7 @@ import torch
 from samkv_rag.checks import require_bool, require_choice, require_number
 from samkv_rag.diagnostics import cache_underflow
 from samkv_rag.exceptions import ConfigurationError
-from samkv_rag.prefill.base import CachedPrefill, Prefilled, PrefillContext
+from samkv_rag.prefill.base import CachedPrefill, PrefillContext, Prefilled
 from samkv_rag.prefill.passes.plan import View
 from samkv_rag.prefill.passes.recomputation import Recomputation, TextBelow, recompute
 from samkv_rag.prefill.passes.selection import Anchors, BlockScores, Budget, plan_budget

@@ -7,9 +7,10 @@ import time
 import torch
 
 from samkv_rag.diagnostics import excessive_recomputation
+from samkv_rag.generation_result import GenerationResult
 from samkv_rag.model.decoder import Decoder
 from samkv_rag.model.tokenization import PromptTokenizer
-from samkv_rag.results import ChunkUse, Diagnostic, GenerationMetrics, GenerationResult
+from samkv_rag.results import ChunkUse, Diagnostic, GenerationMetrics
 from samkv_rag.runtime.sequence import DecodingState, ReadPrompt, Sequence
 
 

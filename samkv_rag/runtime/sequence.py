@@ -9,12 +9,13 @@ from enum import Enum
 
 import torch
 
+from samkv_rag.generation_result import GenerationResult
 from samkv_rag.model.kv_buffer import KVBuffer
 from samkv_rag.model.tokenization import PromptTokenizer, RenderedPrompt
 from samkv_rag.prefill.base import Clock, Prefilled, PrefillMethod
 from samkv_rag.prompt.assembly import SplitPrompt
 from samkv_rag.prompt.layout import PromptLayout
-from samkv_rag.results import GenerationResult, Piece
+from samkv_rag.results import Piece
 from samkv_rag.runtime.sampling import AnswerText, Sampling, TokenChooser
 
 Delivery = Piece | GenerationResult | BaseException

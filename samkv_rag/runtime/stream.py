@@ -8,7 +8,8 @@ from queue import SimpleQueue
 from types import TracebackType
 
 from samkv_rag.exceptions import ConfigurationError
-from samkv_rag.results import GenerationResult, Piece
+from samkv_rag.generation_result import GenerationResult
+from samkv_rag.results import Piece
 from samkv_rag.runtime.sequence import Delivery, Sequence
 
 _Start = Callable[[Sequence], None]

@@ -16,8 +16,8 @@ from typing import Any, TypeVar
 import torch
 
 from samkv_rag.exceptions import DamagedChunkError, EngineClosedError
+from samkv_rag.generation_result import GenerationResult
 from samkv_rag.model.decoder import Decoder
-from samkv_rag.results import GenerationResult
 from samkv_rag.runtime.scheduler import Scheduler
 from samkv_rag.runtime.sequence import ReadPrompt, Sequence, Status
 from samkv_rag.runtime.step import step

@@ -13,7 +13,8 @@ from samkv_apps.evaluate.options import EvaluationOptions, Task
 from samkv_apps.evaluate.records import Prediction
 from samkv_apps.evaluate.scoring import answer_recall, exact_match, f1
 from samkv_rag.exceptions import EvaluationError
-from samkv_rag.results import ChunkUse, GenerationMetrics, GenerationResult
+from samkv_rag.generation_result import GenerationResult
+from samkv_rag.results import ChunkUse, GenerationMetrics
 from samkv_rag.ingestion.recognition import text_digest
 
 CHUNKS_MISSED = "chunks_missed"

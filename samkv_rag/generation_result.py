@@ -1,0 +1,50 @@
+"""What a call returns: the answer, why it ended, what became of each chunk, and what it cost."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from samkv_rag.results import ChunkUse, GenerationMetrics
+
+if TYPE_CHECKING:
+    from samkv_rag.explanation import Explanation
+
+ChunkOffsets = Callable[[str], Sequence[tuple[int, int]]]
+"""A chunk's text to the first character, and the one behind the last, of each of its tokens."""
+
+
+@dataclass(frozen=True)
+class GenerationResult:
+    """An answer.
+
+    ``finish_reason`` is ``"stop"`` (end of text or a stop string) or ``"length"``; ``chunks`` says of
+    each chunk in the prompt which of its tokens were retained.
+    """
+
+    text: str
+    finish_reason: str
+    token_ids: tuple[int, ...]
+    metrics: GenerationMetrics
+    chunks: tuple[ChunkUse, ...]
+    model_name: str
+    question: str = ""
+    """The prompt's text behind the last chunk."""
+    reference_nll: float | None = None
+    """Mean negative log-likelihood of a reference answer's tokens, in nats, where one was given."""
+    offsets: ChunkOffsets = field(default=lambda text: (), repr=False, compare=False)
+
+    def explain(self) -> Explanation:
+        """What the answer was read from: of each chunk the tokens retained, and by which scores."""
+        from samkv_rag.explanation import Explanation, explained_chunk  # late: answering needs none of it
+
+        return Explanation(
+            model_name=self.model_name,
+            method=self.metrics.method,
+            fallback_reason=self.metrics.fallback_reason,
+            question=self.question,
+            answer=self.text,
+            sequence_ratio=self.metrics.sequence_ratio,
+            chunks=tuple(explained_chunk(use, self.offsets(use.text)) for use in self.chunks),
+        )
