@@ -22,10 +22,11 @@ test test-fast cookbook: export OMP_WAIT_POLICY := passive
 
 install: $(INSTALLED)
 
-$(INSTALLED): pyproject.toml constraints.txt $(wildcard integrations/*/pyproject.toml)
+$(INSTALLED): pyproject.toml constraints.txt apps/pyproject.toml $(wildcard integrations/*/pyproject.toml)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(PIP_INSTALL) --editable .
-	$(PIP_INSTALL) --editable integrations/langchain --editable integrations/llama_index --editable ".[demo,dev]"
+	$(PIP_INSTALL) --upgrade "pip>=25.1"
+	$(PIP_INSTALL) --editable ".[gguf,objects,redis]" --editable integrations/langchain --editable integrations/llama_index \
+		--editable "apps[demo,evaluate,plots]" --group dev
 	touch $@
 
 demo: install
@@ -35,10 +36,10 @@ demo-langchain: install
 	$(BIN)/samkv demo --framework langchain
 
 test: install
-	$(BIN)/python -m pytest --slow
+	$(BIN)/python -m pytest --slow $(PYTEST_ARGS)
 
 test-fast: install
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 check: install
 	$(BIN)/ruff check .

@@ -3,9 +3,8 @@
     python -m benchmarks.explain_pictures [--folder docs/images] [--chromium PATH]
 
 SmolLM2-135M-Instruct answers a question about the demo's handbook from the eight sections nearest to it,
-the nearest last. ``explain.png`` is what ``Explanation.to_png`` draws; ``explain-light.png`` and
-``explain-dark.png`` are the upper part of the page that ``Explanation.to_html`` writes. The chromium
-that is installed draws them, with the fonts that are installed.
+the nearest last. ``explain-light.png`` and ``explain-dark.png`` show the upper part of the page that
+``Explanation.to_html`` returns, drawn by the installed chromium with the installed fonts.
 """
 
 from __future__ import annotations
@@ -19,12 +18,12 @@ from pathlib import Path
 
 import torch
 from PIL import Image
-
-from samkv_rag import SamKVEngine
 from samkv_apps import models
 from samkv_apps.demo import corpus
 from samkv_apps.demo.corpus import Question, Section
 from samkv_apps.evaluate.embedding import Embedder
+
+from samkv_rag import SamKVEngine
 from samkv_rag.exceptions import ConfigurationError
 from samkv_rag.explanation import Explanation
 
@@ -45,7 +44,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options.folder.mkdir(parents=True, exist_ok=True)
     explanation = explain(corpus.questions()[_QUESTION])
     print(explanation.answer)
-    explanation.to_png(options.folder / "explain.png")
     for scheme in ("light", "dark"):
         screenshot(explanation.to_html(), scheme, options.folder / f"explain-{scheme}.png", options.chromium)
 

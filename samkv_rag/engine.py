@@ -366,7 +366,7 @@ class SamKVEngine:
 
     def _rendered(self, prompt: Prompt) -> RenderedPrompt:
         if isinstance(prompt, str):
-            rendered = RenderedPrompt(prompt)
+            rendered = RenderedPrompt(prompt, user_text=prompt)
         elif isinstance(prompt, RenderedPrompt):
             rendered = prompt
         elif isinstance(prompt, Sequence) and all(isinstance(message, Mapping) for message in prompt):

@@ -30,7 +30,7 @@ class GenerationResult:
     chunks: tuple[ChunkUse, ...]
     model_name: str
     question: str = ""
-    """The prompt's text behind the last chunk."""
+    """What was asked: the text behind the last chunk in its message, else the last user message without its chunks."""
     reference_nll: float | None = None
     """Mean negative log-likelihood of a reference answer's tokens, in nats, where one was given."""
     offsets: ChunkOffsets = field(default=lambda text: (), repr=False, compare=False)

@@ -108,7 +108,7 @@ def prune(
     as_json: _Json = False,
 ) -> None:
     """Delete chunks: those that any option names, within --namespace and --model."""
-    from samkv_rag.frameworks.sources import source_names
+    from samkv_rag.sources import source_names
     from samkv_rag.store.admin import PruneRule, open_existing
     from samkv_rag.store.admin import prune as prune_store
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import groupby
+from math import isfinite
 from typing import Any
 
 from samkv_rag.exceptions import ConfigurationError
-from samkv_rag.results import ChunkUse, GenerationResult
+from samkv_rag.results import ChunkUse
 
 
 @dataclass(frozen=True)
@@ -40,11 +41,11 @@ class ExplainedChunk:
     hit: bool
     """Its KV came from the store; otherwise it was computed for this prompt."""
     retained: tuple[Range, ...]
-    """Runs of retained tokens, in order; neighbours are joined."""
+    """Runs of retained tokens, in order."""
     blocks: tuple[Block, ...]
-    """What the selection scored, in order. Anchors, retained unasked, are in none; full prefill scores nothing."""
+    """What the selection scored, in order. Anchors are always retained and in no block; full prefill scores nothing."""
     source: str = ""
-    """Where the text is from, if anyone said so."""
+    """Where the text is from; empty where nobody said."""
 
     @property
     def num_retained(self) -> int:
@@ -56,8 +57,8 @@ class ExplainedChunk:
 class Explanation:
     """What an answer was read from, chunk by chunk in the prompt's order.
 
-    ``GenerationResult.explain()`` makes one. It shows itself in a notebook, and is plain JSON by
-    :meth:`to_dict`. It holds the question and the chunks' texts: treat it as you treat the documents.
+    ``GenerationResult.explain()`` makes one. A notebook draws it, and ``to_dict`` turns it into plain values
+    for JSON. It holds the question and the chunks' texts: protect it as you protect the documents.
     """
 
     model_name: str
@@ -70,8 +71,7 @@ class Explanation:
     """Chunk tokens retained ÷ chunk tokens in the prompt."""
     chunks: tuple[ExplainedChunk, ...]
 
-    def __repr__(self) -> str:
-        """Short, and without the documents' texts."""
+    def __repr__(self) -> str:  # is printed and logged, so without the documents' texts
         return f"<Explanation: {self.num_retained} of {self.num_tokens} tokens retained of {len(self.chunks)} chunks>"
 
     @property
@@ -85,9 +85,9 @@ class Explanation:
         return sum(chunk.num_retained for chunk in self.chunks)
 
     def with_sources(self, sources: Mapping[str, str]) -> Explanation:
-        """Return a copy that says where chunks are from; ``sources`` maps chunk texts to names.
+        """Return a copy that names where chunks are from; ``sources`` maps chunk texts to names.
 
-        White space around a text is not part of the chunk. Chunks that it does not name stay as they are.
+        White space around a text does not count. Chunks that ``sources`` does not name stay as they are.
         """
         named = {text.strip(): source for text, source in sources.items()}
         chunks = (replace(chunk, source=named.get(chunk.text.strip(), chunk.source)) for chunk in self.chunks)
@@ -99,70 +99,47 @@ class Explanation:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Explanation:
-        """Return the explanation that :meth:`to_dict` wrote.
+        """Return the explanation that ``to_dict`` turned into ``values``.
 
         Raises:
-            ConfigurationError: ``values`` is something else.
+            ConfigurationError: ``values`` is not what ``to_dict`` returns.
         """
         try:
-            return cls(**{**values, "chunks": tuple(_chunk(chunk) for chunk in values["chunks"])})
+            return cls(**{**values, "chunks": tuple(_chunk(**chunk) for chunk in values["chunks"])})
         except (KeyError, TypeError) as error:
             raise ConfigurationError(
-                f"not an explanation: {error}; give what Explanation.to_dict returned, of a call with explain=True"
+                f"not an explanation: {error}; pass what Explanation.to_dict, or a call with explain=True, returned"
             ) from error
 
-    def to_html(self) -> str:
-        """Return a whole page that needs nothing else: no script, no font, no network."""
-        from samkv_rag.explanation.render import page  # late: it imports jinja2
+    def to_html(self, *, fragment: bool = False) -> str:
+        """Return a page that needs nothing else, or as a ``fragment`` one element to stand in another page."""
+        from samkv_rag.explanation.render import render  # late: it brings jinja2
 
-        return page(self)
+        return render(self, is_page=not fragment)
 
     def _repr_html_(self) -> str:
-        from samkv_rag.explanation.render import fragment
-
-        return fragment(self)
+        return self.to_html(fragment=True)
 
 
-def explain(result: GenerationResult) -> Explanation:
-    """Turn what a generation retained, in tokens, into an explanation in the chunks' own words."""
-    return Explanation(
-        model_name=result.model_name,
-        method=result.metrics.method,
-        fallback_reason=result.metrics.fallback_reason,
-        question=result.question,
-        answer=result.text,
-        sequence_ratio=result.metrics.sequence_ratio,
-        chunks=tuple(_explained(use, result.offsets(use.text)) for use in result.chunks),
+def explained_chunk(use: ChunkUse, offsets: Sequence[tuple[int, int]]) -> ExplainedChunk:
+    """Turn what was retained of a chunk, in tokens, into runs of its text.
+
+    Args:
+        use: what became of the chunk.
+        offsets: of each of its tokens the first character, and the one behind the last.
+    """
+    # Full prefill counts a BOS, which is not text, among the tokens of a chunk that begins the prompt.
+    offsets = [(0, 0)] * (use.num_tokens - len(offsets)) + [*offsets]
+    neighbours = groupby(enumerate(use.retained_tokens), key=lambda pair: pair[1] - pair[0])
+    runs = [[token for _, token in run] for _, run in neighbours]
+    retained = tuple(Range(run[0], run[-1] + 1, offsets[run[0]][0], offsets[run[-1]][1]) for run in runs)
+    blocks = tuple(
+        Block(start, stop, offsets[start][0], offsets[stop - 1][1], score if isfinite(score) else None)
+        for start, stop, score in use.blocks
     )
+    return ExplainedChunk(use.text, use.digest, use.num_tokens, use.hit, retained, blocks)
 
 
-def _explained(use: ChunkUse, offsets: Sequence[tuple[int, int]]) -> ExplainedChunk:
-    # Full prefill counts a BOS, which is no text, among the tokens of a chunk that begins the prompt.
-    offsets = [(0, 0)] * (use.num_tokens - len(offsets)) + list(offsets)
-    chars = lambda start, stop: (offsets[start][0], offsets[stop - 1][1])  # noqa: E731
-    return ExplainedChunk(
-        text=use.text,
-        digest=use.digest,
-        num_tokens=use.num_tokens,
-        hit=use.hit,
-        retained=tuple(Range(*run, *chars(*run)) for run in _runs(use.retained_tokens)),
-        blocks=tuple(
-            Block(b.start, b.stop, *chars(b.start, b.stop), b.score if math.isfinite(b.score) else None)
-            for b in use.blocks
-        ),
-    )
-
-
-def _runs(indices: Sequence[int]) -> Iterator[tuple[int, int]]:
-    """First index, and the one behind the last, of each run of neighbours in rising ``indices``."""
-    start = 0
-    for i, index in enumerate(indices):
-        if i + 1 == len(indices) or indices[i + 1] != index + 1:
-            yield indices[start], index + 1
-            start = i + 1
-
-
-def _chunk(values: Mapping[str, Any]) -> ExplainedChunk:
-    retained = tuple(Range(**run) for run in values["retained"])
-    blocks = tuple(Block(**block) for block in values["blocks"])
-    return ExplainedChunk(**{**values, "retained": retained, "blocks": blocks})
+def _chunk(retained: list[dict[str, Any]], blocks: list[dict[str, Any]], **values: Any) -> ExplainedChunk:
+    ranges = tuple(Range(**run) for run in retained)
+    return ExplainedChunk(retained=ranges, blocks=tuple(Block(**block) for block in blocks), **values)

@@ -1,197 +1,144 @@
-"""An explanation as HTML: a page of its own, or a fragment of a notebook. No script, nothing loaded.
-
-The template escapes every text; what is shown is worked out here.
-"""
+"""An explanation as HTML. What is marked, and how strongly, is worked out here; the words are in page.html.j2."""
 
 from __future__ import annotations
 
 import re
+import secrets
 import unicodedata
-from collections.abc import Iterable, Iterator, Sequence
-from functools import cache
-from itertools import count, groupby
-from pathlib import Path, PurePath
-from typing import NamedTuple
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from operator import attrgetter, itemgetter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from samkv_rag.explanation.data import Block, ExplainedChunk, Explanation
+if TYPE_CHECKING:
+    from samkv_rag.explanation.data import Block, ExplainedChunk, Explanation, Range
 
 DROPPED, UNSCORED, GOOD, BETTER, BEST = -1, 0, 1, 2, 3
-"""Levels: how strongly a token is marked."""
-
-_WORDS = (
-    "retained, best sixth by score",
-    "retained, better half",
-    "retained, the rest",
-    "retained without a score",
-    "dropped",
-)
-_LEGEND = dict(zip((BEST, BETTER, GOOD, UNSCORED, DROPPED), _WORDS, strict=True))
-_HEIGHTS = {UNSCORED: 0.3, GOOD: 0.5, BETTER: 0.75, BEST: 1.0}
-_NUM_EXCERPTS, _EXCERPT_CHARS = 3, 120
-_LEAST_WIDTH = 0.004  # of a bar, so that a single token of a long chunk is seen
+"""Levels. UNSCORED: retained without a score, as anchors are."""
+_NUM_EXCERPTS, _CHARS_BEFORE, _CHARS_BEHIND = 3, 60, 180
 # Unseen, they would make a reader see another text than the model: controls, changes of writing
 # direction, halves of characters and invisible tags.
 _UNSEEN = re.compile("[\0-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff\U000e0000-\U000e007f]")
-_fragments = count(1)
-
-Run = list[tuple[int, str]]  # neighbouring pieces of text with their levels; all retained, or one that was dropped
 
 
-class _View(NamedTuple):
-    """One chunk as the template shows it."""
-
-    chunk: ExplainedChunk
-    name: str
-    length: float  # of its bar, as a share of the longest
-    marks: list[tuple[float, float, float, int]]  # start, width and height as shares of the bar, and level
-    runs: list[Run]
-    rank: int | None  # of its best block, among all
-
-
-def page(explanation: Explanation) -> str:
-    """A whole document, safe to open whatever the chunks' texts hold."""
-    return _rendered(explanation, is_page=True, prefix="chunk")
-
-
-def fragment(explanation: Explanation) -> str:
-    """One element for a place within a page; its style neither leaks nor is touched by the page's."""
-    return _rendered(explanation, is_page=False, prefix=f"samkv-{next(_fragments)}")
-
-
-def _rendered(explanation: Explanation, is_page: bool, prefix: str) -> str:
-    scores = sorted((b.score for c in explanation.chunks for b in c.blocks if b.score is not None), reverse=True)
-    retained = [b for c in explanation.chunks for b in _retained_blocks(c)]
-    cuts = _cuts([b.score for b in retained if b.score is not None])
-    longest = max((chunk.num_tokens for chunk in explanation.chunks), default=1)
-    views = [_view(chunk, cuts, scores, longest) for chunk in explanation.chunks]
-    levels = {level for view in views for run in view.runs for level, _ in run}
-    path = PurePath(explanation.model_name)
-    template, style = _template()
-    return template.render(
-        e=explanation,
+def render(explanation: Explanation, is_page: bool) -> str:
+    """Return a whole document, or one element to stand in another page. Neither has a script or loads anything."""
+    return _template.render(
+        explanation=explanation,
+        marking=Marking(explanation),
         is_page=is_page,
-        prefix=prefix,
-        style=style,
-        views=views,
-        excerpts=_excerpts(explanation, cuts),
-        num_hits=sum(chunk.hit for chunk in explanation.chunks),
-        num_blocks=len(scores),
-        best=min((view.rank for view in views if view.rank), default=None),
-        is_whole=explanation.num_retained >= explanation.num_tokens,
-        legend={level: words for level, words in _LEGEND.items() if level in levels},
-        model="/".join(path.parts[-2:]) if path.is_absolute() else explanation.model_name,
-    )
+        # Random, since the outputs of several processes may stand in one notebook.
+        prefix="chunk" if is_page else f"samkv-{secrets.token_hex(4)}",
+        names=[_name(chunk) for chunk in explanation.chunks],
+    ).lstrip()
 
 
-@cache
-def _template() -> tuple[object, str]:
-    folder = Path(__file__).parent
-    environment = Environment(
-        loader=FileSystemLoader(folder),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["shown"] = shown
-    return environment.get_template("page.html.j2"), (folder / "style.css").read_text(encoding="utf-8")
+def _shown(value: Any) -> Any:
+    """Replace unseen characters by their numbers, such as ⟨U+202E⟩, in every text that the template prints."""
+    if not isinstance(value, str) or hasattr(value, "__html__"):
+        return value
+    return _UNSEEN.sub(lambda found: f"⟨U+{ord(found[0]):04X}⟩", value.replace("\r\n", "\n").replace("\r", "\n"))
 
 
-def shown(text: str) -> str:
-    """``text`` with unseen characters by their numbers, such as ⟨U+202E⟩."""
-    lines = text.replace("\r\n", "\n").replace("\r", "\n")
-    return _UNSEEN.sub(lambda found: f"⟨U+{ord(found[0]):04X}⟩", lines)
+_template = Environment(
+    loader=FileSystemLoader(Path(__file__).parent),
+    autoescape=True,
+    finalize=_shown,
+    undefined=StrictUndefined,
+    trim_blocks=True,
+).get_template("page.html.j2")
 
 
-def _view(chunk: ExplainedChunk, cuts: tuple[float, float], scores: Sequence[float], longest: int) -> _View:
-    first_line = (chunk.text.strip().splitlines() or [""])[0]
-    name = " ".join((chunk.source or re.sub(r"^[#>*=\-\s]+", "", first_line) or "without text").split())
-    best = max((b.score for b in chunk.blocks if b.score is not None), default=None)
-    blocks = [(block.start, block.stop, _level(block, cuts)) for block in chunk.blocks]
-    levels = _levels(chunk.num_tokens, [(run.start, run.stop) for run in chunk.retained], blocks)
-    return _View(
-        chunk=chunk,
-        name=name if len(name) <= 80 else f"{name[:39]}…{name[-40:]}",
-        length=chunk.num_tokens / longest if longest else 1.0,
-        marks=list(_marks(levels)),
-        runs=_text_runs(chunk, cuts),
-        rank=None if best is None else 1 + sum(score > best for score in scores),
-    )
+def _name(chunk: ExplainedChunk) -> str:
+    """Its source, or else the first line of its text, in 80 characters at most."""
+    first_line = (chunk.text.strip().splitlines() or [""])[0].lstrip("#>*=- \t")
+    name = " ".join((chunk.source.strip() or first_line or "without text").split())
+    return name if len(name) <= 80 else f"{name[:39]}…{name[-40:]}"
 
 
-def _marks(levels: Sequence[int]) -> Iterator[tuple[float, float, float, int]]:
-    position = 0
-    for level, run in groupby(levels):
-        num_tokens = len(list(run))
-        if level != DROPPED:
-            width = max(num_tokens / len(levels), _LEAST_WIDTH)
-            yield min(position / len(levels), 1 - width), width, _HEIGHTS[level], level
-        position += num_tokens
+Part = tuple[int, int, int]
+"""First and one behind the last of neighbouring tokens, or characters, and their level."""
 
 
-def _text_runs(chunk: ExplainedChunk, cuts: tuple[float, float], start: int = 0, stop: int | None = None) -> list[Run]:
-    """The chunk's text from ``start`` to ``stop``, cut where the level changes, never within a character as seen."""
-    blocks = [(block.start_char, block.stop_char, _level(block, cuts)) for block in chunk.blocks]
-    levels = _levels(len(chunk.text), [(run.start_char, run.stop_char) for run in chunk.retained], blocks)
-    for i in range(1, len(levels)):
-        if _continues(chunk.text[i - 1], chunk.text[i]):
-            levels[i] = levels[i - 1]
-    pieces, position = [], start
-    for level, places in groupby(levels[start:stop]):
-        length = len(list(places))
-        pieces.append((level, chunk.text[position : position + length]))
-        position += length
-    return [list(run) for _, run in groupby(pieces, key=lambda piece: piece[0] == DROPPED)]
+class Marking:
+    """How strongly each part of the chunks is marked: by the rank of its block's score among the retained ones.
+
+    Scores are heavy-tailed and of any sign, so only their order counts.
+    """
+
+    def __init__(self, explanation: Explanation) -> None:
+        self.chunks = explanation.chunks
+        self.scores = [b.score for chunk in self.chunks for b in chunk.blocks if b.score is not None]
+        retained = (
+            (block.score, number, block)
+            for number, chunk in enumerate(self.chunks)
+            for block in chunk.blocks
+            if block.score is not None and any(r.start < block.stop and block.start < r.stop for r in chunk.retained)
+        )
+        self._retained = sorted(retained, key=itemgetter(0))
+
+    def tokens(self, chunk: ExplainedChunk) -> list[Part]:
+        """The chunk's tokens, cut where the level changes."""
+        return _parts(self._levels(chunk, chunk.num_tokens, attrgetter("start", "stop")))
+
+    def text(self, chunk: ExplainedChunk, start: int = 0, stop: int | None = None) -> list[Part]:
+        """Characters of the chunk's text, cut where the level changes, never within a character as seen."""
+        text, levels = chunk.text, self._levels(chunk, len(chunk.text), attrgetter("start_char", "stop_char"))
+        for space in re.finditer(r"\s+", text):  # as weak as the weaker of its neighbours: no mark ends in white space
+            first, last = space.span()
+            inside = first > 0 and last < len(text)
+            levels[first:last] = [min(levels[first - 1], levels[last]) if inside else DROPPED] * (last - first)
+        for i in range(1, len(text)):
+            if _continues(text[i - 1], text[i]):
+                levels[i] = levels[i - 1]
+        return [(start + first, start + last, level) for first, last, level in _parts(levels[start:stop])]
+
+    def excerpts(self) -> list[tuple[int, int, int]]:
+        """Chunk number, first character and the one behind the last of what surrounds the best blocks, best first."""
+        excerpts: list[tuple[int, int, int]] = []
+        for _, number, block in sorted(self._retained, key=lambda entry: -entry[0]):
+            start, stop = _surroundings(self.chunks[number].text, block)
+            apart = all(number != other or stop <= first or last <= start for other, first, last in excerpts)
+            if start < stop and apart and len(excerpts) < _NUM_EXCERPTS:
+                excerpts.append((number, start, stop))
+        return excerpts
+
+    def _levels(self, chunk: ExplainedChunk, length: int, bounds: Callable[[Range], tuple[int, int]]) -> list[int]:
+        """Level of each of ``length`` places, however the ranges overlap and wherever they end."""
+        levels = [DROPPED] * length
+        for start, stop in map(bounds, chunk.retained):
+            for i in range(max(0, start), min(stop, length)):
+                levels[i] = UNSCORED
+        for block in chunk.blocks:
+            level, (start, stop) = self._level(block), bounds(block)
+            for i in range(max(0, start), min(stop, length)):
+                levels[i] = max(levels[i], level) if levels[i] != DROPPED else DROPPED
+        return levels
+
+    def _level(self, block: Block) -> int:
+        if block.score is None:
+            return UNSCORED
+        rank = len(self._retained) - bisect_right(self._retained, block.score, key=itemgetter(0))
+        return BEST if rank < len(self._retained) / 6 else BETTER if rank < len(self._retained) / 2 else GOOD
 
 
-def _levels(length: int, ranges: Iterable[tuple[int, int]], blocks: Iterable[tuple[int, int, int]]) -> list[int]:
-    """Level of each place, however the ranges and blocks overlap and wherever they end."""
-    levels = [DROPPED] * length
-    for start, stop in ranges:
-        levels[start:stop] = [UNSCORED] * len(levels[start:stop])
-    for start, stop, level in blocks:
-        levels[start:stop] = [max(old, level) if old != DROPPED else old for old in levels[start:stop]]
-    return levels
-
-
-def _level(block: Block, cuts: tuple[float, float]) -> int:
-    if block.score is None:
-        return UNSCORED
-    best, better = cuts
-    return BEST if block.score >= best else BETTER if block.score >= better else GOOD
-
-
-def _cuts(scores: Sequence[float]) -> tuple[float, float]:
-    """Lowest scores of the best sixth and of the better half of the retained blocks."""
-    ordered = sorted(scores, reverse=True)
-    if not ordered:
-        return float("inf"), float("inf")
-    return ordered[(len(ordered) - 1) // 6], ordered[(len(ordered) - 1) // 2]
-
-
-def _retained_blocks(chunk: ExplainedChunk) -> list[Block]:
-    return [b for b in chunk.blocks if any(run.start < b.stop and b.start < run.stop for run in chunk.retained)]
-
-
-def _excerpts(explanation: Explanation, cuts: tuple[float, float]) -> list[tuple[int, list[Run]]]:
-    """The surroundings of the best blocks, none twice, and the numbers of their chunks, from 1."""
-    scored = [
-        (block.score, number, block)
-        for number, chunk in enumerate(explanation.chunks)
-        for block in _retained_blocks(chunk)
-        if block.score is not None
-    ]
-    taken: list[tuple[int, int, int]] = []
-    for _, number, block in sorted(scored, key=lambda item: -item[0]):
-        start, stop = max(0, block.start_char - _EXCERPT_CHARS), block.stop_char + _EXCERPT_CHARS
-        if len(taken) < _NUM_EXCERPTS and not any(n == number and a < stop and start < b for n, a, b in taken):
-            taken.append((number, start, stop))
-    return [(n + 1, _text_runs(explanation.chunks[n], cuts, start, stop)) for n, start, stop in taken]
+def _parts(levels: Sequence[int]) -> list[Part]:
+    starts = [i for i in range(len(levels)) if i == 0 or levels[i] != levels[i - 1]]
+    return [(start, stop, levels[start]) for start, stop in pairwise([*starts, len(levels)])]
 
 
 def _continues(before: str, character: str) -> bool:
-    """Whether a character belongs to the one before: an accent, a skin tone, a joined emoji."""
+    """Whether ``character`` belongs to the one before it: an accent, a skin tone, a joined emoji."""
     skin_tone = "\U0001f3fb" <= character <= "\U0001f3ff"
-    return "\u200d" in (before, character) or skin_tone or unicodedata.category(character) in ("Mn", "Mc", "Me")
+    return "\u200d" in (before, character) or skin_tone or unicodedata.category(character).startswith("M")
+
+
+def _surroundings(text: str, block: Block) -> tuple[int, int]:
+    """Characters around a block, in whole words where the text has spaces."""
+    start, stop = max(0, block.start_char - _CHARS_BEFORE), min(len(text), block.stop_char + _CHARS_BEHIND)
+    first, last = text.find(" ", start, block.start_char), text.rfind(" ", block.stop_char, stop)
+    return first + 1 if start and first >= 0 else start, last if stop < len(text) and last >= 0 else stop

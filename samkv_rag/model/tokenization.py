@@ -11,7 +11,7 @@ import json
 import re
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -35,9 +35,11 @@ class RenderedPrompt:
     """First character, and the one behind the last, of every control token that a message spells out."""
     structure: tuple[tuple[int, int], ...] = ()
     """The same of every control token that the template wrote. No chunk is recognised across one."""
+    user_text: str = ""
+    """The last message of the user's."""
 
     def __add__(self, text: str) -> RenderedPrompt:
-        return RenderedPrompt(self.text + text, self.literals, self.structure)
+        return replace(self, text=self.text + text)
 
     def __str__(self) -> str:
         return self.text
@@ -121,7 +123,9 @@ class PromptTokenizer:
                 f"the chat template of {self.tokenizer.name_or_path or 'this model'} takes no tools, "
                 f"{len(tools)} given; take a model made for tool calls, such as Qwen2.5-Instruct"
             )
-        return self._unmarked(text, mark)
+        asked = [message.get("content") for message in messages if message.get("role") == "user"]
+        user_text = asked[-1] if asked and isinstance(asked[-1], str) else ""
+        return replace(self._unmarked(text, mark), user_text=user_text)
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """Token ids to text, without special tokens."""

@@ -34,7 +34,7 @@ class SplitPrompt:
     literals: tuple[tuple[int, int], ...] = ()
     """Control tokens that a message spells out, see :class:`RenderedPrompt`."""
     question: str = ""
-    """The text behind the last chunk, up to where its message ends."""
+    """What was asked: the text behind the last chunk in its message, else the last user message without its chunks."""
 
     @property
     def chunk_texts(self) -> list[str]:
@@ -70,10 +70,7 @@ class PromptAssembler:
             position = stop
         spans = split_prompt(rendered.text, matches)
         counts = [self._library.num_tokens(span.text_digest, span.text) for span in spans if span.text_digest]
-        behind = matches[-1].stop if matches else 0
-        end = next((start for start, _ in rendered.structure if start >= behind), len(rendered.text))
-        question = rendered.text[behind:end].strip() if matches else ""
-        return SplitPrompt(spans, sum(counts), rendered.literals, question)
+        return SplitPrompt(spans, sum(counts), rendered.literals, _question(rendered, matches))
 
     def end_announcements(self, prompt: SplitPrompt) -> None:
         """What was announced for ``prompt`` need not be read ahead any more."""
@@ -131,6 +128,18 @@ class PromptAssembler:
         else:
             ids = (self._tokenizer.bos_ids if first else []) + self._tokenizer.chunk_ids(span.text)
         return torch.tensor(ids, dtype=torch.int64)
+
+
+def _question(rendered: RenderedPrompt, matches: list[Match]) -> str:
+    if matches:
+        behind = matches[-1].stop
+        end = next((start for start, _ in rendered.structure if start >= behind), len(rendered.text))
+        if question := rendered.text[behind:end].strip():
+            return question
+    question = rendered.user_text
+    for match in matches:
+        question = question.replace(rendered.text[match.start : match.stop], "")
+    return question.strip()
 
 
 class PrefixCache:

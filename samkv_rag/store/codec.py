@@ -23,7 +23,6 @@ import xxhash
 from safetensors.torch import save
 
 from samkv_rag.chunk_cache import ChunkCache, Summary, chunk_key
-from samkv_rag.config import KVDtype
 from samkv_rag.exceptions import ConfigurationError, DamagedChunkError
 from samkv_rag.store.base import Blob, Buffer, DamagedBlobError, read_bytes
 from samkv_rag.store.quantization import (
@@ -89,7 +88,7 @@ class ChunkShape:
     has_hidden: bool
 
 
-def stored_dtype(kv_dtype: KVDtype, dtype: torch.dtype) -> str:
+def stored_dtype(kv_dtype: str, dtype: torch.dtype) -> str:
     """What the KV of a model that computes in ``dtype`` is kept in: a dtype's name, or ``int8``.
 
     Raises:
@@ -105,7 +104,7 @@ def stored_dtype(kv_dtype: KVDtype, dtype: torch.dtype) -> str:
     return kv_dtype
 
 
-def encode_chunk(cache: ChunkCache, identity: ChunkIdentity, kv_dtype: KVDtype = "auto") -> bytes:
+def encode_chunk(cache: ChunkCache, identity: ChunkIdentity, kv_dtype: str = "auto") -> bytes:
     """The file of ``cache``; equal bytes for equal arguments.
 
     Raises:

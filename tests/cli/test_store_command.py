@@ -14,7 +14,7 @@ from support.commands import Run, only_line, run
 from samkv_rag import SamKVEngine
 from samkv_rag.cli.store import format_bytes, parse_bytes, parse_seconds
 from samkv_rag.exceptions import ConfigurationError
-from samkv_rag.frameworks.sources import source_names
+from samkv_rag.sources import source_names
 
 __all__ = ["run"]
 CHUNKS = [tiny.text(seed) for seed in range(4)]

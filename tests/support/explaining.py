@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from samkv_rag.ingestion.recognition import text_digest
 from samkv_rag.explanation import Block, ExplainedChunk, Explanation, Range
+from samkv_rag.ingestion.recognition import text_digest
 
 BLOCK_TOKENS = 4
 PROSE = (
@@ -72,7 +72,12 @@ def span(tokens: Sequence[tuple[int, int]], start: int, stop: int) -> tuple[int,
     return start, stop, tokens[start][0], tokens[stop - 1][1]
 
 
-def explanation(*chunks: ExplainedChunk, question: str = "What are the generators called?", answer: str = "They are Flora and Mabel.", **changes: str) -> Explanation:
+def explanation(
+    *chunks: ExplainedChunk,
+    question: str = "What are the generators called?",
+    answer: str = "They are Flora and Mabel.",
+    **changes: str,
+) -> Explanation:
     """What an answer was read from."""
     num_tokens = sum(one.num_tokens for one in chunks)
     values = {"model_name": "SmolLM2-135M-Instruct", "method": "scout", "fallback_reason": None} | changes
@@ -89,11 +94,11 @@ def usual() -> Explanation:
     )
 
 
-def whole() -> Explanation:
+def whole(model_name: str = "SmolLM2-135M-Instruct") -> Explanation:
     """Full prefill, which keeps everything and scores nothing."""
     reason = "110 chunk tokens; below min_chunk_tokens (256)"
     kept_whole = chunk(kept=((0, len(offsets(PROSE))),), scores=())
-    return explanation(kept_whole, method="full_prefill", fallback_reason=reason)
+    return explanation(kept_whole, method="full_prefill", fallback_reason=reason, model_name=model_name)
 
 
 def hostile() -> Explanation:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, TypeVar
 from langchain_core.documents import Document
 
 from samkv_rag.frameworks.handle import EngineHandle
-from samkv_rag.frameworks.sources import ids_of, source_names
+from samkv_rag.sources import ids_of, source_names
 from samkv_rag.frameworks.threads import run_in_thread_shielded
 
 if TYPE_CHECKING:

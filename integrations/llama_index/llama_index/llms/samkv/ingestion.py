@@ -14,7 +14,7 @@ from samkv_rag.exceptions import ConfigurationError
 from samkv_rag.frameworks.handle import EngineHandle, resolve_handle
 from samkv_rag.frameworks.options import without_secrets
 from samkv_rag.frameworks.threads import run_in_thread_shielded
-from samkv_rag.frameworks.sources import ids_of, source_names
+from samkv_rag.sources import ids_of, source_names
 
 if TYPE_CHECKING:
     from llama_index.llms.samkv.base import SamKVLLM

@@ -16,7 +16,7 @@ from llama_index.core.vector_stores.types import (
 from llama_index.llms.samkv._nodes import chunks_with_ids
 
 from samkv_rag.frameworks.handle import EngineHandle, resolve_handle
-from samkv_rag.frameworks.sources import ids_of, source_names
+from samkv_rag.sources import ids_of, source_names
 from samkv_rag.frameworks.threads import run_in_thread_shielded
 
 if TYPE_CHECKING:
