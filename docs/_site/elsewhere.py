@@ -18,8 +18,8 @@ from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).parents[2]
 PAGES = {
-    "CHANGELOG.md": "changelog.md",
     "benchmarks/domains/README.md": "domains.md",
+    "cookbook/README.md": "cookbook.md",
     "integrations/langchain/README.md": "langchain.md",
     "integrations/llama_index/README.md": "llama-index.md",
 }
@@ -86,6 +86,6 @@ def _from_project(
 
 def _cli_reference() -> str:
     """What typer itself says of the commands."""
-    command = [sys.executable, "-m", "typer", "samkv_rag.cli", "utils", "docs", "--name", "samkv"]
+    command = [sys.executable, "-m", "typer", "samkv_rag.cli.main", "utils", "docs", "--name", "samkv"]
     done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
     return done.stdout.replace("# `samkv`", "# Command line", 1)
