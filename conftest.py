@@ -8,14 +8,13 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from support import servers, tiny
 
 from samkv_rag import EngineConfig, SamKVEngine
+from support import servers, tiny
 
 # Tiny models gain nothing from threads, and spinning threads of two runs slow each other down.
 torch.set_num_threads(1)

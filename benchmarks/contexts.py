@@ -46,7 +46,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, print a line as soon as it is known, and write JSON where asked to."""
     options = _options(arguments)
     machine, rows = describe_machine(), []
-    print(f"{options.shape} shape, random weights, {options.dtype}; " + ", ".join(f"{k}: {v}" for k, v in machine.items()))
+    print(
+        f"{options.shape} shape, random weights, {options.dtype}; " + ", ".join(f"{k}: {v}" for k, v in machine.items())
+    )
     print(_COLUMNS.format("context", "method", "TTFT ms", "ratio", "KV MiB", "ratio", "tokens/s", "peak MiB"))
     for row in measure(options):
         print(_line(row), flush=True)

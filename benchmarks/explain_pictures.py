@@ -18,11 +18,11 @@ from pathlib import Path
 
 import torch
 from PIL import Image
+
 from samkv_apps import models
 from samkv_apps.demo import corpus
 from samkv_apps.demo.corpus import Question, Section
 from samkv_apps.evaluate.embedding import Embedder
-
 from samkv_rag import SamKVEngine
 from samkv_rag.exceptions import ConfigurationError
 from samkv_rag.explanation import Explanation

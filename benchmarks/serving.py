@@ -88,7 +88,7 @@ def measure_short_beside_long(engine: SamKVEngine, options: argparse.Namespace) 
     for _ in range(options.rounds):
         alone.append(engine.generate(_SHORT, max_new_tokens=1).metrics.ttft_s)
         long_alone.append(engine.generate(long, method=FullPrefill(), max_new_tokens=1).metrics.ttft_s)
-        thread = threading.Thread(target=engine.generate, args=(long,), kwargs={"method": FullPrefill()})
+        thread = threading.Thread(target=engine.generate, args=(long,), kwargs={"method": FullPrefill(), "max_new_tokens": 1})
         thread.start()
         time.sleep(0.1 * long_alone[-1])  # into the prefill
         beside.append(engine.generate(_SHORT, max_new_tokens=1).metrics.ttft_s)
@@ -108,7 +108,9 @@ def _prompt(engine: SamKVEngine, number: int, chunk_tokens: int) -> str:
     texts: list[str] = []
     while sum(map(engine.count_tokens, texts)) < chunk_tokens:
         subject = _SUBJECTS[len(texts) % len(_SUBJECTS)]
-        lines = [f"In year {1800 + i}, entry {number}-{len(texts)}, the {subject} was mended {i} times." for i in range(20)]
+        lines = [
+            f"In year {1800 + i}, entry {number}-{len(texts)}, the {subject} was mended {i} times." for i in range(20)
+        ]
         texts.append(" ".join(lines))
     engine.add_chunks(texts, show_progress=False)
     return "Use these passages.\n\n" + "\n\n".join(texts) + "\n\nQuestion: tell the story of the tower.\nAnswer: It was"

@@ -7,12 +7,12 @@
 # %% [markdown]
 # # LangChain quickstart
 #
-# An ordinary LangChain chain that answers from cached KV. You will see documents added to a vector store, one question
-# answered by full prefill and from the cache, a stream, an asynchronous call, the figures that come with an answer, a
-# structured answer, and what an answer was read from.
+# An ordinary LangChain chain that answers from cached KV. Documents are added to a vector store. One question is
+# answered from the cache and by full prefill. Then an asynchronous stream, a picture of what was read, and a retriever
+# that is not a vector store.
 #
-# It needs a clone of the repository and `pip install -e . -e integrations/langchain -e ".[demo]"`. No GPU and no
-# account: the model is SmolLM2-135M-Instruct on the CPU. It runs in a minute or two on two cores.
+# It needs a clone of the repository and `pip install -e ".[gguf]" -e integrations/langchain -e "apps[demo,evaluate]"`.
+# No GPU and no account: the model is SmolLM2-135M-Instruct on the CPU.
 
 # %%
 import tempfile
@@ -21,14 +21,15 @@ from pathlib import Path
 
 from langchain_core.documents import Document
 from langchain_core.prompts import ChatPromptTemplate
+from langchain_core.retrievers import BaseRetriever
 from langchain_core.vectorstores import InMemoryVectorStore
-from pydantic import BaseModel
 
-from langchain_samkv import ChatSamKV, SamKVVectorStore
-from samkv_rag import Explanation
-from samkv_apps import models
+from langchain_samkv import ChatSamKV, SamKVRetriever, SamKVVectorStore
 from samkv_apps.demo import corpus
 from samkv_apps.demo.langchain_pipeline import MiniLM
+from samkv_apps.models import language_model
+from samkv_rag import Explanation
+from samkv_rag.prefill import Scout
 
 temporary = tempfile.TemporaryDirectory()  # in your own project a folder that stays
 folder = Path(temporary.name)
@@ -36,26 +37,26 @@ folder = Path(temporary.name)
 # %% [markdown]
 # ## The model and the documents
 #
-# `ChatSamKV` is a chat model, `SamKVVectorStore` wraps any vector store: adding documents computes their KV, deleting
-# them lets it go. Forty sections of the handbook of a lighthouse that does not exist are added, so that no model knows
-# the answers beforehand.
+# `ChatSamKV` is a chat model. `SamKVVectorStore` wraps any vector store: adding documents computes their KV, deleting
+# documents removes it. The six documents are a part of the handbook of a lighthouse that does not exist, so no model
+# knows the answers.
 
 # %%
-model = models.language_model(say=print)  # any hub id works: "Qwen/Qwen2.5-1.5B-Instruct"
-llm = ChatSamKV(model=model, store=folder / "kv", max_tokens=40)
+model = language_model(say=print)  # any hub id works: "Qwen/Qwen2.5-1.5B-Instruct"
+llm = ChatSamKV(model=model, store=folder / "kv", max_tokens=24)
 
 store = SamKVVectorStore(InMemoryVectorStore(MiniLM()), llm)  # or Chroma, FAISS, PGVector ...
 documents = [
-    Document(section.text, id=section.file, metadata={"file": section.file}) for section in corpus.sections()[19:59]
+    Document(section.text, id=section.file, metadata={"file": section.file}) for section in corpus.sections()[24:30]
 ]
 store.add_documents(documents)
-print(f"{len(documents)} documents, {llm.engine.store.nbytes() / 1e6:.0f} MB of KV on disk")
+print(f"{len(documents)} documents, {len(llm.engine.sources())} of them in the KV store")
 
 # %% [markdown]
 # ## A chain
 #
-# The best passage stands last, next to the question: that helps a model of 135 million parameters, whichever way it
-# reads. The chain knows nothing of KV; chunks are recognised in the final prompt by their text.
+# The best chunk stands last, next to the question. That helps a model of 135 million parameters, whichever way it
+# reads. The chain knows nothing of KV: chunks are recognised in the final prompt by their text.
 
 
 # %%
@@ -67,7 +68,7 @@ prompt = ChatPromptTemplate.from_template(
     "Use these passages to answer.\n\n{context}\n\n"
     "Answer the question in one short sentence, using only the passages above.\nQuestion: {question}"
 )
-retriever = store.as_retriever(search_kwargs={"k": 8})
+retriever = store.as_retriever(search_kwargs={"k": 4})
 inputs = {"context": itemgetter("question") | retriever | format_docs, "question": itemgetter("question")}
 chain = inputs | prompt | llm
 
@@ -76,83 +77,45 @@ answer = chain.invoke(asked)
 print(answer.text)
 
 # %% [markdown]
-# What an answer cost comes with it: `cache_read` counts the prompt's tokens whose KV was read instead of computed.
+# The figures come with the answer. `cache_read` counts the prompt's tokens whose KV was read instead of computed.
 
 # %%
 metrics = answer.response_metadata["metrics"]
-print(f"{metrics['chunks_hit']} chunks read from the store, {metrics['sequence_ratio']:.1%} of their tokens kept")
+print(f"{metrics['chunks_hit']} chunks read from the store, {metrics['sequence_ratio']:.1%} of their tokens retained")
 print(answer.usage_metadata)
 
 # %% [markdown]
 # ## The same with full prefill
 #
-# The same chain, passages and prompt, every token read anew: what a chain without a cache does.
+# The same chain and prompt, but every token is computed again, as in a chain without a cache. `method` is bound as any
+# option of a chat model.
 
 # %%
-full_chain = inputs | prompt | llm.bind(method="full_prefill")
-full_chain.invoke({"question": "What is the Churn?"})  # not counted: the first call of each kind is slower
-
-answers = {"full prefill": full_chain.invoke(asked), "cached KV": chain.invoke(asked)}
-figures = {name: message.response_metadata["metrics"] for name, message in answers.items()}
-for name, m in figures.items():
-    kv_mb = m["kv_bytes_resident"] / 1e6
-    print(f"{name:<13}{m['ttft_s']:5.2f} s to the first token, {kv_mb:4.1f} MB of KV  {answers[name].text}")
-
-# %%
-ratio = figures["cached KV"]["ttft_s"] / figures["full prefill"]["ttft_s"]
-print(f"time to the first token: {ratio:.2f} of full prefill's")
+full_answer = (inputs | prompt | llm.bind(method="full_prefill")).invoke(asked)
+for name, message in {"cached KV": answer, "full prefill": full_answer}.items():
+    m = message.response_metadata["metrics"]
+    print(f"{name:<13}{m['kv_bytes_resident'] / 1e6:4.1f} MB of KV  {message.text}")
 
 # %% [markdown]
-# The prompt is short, 1,900 tokens. The longer it is, the smaller the ratio: see the
-# [method's figures](../docs/method.md).
+# This prompt is short. How much time is saved on longer ones is in the [method's figures](../docs/method.md).
 
 # %% [markdown]
-# ## Streams and asynchronous calls
+# ## An asynchronous stream
 #
-# Asynchronous calls leave the event loop free; a stream that is closed decodes no further token.
+# The event loop stays free. A stream that is closed decodes no further token.
 
 # %%
-for piece in chain.stream({"question": "Who is the engineer at Skerrow?"}):
+async for piece in chain.astream({"question": "Who is the engineer at Skerrow?"}):
     print(piece.text, end="|")
-
-# %%
-answer = await chain.ainvoke({"question": "What did the wreck survey ship use to find the hull of the Grey Heron?"})
-print(answer.text)
-
-# %% [markdown]
-# Options are bound as with any chat model, and unknown ones refused.
-
-# %%
-brief = llm.bind(max_tokens=5, sequence_ratio=0.3)
-print((inputs | prompt | brief).invoke(asked).text)
-
-try:
-    llm.invoke("Hello", num_beams=4)
-except RuntimeError as refused:  # samkv_rag.SamKVError
-    print(str(refused).split(";")[0])
-
-# %% [markdown]
-# ## A structured answer
-#
-# The schema is written into the prompt and the answer is checked against it. A model this small manages one field.
-
-
-# %%
-class Keeper(BaseModel):
-    name: str
-
-
-structured = llm.with_structured_output(Keeper)
-structured.invoke("Edwin Marrable kept the light for 31 years. Who kept the light?")
 
 # %% [markdown]
 # ## What was read
 #
-# With `explain=True` an answer carries what it was decoded from, as plain JSON in `response_metadata`; `Explanation`
-# draws it.
+# With `explain=True` an answer carries what it was decoded from, as plain JSON. `Explanation` draws it. Here twice as
+# many tokens are retained.
 
 # %%
-explaining = inputs | prompt | llm.bind(explain=True)
+explaining = inputs | prompt | llm.bind(explain=True, method=Scout(sequence_ratio=0.3))
 answer = explaining.invoke(asked)
 sources = {document.page_content: document.metadata["file"] for document in documents}
 Explanation.from_dict(answer.response_metadata["explanation"]).with_sources(sources)
@@ -165,7 +128,24 @@ Explanation.from_dict(answer.response_metadata["explanation"]).with_sources(sour
 # %%
 generators = next(document for document in documents if "Flora and Mabel" in document.page_content)
 store.delete([generators.id])
-print("KV of the deleted document is there:", llm.engine.has_chunk(generators.page_content))
+print("KV of the deleted document is stored:", llm.engine.has_chunk(generators.page_content))
+
+# %% [markdown]
+# ## A retriever of another kind
+#
+# `SamKVRetriever` wraps any retriever. What it finds is announced to the engine, computed once if need be, and stored.
+
+
+# %%
+class Latest(BaseRetriever):
+    """Always the newest notice."""
+
+    def _get_relevant_documents(self, query: str, **options: object) -> list[Document]:
+        return [Document("Notice of 3 May. The landing at North Geo is closed until the new rails are laid, in June.")]
+
+
+notices = SamKVRetriever(Latest(), llm)
+print([document.page_content[:16] for document in notices.invoke("What is closed?")])
 
 # %% [markdown]
 # ## What was changed
@@ -178,13 +158,13 @@ print("KV of the deleted document is there:", llm.engine.has_chunk(generators.pa
 # Retriever, prompt, parser, agents and everything else are LangChain's own.
 
 # %%
+llm.engine.close()
 temporary.cleanup()
 
 # %% [markdown]
 # ## What to try next
 #
 # - [What was read](03_what_was_read.ipynb): the picture above, explained, and what changes it
-# - [Is it as good on my documents?](04_is_it_as_good_on_my_documents.ipynb): your folder, your questions
-# - [Many documents](07_many_documents.ipynb): Chroma with 2,000 chunks, updates and deletions
-# - [All options, tools and agents](../integrations/langchain/README.md)
+# - [Updates and deletions](05_updates_and_deletions.ipynb): a Chroma collection that changes
+# - [All options, structured answers, tools and agents](../integrations/langchain/README.md)
 # - The same [with LlamaIndex](01_llamaindex_quickstart.ipynb)

@@ -20,7 +20,9 @@ def refuse_unknown(options: Collection[str], known: Collection[str]) -> None:
         return
     near = [match for name in unknown for match in get_close_matches(name, known, n=1)]
     guess = f"did you mean {', '.join(near)}? " if near else ""
-    raise ConfigurationError(f"unknown option {', '.join(unknown)}; {guess}known are {', '.join(sorted(known)) or 'none'}")
+    raise ConfigurationError(
+        f"unknown option {', '.join(unknown)}; {guess}known are {', '.join(sorted(known)) or 'none'}"
+    )
 
 
 def require_choice(name: str, value: object, choices: Collection[object]) -> None:
@@ -44,11 +46,6 @@ def require_integer(name: str, value: object, low: int, high: int | None = None)
 
 def require_number(name: str, value: object, low: float, high: float = math.inf) -> None:
     """Refuse a value that is not a finite number from ``low`` to ``high``."""
-    if (
-        isinstance(value, bool)
-        or not isinstance(value, (int, float))
-        or not low <= value <= high
-        or value > 1e308
-    ):
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high or value > 1e308:
         limit = f"of at least {low:g}" if high == math.inf else f"from {low:g} to {high:g}"
         raise ConfigurationError(f"{name} is {value!r}; it must be a number {limit}")

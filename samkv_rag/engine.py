@@ -370,7 +370,7 @@ class SamKVEngine:
         elif isinstance(prompt, RenderedPrompt):
             rendered = prompt
         elif isinstance(prompt, Sequence) and all(isinstance(message, Mapping) for message in prompt):
-            rendered = self.tokenizer.render(prompt) if prompt else RenderedPrompt("")
+            rendered = self.tokenizer.render(list(prompt)) if prompt else RenderedPrompt("")
         else:
             raise PromptError(f"the prompt is a {type(prompt).__name__}; it must be text or a list of messages")
         if not rendered.text.strip():

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 
-from support import tiny
 from samkv_rag import EngineConfig, SamKVEngine
 from samkv_rag.exceptions import (
     ChatTemplateError,
@@ -24,6 +23,7 @@ from samkv_rag.exceptions import (
     StoreFormatError,
 )
 from samkv_rag.prefill import Scout
+from support import tiny
 
 MakeEngine = Callable[..., SamKVEngine]
 CHUNKS = [tiny.text(seed) for seed in range(4)]
@@ -262,9 +262,11 @@ def test_an_empty_prompt_is_refused(engine: SamKVEngine, prompt: Any) -> None:
         engine.generate(prompt)
 
 
-@pytest.mark.parametrize("prompt", [3, None, b"bytes", ["text"], "half a pair: \ud800", [{"role": "user", "content": "\udfff"}]])
+@pytest.mark.parametrize(
+    "prompt", [3, None, b"bytes", ["text"], "half a pair: \ud800", [{"role": "user", "content": "\udfff"}]]
+)
 def test_what_is_no_prompt_is_refused_in_words(engine: SamKVEngine, prompt: Any) -> None:
-    with pytest.raises(PromptError, match="it must be text or a list of messages|half a surrogate pair at character"):
+    with pytest.raises(PromptError, match=r"it must be text or a list of messages|half a surrogate pair at character"):
         engine.generate(prompt)
 
 
@@ -321,9 +323,15 @@ def test_messages_that_the_template_refuses(engine: SamKVEngine, monkeypatch: py
     [
         ({"method": "magic"}, "method is 'magic'; it must be a PrefillMethod"),
         ({"method": "skout"}, "did you mean 'scout'"),
-        ({"method": {"name": "scout", "sequence_ration": 1}}, "unknown option sequence_ration; did you mean sequence_ratio"),
+        (
+            {"method": {"name": "scout", "sequence_ration": 1}},
+            "unknown option sequence_ration; did you mean sequence_ratio",
+        ),
         ({"method": {"name": "scout", "sequence_ratio": 0}}, "sequence_ratio is 0; it must be a number from"),
-        ({"method": {"name": "scout", "sequence_ratio": 1.5}}, "sequence_ratio is 1.5; it must be a number from 1e-06 to 1"),
+        (
+            {"method": {"name": "scout", "sequence_ratio": 1.5}},
+            "sequence_ratio is 1.5; it must be a number from 1e-06 to 1",
+        ),
         ({"temperature": -1}, "temperature is -1; it must be a number of at least 0"),
         ({"temperature": 1e-45}, "it must be 0 .greedy. or at least 0.001"),
         ({"temperature": 10**400}, "temperature is 10+; it must be a number"),

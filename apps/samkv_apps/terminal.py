@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import tempfile
@@ -19,11 +20,12 @@ def quieten_libraries(bars: bool = True) -> None:
     """Keep other libraries' notices off the terminal, and their progress bars out of files; or all their bars."""
     if no_bars := not (bars and sys.stderr.isatty()):
         os.environ["TQDM_DISABLE"] = "1"  # tqdm reads it when it is imported, which is next
-    from transformers.utils import logging
+    from transformers.utils import logging as transformers_logging
 
-    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     if no_bars:
-        logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+        transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    logging.getLogger("samkv_rag").setLevel(logging.WARNING)  # LlamaIndex's readers let every logger speak
 
 
 def language_model_path(name: str, say: Callable[[str], None]) -> str:
@@ -56,7 +58,9 @@ def write_private(path: Path, text: str) -> None:
             file.write(text)
         os.replace(file.name, path)
     except OSError as error:
-        raise ConfigurationError(f"{path} cannot be written: {error.strerror}; give a file in a folder that exists") from error
+        raise ConfigurationError(
+            f"{path} cannot be written: {error.strerror}; give a file in a folder that exists"
+        ) from error
 
 
 def require_packages(packages: dict[str, str], command: str, extra: str) -> None:

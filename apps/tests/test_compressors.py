@@ -7,12 +7,12 @@ from collections.abc import Callable, Sequence
 import pytest
 import torch
 
-from support import tiny
-from samkv_rag import SamKVEngine
 from samkv_apps.evaluate.compressors import COMPRESSORS, Compressor, FewerChunks, LLMLingua
 from samkv_apps.evaluate.compressors.fewer_chunks import cut_to_tokens, fitting
 from samkv_apps.evaluate.compressors.llmlingua import RESTRICTION, Retained, quotas, until_full
 from samkv_apps.evaluate.embedding import Embedder
+from samkv_rag import SamKVEngine
+from support import tiny
 
 CHUNKS = [tiny.text(seed, num_words) for seed, num_words in ((1, 30), (2, 140), (3, 12), (4, 60))]
 QUESTION = "What does the seventh keeper record of the tide?"
@@ -122,9 +122,6 @@ def test_minilm_finds_the_passage_and_reads_past_its_window(tiny_engine: SamKVEn
     fewer.prepare(chunks)
     for question, best in (("What does a bunny feed on?", 1), ("When was the tower with the lamp erected?", 2)):
         assert int(fewer.similarities(question, chunks).argmax()) == best
-
-
-# -- LongLLMLingua -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("family", ["llama", "granite"])

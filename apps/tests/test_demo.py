@@ -9,7 +9,6 @@ import subprocess
 import sys
 import zipfile
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import pytest
@@ -26,9 +25,6 @@ def test_every_question_is_told_by_its_section() -> None:
     assert len(texts) >= 60
     for question in corpus.questions():
         assert question.is_answered_by(texts[question.source]), question
-
-
-def test_questions_can_be_limited() -> None:
     assert [q.question for q in corpus.questions(2)] == [q.question for q in corpus.questions()[:2]]
 
 
@@ -101,89 +97,43 @@ def test_a_model_in_the_cache_is_not_fetched_again(cache: Path, monkeypatch: pyt
 # -- the whole demo --------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def demo_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("demo")
-
-
-@pytest.fixture(scope="module")
-def two_runs(demo_folder: Path) -> list[tuple[subprocess.CompletedProcess[str], dict[str, Any]]]:
-    return [run_demo(demo_folder, str(number)) for number in range(2)]
-
-
-def run_demo(folder: Path, name: str, *more: str) -> tuple[subprocess.CompletedProcess[str], dict[str, Any]]:
+def run_demo(folder: Path, name: str, *more: str) -> tuple[str, dict[str, Any]]:
+    """What the demo printed, and its figures."""
     figures = folder / f"{name}.json"
     options = ["--store", str(folder / "store"), "--questions", "4", "--json", str(figures), *more]
     finished = subprocess.run(
-        [sys.executable, "-m", "samkv_rag.cli", "demo", *options],
+        [sys.executable, "-m", "samkv_rag.cli.main", "demo", *options],
         capture_output=True,
         text=True,
         timeout=600,
         check=False,
         env=os.environ | {"PYTHONWARNINGS": "ignore"},
     )
-    assert finished.returncode == 0, finished.stderr
-    return finished, json.loads(figures.read_text())
+    assert (finished.returncode, finished.stderr) == (0, "")
+    return finished.stdout, json.loads(figures.read_text())
 
 
 @pytest.mark.slow
-def test_first_run_ingests_second_reuses(two_runs: list[Any]) -> None:
-    (first, first_figures), (second, second_figures) = two_runs
-    num_chunks = len(corpus.sections())
-    assert (first_figures["ingested_chunks"], first_figures["reused_chunks"]) == (num_chunks, 0)
-    assert (second_figures["ingested_chunks"], second_figures["reused_chunks"]) == (0, num_chunks)
-    assert f"{num_chunks} chunks ingested" in first.stdout
-    assert f"{num_chunks} chunks reused" in second.stdout
-
-
-@pytest.mark.slow
-def test_output_in_a_pipe_has_no_colour_and_no_progress(two_runs: list[Any]) -> None:
-    for finished, figures in two_runs:
-        assert "\x1b" not in finished.stdout
-        assert finished.stderr == ""
-        for question in figures["questions"]:
-            assert question["question"] in finished.stdout
-
-
-@pytest.mark.slow
-def test_figures_keep_their_contract(two_runs: list[Any]) -> None:
-    for _, figures in two_runs:
+def test_the_demo_twice_and_with_langchain(tmp_path: Path) -> None:
+    """The second run and LangChain read what the first stored: the same prompts, hence the same answers."""
+    num_chunks, expected = len(corpus.sections()), corpus.questions(4)
+    runs = [run_demo(tmp_path, "first"), run_demo(tmp_path, "second")]
+    runs.append(run_demo(tmp_path, "langchain", "--framework", "langchain"))
+    found = [(figures["ingested_chunks"], figures["reused_chunks"]) for _, figures in runs]
+    assert found == [(num_chunks, 0), (0, num_chunks), (0, num_chunks)]
+    for printed, figures in runs:
+        assert "\x1b" not in printed, "a pipe gets no colour"
         assert len(figures["questions"]) == 4
         for question in figures["questions"]:
+            assert question["question"] in printed
             assert question["sequence_ratio"] <= 0.15
             assert question["chunks_hit"] == question["chunks_total"] == len(question["sources"]) == 8
             assert question["chunk_tokens"] == sum(source["tokens"] for source in question["sources"])
-            assert all(150 <= source["tokens"] <= 300 for source in question["sources"])
             assert question["kv_bytes_resident"] < 0.25 * question["kv_bytes_full"]
-
-
-@pytest.mark.slow
-def test_both_runs_give_the_same_answers_and_they_are_right(two_runs: list[Any]) -> None:
-    (_, first), (_, second) = two_runs
-    assert [q["answer"] for q in first["questions"]] == [q["answer"] for q in second["questions"]]
-    expected = corpus.questions(4)
-    right = [e.is_answered_by(q["answer"]) for e, q in zip(expected, first["questions"], strict=True)]
-    assert sum(right) >= 3
-    assert right == [q["correct"] for q in first["questions"]]
-
-
-@pytest.mark.slow
-def test_first_token_comes_sooner_than_with_full_prefill(two_runs: list[Any]) -> None:
-    for _, figures in two_runs:
-        ttft, ttft_full = ([q[name] for q in figures["questions"]] for name in ("ttft_s", "ttft_s_full"))
-        assert median(ttft) < median(ttft_full)
-        ratios = [question["ttft_s"] / question["ttft_s_full"] for question in figures["questions"]]
-        assert figures["ttft_ratio_median"] == pytest.approx(median(ratios))
-
-
-@pytest.mark.slow
-def test_langchain_answers_as_llama_index_does(two_runs: list[Any], demo_folder: Path) -> None:
-    """The same chunks from the same store, hence the same prompts; scores are each framework's own."""
-    _, expected = two_runs[1]
-    finished, figures = run_demo(demo_folder, "langchain", "--framework", "langchain")
-    assert finished.stderr == ""
-    assert (figures["framework"], figures["ingested_chunks"]) == ("langchain", 0)
-    for mine, other in zip(figures["questions"], expected["questions"], strict=True):
-        assert {source["file"] for source in mine["sources"]} == {source["file"] for source in other["sources"]}
-        for name in ("answer", "answer_full", "chunks_hit", "chunk_tokens", "prompt_tokens", "sequence_ratio"):
-            assert mine[name] == other[name], name
+        right = [e.is_answered_by(q["answer"]) for e, q in zip(expected, figures["questions"], strict=True)]
+        assert sum(right) >= 3
+        assert right == [q["correct"] for q in figures["questions"]]
+        assert figures["ttft_ratio_median"] < 1
+    for name in ("answer", "answer_full", "chunk_tokens", "prompt_tokens", "sequence_ratio"):
+        assert [q[name] for q in runs[0][1]["questions"]] == [q[name] for q in runs[1][1]["questions"]], name
+        assert [q[name] for q in runs[0][1]["questions"]] == [q[name] for q in runs[2][1]["questions"]], name

@@ -171,7 +171,9 @@ def parse_bytes(text: str) -> int:
 
 def parse_seconds(text: str) -> float:
     """``"30d"`` to 2,592,000; units are s, m (minutes), h, d and w."""
-    return _scaled(text, {unit.upper(): size for unit, size in _UNITS.items()}, "", "a length of time such as 30d or 12h")
+    return _scaled(
+        text, {unit.upper(): size for unit, size in _UNITS.items()}, "", "a length of time such as 30d or 12h"
+    )
 
 
 def format_bytes(num_bytes: float) -> str:

@@ -52,9 +52,7 @@ class _Recorder:
         self._mean_queries.append(mean.to(query.dtype))
         return attention(query, key, value, scaling, is_causal=True)
 
-    def cache(
-        self, row: int, token_ids: torch.Tensor, spec: SummarySpec, hidden: torch.Tensor | None
-    ) -> ChunkCache:
+    def cache(self, row: int, token_ids: torch.Tensor, spec: SummarySpec, hidden: torch.Tensor | None) -> ChunkCache:
         """Cut one chunk's cache out of the batch; its tensors own their bytes."""
         length = token_ids.shape[0]
         keys = torch.stack([key[row, :, :length] for key in self._keys]).cpu()

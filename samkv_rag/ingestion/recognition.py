@@ -160,7 +160,8 @@ class _RunningSums:
 
     def hashes(self, starts: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64] | int) -> _Codes:
         """Hashes of the ranges that begin at ``starts``."""
-        return (self._sums[starts + lengths] - self._sums[starts]) * self._inverse[starts]
+        hashes: _Codes = (self._sums[starts + lengths] - self._sums[starts]) * self._inverse[starts]
+        return hashes
 
 
 def _powers(base: int, number: int) -> _Codes:

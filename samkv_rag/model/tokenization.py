@@ -103,9 +103,7 @@ class PromptTokenizer:
             return ids
         return self._bos_ids + ids
 
-    def render(
-        self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] = ()
-    ) -> RenderedPrompt:
+    def render(self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] = ()) -> RenderedPrompt:
         """Messages as one text by the model's chat template, ready for the answer.
 
         ``tools`` are function schemas that the answer may call, as templates take them.

@@ -67,6 +67,9 @@ class Runtime:
         self._finish = finish
         self._limits = (max_running, max_waiting)
         self._closed = False
+        self._changed: threading.Condition
+        self._thread: threading.Thread | None
+        self._readers: ThreadPoolExecutor | None
         self._start_over()
         decoder.between_layers = self._make_way
         _register(self)
@@ -271,8 +274,8 @@ class Runtime:
         self._changed = threading.Condition()
         self._scheduler = Scheduler(*self._limits)
         self._jobs: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
-        self._thread: threading.Thread | None = None
-        self._readers: ThreadPoolExecutor | None = None
+        self._thread = None
+        self._readers = None
         self._stepping = False
 
 

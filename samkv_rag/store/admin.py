@@ -151,7 +151,10 @@ def export_chunks(store: Store, target: Path, namespace: str | None = None, mode
         raise StoreError(f"{target} is there already; give a new file")
     copied = Amount()
     try:
-        with tempfile.NamedTemporaryFile(dir=target.parent, delete=False) as file, tarfile.open(fileobj=file, mode="w") as tar:
+        with (
+            tempfile.NamedTemporaryFile(dir=target.parent, delete=False) as file,
+            tarfile.open(fileobj=file, mode="w") as tar,
+        ):
             for entry in entries(store, namespace, model):
                 with suppress(DamagedChunkError):
                     if _opened(store, entry.key) is None or (blob := store.get(entry.key)) is None:

@@ -19,7 +19,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import fields
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from samkv_rag.exceptions import DamagedCatalogWarning, DamagedChunkError, StoreError, StoreFullError
 from samkv_rag.store.base import Store
@@ -304,7 +304,7 @@ class Catalog:
         return {key for key in keys if connection.execute(select, (key,)).fetchone() is None}
 
 
-def _options() -> dict[str, object]:
+def _options() -> dict[str, Any]:
     return {"check_same_thread": False, "isolation_level": None, "timeout": _WAIT_S}
 
 

@@ -44,7 +44,9 @@ _DTYPES = {
     "I64": torch.int64,
     "I8": torch.int8,
 }
-_MODEL_DTYPES = {str(t).removeprefix("torch."): t for t in (torch.bfloat16, torch.float16, torch.float32, torch.float64)}
+_MODEL_DTYPES = {
+    str(t).removeprefix("torch."): t for t in (torch.bfloat16, torch.float16, torch.float32, torch.float64)
+}
 _FIRST_READ_BYTES = 16 << 10
 _PIECE_BYTES = 4 << 20
 _MAX_HEADER_BYTES = 64 << 20
@@ -218,7 +220,9 @@ class StoredChunk:
 
     def _require_tensor(self, name: str, shape: tuple[int, ...]) -> None:
         found = self._span(name)
-        if found.shape != shape or found.dtype != (torch.int8 if self.kv_dtype == "int8" else _MODEL_DTYPES[self.kv_dtype]):
+        if found.shape != shape or found.dtype != (
+            torch.int8 if self.kv_dtype == "int8" else _MODEL_DTYPES[self.kv_dtype]
+        ):
             raise DamagedChunkError(f"{name} is {found.dtype} {list(found.shape)}, expected {list(shape)}")
         if found.dtype.is_floating_point:
             for piece in self._pieces(found):

@@ -113,7 +113,7 @@ class DiskStore(Store):
         """Ask the kernel to read the files ahead; where it takes no advice, nothing happens."""
         if hasattr(os, "posix_fadvise"):
             for key in keys:
-                with suppress(OSError), _opened(self._path(key)) as descriptor:
+                with suppress(OSError), _Opened(self._path(key)) as descriptor:
                     os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_WILLNEED)
         return lambda: None
 
@@ -153,7 +153,9 @@ class DiskStore(Store):
             try:
                 found = json.loads((self.folder / _MARKER).read_text())["samkv_store"]
             except (ValueError, KeyError, TypeError) as error:
-                raise StoreFormatError(f"{self.folder / _MARKER} is damaged; delete it or give another folder") from error
+                raise StoreFormatError(
+                    f"{self.folder / _MARKER} is damaged; delete it or give another folder"
+                ) from error
             if found != FORMAT:
                 raise StoreFormatError(
                     f"{self.folder} is a store of format {found!r}, this release has {FORMAT}; give another folder"
@@ -241,7 +243,7 @@ class FileBlob:
     def read_into(self, start: int, buffers: Sequence[Buffer]) -> None:
         wanted = sum(memoryview(buffer).nbytes for buffer in buffers)
         try:
-            with _opened(self._path) as descriptor:
+            with _Opened(self._path) as descriptor:
                 if _identity(os.fstat(descriptor)) != self.identity:
                     raise DamagedBlobError("it was replaced while it was read")
                 found = _read_at(descriptor, start, buffers)
@@ -251,7 +253,7 @@ class FileBlob:
             raise DamagedBlobError(f"{found} of {wanted} bytes at {start} are there")
 
 
-class _opened:
+class _Opened:
     """A regular file's descriptor for the time of a ``with``; anything else in its place is refused."""
 
     def __init__(self, path: Path) -> None:

@@ -45,12 +45,14 @@ class ObjectStore(Store):
             import obstore
             from obstore.exceptions import BaseError
         except ImportError as error:
-            raise ConfigurationError(f"{without_secrets(url)} needs obstore: pip install 'samkv-rag[objects]'") from error
+            raise ConfigurationError(
+                f"{without_secrets(url)} needs obstore: pip install 'samkv-rag[objects]'"
+            ) from error
         if url.startswith(("file:", "local:")):
             raise ConfigurationError(f"{url} is on this machine; give the folder's path instead")
         limit = timedelta(seconds=timeout_s)
-        client = {"timeout": limit, "connect_timeout": min(limit, timedelta(seconds=5)), "allow_http": True}
-        retries = {"max_retries": 1, "retry_timeout": limit}
+        client: Any = {"timeout": limit, "connect_timeout": min(limit, timedelta(seconds=5)), "allow_http": True}
+        retries: Any = {"max_retries": 1, "retry_timeout": limit}
         try:
             self._store = obstore.store.from_url(url, client_options=client, retry_config=retries, **options)
         except (BaseError, ValueError, TypeError, OSError) as error:
@@ -93,7 +95,9 @@ class ObjectStore(Store):
         return len(there)
 
     def keys(self) -> Iterator[StoredBytes]:
-        listed = self._outage.call(lambda: [entry for page in self._obstore.list(self._store, _FOLDER) for entry in page])
+        listed = self._outage.call(
+            lambda: [entry for page in self._obstore.list(self._store, _FOLDER) for entry in page]
+        )
         for entry in listed:
             name = str(entry["path"]).rpartition("/")[2]
             if name.endswith(_SUFFIX):

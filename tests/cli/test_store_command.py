@@ -8,13 +8,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from support import tiny
-from support.commands import Run, only_line, run
 
 from samkv_rag import SamKVEngine
 from samkv_rag.cli.store import format_bytes, parse_bytes, parse_seconds
 from samkv_rag.exceptions import ConfigurationError
 from samkv_rag.sources import source_names
+from support import tiny
+from support.commands import Run, only_line, run
 
 __all__ = ["run"]
 CHUNKS = [tiny.text(seed) for seed in range(4)]

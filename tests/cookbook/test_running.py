@@ -1,5 +1,7 @@
 """The runner itself: a fresh kernel in the given folder, a limit, and nothing in the result that changes by itself."""
 
+# mypy: disable-error-code="no-untyped-call,import-untyped"
+
 from __future__ import annotations
 
 from pathlib import Path

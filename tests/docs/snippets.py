@@ -1,101 +1,125 @@
-"""The code blocks of a page, each with what it says it prints.
+"""The code blocks of a page, run in order as a reader would paste them: `python snippets.py PAGE [SERVER ...]`.
 
     ```python, ```bash    run; a ```text block that directly follows is what was printed
     ```console            commands after "$ ", each with its output below it
-    ```text               output only: anywhere else it is a mistake
 
-Two comments, directly above a block, change that. ``<!-- needs: redis -->`` names a server that must be
-there, one of ``pages.SERVERS``; ``<!-- not run: reason -->`` leaves the block out, and is counted. Directly above
-the output, ``<!-- figures differ -->`` says that its figures are those of one run: words and columns are compared.
+In output ``…`` stands for any text in its line, or, alone on a line, for any lines. Three comments, each on the line
+above a block, change that: ``<!-- not run: reason -->``, ``<!-- needs: redis -->`` (or s3), and above output
+``<!-- figures differ -->``, which compares all but the numbers. The working folder is where blocks run.
 """
 
 from __future__ import annotations
 
+import contextlib
+import difflib
+import io
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
-from itertools import zip_longest
+import subprocess
+import sys
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
-from sybil import Document, Region
-from sybil.parsers.markdown.lexers import FencedCodeBlockLexer
+from markdown_it import MarkdownIt
 
 RUN = ("python", "bash", "console")
-OUTPUT = "text"
-_FENCES = FencedCodeBlockLexer(language="[a-z]*")
-_FIGURES_DIFFER = "<!-- figures differ -->"
-_COMMENT = re.compile(r"<!-- (?P<kind>not run|needs): (?P<text>[^\n]+?) -->\n[ \t]*\Z")
-
-
-class MisplacedBlockError(ValueError):
-    """A block that says nothing, or in the wrong place."""
+_COMMENT = re.compile(r"<!-- (not run|needs|figures differ)(?:: (.+?))? -->\s*")
+_INSTALLS = re.compile(r"^(?:\$ )?(?:pip|git|make|jupyter|python|docker) ", re.MULTILINE)
 
 
 @dataclass(frozen=True)
 class Snippet:
-    """One block that runs, and the line it begins in."""
+    """One block that runs, the line that it begins in, and what it prints; None: nothing."""
 
     language: str
     source: str
     line: int
-    expected: str | None
-    """What it prints; None: nothing."""
-    not_run: str | None = None
-    needs: str | None = None
+    expected: str | None = None
+    not_run: str = ""
+    needs: str = ""
     figures_differ: bool = False
-    """The figures in ``expected`` are those of one run."""
 
 
 def snippets(page: Path) -> list[Snippet]:
-    """Every snippet of a page, in order.
-
-    Raises:
-        MisplacedBlockError: output that no snippet stands above.
-    """
-    return [region.parsed for region in regions(Document(page.read_text(encoding="utf-8"), str(page)))]
-
-
-def regions(document: Document) -> Iterator[Region]:
-    """A Sybil parser: the regions of a page's snippets, ``parsed`` being the :class:`Snippet`.
-
-    Raises:
-        MisplacedBlockError: output that no snippet stands above.
-    """
-    blocks = sorted(_FENCES(document), key=lambda block: block.start)
-    taken: set[int] = set()
-    for block, following in zip_longest(blocks, blocks[1:]):
-        if block.lexemes["language"] not in RUN:
+    """Every snippet of a page, in order; ValueError where output has none above."""
+    found: list[Snippet] = []
+    marks, may_show = dict[str, str](), False
+    for token in MarkdownIt("commonmark").enable("table").parse(page.read_text(encoding="utf-8")):
+        if token.type == "html_block" and (mark := _COMMENT.fullmatch(token.content)):
+            marks[mark[1]] = mark[2] or "yes"
             continue
-        shown = following if following is not None and _is_output_of(block, following, document) else None
-        if shown is not None:
-            taken.add(shown.start)
-        yield _region(block, shown, document)
-    for block in blocks:
-        if block.lexemes["language"] == OUTPUT and block.start not in taken:
-            raise MisplacedBlockError(f"{document.path}:{_line(document, block)}: output, and no snippet right above")
+        language, line = token.info.strip() if token.type == "fence" else "", token.map[0] + 1 if token.map else 0
+        if language in RUN:
+            not_run = marks.get("not run", "") or ("installs" if _INSTALLS.search(token.content) else "")
+            found.append(Snippet(language, token.content, line, not_run=not_run, needs=marks.get("needs", "")))
+        elif language == "text":
+            if not may_show:
+                raise ValueError(f"{page.name}:{line}: output, and no snippet directly above")
+            found[-1] = replace(found[-1], expected=token.content, figures_differ="figures differ" in marks)
+        marks, may_show = {}, language in ("python", "bash")
+    return found
 
 
-def _region(block: Region, shown: Region | None, document: Document) -> Region:
-    kind, text = _comment_above(block, document)
-    language, line = block.lexemes["language"], _line(document, block)
-    expected = None if shown is None else str(shown.lexemes["source"])
-    if language == "console" and shown is not None:
-        raise MisplacedBlockError(f"{document.path}:{line}: a console block holds its own output")
-    marks = {"not_run": text if kind == "not run" else None, "needs": text if kind == "needs" else None}
-    differ = shown is not None and _FIGURES_DIFFER in document.text[block.end : shown.start]
-    snippet = Snippet(language, block.lexemes["source"], line, expected, **marks, figures_differ=differ)
-    return Region(block.start, block.end, parsed=snippet)
+def run(page: Path, servers: tuple[str, ...] = ()) -> None:
+    """Run a page's snippets; AssertionError tells which failed, or printed anything but what the page shows."""
+    namespace: dict[str, Any] = {"__name__": "__main__"}
+    for snippet in snippets(page):
+        if snippet.not_run or (snippet.needs and snippet.needs not in servers):
+            continue
+        try:
+            wrong = _wrong(snippet, namespace, page)
+        except (Exception, SystemExit) as error:
+            raise AssertionError(f"{page.name}:{snippet.line}: {type(error).__name__}: {error}") from error
+        assert not wrong, f"{page.name}:{snippet.line}: {wrong}"
 
 
-def _is_output_of(block: Region, following: Region, document: Document) -> bool:
-    between = document.text[block.end : following.start].strip()
-    return following.lexemes["language"] == OUTPUT and between in ("", _FIGURES_DIFFER)
+def difference(expected: str | None, printed: str) -> str:
+    """How ``printed`` differs from ``expected``, empty where it does not; white space at line ends is nothing."""
+    if expected is None:
+        return f"printed, and the page does not show it:\n{printed}" if printed.strip() else ""
+    shown, found = ([line.rstrip() for line in text.rstrip().splitlines()] for text in (expected, printed))
+    lines = [r".*(?:\n.*)*?" if line == "…" else re.escape(line).replace("…", "[^\n]+") for line in shown]
+    pattern = "\n".join(lines)
+    return "" if re.fullmatch(pattern, "\n".join(found)) else "\n".join(difflib.ndiff(shown, found))
 
 
-def _comment_above(block: Region, document: Document) -> tuple[str, str]:
-    found = _COMMENT.search(document.text[: block.start])
-    return (found["kind"], found["text"]) if found else ("", "")
+def _wrong(snippet: Snippet, namespace: dict[str, Any], page: Path) -> str:
+    if snippet.language == "console":
+        return _transcript(snippet.source)
+    if snippet.language == "bash":
+        printed = _shell(snippet.source)
+    else:
+        with contextlib.redirect_stdout(io.StringIO()) as stream:
+            # Empty lines first, so that a traceback names the page's own line.
+            exec(compile("\n" * snippet.line + snippet.source, str(page), "exec"), namespace)
+        printed = stream.getvalue()
+    if snippet.figures_differ and snippet.expected is not None:
+        return difference(_without_figures(snippet.expected), _without_figures(printed))
+    return difference(snippet.expected, printed)
 
 
-def _line(document: Document, block: Region) -> int:
-    return document.text.count("\n", 0, block.start) + 1
+def _transcript(source: str) -> str:
+    for block in re.split(r"^\$ ", source, flags=re.MULTILINE)[1:]:
+        lines = block.splitlines()
+        num_lines = next((n for n, line in enumerate(lines, 1) if not line.endswith("\\")), len(lines))
+        command, expected = "\n".join(lines[:num_lines]), "\n".join(lines[num_lines:])
+        if wrong := difference(expected if expected.strip() else None, _shell(command)):
+            return f"$ {command}\n{wrong}"
+    return ""
+
+
+def _shell(script: str) -> str:
+    """What a script prints, errors included."""
+    command = ["bash", "-euo", "pipefail", "-c", script]
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+    assert not done.returncode, f"status {done.returncode} of {script.strip()}\n{done.stdout}"
+    return done.stdout
+
+
+def _without_figures(text: str) -> str:
+    """Every number as ``#``, with the spaces before it, which depend on its width."""
+    return re.sub(r" *\d[\d,.]*(?<=\d)", " #", text)
+
+
+if __name__ == "__main__":
+    run(Path(sys.argv[1]), tuple(sys.argv[2:]))

@@ -10,11 +10,11 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from support import tiny
 
 from samkv_rag import Explanation, SamKVEngine
 from samkv_rag.exceptions import ConfigurationError
 from samkv_rag.prefill import PrefillContext, Scout
+from support import tiny
 
 BIRDS = "A gull 🐦🐦 and a café — 東京タワー.\n\n\ttabs  and   spaces\u0301 <b>&amp;</b>"
 CHUNKS = [tiny.text(1), BIRDS, tiny.text(3, 90)]
@@ -79,7 +79,8 @@ def test_scores_are_those_of_the_selection(tiny_engine: SamKVEngine, monkeypatch
     monkeypatch.setattr(Scout, "score_tokens", watched)
     explained = explain(tiny_engine, sequence_ratio=0.4)
     ((context, scores),) = seen
-    whole, dropped = [], []
+    whole: list[object] = []
+    dropped: list[object] = []
     for chunk, segment in zip(explained.chunks, context.layout.chunks, strict=True):
         retained = {i for run in chunk.retained for i in range(run.start, run.stop)}
         for block in chunk.blocks:

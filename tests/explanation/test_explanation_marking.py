@@ -7,10 +7,10 @@ from dataclasses import replace
 from itertools import pairwise
 
 import pytest
-from support.explaining import PROSE, chunk, explanation, hard, hostile, offsets, usual, whole
 
 from samkv_rag.explanation import Block, Explanation, Range
 from samkv_rag.explanation.render import BEST, BETTER, DROPPED, GOOD, UNSCORED, Marking
+from support.explaining import PROSE, chunk, explanation, hard, hostile, offsets, usual, whole
 
 NUM_TOKENS = len(offsets(PROSE))
 

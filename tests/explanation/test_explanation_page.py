@@ -7,10 +7,10 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from support.browser import CONTRAST
-from support.explaining import HOSTILE, explanation, hard, hostile, usual, whole
 
 from samkv_rag import Explanation
+from support.browser import CONTRAST
+from support.explaining import HOSTILE, explanation, hard, hostile, usual, whole
 
 Show = Callable[..., Any]
 BACKGROUND = "getComputedStyle(document.querySelector('.samkv-explanation')).backgroundColor"

@@ -14,19 +14,22 @@ from typing import Any
 
 import pytest
 
-from samkv_rag import SamKVConfig, SamKVEngine
+from samkv_rag import EngineConfig, SamKVEngine
 from samkv_rag.exceptions import ChatTemplateError, ConfigurationError, ToolsUnsupportedError
 from samkv_rag.frameworks.handle import EngineHandle, resolve_handle
 from samkv_rag.frameworks.messages import join_same_roles, join_system_messages, render, template_role
 from samkv_rag.frameworks.options import (
     as_config,
     as_dtype_name,
+    as_method,
     as_path_text,
     as_texts,
     call_options,
     config_error,
+    method_as_dict,
     without_secrets,
 )
+from samkv_rag.prefill import Epic, Scout
 
 TOOL = {"type": "function", "function": {"name": "add", "parameters": {"type": "object", "properties": {}}}}
 
@@ -99,8 +102,10 @@ class TestHandle:
 
 class TestOptions:
     def test_plain_values_become_the_engines(self) -> None:
-        options = {"method": "epic", "score_layers": [0.25, 1.0]}
-        assert as_config(options) == SamKVConfig(method="epic", score_layers=(0.25, 1.0))
+        assert as_config({"block_tokens": 8}) == EngineConfig(block_tokens=8)
+        assert as_method({"name": "scout", "score_layers": [0.25, 1.0]}) == Scout(score_layers=(0.25, 1.0))
+        assert as_method("epic") == Epic()
+        assert method_as_dict(Epic()) == Epic().to_dict() and method_as_dict(None) is None
         assert (as_config(None), as_texts("END"), as_texts(["END"])) == (None, ["END"], ["END"])
         assert (as_path_text(Path("kv")), as_path_text(":memory:")) == ("kv", ":memory:")
         assert (as_dtype_name("torch.bfloat16"), as_dtype_name(None)) == ("bfloat16", None)
@@ -121,7 +126,7 @@ class TestOptions:
             call_options({}, {"max_tokens": 1, "max_new_tokens": 2})
 
     def test_a_refusal_names_every_problem_but_mere_consequences(self) -> None:
-        problems = [
+        problems: list[dict[str, Any]] = [
             {"loc": ("top_p",), "input": 2, "msg": "too large", "type": "less_than_equal"},
             {"loc": ("model",), "input": {}, "msg": "Field required", "type": "missing"},
             {"loc": ("handle",), "input": {}, "msg": "not called", "type": "default_factory_not_called"},
@@ -148,7 +153,7 @@ class TestMessages:
         assert join_same_roles(messages) == messages
 
     def test_a_prompt_is_what_the_template_makes_of_them(self, tiny_engine: SamKVEngine) -> None:
-        assert render(tiny_engine, said(("user", "Hi"))) == "<|user|>\nHi</s>\n<|assistant|>\n"
+        assert render(tiny_engine, said(("user", "Hi"))).text == "<|user|>\nHi</s>\n<|assistant|>\n"
 
     def test_a_template_without_tools_is_refused_as_such(self, tiny_engine: SamKVEngine) -> None:
         with pytest.raises(ToolsUnsupportedError, match="takes no tools, 1 given; take a model made for tool calls"):
@@ -158,8 +163,8 @@ class TestMessages:
     def test_one_with_tools_gets_them(self, tiny_engine: SamKVEngine, monkeypatch: pytest.MonkeyPatch) -> None:
         template = "{% if tools %}{{ tools | tojson }}{% endif %}{{ messages[0]['content'] }}"
         monkeypatch.setattr(tiny_engine.tokenizer.tokenizer, "chat_template", template)
-        assert '"name": "add"' in render(tiny_engine, said(("user", "Hi")), [TOOL])
-        assert tiny_engine.apply_chat_template(said(("user", "Hi"))) == "Hi"
+        assert '"name": "add"' in render(tiny_engine, said(("user", "Hi")), [TOOL]).text
+        assert tiny_engine.apply_chat_template(said(("user", "Hi"))).text == "Hi"
 
     def test_the_first_refusal_is_the_one_reported(
         self, tiny_engine: SamKVEngine, monkeypatch: pytest.MonkeyPatch
@@ -175,7 +180,7 @@ class TestMessages:
     [
         (":memory:", ":memory:"),
         ("folder/a@b", "folder/a@b"),
-        ("s3://bucket/a@b", "s3://bucket/a@b"),
+        ("s3://bucket/a@b", "s3://**********@b"),  # rather too much than a password
         ("redis://host:6379/2", "redis://host:6379/2"),
         ("redis://:word@host:6379/2", "redis://**********@host:6379/2"),
         ("rediss://user:word@host", "rediss://**********@host"),

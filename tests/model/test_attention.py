@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 import torch
 
-from support import tiny
 from samkv_rag import SamKVEngine
-from samkv_rag.prefill import PrefillMethod
 from samkv_rag.model import attention as attention_module
 from samkv_rag.model.attention import attention
 from samkv_rag.model.kv_buffer import KVBuffer
+from samkv_rag.prefill import PrefillMethod
+from support import tiny
 
 
 def slow_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float) -> torch.Tensor:
@@ -41,7 +41,7 @@ def test_flash_attention_is_called_by_its_conventions(monkeypatch: pytest.Monkey
 
     def stand_in(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, softmax_scale: float, causal: bool) -> torch.Tensor:
         assert causal
-        return slow_attention(*(state.transpose(1, 2) for state in (q, k, v)), softmax_scale).transpose(1, 2)
+        return slow_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), softmax_scale).transpose(1, 2)
 
     monkeypatch.setattr(attention_module, "_flash_attention", lambda query: stand_in)
     query, key, value = torch.randn(1, 6, 5, 8), torch.randn(1, 2, 12, 8), torch.randn(1, 2, 12, 8)

@@ -10,12 +10,12 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
-from support import tiny
 from samkv_rag.exceptions import UnsupportedModelError
 from samkv_rag.model.decoder import Decoder
 from samkv_rag.model.fingerprint import fingerprint
 from samkv_rag.model.support import check_config, self_test
 from samkv_rag.model.tokenization import PromptTokenizer
+from support import tiny
 
 REFUSED = {
     "gemma3": ("gemma3_text", {"head_dim": 16}, "layers with sliding_attention; every layer must see the whole prompt"),

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import torch
 
-from support import tiny
 from samkv_rag import GenerationMetrics, SamKVEngine
 from samkv_rag.diagnostics import (
     CACHE_UNDERFLOW,
@@ -21,6 +20,7 @@ from samkv_rag.diagnostics import (
     mean_pairwise_cosine,
 )
 from samkv_rag.prefill import method_classes
+from support import tiny
 
 MakeEngine = Callable[..., SamKVEngine]
 CHUNKS = [tiny.text(seed) for seed in range(4)]

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import torch
 
-from support import tiny
 from samkv_rag import SamKVEngine
 from samkv_rag.model.kv_buffer import KVBuffer
 from samkv_rag.prefill import Clock, PrefillContext, PrefillMethod
+from support import tiny
 
 MakeEngine = Callable[..., SamKVEngine]
 CHUNKS = [tiny.text(seed, num_words) for seed, num_words in ((1, 40), (2, 65), (3, 12))]

@@ -14,7 +14,6 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from support import tiny
 from samkv_rag import EngineConfig
 from samkv_rag.chunk_cache import ChunkCache, SummarySpec
 from samkv_rag.ingestion.encoder import encode
@@ -27,6 +26,7 @@ from samkv_rag.prefill.passes.selection import Anchors, _num_anchors, anchor_mas
 from samkv_rag.prefill.scout import AttentionScores
 from samkv_rag.prompt.layout import PromptLayout, Segment
 from samkv_rag.runtime.step import DecodePass
+from support import tiny
 
 CPU, META = torch.device("cpu"), torch.device("meta")
 READ_BACK = {

@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 import torch
 
-from support import tiny
 from samkv_rag import SamKVEngine
-from samkv_rag.prefill import Clock, Prefilled, PrefillContext
-from samkv_rag.prefill.cacheblend import CHECK_LAYER
-from samkv_rag.prefill.epic import chunk_beginnings
 from samkv_rag.model.decoder import CausalPass
 from samkv_rag.model.kv_buffer import KVBuffer
+from samkv_rag.prefill import Clock, PrefillContext, Prefilled
+from samkv_rag.prefill.cacheblend import CHECK_LAYER
+from samkv_rag.prefill.epic import chunk_beginnings
 from samkv_rag.prompt.layout import PromptLayout
+from support import tiny
 
 MakeEngine = Callable[..., SamKVEngine]
 CHUNKS = [tiny.text(seed, num_words) for seed, num_words in ((1, 40), (2, 65), (3, 12))]
@@ -28,7 +28,9 @@ def layout_of(engine: SamKVEngine, prompt: str = PROMPT) -> PromptLayout:
     return engine._assembler.with_cache(engine._assembler.split(prompt))
 
 
-def prefill(engine: SamKVEngine, method: str, prompt: str = PROMPT, **options: Any) -> tuple[Prefilled, torch.Tensor, KVBuffer]:
+def prefill(
+    engine: SamKVEngine, method: str, prompt: str = PROMPT, **options: Any
+) -> tuple[Prefilled, torch.Tensor, KVBuffer]:
     """What the method returned, logits ``[vocab]`` of the first answer token, the cache to decode from."""
     chosen = tiny.method(method, **options)
     buffer = KVBuffer(engine.decoder.num_layers)

@@ -7,15 +7,15 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from support import tiny
 from samkv_rag import SamKVEngine
-from samkv_rag.prefill.passes.planned_pass import fuse
-from samkv_rag.prompt.layout import PromptLayout, Segment
-from samkv_rag.prefill.passes.plan import make_plan
-from samkv_rag.prefill import Clock, PrefillContext, Scout
 from samkv_rag.model.kv_buffer import KVBuffer
+from samkv_rag.prefill import Clock, PrefillContext, Scout
+from samkv_rag.prefill.passes.plan import make_plan
+from samkv_rag.prefill.passes.planned_pass import fuse
 from samkv_rag.prefill.passes.selection import Anchors, Blocks, Budget, anchor_mask, plan_budget
 from samkv_rag.prefill.samkv import dynamic_share, personalized_queries
+from samkv_rag.prompt.layout import PromptLayout, Segment
+from support import tiny
 
 
 def layout_of(*lengths: int, gap: int = 2, tail: int = 5) -> PromptLayout:

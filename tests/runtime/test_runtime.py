@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from support import tiny
 from samkv_rag import GenerationResult, SamKVEngine
 from samkv_rag.exceptions import ConfigurationError, EngineClosedError, PromptTooLongError, QueueFullError
 from samkv_rag.prefill import FullPrefill, PrefillContext, Prefilled
+from support import tiny
 
 MakeEngine = Callable[..., SamKVEngine]
 CHUNKS = [tiny.text(seed, num_words) for seed, num_words in ((1, 60), (2, 90), (3, 30), (4, 70))]
@@ -113,7 +113,9 @@ def test_a_running_answer_goes_on_while_a_long_prompt_is_prefilled(
             began.set()
             return super().prefill(context)
 
-    long_one = threading.Thread(target=engine.generate, args=(prompts()[1],), kwargs={"method": Slow(), "max_new_tokens": 1})
+    long_one = threading.Thread(
+        target=engine.generate, args=(prompts()[1],), kwargs={"method": Slow(), "max_new_tokens": 1}
+    )
     long_one.start()
     began.wait(10)
     before = len(running._sequence.token_ids)  # type: ignore[union-attr]
@@ -262,8 +264,10 @@ def test_a_full_queue_refuses_at_once(make_engine: MakeEngine) -> None:
     runtime = engine._runtime
     runtime._scheduler.max_waiting = 2
     hold = threading.Event()
-    runtime._read_prompt = lambda sequence: hold.wait(10) and engine._read(sequence)  # type: ignore[assignment]
-    threads = [threading.Thread(target=engine.generate, args=("What?",), kwargs={"max_new_tokens": 1}) for _ in range(2)]
+    runtime._read_prompt = lambda sequence: hold.wait(10) and engine._read(sequence)  # type: ignore[assignment, return-value]
+    threads = [
+        threading.Thread(target=engine.generate, args=("What?",), kwargs={"max_new_tokens": 1}) for _ in range(2)
+    ]
     for thread in threads:
         thread.start()
     assert wait_until(lambda: runtime._scheduler.num_waiting == 2)

@@ -7,9 +7,9 @@ import collections
 import pytest
 import torch
 
-from support import tiny
-from samkv_rag.runtime.sampling import AnswerText, Sampling, TokenChooser
 from samkv_rag.model.tokenization import PromptTokenizer
+from samkv_rag.runtime.sampling import AnswerText, Sampling, TokenChooser
+from support import tiny
 
 CPU = torch.device("cpu")
 

@@ -15,7 +15,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from support import tiny
 
 from samkv_rag import SamKVEngine
 from samkv_rag.exceptions import DamagedCatalogWarning, StoreError
@@ -23,6 +22,7 @@ from samkv_rag.store.catalog import Catalog
 from samkv_rag.store.codec import ChunkIdentity
 from samkv_rag.store.disk import DiskStore
 from samkv_rag.store.memory import MemoryStore
+from support import tiny
 
 MakeEngine = Callable[..., SamKVEngine]
 CHUNKS = [tiny.text(seed) for seed in range(6)]
@@ -98,7 +98,9 @@ def test_another_engine_sees_what_was_added_and_removed(make_engine: MakeEngine,
 
 def in_another_process(script: str, *arguments: object) -> str:
     code = textwrap.dedent(script)
-    done = subprocess.run([sys.executable, "-c", code, *map(str, arguments)], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code, *map(str, arguments)], capture_output=True, text=True, check=True
+    )
     return done.stdout
 
 
@@ -170,9 +172,7 @@ def test_a_fork_gets_a_connection_of_its_own(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", ["garbage", "cut", "schema", "lost"])
-def test_a_damaged_catalog_is_made_again_from_the_chunks(
-    make_engine: MakeEngine, tmp_path: Path, damage: str
-) -> None:
+def test_a_damaged_catalog_is_made_again_from_the_chunks(make_engine: MakeEngine, tmp_path: Path, damage: str) -> None:
     folder = tmp_path / "kv"
     engine = make_engine(store=folder)
     engine.add_chunks(CHUNKS)

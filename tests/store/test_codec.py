@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
-from support import tiny
 
 from samkv_rag import SamKVEngine
 from samkv_rag.chunk_cache import ChunkCache, Summary
@@ -19,6 +18,7 @@ from samkv_rag.exceptions import ConfigurationError, DamagedChunkError, DamagedC
 from samkv_rag.store.base import BytesBlob
 from samkv_rag.store.codec import ChunkIdentity, ChunkShape, StoredChunk, encode_chunk, stored_dtype
 from samkv_rag.store.quantization import dequantize_layer, dequantize_rows, quantize_layer, quantize_rows
+from support import tiny
 
 IDENTITY = ChunkIdentity("f" * 64, "d" * 64, 100, -1, 2**62, 70)
 SHAPE = ChunkShape(3, 4, 2, 16, 32, 512, torch.float32, has_hidden=True)
@@ -29,7 +29,9 @@ PROMPT = tiny.rag_prompt([CHUNK, tiny.text(2)])
 def cache(dtype: torch.dtype = torch.float32, num_tokens: int = 70) -> ChunkCache:
     torch.manual_seed(0)
     keys, values = torch.randn(2, 3, 2, num_tokens, 16).to(dtype)
-    means = Summary(torch.randn(3, 2, 4, 16).to(dtype), torch.randn(3, 2, 16).to(dtype), torch.randn(3, 4, 16).to(dtype))
+    means = Summary(
+        torch.randn(3, 2, 4, 16).to(dtype), torch.randn(3, 2, 16).to(dtype), torch.randn(3, 4, 16).to(dtype)
+    )
     return ChunkCache(torch.arange(num_tokens), keys, values, means, torch.randn(num_tokens, 32).to(dtype))
 
 
@@ -111,7 +113,9 @@ def forged(**changes: Any) -> bytes:
     original = cache()
     parts = {name: changes.get(name, getattr(original, name)) for name in ("token_ids", "keys", "values", "hidden")}
     means = Summary(**(vars(original.means) | {k: v for k, v in changes.items() if k in vars(original.means)}))
-    return encode_chunk(ChunkCache(parts["token_ids"], parts["keys"], parts["values"], means, parts["hidden"]), IDENTITY)
+    return encode_chunk(
+        ChunkCache(parts["token_ids"], parts["keys"], parts["values"], means, parts["hidden"]), IDENTITY
+    )
 
 
 NAN = torch.full((3, 2, 70, 16), torch.nan)

@@ -6,13 +6,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from support import stores, tiny
 
 from samkv_rag import SamKVEngine
 from samkv_rag.exceptions import DamagedChunkWarning
 from samkv_rag.store import Store
 from samkv_rag.store.base import read_bytes
 from samkv_rag.store.testing import StoreContract
+from support import stores, tiny
 
 CHUNKS = [tiny.text(seed) for seed in range(4)]
 PROMPT = tiny.rag_prompt(CHUNKS)

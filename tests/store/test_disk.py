@@ -9,7 +9,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from support import tiny
 
 from samkv_rag import SamKVEngine, open_store
 from samkv_rag.exceptions import (
@@ -21,6 +20,7 @@ from samkv_rag.exceptions import (
 )
 from samkv_rag.store.disk import DiskStore
 from samkv_rag.store.testing import data_of, key_of
+from support import tiny
 
 MakeEngine = Callable[..., SamKVEngine]
 CHUNKS = [tiny.text(seed) for seed in range(4)]
@@ -65,7 +65,7 @@ def test_several_writers_stay_within_the_budget(tmp_path: Path, monkeypatch: pyt
 def test_more_than_the_budget_is_refused_and_evicts_nothing(tmp_path: Path) -> None:
     store = DiskStore(tmp_path / "kv", budget_bytes=2_000)
     store.put(key_of(1), data_of(1))
-    with pytest.raises(StoreFullError, match="a chunk takes 2,001 bytes, the budget of .* is 2,000; raise"):
+    with pytest.raises(StoreFullError, match=r"a chunk takes 2,001 bytes, the budget of .* is 2,000; raise"):
         store.put(key_of(2), data_of(2, num_bytes=2_001))
     assert store.contains([key_of(1)])
 
@@ -81,7 +81,7 @@ def test_a_full_disk_says_so_and_loses_nothing(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "replace", full)
-    with pytest.raises(StoreFullError, match="no space left for .*stored chunks are intact"):
+    with pytest.raises(StoreFullError, match=r"no space left for .*stored chunks are intact"):
         engine.add_chunks(CHUNKS[2:], sources=["c", "d"])
     engine.announce(CHUNKS)
     with pytest.warns(UserWarning, match="no space left"):
@@ -118,7 +118,7 @@ def test_what_is_no_file_in_a_chunks_place_is_a_miss(make_engine: MakeEngine, tm
     else:
         path.symlink_to("/dev/zero")
     fresh = make_engine(store=tmp_path / "kv")
-    with pytest.warns(UserWarning):
+    with pytest.warns(UserWarning, match="damaged"):
         result = fresh.generate(PROMPT, max_new_tokens=4)
     assert (result.token_ids, result.metrics.chunks_missed) == (expected, 1)
 
@@ -145,7 +145,9 @@ def test_a_file_cut_after_it_was_checked_is_a_miss(
     assert (result.token_ids, result.metrics.chunks_missed) == (expected, 1)
 
 
-@pytest.mark.parametrize("location", ["", "  ", Path(""), "local://", "file://", "file:///tmp/x", "\0", ":memory:x://", 3, None])
+@pytest.mark.parametrize(
+    "location", ["", "  ", Path(""), "local://", "file://", "file:///tmp/x", "\0", ":memory:x://", 3, None]
+)
 def test_a_location_that_names_no_place_is_refused(location: object) -> None:
     with pytest.raises(ConfigurationError):
         open_store(location)  # type: ignore[arg-type]

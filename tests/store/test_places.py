@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import stores, tiny
 
 from samkv_rag import SamKVEngine, open_store
 from samkv_rag.exceptions import ConfigurationError, StoreFullError, StoreUnreachableError, StoreUnreachableWarning
@@ -18,9 +17,10 @@ from samkv_rag.store import Blob
 from samkv_rag.store.base import read_bytes
 from samkv_rag.store.disk import DiskStore
 from samkv_rag.store.memory import MemoryStore
-from samkv_rag.store.tiers import TieredStore
 from samkv_rag.store.testing import data_of, key_of
+from samkv_rag.store.tiers import TieredStore
 from samkv_rag.store.unreachable import without_secrets
+from support import stores, tiny
 
 MakeEngine = Callable[..., SamKVEngine]
 CHUNKS = [tiny.text(seed) for seed in range(4)]
@@ -122,7 +122,7 @@ def test_what_the_far_store_does_not_take_is_reported_and_stays_near(tiers: Tier
     far.full = True
     tiers.put(key_of(1), data_of(1))
     tiers.put(key_of(2), data_of(2))
-    with pytest.raises(StoreFullError, match="no room .and 1 more chunks."):
+    with pytest.raises(StoreFullError, match=r"no room .and 1 more chunks."):
         tiers.flush()
     tiers.flush()  # said once
     assert tiers.get(key_of(1)) is not None
@@ -175,7 +175,7 @@ def test_a_redis_server_that_is_full_says_so(redis: Any) -> None:
     store = open_store(redis.url, memory_bytes=0)
     store._client.config_set("maxmemory", "1mb")  # type: ignore[attr-defined]
     try:
-        with pytest.raises(StoreFullError, match="no memory left .maxmemory. and its policy evicts nothing"):
+        with pytest.raises(StoreFullError, match=r"no memory left .maxmemory. and its policy evicts nothing"):
             for number in range(50):
                 store.put(key_of(number), data_of(number, num_bytes=200_000))
     finally:
@@ -253,7 +253,9 @@ def test_no_message_shows_a_password() -> None:
 # Tenants
 
 
-@pytest.mark.parametrize("other", [{"namespace": "b"}, {"namespace": "a", "store_secret": "s"}, {"namespace": ""}], ids=str)
+@pytest.mark.parametrize(
+    "other", [{"namespace": "b"}, {"namespace": "a", "store_secret": "s"}, {"namespace": ""}], ids=str
+)
 def test_tenants_do_not_see_each_other(other: dict[str, str]) -> None:
     store = MemoryStore()
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from support import tiny
 from samkv_rag.cli import main as cli
+from support import tiny
 
 Run = Callable[..., tuple[int, str, str]]
 

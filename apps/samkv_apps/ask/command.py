@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from samkv_apps import terminal
 from samkv_rag.exceptions import ConfigurationError, ModelNotFoundError
 
 if TYPE_CHECKING:
@@ -22,12 +23,11 @@ _PACKAGES = {
     "llama_index.llms.samkv": "llama-index-llms-samkv",
     "llama_index.readers.file": "llama-index-readers-file",
     "llama_index.vector_stores.chroma": "llama-index-vector-stores-chroma",
-    "rich": "rich",
 }
 _Files = Annotated[list[Path], typer.Argument(metavar="FILE...", help="Text, Markdown or PDF files, or folders.")]
 _Store = Annotated[Path, typer.Option(metavar="DIR", help="Folder for KV, embeddings and what has been read.")]
 _Model = Annotated[str, typer.Option(help="Hub id, folder or .gguf file; 'demo' needs no hub.")]
-_Embedding = Annotated[str | None, typer.Option(help="Hub id or folder.", show_default="MiniLM")]
+_Embedding = Annotated[str | None, typer.Option(help="Hub id, folder or 'demo'.", show_default="MiniLM")]
 _Namespace = Annotated[str, typer.Option(help=f"Tenant to keep apart; ${_SECRET} is its secret.")]
 _DEFAULT_STORE = Path("samkv-library")
 _DEFAULT_MODEL = "Qwen/Qwen2.5-1.5B-Instruct"
@@ -47,34 +47,34 @@ def ask(
     as_json: Annotated[bool, typer.Option("--json", help="Print answer, sources and figures as JSON.")] = False,
 ) -> None:
     """Answer a question from documents; what was read before is not read again."""
-    _require_text(question)
+    if not question.strip():
+        raise ConfigurationError("the question is empty; give some words")
+    if question != question.encode(errors="ignore").decode():
+        raise ConfigurationError("the question is not valid UTF-8; set the terminal's encoding to UTF-8")
     library, found = _open(files, store, model, embedding, namespace, max_tokens)
     library.update(found)
     response = library.ask(question, found, top_k)
+    if not response.source_nodes:
+        raise ConfigurationError("nothing was found in these files; give others")
     text = _show(response, quiet=as_json)
     explanation, metrics = library.llm.last_explanation, library.llm.last_metrics
-    if explanation is None or metrics is None:
-        raise ConfigurationError("nothing was found in these files; give others")
-    named = explanation.with_sources({node.text: _name(node) for node in response.source_nodes})
+    assert explanation is not None  # the answer has been read
+    assert metrics is not None
+    explanation = explanation.with_sources({node.text: _name(node) for node in response.source_nodes})
     if explain is not None:
-        from samkv_apps.terminal import write_private
-
-        write_private(explain, named.to_html())
-    retained = {chunk.text: chunk.num_retained for chunk in named.chunks}
-    sources = [
-        {"name": _name(node), "score": node.score, "retained_tokens": retained.get(node.text.strip(), 0), "text": node.text}
-        for node in sorted(response.source_nodes, key=lambda node: -(node.score or 0.0))
-    ]
+        terminal.write_private(explain, explanation.to_html())
+    sources = _sources(response, {chunk.text: chunk.num_retained for chunk in explanation.chunks})
     if as_json:
         report = {"question": question, "answer": text, "sources": sources, "metrics": metrics.to_dict()}
-        typer.echo(json.dumps(report | {"explanation": named.to_dict()}, indent=2, ensure_ascii=False))
+        typer.echo(json.dumps(report | {"explanation": explanation.to_dict()}, indent=2, ensure_ascii=False))
         return
     typer.echo("\n\nscore  retained  source")
     for source in sources:
         typer.echo(f" {source['score']:.2f}  {source['retained_tokens']:8}  {source['name']}")
     typer.echo(
-        f"\nfirst token after {metrics.ttft_s:.2f} s · {metrics.sequence_ratio:.1%} of {metrics.chunk_tokens:,} chunk tokens "
-        f"retained · KV {metrics.kv_bytes_resident / 1e6:.1f} MB instead of {metrics.kv_bytes_full / 1e6:.1f} MB"
+        f"\nfirst token after {metrics.ttft_s:.2f} s · "
+        f"{metrics.sequence_ratio:.1%} of {metrics.chunk_tokens:,} chunk tokens retained · "
+        f"KV {metrics.kv_bytes_resident / 1e6:.1f} MB instead of {metrics.kv_bytes_full / 1e6:.1f} MB"
     )
 
 
@@ -88,30 +88,19 @@ def ingest(
 ) -> None:
     """Read documents, and compute and store the KV of their chunks, so that `samkv ask` answers at once."""
     library, found = _open(files, store, model, embedding, namespace, max_tokens=1)
-    update = library.update(found)
-    if as_json:
-        typer.echo(json.dumps({"files": update.num_files, "new_chunks": update.num_new}))
-    else:
-        typer.echo(f"{update.num_files} files, {update.num_new} new chunks")
+    num_new = library.update(found)
+    report = json.dumps({"files": len(found), "new_chunks": num_new})
+    typer.echo(report if as_json else f"{len(found)} files, {num_new} new chunks")
 
 
 def _open(
     files: list[Path], store: Path, model: str, embedding: str | None, namespace: str, max_tokens: int
 ) -> tuple[Library, list[Path]]:
-    from samkv_apps.terminal import (
-        PACKAGED,
-        embedding_model_path,
-        language_model_path,
-        quieten_libraries,
-        require_packages,
-        with_hub_hint,
-    )
-
-    require_packages(_PACKAGES, "samkv ask", "ask")
+    terminal.require_packages(_PACKAGES, "samkv ask", "ask")
     secret = os.environ.get(_SECRET)
     if secret == "":
         raise ConfigurationError(f"{_SECRET} is empty; give it some random text, or unset it for no secret")
-    quieten_libraries()
+    terminal.quieten_libraries()
     from samkv_apps.ask.reading import find_files
 
     found = find_files(files)  # before anything is loaded
@@ -119,35 +108,32 @@ def _open(
     from samkv_rag import SamKVEngine
 
     try:
-        path = language_model_path(model, lambda message: typer.echo(message, err=True))
+        path = terminal.language_model_path(model, lambda message: typer.echo(message, err=True))
         engine = SamKVEngine.from_pretrained(path, store=store / "kv", namespace=namespace, store_secret=secret)
     except ModelNotFoundError as error:
-        raise with_hub_hint(error) from error
-    vectors = embedding or (PACKAGED if model == PACKAGED else _DEFAULT_EMBEDDING)
-    return Library(engine, store, embedding_model_path(vectors), max_tokens), found
+        raise terminal.with_hub_hint(error) from error
+    name = embedding or (terminal.PACKAGED if model == terminal.PACKAGED else _DEFAULT_EMBEDDING)
+    return Library(engine, store, terminal.embedding_model_path(name), max_tokens), found
 
 
 def _show(response: Any, quiet: bool) -> str:
     """Print the answer while it is written, and return it."""
     text = ""
     for piece in response.response_gen:
-        shown = piece if text else piece.lstrip()
-        text += shown
+        text += (shown := piece if text else piece.lstrip())
         if not quiet:
             typer.echo(shown, nl=False)
     return text.strip()
 
 
+def _sources(response: Any, retained: dict[str, int]) -> list[dict[str, Any]]:
+    """What was retrieved, best first."""
+    return [
+        {"name": _name(n), "score": n.score, "retained_tokens": retained.get(n.text.strip(), 0), "text": n.text}
+        for n in sorted(response.source_nodes, key=lambda node: -(node.score or 0.0))
+    ]
+
+
 def _name(node: Any) -> str:
-    page = node.metadata.get("page_label")
-    path = os.path.relpath(node.metadata["file_path"])
+    path, page = os.path.relpath(node.metadata["file_path"]), node.metadata.get("page_label")
     return f"{path}, page {page}" if page else path
-
-
-def _require_text(question: str) -> None:
-    try:
-        question.encode()
-    except UnicodeEncodeError as error:
-        raise ConfigurationError("the question is not valid UTF-8; set the terminal's encoding to UTF-8") from error
-    if not question.strip():
-        raise ConfigurationError("the question is empty; give some words")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,17 +20,9 @@ from llama_index.vector_stores.chroma import ChromaVectorStore
 
 from samkv_apps.ask.reading import cached_tokenizer, read_documents
 from samkv_rag import SamKVEngine
+from samkv_rag.exceptions import ModelNotFoundError
 
 CHUNK_TOKENS = 256
-
-
-@dataclass(frozen=True)
-class Update:
-    """What bringing files up to date took."""
-
-    num_files: int
-    num_new: int
-    """Chunks that were new or changed."""
 
 
 class Library:
@@ -40,20 +31,20 @@ class Library:
     def __init__(self, engine: SamKVEngine, folder: Path, embedding: str, max_tokens: int) -> None:
         self.llm = SamKVLLM.from_engine(engine, max_tokens=max_tokens)
         Settings.llm, Settings.tokenizer = self.llm, cached_tokenizer(self.llm.tokenizer)
-        Settings.embed_model = HuggingFaceEmbedding(model_name=embedding)
-        client = chromadb.PersistentClient(
-            path=str(folder / "chroma"), settings=ChromaSettings(anonymized_telemetry=False)
-        )
+        try:
+            Settings.embed_model = HuggingFaceEmbedding(model_name=embedding)
+        except OSError as error:
+            raise ModelNotFoundError(f"no embedding model could be loaded: {error}; give --embedding demo") from error
+        own = ChromaSettings(anonymized_telemetry=False)
+        client = chromadb.PersistentClient(path=str(folder.resolve() / "chroma"), settings=own)
         collection = client.get_or_create_collection("documents", metadata={"hnsw:space": "cosine"})
         self._vectors = SamKVVectorStore(ChromaVectorStore(chroma_collection=collection), self.llm)
         self._docstore_file = folder / "documents.json"
-        self._collection = collection
 
-    def update(self, files: Sequence[Path]) -> Update:
-        """Read files; what has not changed since the last time costs nothing."""
-        docstore = SimpleDocumentStore()
-        if self._docstore_file.exists():
-            docstore = SimpleDocumentStore.from_persist_path(str(self._docstore_file))
+    def update(self, files: Sequence[Path]) -> int:
+        """Read files, and count the new chunks; what has not changed since the last time costs nothing."""
+        known = self._docstore_file.exists()
+        docstore = SimpleDocumentStore.from_persist_path(str(self._docstore_file)) if known else SimpleDocumentStore()
         pipeline = IngestionPipeline(
             transformations=[SentenceSplitter(chunk_size=CHUNK_TOKENS, chunk_overlap=0), Settings.embed_model],
             docstore=docstore,
@@ -63,9 +54,9 @@ class Library:
         )
         documents = list(read_documents(files))
         self._forget(docstore, files, {document.doc_id for document in documents})
-        nodes = pipeline.run(documents=documents)
+        num_new = len(pipeline.run(documents=documents))
         docstore.persist(str(self._docstore_file))
-        return Update(len(files), len(nodes))
+        return num_new
 
     def ask(self, question: str, files: Sequence[Path], top_k: int) -> Any:
         """A streaming response that reads chunks of ``files`` alone."""
@@ -82,7 +73,6 @@ class Library:
     def _forget(self, docstore: SimpleDocumentStore, files: Sequence[Path], there: set[str]) -> None:
         """Delete what these files held before and hold no more."""
         prefixes = tuple(f"{file}#" for file in files)
-        for doc_id in [d for d in (docstore.get_all_ref_doc_info() or {}) if d.startswith(prefixes) and d not in there]:
+        for doc_id in [d for d in docstore.docs if d.startswith(prefixes) and d not in there]:
             self._vectors.delete(doc_id)
-            docstore.delete_ref_doc(doc_id, raise_error=False)
-            docstore.delete_document(doc_id, raise_error=False)
+            docstore.delete_document(doc_id)

@@ -16,8 +16,8 @@ from samkv_rag.exceptions import ConfigurationError
 SUFFIXES = (".txt", ".md", ".markdown", ".pdf")
 _MAX_CHARS = 50_000
 """The splitter's time grows with the square of what one document holds."""
-_LONG_WORD = re.compile(r"\S{500}(?=\S)")
-_HIDDEN = ["file_path", "file_name", "file_type", "file_size", "creation_date", "last_modified_date", "page_label"]
+_LONG_WORD = re.compile(r"\S{200}(?=\S)")
+_HIDDEN = ["file_path", "page_label"]
 
 
 def find_files(paths: Iterable[Path]) -> list[Path]:
@@ -45,7 +45,7 @@ def read_documents(files: Sequence[Path]) -> Iterator[Document]:
     """
     for file in files:
         try:
-            pages = SimpleDirectoryReader(input_files=[str(file)], raise_on_error=True).load_data()
+            pages = SimpleDirectoryReader(input_files=[str(file)], errors="strict", raise_on_error=True).load_data()
         except Exception as error:  # whatever a reader of damaged files raises
             warnings.warn(f"{file} could not be read and is left out: {str(error).splitlines()[0][:200]}", stacklevel=2)
             continue
@@ -67,8 +67,8 @@ def cached_tokenizer(tokenize: Callable[[str], list[int]]) -> Callable[[str], li
 
 
 def _pieces(text: str) -> Iterator[str]:
-    """``text`` in pieces of at most ``_MAX_CHARS``, cut at white space; words of 500 characters are broken."""
-    text = _LONG_WORD.sub(lambda found: found[0] + "\n", text.replace("\0", ""))
+    """``text`` in pieces of at most ``_MAX_CHARS``, cut at white space; words are broken after 200."""
+    text = _LONG_WORD.sub(lambda found: found[0] + " ", text.replace("\0", ""))
     start = 0
     while start < len(text):
         stop = start + _MAX_CHARS

@@ -1,12 +1,12 @@
 """`samkv demo`: a RAG pipeline over a small corpus, full prefill and SamKV side by side.
 
-    corpus.py     70 sections about a lighthouse that does not exist, and questions about them
-    pipeline.py   what a framework's pipeline does: ingestion, Chroma, answers
-        llama_index_pipeline.py, langchain_pipeline.py
-    run.py        the demo from start to end
-    report.py     its figures, and the same as JSON
-    screen.py     its output on a terminal
-    command.py    the command
+corpus.py     70 sections about a lighthouse that does not exist, and questions about them
+pipeline.py   what a framework's pipeline does: ingestion, Chroma, answers
+    llama_index_pipeline.py, langchain_pipeline.py
+run.py        the demo from start to end
+report.py     its figures, and the same as JSON
+screen.py     its output on a terminal
+command.py    the command
 """
 
 from __future__ import annotations

@@ -16,10 +16,10 @@ from langchain_core.prompts import ChatPromptTemplate
 from langchain_core.runnables import Runnable, RunnableLambda
 
 from langchain_samkv import ChatSamKV, SamKVVectorStore
-from samkv_rag import Diagnostic, SamKVEngine
 from samkv_apps.demo.corpus import Section
 from samkv_apps.demo.pipeline import COSINE, MAX_ANSWER_TOKENS, TEMPLATE, TOP_K, Ingested, Passage, open_chroma
 from samkv_apps.evaluate.embedding import Embedder
+from samkv_rag import Diagnostic, SamKVEngine
 from samkv_rag.results import GenerationMetrics
 
 Found = list[tuple[Document, float]]

@@ -11,9 +11,9 @@ import chromadb
 from chromadb.config import Settings as ChromaSettings
 from chromadb.errors import ChromaError
 
-from samkv_rag import SamKVEngine
 from samkv_apps.demo import Framework
 from samkv_apps.demo.corpus import Section
+from samkv_rag import SamKVEngine
 from samkv_rag.exceptions import StoreFormatError
 from samkv_rag.results import GenerationMetrics
 

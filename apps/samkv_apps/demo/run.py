@@ -7,15 +7,15 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from samkv_rag import SamKVEngine
-from samkv_rag.prefill import Scout
 from samkv_apps.demo import Framework
 from samkv_apps.demo.corpus import Question, sections
-from samkv_apps.models import MODEL_NAME
 from samkv_apps.demo.pipeline import Passage, Pipeline, make_pipeline
 from samkv_apps.demo.report import Answer, Comparison, DemoReport, Source
 from samkv_apps.demo.screen import Screen
-from samkv_apps.models import embedding_model
+from samkv_apps.models import MODEL_NAME, embedding_model
+from samkv_apps.terminal import PACKAGED, language_model_path
+from samkv_rag import SamKVEngine
+from samkv_rag.prefill import Scout
 
 _WARM_UP = "What is the Churn?"
 

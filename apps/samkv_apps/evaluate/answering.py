@@ -6,16 +6,16 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 
-from samkv_rag.engine import SamKVEngine
 from samkv_apps.evaluate.compressors import COMPRESSORS, Compressor
 from samkv_apps.evaluate.datasets import Case, build_messages
 from samkv_apps.evaluate.options import EvaluationOptions, Task
 from samkv_apps.evaluate.records import Prediction
 from samkv_apps.evaluate.scoring import answer_recall, exact_match, f1
+from samkv_rag.engine import SamKVEngine
 from samkv_rag.exceptions import EvaluationError
 from samkv_rag.generation_result import GenerationResult
-from samkv_rag.results import ChunkUse, GenerationMetrics
 from samkv_rag.ingestion.recognition import text_digest
+from samkv_rag.results import ChunkUse, GenerationMetrics
 
 CHUNKS_MISSED = "chunks_missed"
 

@@ -37,7 +37,9 @@ def evaluate(
     reference: Annotated[Path | None, typer.Option(help="Evaluation to take full prefill's answers from.")] = None,
     dtype: Annotated[str | None, typer.Option(help="Such as bfloat16.", show_default="by processor")] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of an answer.")] = 16,
-    option: Annotated[list[str] | None, typer.Option(metavar="NAME=VALUE", help="An option of a method or of EngineConfig.")] = None,
+    option: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=VALUE", help="An option of a method or of EngineConfig.")
+    ] = None,
     plots: Annotated[bool, typer.Option("--plots", help="Draw plots; needs matplotlib.")] = False,
 ) -> None:
     """Answer questions by several methods; compare quality, speed and memory."""

@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 
+from samkv_apps.evaluate.options import EvaluationOptions
 from samkv_rag import __version__
 from samkv_rag.engine import SamKVEngine
-from samkv_apps.evaluate.options import EvaluationOptions
 
 
 def describe_run(options: EvaluationOptions, engine: SamKVEngine) -> dict[str, Any]:

@@ -67,7 +67,7 @@ def cases_from_folder(
 
 
 def _read(documents: Path) -> list[_Chunk]:
-    """Names within the folder, since reports are made to be shared, and texts; files that cannot be read are left out."""
+    """Names within the folder, since reports are made to be shared, and texts, of the files that can be read."""
     from samkv_apps.ask.reading import find_files, read_documents  # late: it imports LlamaIndex
 
     folder = (documents if documents.is_dir() else documents.parent).resolve()

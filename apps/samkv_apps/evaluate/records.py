@@ -174,9 +174,8 @@ def _continued(earlier: dict[str, Any], config: dict[str, Any]) -> dict[str, Any
     """``config`` with the data, methods and ratios of ``earlier``, which it must agree with."""
     for name in _MUST_AGREE:
         _require_equal(name, earlier.get(name), config[name])
-    for name in sorted(set(earlier["engine"]) | set(config["engine"])):
-        # Through JSON, tuples are lists.
-        _require_equal(f"engine option {name}", earlier["engine"].get(name), config["engine"].get(name))
+    for name in sorted(set(earlier["options"]) | set(config["options"])):
+        _require_equal(f"option {name}", earlier["options"].get(name), config["options"].get(name))
     for name in earlier["data"].keys() & config["data"].keys():
         _require_equal(f"sha256 of data {name}", earlier["data"][name]["sha256"], config["data"][name]["sha256"])
     if config["limit"] is not None and (earlier["limit"] is None or config["limit"] < earlier["limit"]):

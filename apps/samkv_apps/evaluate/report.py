@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from samkv_rag.diagnostics import MEANINGS
 from samkv_apps.evaluate.answering import CHUNKS_MISSED
 from samkv_apps.evaluate.plots import COST, MEMORY, QUALITY, TTFT
 from samkv_apps.evaluate.summary import EvaluationMetrics, RunMetrics
+from samkv_rag.diagnostics import MEANINGS
 
 _MEANINGS = MEANINGS | {CHUNKS_MISSED: "the store lacked chunks; the time to the first token has their prefill in it"}
 _HEADER = (

@@ -8,7 +8,6 @@ from typing import Any
 
 from tqdm import tqdm
 
-from samkv_rag.engine import SamKVEngine
 from samkv_apps.evaluate.answering import Answerer
 from samkv_apps.evaluate.datasets import Case, load_cases, retrieval_recall
 from samkv_apps.evaluate.environment import describe_run
@@ -18,6 +17,7 @@ from samkv_apps.evaluate.records import KV_FOLDER, RunFolder
 from samkv_apps.evaluate.reference import read_reference
 from samkv_apps.evaluate.report import write_report
 from samkv_apps.evaluate.summary import EvaluationMetrics, summarise
+from samkv_rag.engine import SamKVEngine
 
 
 @dataclass(frozen=True)

@@ -9,19 +9,10 @@ from typing import Any
 import pytest
 from evaluating import write_cases
 
-from support import tiny
 from samkv_apps.evaluate import EvaluationOptions
 from samkv_apps.evaluate.answering import Answerer
 from samkv_apps.evaluate.datasets import Case
 from samkv_apps.evaluate.options import Task
-
-
-@pytest.fixture(scope="module")
-def model_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
-    folder = tmp_path_factory.mktemp("model")
-    tiny.model().save_pretrained(folder)
-    tiny.tokenizer().save_pretrained(folder)
-    return str(folder)
 
 
 @pytest.fixture(scope="module")
@@ -36,10 +27,10 @@ def cases(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def options(model_folder: str, store: Path, cases: Path, tmp_path: Path) -> Callable[..., EvaluationOptions]:
+def options(model_folder: Path, store: Path, cases: Path, tmp_path: Path) -> Callable[..., EvaluationOptions]:
     def make(**changes: Any) -> EvaluationOptions:
         defaults: dict[str, Any] = {
-            "model": model_folder,
+            "model": str(model_folder),
             "data": [cases],
             "output_dir": tmp_path / "out",
             "methods": ["scout", "naive_reuse"],
@@ -47,7 +38,7 @@ def options(model_folder: str, store: Path, cases: Path, tmp_path: Path) -> Call
             "store": store,
             "dtype": "float32",
             "max_new_tokens": 4,
-            "engine_options": {"block_tokens": 8},
+            "options": {"block_tokens": 8},
         }
         return EvaluationOptions(**(defaults | changes))
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import ClassVar
@@ -12,13 +11,14 @@ from typing import ClassVar
 import pytest
 from evaluating import lines_of, runs_without_times, write_cases
 
-from samkv_rag import SamKVEngine, cli
 from samkv_apps.evaluate import EvaluationOptions, evaluate, plots
 from samkv_apps.evaluate.compressors import COMPRESSORS, Compressor
 from samkv_apps.evaluate.run import _DataSet, _Run
+from samkv_rag import SamKVEngine
 from samkv_rag.exceptions import EvaluationError
-from samkv_rag.prefill import METHODS
-from samkv_rag.store import DiskStore
+from samkv_rag.prefill import method_classes
+from samkv_rag.store.disk import DiskStore
+from support.commands import Run
 
 SCHEMA = {
     "data", "method", "sequence_ratio", "n", "f1", "em", "gold_nll", "f1_full", "f1_diff_ci95", "gold_nll_diff_ci95",
@@ -33,29 +33,19 @@ PNG = b"\x89PNG\r\n"
 
 
 def test_the_command_line_from_end_to_end(
-    model_folder: str,
-    store: Path,
-    cases: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    run: Run, model_folder: Path, store: Path, cases: Path, tmp_path: Path
 ) -> None:
     more, out = write_cases(tmp_path / "more.jsonl"), tmp_path / "out"
     arguments = ["--model", model_folder, "--data", cases, more, "--methods", "scout,samkv", "--limit", 2, "--seed", 3]
     arguments += ["--sequence-ratio", "0.4,0.6", "--output-dir", out, "--store", store, "--dtype", "float32"]
-    arguments += ["--option", "block_tokens=8", "--option", "score_layers=0.25,1.0", "--max-new-tokens", 4]
-    monkeypatch.setattr(sys, "argv", ["samkv", "evaluate", *map(str, arguments)])
-    monkeypatch.setenv("TQDM_DISABLE", "1")
-    with pytest.raises(SystemExit) as exit_info:
-        cli.main()
-    captured = capsys.readouterr()
-    assert (exit_info.value.code, captured.err) == (0, "")
-    assert str(out) in captured.out
+    arguments += ["--option", "block_tokens=8", "--option", "score_layers=(0.25,1.0)", "--max-new-tokens", 4, "--plots"]
+    status, printed, errors = run("evaluate", *arguments)
+    assert (status, errors) == (0, "")
+    assert str(out) in printed
 
     metrics = json.loads((out / "metrics.json").read_text())
-    assert list(metrics) == ["runs", "recommendation"]
-    assert metrics["recommendation"]["sentence"] in captured.out
-    assert metrics["recommendation"]["evidence"]["num_cases"] == 4, "over both files"
+    assert list(metrics) == ["runs"]
+    assert "more  scout 0.4  recall " in printed
     assert all(set(run) == SCHEMA | EXTRA for run in metrics["runs"])
     assert [(run["data"], run["method"], run["sequence_ratio"], run["n"]) for run in metrics["runs"]] == [
         (data, method, ratio, 2)
@@ -64,8 +54,7 @@ def test_the_command_line_from_end_to_end(
     ]
     config = json.loads((out / "config.json").read_text())
     assert (config["seed"], config["limit"], config["dtype"]) == (3, 2, "float32")
-    assert (config["engine"]["block_tokens"], config["engine"]["score_layers"]) == (8, [0.25, 1.0])
-    assert config["engine"]["min_chunk_tokens"] == 0
+    assert config["options"] == {"block_tokens": 8, "score_layers": [0.25, 1.0]}
     assert set(config["versions"]) == {"samkv_rag", "python", "torch", "transformers"}
     assert {len(data["sha256"]) for data in config["data"].values()} == {64}
     report = (out / "report.md").read_text()
@@ -79,8 +68,8 @@ def test_the_command_line_from_end_to_end(
 
 
 def test_every_method_runs_and_keeps_its_figures_apart(options: Callable[..., EvaluationOptions]) -> None:
-    metrics = evaluate(options(methods=list(METHODS), limit=1))
-    assert {run.method for run in metrics.runs} == set(METHODS)
+    metrics = evaluate(options(methods=list(method_classes()), limit=1))
+    assert {run.method for run in metrics.runs} == set(method_classes())
     full, naive = (next(run for run in metrics.runs if run.method == m) for m in ("full_prefill", "naive_reuse"))
     assert (full.ttft_ratio_median, full.f1_diff_ci95, full.gold_nll_diff_ci95) == (1.0, (0.0, 0.0), (0.0, 0.0))
     assert (full.recompute_ratio_mean, naive.recompute_ratio_mean) == (1.0, 0.0)
@@ -118,7 +107,7 @@ def test_diagnostics_are_counted_by_name(
     line = next(line for line in lines_of(tmp_path / "out") if line["method"] == "scout")
     assert "a budget of 2 tokens for 3 chunks" in line["diagnostics"]["cache_underflow"]
 
-    monkeypatch.setattr(DiskStore, "open", lambda *_: None)  # as if every chunk were damaged
+    monkeypatch.setattr(DiskStore, "get", lambda *_: None)  # as if every chunk were damaged
     lost = evaluate(options(output_dir=tmp_path / "lost", methods=["naive_reuse"], limit=1)).runs[1]
     assert lost.diagnostics == {"chunks_missed": 1, "excessive_recomputation": 1}
     assert (

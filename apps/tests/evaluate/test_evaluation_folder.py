@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,9 +10,9 @@ from typing import Any
 import pytest
 from evaluating import lines_of, runs_without_times, without_times, write_cases
 
-from samkv_rag import cli
 from samkv_apps.evaluate import EvaluationOptions, evaluate, plots
 from samkv_rag.exceptions import ConfigurationError, EvaluationError
+from support.commands import Run, only_line
 
 # -- going on --------------------------------------------------------------------------------------
 
@@ -72,7 +71,7 @@ def test_cases_methods_ratios_and_data_may_be_added(
         ({"seed": 1}, "seed is 1, but None"),
         ({"dtype": "bfloat16"}, "dtype is 'bfloat16', but 'float32'"),
         ({"max_new_tokens": 5}, "max_new_tokens is 5, but 4"),
-        ({"engine_options": {"block_tokens": 16}}, "engine option block_tokens is 16, but 8"),
+        ({"options": {"block_tokens": 16}}, "option block_tokens is 16, but 8"),
         ({"limit": 1}, "limit is 1, but 2"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
@@ -130,10 +129,10 @@ def test_a_damaged_line_is_named(options: Callable[..., EvaluationOptions], tmp_
         ({"seed": -1}, "seed is -1"),
         ({"data": []}, "no data"),
         ({"data": [Path("a/x.jsonl"), Path("b/x.jsonl")]}, "two data files are named 'x'"),
-        ({"engine_options": {"method": "samkv"}}, "method cannot be set"),
-        ({"engine_options": {"min_chunk_tokens": 9}}, "min_chunk_tokens cannot be set"),
-        ({"engine_options": {"nonsense": 1}}, "unknown option nonsense"),
-        ({"engine_options": {"block_tokens": "many"}}, "block_tokens is 'many'"),
+        ({"options": {"sequence_ratio": 0.3}}, "sequence_ratio cannot be set"),
+        ({"options": {"min_chunk_tokens": 9}}, "min_chunk_tokens cannot be set"),
+        ({"options": {"nonsense": 1}}, "unknown option nonsense"),
+        ({"options": {"block_tokens": "many"}}, "block_tokens is 'many'"),
     ],
     ids=str,
 )
@@ -156,22 +155,12 @@ def test_bad_options_are_refused_before_anything_is_loaded(
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )
 def test_the_command_line_fails_in_one_line(
-    arguments: list[str],
-    status: int,
-    words: str,
-    tmp_path: Path,
-    cases: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    run: Run, arguments: list[str], status: int, words: str, tmp_path: Path, cases: Path
 ) -> None:
-    monkeypatch.setenv("TQDM_DISABLE", "1")
-    common = ["samkv", "evaluate", "--model", "none", "--data", str(cases), "--output-dir", str(tmp_path / "out")]
-    monkeypatch.setattr(sys, "argv", [*common, *arguments])
-    with pytest.raises(SystemExit) as exit_info:
-        cli.main()
-    (line,) = capsys.readouterr().err.splitlines()
-    assert exit_info.value.code == status
-    assert line.startswith("samkv: error: ") and words in line
+    common = ["--model", "none", "--data", cases, "--output-dir", tmp_path / "out"]
+    result, _, errors = run("evaluate", *common, *arguments)
+    assert result == status
+    assert words in only_line(errors)
     assert not (tmp_path / "out").exists()
 
 
@@ -185,6 +174,6 @@ def test_missing_matplotlib_is_told_before_the_run(
     options: Callable[..., EvaluationOptions], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(plots, "find_spec", lambda name: None)
-    with pytest.raises(ConfigurationError, match=r'pip install "samkv-rag\[evaluate\]"'):
-        evaluate(options())
+    with pytest.raises(ConfigurationError, match=r"pip install 'samkv-apps\[plots\]'"):
+        evaluate(options(plots=True))
     assert not (tmp_path / "out").exists()

@@ -32,7 +32,7 @@ def test_full_prefill_is_taken_over_and_the_rest_is_run(
 ) -> None:
     before = {path: path.read_bytes() for path in reference.iterdir()}
     answered.clear()
-    metrics = evaluate(options(reference=reference, limit=2, engine_options={"recompute": False}))
+    metrics = evaluate(options(reference=reference, limit=2, options={"recompute": False}))
     assert "full_prefill" not in {method for _, method, _ in answered}
     assert {method for _, method, _ in answered} == {"scout", "naive_reuse"}
     out = tmp_path / "out"

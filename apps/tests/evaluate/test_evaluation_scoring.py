@@ -5,18 +5,18 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
-from support import tiny
-from samkv_rag import SamKVEngine
 from samkv_apps.evaluate.datasets import build_messages, load_cases
 from samkv_apps.evaluate.scoring import exact_match, f1, normalise
 from samkv_apps.evaluate.statistics import bootstrap_interval
+from samkv_rag import SamKVEngine
 from samkv_rag.exceptions import CaseFileError, ConfigurationError
 from samkv_rag.model.kv_buffer import KVBuffer
+from samkv_rag.prefill import FullPrefill, PrefillMethod
+from support import tiny
 
 CHUNKS = [tiny.text(seed) for seed in range(3)]
 
@@ -63,10 +63,6 @@ def test_scores_take_the_best_answer(
 # -- intervals -------------------------------------------------------------------------------------
 
 
-def test_no_difference_has_an_interval_of_zero() -> None:
-    assert bootstrap_interval([0.0] * 20, seed=0) == (0.0, 0.0)
-
-
 def test_interval_excludes_zero_where_differences_are_shifted_and_covers_it_where_not() -> None:
     noise = torch.randn(60, generator=torch.Generator().manual_seed(0)).tolist()
     centred = [value - sum(noise) / len(noise) for value in noise]
@@ -84,7 +80,8 @@ def test_interval_agrees_with_the_normal_approximation() -> None:
     assert high == pytest.approx(float(values.mean()) + half_width, abs=0.01)
 
 
-def test_equal_seeds_give_equal_intervals() -> None:
+def test_equal_seeds_give_equal_intervals_and_equal_values_none() -> None:
+    assert bootstrap_interval([0.0] * 20, seed=0) == (0.0, 0.0)
     values = [0.1, 0.4, -0.2, 0.9]
     assert bootstrap_interval(values, seed=5) == bootstrap_interval(values, seed=5)
     assert bootstrap_interval(values, seed=5) != bootstrap_interval(values, seed=6)
@@ -113,28 +110,26 @@ def _prompt_ids(engine: SamKVEngine, prompt: str) -> list[int]:
 
 
 @pytest.mark.parametrize("answer", ["seven winter letters", "x"], ids=["many tokens", "one token"])
-@pytest.mark.parametrize(
-    "policy", [{"method": "full_prefill"}, {"method": "scout", "sequence_ratio": 1.0}], ids=lambda p: p["method"]
-)
+@pytest.mark.parametrize("method", [FullPrefill(), tiny.method(sequence_ratio=1.0)], ids=lambda method: method.name)
 def test_nll_of_an_answer_is_that_of_a_direct_forward(
-    tiny_engine: SamKVEngine, policy: dict[str, Any], answer: str
+    tiny_engine: SamKVEngine, method: PrefillMethod, answer: str
 ) -> None:
     tiny_engine.add_chunks(CHUNKS)
     prompt = tiny.rag_prompt(CHUNKS)
-    _, nll = tiny_engine.generate_scored(prompt, answer, max_new_tokens=8, **policy)
-    assert nll == pytest.approx(direct_nll(tiny_engine, prompt, answer), abs=1e-4)
+    result = tiny_engine.generate_scored(prompt, answer, max_new_tokens=8, method=method)
+    assert result.reference_nll == pytest.approx(direct_nll(tiny_engine, prompt, answer), abs=1e-4)
 
 
-@pytest.mark.parametrize("method", ["full_prefill", "naive_reuse", "scout"])
-def test_scoring_changes_no_answer_and_decoding_no_score(tiny_engine: SamKVEngine, method: str) -> None:
+@pytest.mark.parametrize("name", ["full_prefill", "naive_reuse", "scout"])
+def test_scoring_changes_no_answer_and_decoding_no_score(tiny_engine: SamKVEngine, name: str) -> None:
     tiny_engine.add_chunks(CHUNKS)
-    prompt = tiny.rag_prompt(CHUNKS)
+    prompt, method = tiny.rag_prompt(CHUNKS), tiny.method(name)
     plain = tiny_engine.generate(prompt, max_new_tokens=12, method=method)
-    result, nll = tiny_engine.generate_scored(prompt, "stone island", max_new_tokens=12, method=method)
-    _, nll_after_one_token = tiny_engine.generate_scored(prompt, "stone island", max_new_tokens=1, method=method)
+    result = tiny_engine.generate_scored(prompt, "stone island", max_new_tokens=12, method=method)
+    after_one_token = tiny_engine.generate_scored(prompt, "stone island", max_new_tokens=1, method=method)
     assert result.token_ids == plain.token_ids
     assert result.metrics.kv_bytes_resident == plain.metrics.kv_bytes_resident
-    assert nll == pytest.approx(nll_after_one_token, abs=1e-5)
+    assert result.reference_nll == pytest.approx(after_one_token.reference_nll, abs=1e-5)
 
 
 def test_a_reference_without_tokens_is_refused(tiny_engine: SamKVEngine) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,13 +10,13 @@ from typing import Any
 import pytest
 import torch
 
-from support import tiny
-from samkv_rag import cli
 from samkv_apps.evaluate import EvaluationOptions, cases_from_folder, evaluate, folder
 from samkv_apps.evaluate.datasets import build_messages, load_cases
 from samkv_apps.evaluate.questions import read_questions
 from samkv_apps.evaluate.retrieval import Retriever, best_outside
-from samkv_rag.exceptions import CaseFileError, ChunkError, ConfigurationError
+from samkv_rag.exceptions import CaseFileError, ConfigurationError
+from support import tiny
+from support.commands import Run, only_line
 
 TIDES = {"ebb.md": "ebb " * 40, "flood.txt": "flood " * 40, "sub/slack.md": "slack " * 40}
 TABLE = "question,answer,source\nWhat ebbs?,ebb|the ebb,ebb.md\nWhat is slack?,slack,sub/slack.md\n"
@@ -94,7 +93,7 @@ def test_cases_are_made_once_and_others_refused(
 
 def test_a_file_that_cannot_be_read_is_left_out_with_a_warning(make: Callable[..., Path], documents: Path) -> None:
     (documents / "broken.txt").write_bytes(b"\xff\xfe\x00")
-    with pytest.warns(UserWarning, match=r"left out: .*broken\.txt"):
+    with pytest.warns(UserWarning, match=r"broken\.txt could not be read and is left out"):
         assert len(load_cases(make())) == 2
 
 
@@ -106,7 +105,7 @@ def test_errors_come_before_anything_is_embedded(make: Callable[..., Path], docu
         make(top_k=0, **broken)
     for file in [file for file in documents.rglob("*") if file.is_file()]:
         file.unlink()
-    with pytest.raises(ChunkError, match="holds no files to read"):
+    with pytest.raises(ConfigurationError, match="no files with"):
         make(**broken)
 
 
@@ -198,21 +197,8 @@ def test_another_prompt_in_the_same_folder_is_refused(options: Callable[..., Eva
 # -- the command line ------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def samkv(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setenv("TQDM_DISABLE", "1")
-        monkeypatch.setattr(sys, "argv", ["samkv", "evaluate", *map(str, arguments)])
-        with pytest.raises(SystemExit) as exit_info:
-            cli.main()
-        captured = capsys.readouterr()
-        return int(exit_info.value.code or 0), captured.out, captured.err
-
-    return run
-
-
-def test_from_a_folder_to_a_recommendation(
-    samkv: Callable[..., tuple[int, str, str]], model_folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_from_a_folder_to_a_report(
+    run: Run, model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(folder, "_minilm", WordEmbedder)
     for i in range(4):
@@ -224,19 +210,19 @@ def test_from_a_folder_to_a_recommendation(
     arguments = ["--model", model_folder, "--documents", tmp_path / "notes", "--questions", tmp_path / "q.csv"]
     arguments += ["--output-dir", out, "--top-k", 3, "--sequence-ratio", "0.3,0.6", "--dtype", "float32"]
     arguments += ["--max-new-tokens", 2, "--prompt", tmp_path / "prompt.txt", "--option", "block_tokens=8"]
-    status, printed, errors = samkv(*arguments)
+    status, printed, errors = run("evaluate", *arguments)
     assert (status, errors) == (0, "")
     metrics = json.loads((out / "metrics.json").read_text())
-    assert printed.splitlines()[-1] == metrics["recommendation"]["sentence"]
+    assert "cases  scout 0.6  recall " in printed
     assert {(run["data"], run["n"]) for run in metrics["runs"]} == {("cases", 2)}
     config = json.loads((out / "config.json").read_text())
     assert config["prompt"] == "{passages}\n\n{question}"
     assert config["data"]["cases"]["retrieved"]["n"] == 2
     report = (out / "report.md").read_text()
-    assert metrics["recommendation"]["sentence"] in report and "Retrieval of cases: " in report
+    assert "Retrieval of cases: " in report
     assert str(tmp_path) not in report
 
-    assert samkv(*arguments)[0] == 0, "the same again goes on where it stopped"
+    assert run("evaluate", *arguments)[0] == 0, "the same again goes on where it stopped"
     assert len((out / "predictions.jsonl").read_text().splitlines()) == 2 * 3
 
 
@@ -250,15 +236,14 @@ def test_from_a_folder_to_a_recommendation(
         (["--data", "a.jsonl", "--top-k", "3"], 2, "--top-k goes with --documents"),
         (["--documents", ".", "--questions", "missing.csv"], 1, "missing.csv cannot be read"),
         (["--data", "a.jsonl", "--prompt", "missing.txt"], 1, "--prompt missing.txt cannot be read"),
-        (["--data", "a.jsonl", "--tolerance", "2"], 1, "tolerance is 2.0"),
+        (["--data", "a.jsonl", "--option", "sequence_ratio=0.3"], 1, "sequence_ratio cannot be set"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
 def test_wrong_input_is_told_in_one_line(
-    samkv: Callable[..., tuple[int, str, str]], tmp_path: Path, arguments: list[str], status: int, words: str
+    run: Run, tmp_path: Path, arguments: list[str], status: int, words: str
 ) -> None:
-    result, _, errors = samkv("--model", "none", "--output-dir", tmp_path / "out", *arguments)
-    (line,) = errors.splitlines()
+    result, _, errors = run("evaluate", "--model", "none", "--output-dir", tmp_path / "out", *arguments)
     assert result == status
-    assert line.startswith("samkv: error: ") and words in line
+    assert words in only_line(errors)
     assert not (tmp_path / "out").exists()

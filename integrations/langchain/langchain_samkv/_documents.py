@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, TypeVar
 from langchain_core.documents import Document
 
 from samkv_rag.frameworks.handle import EngineHandle
-from samkv_rag.sources import ids_of, source_names
 from samkv_rag.frameworks.threads import run_in_thread_shielded
+from samkv_rag.sources import ids_of, source_names
 
 if TYPE_CHECKING:
     from samkv_rag import IngestionReport

@@ -15,7 +15,7 @@ from langchain_samkv._structured import beginning_of_json, with_json_instruction
 from langchain_samkv._tools import TextOnly, ToolCalls, beginning_of_call, chosen_tool
 from samkv_rag.exceptions import ChatTemplateError
 from samkv_rag.frameworks.messages import render
-from samkv_rag.frameworks.options import parse_bool, call_options
+from samkv_rag.frameworks.options import call_options, parse_bool
 
 if TYPE_CHECKING:
     from samkv_rag import SamKVEngine

@@ -43,7 +43,7 @@ class SamKVRetriever(BaseRetriever):
         engine: SamKVEngine | None = None,
         **options: Any,
     ) -> None:
-        super().__init__(retriever=retriever, **options)  # type: ignore[call-arg]
+        super().__init__(retriever=retriever, **options)
         self._handle = resolve_handle(llm, engine, "ChatSamKV")
 
     def _get_relevant_documents(self, query: str, *, run_manager: CallbackManagerForRetrieverRun) -> list[Document]:

@@ -11,9 +11,9 @@ from langchain_core.documents import Document
 from langchain_core.embeddings import Embeddings
 from langchain_core.vectorstores import VectorStore
 
-from support import tiny
 from langchain_samkv import SamKVVectorStore
 from samkv_rag import EngineConfig, SamKVEngine
+from support import tiny
 
 LAMP = "The lamp of the lighthouse turns once in a minute, and it is never dark at night."
 KEEPER = "The keeper of the lighthouse rests on Sundays, when his daughter minds the lamp."

@@ -14,9 +14,9 @@ from dataclasses import replace
 from functools import cache
 from typing import Any
 
-from support import tiny
 from samkv_rag import EngineConfig, GenerationResult, Piece, SamKVEngine
 from samkv_rag.model.tokenization import RenderedPrompt
+from support import tiny
 
 TOOL_TEMPLATE = (
     "{% if tools %}{{ '<|system|>\n<tools>\n' }}{% for tool in tools %}{{ tool | tojson + '\n' }}{% endfor %}"

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from support import tiny
 from langchain_samkv import SamKVVectorStore
 from samkv_rag import SamKVEngine
+from support import tiny
 from tests.lighthouse import KEEPER, LAMP, QUERY, SEA, TEXTS, StoreFixtures, WordEmbeddings, documents, live_chunks
 
 

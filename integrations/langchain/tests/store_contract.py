@@ -149,7 +149,9 @@ class KVContract(StoreFixtures):
         assert live_chunks(engine, KEEPER)
         assert other.prune() == 1
 
-    def test_ingesting_makes_up_for_additions_behind_its_back(self, store: SamKVVectorStore, engine: SamKVEngine) -> None:
+    def test_ingesting_makes_up_for_additions_behind_its_back(
+        self, store: SamKVVectorStore, engine: SamKVEngine
+    ) -> None:
         store.vectorstore.add_texts(TEXTS, ids=["a", "b", "c"])
         assert store.ingest(store.similarity_search(QUERY, k=3)).num_added == 3
         assert live_chunks(engine, *TEXTS)
@@ -171,7 +173,9 @@ class KVContract(StoreFixtures):
     def test_counts_outlive_the_process(
         self, wrapped: VectorStore, make_engine: Callable[..., SamKVEngine], tmp_path: Path
     ) -> None:
-        SamKVVectorStore(wrapped, engine=make_engine(store=tmp_path), id_scope="own").add_texts([LAMP, LAMP, SEA], ids=["a", "b", "c"])
+        SamKVVectorStore(wrapped, engine=make_engine(store=tmp_path), id_scope="own").add_texts(
+            [LAMP, LAMP, SEA], ids=["a", "b", "c"]
+        )
         engine = make_engine(store=tmp_path)
         again = SamKVVectorStore(wrapped, engine=engine, id_scope="own")
         again.delete(["a", "c"])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,9 @@ from llama_index.core import PromptTemplate, Settings, VectorStoreIndex
 from llama_index.core.schema import TextNode
 from llama_index.llms.samkv import SamKVIngestion, SamKVLLM, SamKVPostprocessor
 
-from support import tiny
 from langchain_samkv import ChatSamKV, SamKVVectorStore
 from samkv_rag import GenerationResult, SamKVEngine
+from support import tiny
 
 TEMPLATE = "Use these passages.\n\n{context_str}\n\nQuestion: {query_str}"
 TEXTS = [tiny.text(seed) for seed in range(8)]

@@ -6,8 +6,6 @@ from typing import Any
 
 import pytest
 
-from samkv_rag.exceptions import ConfigurationError
-
 CHUNK = "The lamp of the lighthouse turns once a minute."
 PROMPT = f"Context: {CHUNK}\nQuestion: How often does it turn?"
 MESSAGES = [{"role": "system", "content": CHUNK}, {"role": "user", "content": "How often?"}]

@@ -13,9 +13,9 @@ from llama_index.core.base.llms.types import ChatMessage
 from llama_index.core.schema import TextNode
 from llama_index.llms.samkv import SamKVIngestion, SamKVLLM, SamKVPostprocessor
 
-from support import tiny
 from samkv_rag import Explanation, SamKVEngine
 from samkv_rag.exceptions import ConfigurationError
+from support import tiny
 
 CHUNKS = [tiny.text(seed) for seed in range(4)]
 PROMPT = tiny.rag_prompt(CHUNKS)

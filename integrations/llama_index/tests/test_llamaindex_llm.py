@@ -17,8 +17,8 @@ from llama_index.core.llms.custom import CustomLLM
 from llama_index.llms.samkv import SamKVLLM
 
 from samkv_rag import EngineConfig, SamKVError
-from samkv_rag.prefill import NaiveReuse, Scout
 from samkv_rag.exceptions import ConfigurationError, PromptError
+from samkv_rag.prefill import NaiveReuse, Scout
 
 MESSAGES = [ChatMessage(role="user", content="Who keeps the light?")]
 

@@ -11,8 +11,8 @@ from llama_index.core.node_parser import SentenceSplitter
 from llama_index.core.schema import Document
 from llama_index.llms.samkv import SamKVIngestion
 
-from support import tiny
 from samkv_rag import SamKVEngine
+from support import tiny
 
 SHARED = tiny.text(100)
 DOCUMENTS = [Document(text=tiny.text(number), id_=f"document {number}") for number in range(3)]

@@ -12,11 +12,11 @@ from llama_index.core.node_parser import SentenceSplitter
 from llama_index.core.storage.docstore import SimpleDocumentStore
 from llama_index.core.vector_stores import SimpleVectorStore
 from llama_index.llms.samkv import SamKVLLM, SamKVPostprocessor, SamKVVectorStore
-from support import tiny
 
 from conftest import BagOfWords
 from samkv_rag import SamKVEngine
 from samkv_rag.exceptions import ConfigurationError
+from support import tiny
 
 TEXTS = [tiny.text(seed) for seed in range(4)]
 DOCUMENTS = [Document(text=text, id_=f"document {number}") for number, text in enumerate(TEXTS)]
@@ -59,9 +59,7 @@ def test_an_async_deletion_does_too(index: VectorStoreIndex, store: SamKVVectorS
     assert stored(engine) == [True, True, False, True]
 
 
-def test_a_pipeline_that_replaces_a_document_replaces_its_chunks(
-    store: SamKVVectorStore, engine: SamKVEngine
-) -> None:
+def test_a_pipeline_that_replaces_a_document_replaces_its_chunks(store: SamKVVectorStore, engine: SamKVEngine) -> None:
     pipeline = IngestionPipeline(
         transformations=[SentenceSplitter(chunk_size=1024), BagOfWords()],
         docstore=SimpleDocumentStore(),

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from samkv_rag.engine import SamKVEngine
 from samkv_apps.evaluate.compressors.base import Compressor
 from samkv_apps.evaluate.compressors.fewer_chunks import FewerChunks
 from samkv_apps.evaluate.compressors.llmlingua import LLMLingua
+from samkv_rag.engine import SamKVEngine
 
 COMPRESSORS: dict[str, Callable[[SamKVEngine], Compressor]] = {
     FewerChunks.name: FewerChunks,

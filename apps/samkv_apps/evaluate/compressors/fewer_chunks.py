@@ -7,10 +7,10 @@ from typing import ClassVar
 
 import torch
 
-from samkv_rag.engine import SamKVEngine
 from samkv_apps.evaluate.compressors.base import Compressor
 from samkv_apps.evaluate.embedding import Embedder
 from samkv_apps.evaluate.retrieval import similarities
+from samkv_rag.engine import SamKVEngine
 
 
 class FewerChunks(Compressor):

@@ -12,8 +12,8 @@ from typing import ClassVar
 
 import torch
 
-from samkv_rag.engine import SamKVEngine
 from samkv_apps.evaluate.compressors.base import Compressor
+from samkv_rag.engine import SamKVEngine
 from samkv_rag.model.decoder import CausalPass
 from samkv_rag.model.kv_buffer import KVBuffer
 

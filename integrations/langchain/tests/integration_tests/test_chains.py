@@ -23,8 +23,8 @@ from langchain_core.tools import create_retriever_tool
 from langgraph.checkpoint.memory import InMemorySaver
 
 from langchain_samkv import ChatSamKV, SamKVVectorStore
-from support import tiny
 from samkv_rag import SamKVEngine
+from support import tiny
 from tests.lighthouse import KEEPER, QUERY, TEXTS, WordEmbeddings
 from tests.scripted import TOOL_TEMPLATE, ScriptedEngine, tiny_engine
 
@@ -143,7 +143,9 @@ def test_an_agent_that_remembers_by_a_checkpointer(
 
 def test_an_agent_that_searches_by_a_tool() -> None:
     """The model's words come from a script that calls the tool; what it costs is the real engine's."""
-    llm = ChatSamKV(engine=ScriptedEngine(tiny_engine(TOOL_TEMPLATE)), max_tokens=8, method=tiny.method(sequence_ratio=0.5))  # type: ignore[arg-type]
+    llm = ChatSamKV(
+        engine=ScriptedEngine(tiny_engine(TOOL_TEMPLATE)), max_tokens=8, method=tiny.method(sequence_ratio=0.5)
+    )  # type: ignore[arg-type]
     store = SamKVVectorStore.from_texts(TEXTS, WordEmbeddings(), llm=llm)
     search = create_retriever_tool(store.as_retriever(search_kwargs={"k": 2}), "search", "Search the station's book.")
     messages = create_agent(llm, [search]).invoke({"messages": [HumanMessage(QUERY)]})["messages"]

@@ -12,10 +12,10 @@ from langchain_core.caches import InMemoryCache
 from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.globals import set_llm_cache
 
-from support import tiny
 from langchain_samkv import ChatSamKV
 from samkv_rag import SamKVEngine
 from samkv_rag.exceptions import ConfigurationError, PromptTooLongError
+from support import tiny
 from tests.scripted import tiny_engine
 
 CHUNKS = [tiny.text(seed, num_words=30) for seed in range(3)]

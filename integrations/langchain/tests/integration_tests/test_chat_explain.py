@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 from langchain_core.messages import AIMessage, AIMessageChunk, messages_from_dict, messages_to_dict
 
-from support import tiny
 from langchain_samkv import ChatSamKV
 from samkv_rag import Explanation, SamKVEngine
 from samkv_rag.exceptions import ConfigurationError
+from support import tiny
 from tests.scripted import tiny_engine
 
 CHUNKS = [tiny.text(seed, num_words=30) for seed in range(3)]

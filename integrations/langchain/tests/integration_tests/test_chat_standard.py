@@ -8,8 +8,8 @@ from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage
 from langchain_tests.integration_tests import ChatModelIntegrationTests
 
-from support import tiny
 from langchain_samkv import ChatSamKV
+from support import tiny
 from tests.scripted import scripted_engine
 
 

@@ -74,7 +74,9 @@ class TestTools:
         assert streamed.usage_metadata == whole.usage_metadata
 
     def test_a_template_without_tools_is_refused_by_name_when_bound(self, silent_llm: ChatSamKV) -> None:
-        with pytest.raises(NotImplementedError, match=r"the chat template of .* takes no tools, 1 given") as config_error:
+        with pytest.raises(
+            NotImplementedError, match=r"the chat template of .* takes no tools, 1 given"
+        ) as config_error:
             silent_llm.bind_tools([tide_at])
         assert isinstance(config_error.value, ToolsUnsupportedError) and isinstance(config_error.value, SamKVError)
 

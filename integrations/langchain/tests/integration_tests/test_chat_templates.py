@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import pytest
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, SystemMessage
 
-from support import tiny
 from langchain_samkv import ChatSamKV
 from samkv_rag.exceptions import ChatTemplateError
+from support import tiny
 from tests.scripted import tiny_engine
 
 ALTERNATING = (

@@ -14,8 +14,8 @@ from langchain_core.runnables import ConfigurableField
 from langchain_samkv import ChatSamKV
 from langchain_samkv._engine import handle_for
 from samkv_rag import EngineConfig
-from samkv_rag.prefill import Scout
 from samkv_rag.exceptions import ConfigurationError
+from samkv_rag.prefill import Scout
 
 
 @pytest.fixture
@@ -60,7 +60,12 @@ class TestArguments:
 
     def test_plain_values_are_understood(self, tmp_path: Path) -> None:
         llm = ChatSamKV(
-            model=Path("a/b"), stop="END", store=tmp_path, dtype="torch.bfloat16", config={"block_tokens": 8}, method="scout"
+            model=Path("a/b"),
+            stop="END",
+            store=tmp_path,
+            dtype="torch.bfloat16",
+            config={"block_tokens": 8},
+            method="scout",
         )
         assert (llm.model_name, llm.stop, llm.store, llm.dtype) == ("a/b", ["END"], str(tmp_path), "bfloat16")
         assert (llm.config, llm.method) == (EngineConfig(block_tokens=8), Scout())

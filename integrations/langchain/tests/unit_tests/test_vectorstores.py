@@ -89,6 +89,8 @@ def test_stores_without_a_name_do_not_share_a_scope(tiny_engine: SamKVEngine) ->
 
 def test_what_a_killed_process_was_adding_goes_after_a_day(tiny_engine: SamKVEngine) -> None:
     store = SamKVVectorStore(InMemoryVectorStore(WordEmbeddings()), engine=tiny_engine)
-    tiny_engine.add_chunks([LAMP, SEA], sources=["being%20added/100-abc", f"being%20added/{int(time.time() // 86400)}-abc"])
+    tiny_engine.add_chunks(
+        [LAMP, SEA], sources=["being%20added/100-abc", f"being%20added/{int(time.time() // 86400)}-abc"]
+    )
     assert store.prune() == 1
     assert live_chunks(tiny_engine, SEA)

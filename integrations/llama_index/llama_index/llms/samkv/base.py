@@ -36,7 +36,6 @@ from llama_index.llms.samkv._tracing import traced_chat, traced_completion
 
 from samkv_rag.checks import refuse_unknown
 from samkv_rag.config import EngineConfig
-from samkv_rag.results import GenerationMetrics
 from samkv_rag.frameworks.handle import EngineHandle
 from samkv_rag.frameworks.options import (
     ENGINE_OPTIONS,
@@ -45,15 +44,16 @@ from samkv_rag.frameworks.options import (
     as_method,
     as_path_text,
     as_secret,
-    parse_bool,
     as_texts,
     call_options,
     config_error,
     method_as_dict,
+    parse_bool,
     secret_value,
     without_secrets,
 )
-from samkv_rag.frameworks.streams import closing_source, aiter_in_thread
+from samkv_rag.frameworks.streams import aiter_in_thread, closing_source
+from samkv_rag.results import GenerationMetrics
 
 if TYPE_CHECKING:
     from samkv_rag import Explanation, SamKVEngine
@@ -95,7 +95,9 @@ class SamKVLLM(CustomLLM):
 
     model: str = Field(description="Hub id or local folder of a transformers model.")
     store: str = Field(default=":memory:", description="Where chunk KV is kept: ':memory:', a folder or a URL.")
-    config: EngineConfig | None = Field(default=None, description="What is fixed at ingestion, or a dict of its options.")
+    config: EngineConfig | None = Field(
+        default=None, description="What is fixed at ingestion, or a dict of its options."
+    )
     method: Any = Field(
         default=None, description="How prompts are answered: a method, its name, or a dict with name and options."
     )

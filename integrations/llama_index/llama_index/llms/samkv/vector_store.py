@@ -16,8 +16,8 @@ from llama_index.core.vector_stores.types import (
 from llama_index.llms.samkv._nodes import chunks_with_ids
 
 from samkv_rag.frameworks.handle import EngineHandle, resolve_handle
-from samkv_rag.sources import ids_of, source_names
 from samkv_rag.frameworks.threads import run_in_thread_shielded
+from samkv_rag.sources import ids_of, source_names
 
 if TYPE_CHECKING:
     from llama_index.llms.samkv.base import SamKVLLM

