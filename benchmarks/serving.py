@@ -88,7 +88,9 @@ def measure_short_beside_long(engine: SamKVEngine, options: argparse.Namespace) 
     for _ in range(options.rounds):
         alone.append(engine.generate(_SHORT, max_new_tokens=1).metrics.ttft_s)
         long_alone.append(engine.generate(long, method=FullPrefill(), max_new_tokens=1).metrics.ttft_s)
-        thread = threading.Thread(target=engine.generate, args=(long,), kwargs={"method": FullPrefill(), "max_new_tokens": 1})
+        thread = threading.Thread(
+            target=engine.generate, args=(long,), kwargs={"method": FullPrefill(), "max_new_tokens": 1}
+        )
         thread.start()
         time.sleep(0.1 * long_alone[-1])  # into the prefill
         beside.append(engine.generate(_SHORT, max_new_tokens=1).metrics.ttft_s)

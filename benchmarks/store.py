@@ -16,11 +16,12 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import safe_open as untyped_safe_open
 
 from benchmarks.machine import describe_machine
 from benchmarks.synthetic import SHAPES
@@ -30,6 +31,7 @@ from samkv_rag.store import Store, open_store
 from samkv_rag.store.catalog import Catalog
 from samkv_rag.store.codec import ChunkIdentity, StoredChunk, encode_chunk
 
+safe_open: Any = untyped_safe_open
 NUM_CHUNKS, CHUNK_TOKENS = 10, 500
 
 
@@ -63,7 +65,7 @@ def measure_reading(shape: str, kv_dtype: str, rounds: int) -> dict[str, float]:
         files = sorted(Path(folder).rglob("*.safetensors"))
         file_bytes = sum(file.stat().st_size for file in files)
         keys = [identity.key for identity in identities]
-        ways = {
+        ways: dict[str, Callable[[], None]] = {
             "plain": lambda: _read_plainly(files),
             "warm": lambda: _read_chunks(store, keys, shape, verify=False),
             "first": lambda: _read_chunks(store, keys, shape, verify=True),
@@ -168,7 +170,7 @@ def _read_chunks(store: Store, keys: Sequence[str], shape: str, verify: bool) ->
 
 
 def _read_by_library(files: Sequence[Path], shape: str) -> None:
-    opened = [safe_open(file, framework="pt") for file in files]  # type: ignore[no-untyped-call]
+    opened = [safe_open(file, framework="pt") for file in files]
     buffer = _buffer(shape)
     for layer in range(_dimensions(shape)[0]):
         for number, file in enumerate(opened):

@@ -112,7 +112,7 @@ for answered in (result, more):
 # %% [markdown]
 # ## A question that the documents do not answer
 #
-# The selection always retains its share, also where nothing fits. And a model this small always answers.
+# The selection always retains its share, also where nothing fits, and the model answers all the same.
 
 # %%
 made_up = ask("What is the name of the baker in Portnessan?")

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from os import PathLike
 from pathlib import PurePath
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 
@@ -369,8 +369,8 @@ class SamKVEngine:
             rendered = RenderedPrompt(prompt, user_text=prompt)
         elif isinstance(prompt, RenderedPrompt):
             rendered = prompt
-        elif isinstance(prompt, Sequence) and all(isinstance(message, Mapping) for message in prompt):
-            rendered = self.tokenizer.render(list(prompt)) if prompt else RenderedPrompt("")
+        elif _is_messages(prompt):
+            rendered = self.tokenizer.render(prompt) if prompt else RenderedPrompt("")
         else:
             raise PromptError(f"the prompt is a {type(prompt).__name__}; it must be text or a list of messages")
         if not rendered.text.strip():
@@ -383,6 +383,10 @@ class SamKVEngine:
                 "decode its bytes with errors='replace'"
             ) from error
         return rendered
+
+
+def _is_messages(prompt: object) -> TypeGuard[Sequence[Mapping[str, Any]]]:
+    return isinstance(prompt, Sequence) and all(isinstance(message, Mapping) for message in prompt)
 
 
 def _as_texts(texts: Iterable[str]) -> list[str]:

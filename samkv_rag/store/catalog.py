@@ -180,7 +180,9 @@ class Catalog:
             return self._prepared(sqlite3.connect(":memory:", **_options()))
         is_new = self._create()
         if self._read_only:
-            connection = sqlite3.connect(f"{self._path.as_uri()}?mode=ro&immutable=1", uri=True, **_options())
+            connection: sqlite3.Connection = sqlite3.connect(
+                f"{self._path.as_uri()}?mode=ro&immutable=1", uri=True, **_options()
+            )
             connection.execute("SELECT 1 FROM chunks LIMIT 1")
             return connection
         connection = self._prepared(sqlite3.connect(self._path, **_options()))

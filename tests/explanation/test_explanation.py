@@ -79,8 +79,8 @@ def test_scores_are_those_of_the_selection(tiny_engine: SamKVEngine, monkeypatch
     monkeypatch.setattr(Scout, "score_tokens", watched)
     explained = explain(tiny_engine, sequence_ratio=0.4)
     ((context, scores),) = seen
-    whole: list[object] = []
-    dropped: list[object] = []
+    whole: list[float] = []
+    dropped: list[float] = []
     for chunk, segment in zip(explained.chunks, context.layout.chunks, strict=True):
         retained = {i for run in chunk.retained for i in range(run.start, run.stop)}
         for block in chunk.blocks:

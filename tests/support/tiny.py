@@ -22,7 +22,7 @@ CHAT_TEMPLATE = (
 )
 VOCAB_SIZE = 512
 CONTEXT_WINDOW = 4096
-FAMILIES = {
+FAMILIES: dict[str, dict[str, Any]] = {
     "llama": {"model_type": "llama"},
     "llama3-rope": {
         "model_type": "llama",
