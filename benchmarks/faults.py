@@ -33,7 +33,7 @@ from samkv_rag.exceptions import StoreFullError
 from samkv_rag.prefill import Scout
 from samkv_rag.store import Store, open_store
 from samkv_rag.store.admin import verify
-from samkv_rag.store.base import read_bytes
+from samkv_rag.store.base import DamagedBlobError, read_bytes
 
 _REFERENCE = "the seventh keeper"
 _LONGEST_LIFE_S = 0.08
@@ -99,17 +99,19 @@ def kill_writers(folder: Path, num_kills: int, chooser: random.Random, num_chunk
     writers = [_start_writer(path, chunks, slot, log) for slot in range(4)]
     num_reads = num_wrong = 0
     with open_store(path) as store:
-        for _ in range(num_kills):
-            ends = time.monotonic() + chooser.uniform(0.0, _LONGEST_LIFE_S)
-            while time.monotonic() < ends:
-                key, data = chooser.choice(chunks)
-                num_wrong += _content(store, key) not in (None, data)
-                num_reads += 1
-            slot = chooser.randrange(4)
-            _kill(writers[slot])
-            writers[slot] = _start_writer(path, chunks, slot, log)
-        for writer in writers:
-            _kill(writer)
+        try:
+            for _ in range(num_kills):
+                ends = time.monotonic() + chooser.uniform(0.0, _LONGEST_LIFE_S)
+                while time.monotonic() < ends:
+                    key, data = chooser.choice(chunks)
+                    num_wrong += _content(store, key) not in (None, data)
+                    num_reads += 1
+                slot = chooser.randrange(4)
+                _kill(writers[slot])
+                writers[slot] = _start_writer(path, chunks, slot, log)
+        finally:
+            for writer in writers:
+                _kill(writer)
         acknowledged = {int(line) for line in log.read_text().split()}
         contents = {key: _content(store, key) for key, _ in chunks}
         num_lost = sum(contents[chunks[number][0]] is None for number in acknowledged)
@@ -217,7 +219,10 @@ def _encoded(texts: Sequence[str]) -> list[tuple[str, bytes]]:
 
 def _content(store: Store, key: str) -> bytes | None:
     blob = store.get(key)
-    return None if blob is None else bytes(read_bytes(blob))
+    try:
+        return None if blob is None else bytes(read_bytes(blob))
+    except DamagedBlobError:  # replaced since it was opened: a miss
+        return None
 
 
 def _start_writer(folder: Path, chunks: Sequence[tuple[str, bytes]], slot: int, log: Path) -> int:

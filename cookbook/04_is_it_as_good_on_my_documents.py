@@ -107,8 +107,8 @@ for run in metrics.runs:
 # %% [markdown]
 # ## Read the answers
 #
-# Figures are no substitute for reading. Here answers are cut off after twelve tokens, to keep the run short, which costs
-# recall; and `scout` lost the name of the family.
+# Figures are no substitute for reading. Here answers are cut off after twelve tokens, to keep the run short, which
+# costs recall; and `scout` lost the name of the family.
 
 # %%
 for prediction in read_predictions(results):

@@ -58,6 +58,7 @@ def test_requests_together_get_the_answers_they_get_alone(tmp_path: Path) -> Non
     assert figures["short_beside_long"]["beside_s"] > 0
 
 
+@pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("suite", ["kill_writers", "damage_files", "fill_disk", "share_folder"])
 def test_a_disk_store_keeps_its_promises(tmp_path: Path, suite: str) -> None:
     import random
