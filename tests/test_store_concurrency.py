@@ -13,7 +13,7 @@ import pytest
 
 import stores
 import tiny
-from chunks import FINGERPRINT, make_entry
+from chunks import FINGERPRINT, make_cache, make_entry
 from samkv_rag import SamKVEngine
 from samkv_rag.store import DiskStore, KVStore, MemoryStore, TieredStore
 from samkv_rag.store.base import EncodedChunk
@@ -109,3 +109,28 @@ def test_a_fork_of_a_process_goes_on_with_its_store(tmp_path: Path) -> None:
     with DiskStore(tmp_path) as store:
         keys = {entry.key for entry in (store.changes(FINGERPRINT, 0) or ([], 0))[0]}
     assert keys == {make_entry(f"a text of the {who}").key for who in ("parent", "child")}
+
+
+_LIST = """
+import sqlite3, sys
+
+index = sqlite3.connect(sys.argv[1])
+print(index.execute("SELECT count(*) FROM chunks").fetchone()[0])
+index.close()
+"""
+
+
+def count_from_another_process(store: DiskStore) -> int:
+    done = subprocess.run([sys.executable, "-c", _LIST, str(store.index.path)], capture_output=True, check=True)
+    return int(done.stdout)
+
+
+def test_two_stores_on_a_folder_keep_what_another_process_looks_at(tmp_path: Path) -> None:
+    """To close any descriptor of the index drops the locks of its process; the next reader then deletes the log."""
+    with DiskStore(tmp_path) as store, DiskStore(tmp_path) as second:
+        store.put(make_entry("a text put before"), make_cache())
+        assert count_from_another_process(store) == 1
+        assert Path(f"{store.index.path}-wal").exists(), "another process deleted the log that this one writes"
+        store.put(make_entry("a text put afterwards"), make_cache())
+        second.refer(FINGERPRINT, {"source": make_entry("a text put afterwards").key})
+        assert count_from_another_process(store) == 2

@@ -6,6 +6,7 @@ import os
 import sqlite3
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from samkv_rag.exceptions import StoreFormatError
@@ -72,8 +73,10 @@ def connect(path: Path) -> sqlite3.Connection:
     Raises:
         sqlite3.DatabaseError: not a database, or a damaged one.
     """
-    # SQLite gives its -wal and -shm files the mode of the database file.
-    os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
+    # SQLite gives its -wal and -shm files the mode of the database file. One that is there is opened through SQLite
+    # alone: to close any other descriptor of it would drop the locks that this process holds on it.
+    with suppress(FileExistsError):
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
     index = sqlite3.connect(path, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False)
     try:
         index.execute("PRAGMA journal_mode = WAL")
