@@ -1,4 +1,4 @@
-"""What a disk store does when processes are killed, files are damaged and the disk is full.
+"""What a disk store does when processes share it and are killed, files are damaged and the disk is full.
 
     python -m benchmarks.faults [--kills 200] [--damages 1000] [--index-damages 300] [--json FILE]
 
@@ -24,9 +24,11 @@ import torch
 from benchmarks.faults_damaged import Damaged, damage_files
 from benchmarks.faults_full_disk import FullDisk, fill_disk, small_disk
 from benchmarks.faults_killed import Killed, kill_writers
+from benchmarks.faults_shared import Shared, share_folder
 from benchmarks.machine import describe_machine
 
 _DISK_BYTES = 3_000_000
+Outcome = Killed | Shared | Damaged | FullDisk
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -44,15 +46,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     sys.exit(any(result.get("passed") is False for result in results.values()))
 
 
-def _suites(options: argparse.Namespace) -> dict[str, Callable[[Path], Killed | Damaged | FullDisk]]:
+def _suites(options: argparse.Namespace) -> dict[str, Callable[[Path], Outcome]]:
     return {
         "killed": lambda folder: kill_writers(folder, options.kills, seed=options.seed),
+        "shared": share_folder,
         "damaged": lambda folder: damage_files(folder, options.damages, options.index_damages, seed=options.seed),
         "full_disk": _on_a_small_disk,
     }
 
 
-def _run(name: str, suite: Callable[[Path], Killed | Damaged | FullDisk]) -> dict[str, Any]:
+def _run(name: str, suite: Callable[[Path], Outcome]) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         try:
             result = suite(Path(folder))

@@ -14,6 +14,7 @@ from benchmarks import store as store_benchmark
 from benchmarks.faults_damaged import Damaged, damage_files
 from benchmarks.faults_full_disk import fill_disk, small_disk
 from benchmarks.faults_killed import kill_writers
+from benchmarks.faults_shared import share_folder
 
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="writers to be killed are forked")
 
@@ -23,6 +24,13 @@ def test_killed_writers_lose_nothing_and_leave_nothing_wrong(tmp_path: Path) -> 
     found = kill_writers(tmp_path, num_kills=12, num_chunks=24, num_answers=2)
     assert found.passed, found
     assert found.num_chunks_acknowledged > 0 and found.num_reads_meanwhile > 0
+
+
+@needs_fork
+def test_processes_that_share_a_folder_lose_nothing(tmp_path: Path) -> None:
+    found = share_folder(tmp_path, num_chunks=12)
+    assert found.passed, found
+    assert found.num_chunks == 12
 
 
 def test_damaged_files_are_named_missed_and_harmless(tmp_path: Path) -> None:
