@@ -170,7 +170,7 @@ class Catalog:
     def _open(self) -> sqlite3.Connection:
         try:
             return self._opened()
-        except sqlite3.DatabaseError as error:
+        except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
             if isinstance(error, sqlite3.OperationalError) and not _is_damage(error):
                 raise self._as_store_error(error) from error
             return self._made_again(error)
@@ -220,7 +220,7 @@ class Catalog:
                 connection.execute(f"PRAGMA user_version = {_SCHEMA_VERSION}")
         return connection
 
-    def _made_again(self, error: sqlite3.Error) -> sqlite3.Connection:
+    def _made_again(self, error: Exception) -> sqlite3.Connection:
         """Put a damaged file aside, and make it again."""
         assert self._path is not None
         aside = self._path.with_name(f"{self._path.name}.damaged-{time.time_ns()}")
@@ -238,7 +238,7 @@ class Catalog:
         self._seen, self._version = {}, -1
         try:
             return self._opened()
-        except sqlite3.Error as again:
+        except (sqlite3.Error, UnicodeDecodeError) as again:
             raise self._as_store_error(again) from again
 
     def _is_unchanged(self, connection: sqlite3.Connection) -> bool:
@@ -277,7 +277,7 @@ class Catalog:
                 return function()
             except sqlite3.ProgrammingError as error:
                 raise StoreError(f"the store was closed ({error})") from error
-            except sqlite3.DatabaseError as error:
+            except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
                 if self._path is None or not _is_damage(error):
                     raise self._as_store_error(error) from error
                 with suppress(sqlite3.Error):
@@ -285,7 +285,7 @@ class Catalog:
                 self._connection = self._made_again(error)
                 return function()
 
-    def _as_store_error(self, error: sqlite3.Error) -> StoreError:
+    def _as_store_error(self, error: Exception) -> StoreError:
         code = getattr(error, "sqlite_errorcode", 0) & 0xFF
         place = self._path or "the catalog"
         if code == sqlite3.SQLITE_FULL:
@@ -310,7 +310,9 @@ def _options() -> dict[str, Any]:
     return {"check_same_thread": False, "isolation_level": None, "timeout": _WAIT_S}
 
 
-def _is_damage(error: sqlite3.Error) -> bool:
+def _is_damage(error: Exception) -> bool:
+    if isinstance(error, UnicodeDecodeError):  # a damaged text, or SQLite's own message that quotes one
+        return True
     code = getattr(error, "sqlite_errorcode", None)
     if code is None:
         return "schema is" in str(error)
