@@ -74,7 +74,6 @@ class Decoder:
                 hidden,
                 attention_mask=None,
                 position_ids=position_ids,
-                past_key_values=None,
                 use_cache=False,
                 position_embeddings=rotation,
                 attend=attend,
