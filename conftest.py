@@ -39,17 +39,6 @@ def own_folder(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mon
     monkeypatch.setenv("SAMKV_CATALOGS", str(tmp_path_factory.mktemp("catalogs")))
 
 
-@pytest.fixture(scope="session")
-def tiny_tokenizer() -> Any:
-    return tiny.tokenizer()
-
-
-@pytest.fixture(scope="session")
-def tiny_model() -> Callable[..., Any]:
-    """A function: family name to tiny random model."""
-    return tiny.model
-
-
 @pytest.fixture
 def make_engine() -> Callable[..., SamKVEngine]:
     """A function: options of EngineConfig to an engine; ``family``, ``store`` and ``method`` beside them."""

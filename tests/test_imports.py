@@ -25,9 +25,9 @@ LAYERS = [
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 STORE_LAYERS = [
-    {"base", "quantization", "unreachable"},
-    {"codec", "disk", "memory", "namespaces", "objects", "testing"},
-    {"catalog", "redis", "tiers"},
+    {"base", "quantization"},
+    {"codec", "disk", "memory", "namespaces", "testing", "tiers", "unreachable"},
+    {"catalog", "objects", "redis"},
     {"admin", "open"},
 ]
 STORE_LEVEL = {name: level for level, names in enumerate(STORE_LAYERS) for name in names}

@@ -29,9 +29,9 @@ from samkv_rag.ingestion.recognition import PREFIX_CHARS, ChunkIndex, Match, des
 from samkv_rag.model.decoder import Decoder
 from samkv_rag.model.tokenization import PromptTokenizer, printable
 from samkv_rag.results import IngestionReport
-from samkv_rag.store.base import Blob, Store
+from samkv_rag.store.base import Store
 from samkv_rag.store.catalog import Catalog
-from samkv_rag.store.codec import ChunkIdentity, ChunkShape, StoredChunk, encode_chunk
+from samkv_rag.store.codec import ChunkIdentity, ChunkShape, StoredChunk, encode_chunk, open_chunk
 
 logger = logging.getLogger(__name__)
 
@@ -263,17 +263,14 @@ class ChunkLibrary:
         self._catalog.close()
 
     def _open(self, text: str) -> ChunkReader | None:
-        digest = text_digest(text)
-        key = self._key(digest)
+        key = self._key(text_digest(text))
         try:
-            blob = self._store.get(key)
+            chunk = open_chunk(self._store, key)
+            if chunk is not None:
+                self._verify_once(key, text, chunk)
+            return chunk
         except StoreUnreachableError:  # the store has warned of it
             return None
-        if blob is None:
-            return None
-        try:
-            chunk = StoredChunk(blob)
-            self._verify_once(key, digest, text, blob, chunk)
         except DamagedChunkError as error:
             warnings.warn(
                 f"chunk {printable(text)!r} ({key}) cannot be trusted: {error}; it is computed again",
@@ -281,18 +278,15 @@ class ChunkLibrary:
                 stacklevel=2,
             )
             return None
-        return chunk
 
-    def _verify_once(self, key: str, digest: str, text: str, blob: Blob, chunk: StoredChunk) -> None:
+    def _verify_once(self, key: str, text: str, chunk: StoredChunk) -> None:
         """Verify what this process has not read yet, or what has changed since."""
         with self._lock:
-            if self._verified.get(key) == blob.identity:
+            if self._verified.get(key) == chunk.blob.identity:
                 return
-        if (chunk.identity.fingerprint, chunk.identity.digest) != (self._owner.fingerprint, digest):
-            raise DamagedChunkError("it is another chunk's")
         chunk.verify(self._shape, self._tokenizer.chunk_ids(text))
         with self._lock:
-            self._verified[key] = blob.identity
+            self._verified[key] = chunk.blob.identity
             if len(self._verified) > _MAX_VERIFIED:
                 self._verified.popitem(last=False)
 

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal
 
 import torch
 
-from samkv_rag.checks import require_integer
+from samkv_rag.checks import require_integer, require_number
 from samkv_rag.chunk_cache import SummarySpec
 from samkv_rag.model.decoder import Decoder
 from samkv_rag.model.kv_buffer import KVBuffer
@@ -116,3 +116,22 @@ class CachedPrefill(PrefillMethod):
     @property
     def min_tokens(self) -> int:
         return self.min_chunk_tokens
+
+
+@dataclass(frozen=True)
+class RecomputingPrefill(CachedPrefill):
+    """Base of the methods that keep all cached KV and recompute some of it.
+
+    Args:
+        recompute_ratio: hard cap on chunk tokens recomputed ÷ chunk tokens in the prompt, in (0, 1].
+    """
+
+    recompute_ratio: float = 0.15
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_number("recompute_ratio", self.recompute_ratio, 1e-6, 1.0)
+
+    @property
+    def computed_ratio(self) -> float:
+        return self.recompute_ratio

@@ -7,10 +7,9 @@ from typing import ClassVar
 
 import torch
 
-from samkv_rag.checks import require_number
 from samkv_rag.model.decoder import CausalPass, Decoder
 from samkv_rag.model.kv_buffer import KVBuffer
-from samkv_rag.prefill.base import CachedPrefill, PrefillContext, Prefilled
+from samkv_rag.prefill.base import PrefillContext, Prefilled, RecomputingPrefill
 from samkv_rag.prefill.passes.plan import make_plan
 from samkv_rag.prefill.passes.planned_pass import PlannedPass, attend_in_groups
 from samkv_rag.prompt.layout import PromptLayout
@@ -22,7 +21,7 @@ _KV = tuple[torch.Tensor, torch.Tensor]
 
 
 @dataclass(frozen=True)
-class CacheBlend(CachedPrefill):
+class CacheBlend(RecomputingPrefill):
     """Recomputes the chunk tokens whose cached KV is most wrong.
 
     Source: CacheBlend, sections 4 and 5. All tokens run through layer 0 and are projected to keys and
@@ -31,21 +30,9 @@ class CacheBlend(CachedPrefill):
     further, a little at every layer; this is the single check layer that its authors' LMCache uses.
     What the lower two layers computed for all tokens is kept, for it is exact. Text is computed as
     ever. ``recomputed`` are the tokens recomputed above the check layer.
-
-    Args:
-        recompute_ratio: hard cap on chunk tokens recomputed ÷ chunk tokens in the prompt, in (0, 1].
     """
 
     name: ClassVar[str] = "cacheblend"
-    recompute_ratio: float = 0.15
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require_number("recompute_ratio", self.recompute_ratio, 1e-6, 1.0)
-
-    @property
-    def computed_ratio(self) -> float:
-        return self.recompute_ratio
 
     def prefill(self, context: PrefillContext) -> Prefilled:
         decoder, layout, buffer = context.decoder, context.layout, context.buffer

@@ -7,36 +7,23 @@ from typing import ClassVar
 
 import torch
 
-from samkv_rag.checks import require_number
-from samkv_rag.prefill.base import CachedPrefill, PrefillContext, Prefilled
+from samkv_rag.prefill.base import PrefillContext, Prefilled, RecomputingPrefill
 from samkv_rag.prefill.passes.plan import make_plan
 from samkv_rag.prefill.passes.planned_pass import PlannedPass
 from samkv_rag.prompt.layout import PromptLayout
 
 
 @dataclass(frozen=True)
-class Epic(CachedPrefill):
+class Epic(RecomputingPrefill):
     """LegoLink: a chunk's first tokens, computed alone, draw attention as a prompt's beginning does.
 
     Source: EPIC, section 4 (called AttnLink in its first version). The first k tokens of every chunk
     run through all layers and see everything before them. A chunk that begins the prompt is exact and
     left out, as in the paper. The paper fixes k (2 to 32 tokens); here it is the largest that the
     ratio allows, so that methods can be compared at one cost.
-
-    Args:
-        recompute_ratio: hard cap on chunk tokens recomputed ÷ chunk tokens in the prompt, in (0, 1].
     """
 
     name: ClassVar[str] = "epic"
-    recompute_ratio: float = 0.15
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require_number("recompute_ratio", self.recompute_ratio, 1e-6, 1.0)
-
-    @property
-    def computed_ratio(self) -> float:
-        return self.recompute_ratio
 
     def prefill(self, context: PrefillContext) -> Prefilled:
         decoder, layout = context.decoder, context.layout

@@ -7,7 +7,7 @@ import os
 import tarfile
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +15,8 @@ from pathlib import Path
 from samkv_rag.exceptions import DamagedChunkError, StoreError, StoreFormatError
 from samkv_rag.store.base import BytesBlob, Store, read_bytes
 from samkv_rag.store.catalog import Catalog
-from samkv_rag.store.codec import ChunkIdentity, StoredChunk
-from samkv_rag.store.disk import DiskStore, as_folder
+from samkv_rag.store.codec import ChunkIdentity, StoredChunk, open_chunk
+from samkv_rag.store.disk import MARKER, DiskStore, as_folder
 
 _MAX_CHUNK_BYTES = 8 << 30
 """Larger members of an archive are refused: no chunk is."""
@@ -78,7 +78,7 @@ def open_existing(folder: str | os.PathLike[str]) -> DiskStore:
         StoreFormatError: no store is there.
     """
     path = as_folder("store", folder)
-    if not (path / "samkv-store.json").is_file():
+    if not (path / MARKER).is_file():
         raise StoreFormatError(f"{path} is not a store; give the folder that an engine was opened with")
     return DiskStore(path)
 
@@ -105,7 +105,7 @@ def verify(store: Store, remove_damaged: bool = False) -> Verification:
     sound, damaged, identities = Amount(), {}, []
     for found in store.keys():
         try:
-            chunk = _opened(store, found.key)
+            chunk = _verified(store, found.key)
         except DamagedChunkError as error:
             damaged[found.key] = str(error)
             continue
@@ -157,12 +157,12 @@ def export_chunks(store: Store, target: Path, namespace: str | None = None, mode
         ):
             for entry in entries(store, namespace, model):
                 with suppress(DamagedChunkError):
-                    if _opened(store, entry.key) is None or (blob := store.get(entry.key)) is None:
+                    if (chunk := _verified(store, entry.key)) is None:
                         continue
                     member = tarfile.TarInfo(f"{entry.key}.safetensors")
-                    member.size = blob.size
-                    tar.addfile(member, io.BytesIO(read_bytes(blob)))
-                    copied = copied.plus(blob.size)
+                    member.size = chunk.num_bytes
+                    tar.addfile(member, io.BytesIO(read_bytes(chunk.blob)))
+                    copied = copied.plus(chunk.num_bytes)
         os.replace(file.name, target)
     except OSError as error:
         raise StoreError(f"{target} cannot be written: {error.strerror}") from error
@@ -209,14 +209,9 @@ def _member(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
     return data
 
 
-def _opened(store: Store, key: str) -> StoredChunk | None:
-    blob = store.get(key)
-    if blob is None:
-        return None
-    chunk = StoredChunk(blob)
-    if chunk.identity.key != key:
-        raise DamagedChunkError("it is another chunk's")
-    chunk.verify()
+def _verified(store: Store, key: str) -> StoredChunk | None:
+    if chunk := open_chunk(store, key):
+        chunk.verify()
     return chunk
 
 
@@ -235,7 +230,7 @@ def _unreferenced(catalog: Catalog, listed: Iterable[Entry], rule: PruneRule, dr
     """Keys whose last source within ``rule.id_scope`` is not to stay."""
     assert rule.keep_sources is not None
     going: set[str] = set()
-    for fingerprint in _fingerprints(listed):
+    for fingerprint in {entry.identity.fingerprint for entry in listed if entry.identity}:
         references = catalog.sources(fingerprint)
         leaving = {
             source for source in references if source.startswith(rule.id_scope) and source not in rule.keep_sources
@@ -245,7 +240,3 @@ def _unreferenced(catalog: Catalog, listed: Iterable[Entry], rule: PruneRule, dr
         if not dry_run:
             catalog.release(fingerprint, leaving)
     return going
-
-
-def _fingerprints(listed: Iterable[Entry]) -> Iterator[str]:
-    return iter(dict.fromkeys(entry.identity.fingerprint for entry in listed if entry.identity))

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from samkv_rag.exceptions import DamagedCatalogWarning, DamagedChunkError, StoreError, StoreFullError
 from samkv_rag.store.base import Store
-from samkv_rag.store.codec import ChunkIdentity, StoredChunk
+from samkv_rag.store.codec import ChunkIdentity, open_chunk
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -90,10 +90,6 @@ class Catalog:
             return [KnownText(*row[1:]) for row in rows]
 
         return self._read(read)
-
-    def start_over(self, fingerprint: str) -> None:
-        """Have :meth:`news` return everything again."""
-        self._seen.pop(fingerprint, None)
 
     def add(self, chunks: Iterable[ChunkIdentity]) -> None:
         """Write down chunks that were stored; ones that are known change nothing."""
@@ -325,10 +321,6 @@ def _as_source(source: object) -> str:
 
 def _described(store: Store) -> Iterator[ChunkIdentity]:
     for found in store.keys():
-        try:
-            blob = store.get(found.key)
-            identity = None if blob is None else StoredChunk(blob).identity
-        except DamagedChunkError:
-            continue
-        if identity is not None and identity.key == found.key:
-            yield identity
+        with suppress(DamagedChunkError):
+            if chunk := open_chunk(store, found.key):
+                yield chunk.identity

@@ -24,7 +24,7 @@ from safetensors.torch import save
 
 from samkv_rag.chunk_cache import ChunkCache, Summary, chunk_key
 from samkv_rag.exceptions import ConfigurationError, DamagedChunkError
-from samkv_rag.store.base import Blob, Buffer, DamagedBlobError, read_bytes
+from samkv_rag.store.base import Blob, Buffer, DamagedBlobError, Store, read_bytes
 from samkv_rag.store.quantization import (
     QuantizedLayer,
     dequantize_layer,
@@ -120,10 +120,23 @@ def encode_chunk(cache: ChunkCache, identity: ChunkIdentity, kv_dtype: str = "au
         **asdict(identity),
         "dtype": _name(cache.keys.dtype),
         "kv_dtype": stored,
-        "checksums": {name: _checksum(t.dtype, t.shape, [_raw(t)]) for name, t in tensors.items()},
+        "checksums": {name: _checksum(tensor) for name, tensor in tensors.items()},
     }
     # One entry of metadata: the library writes several in random order.
     return bytes(save(tensors, {_METADATA: json.dumps({"body": body, "checksum": _body_checksum(body)})}))
+
+
+def open_chunk(store: Store, key: str) -> StoredChunk | None:
+    """Reader of what is stored under ``key``; None where nothing is.
+
+    Raises:
+        DamagedChunkError: it is not a chunk of this format, or another chunk's.
+    """
+    blob = store.get(key)
+    chunk = None if blob is None else StoredChunk(blob)
+    if chunk is not None and chunk.identity.key != key:
+        raise DamagedChunkError("it is another chunk's")
+    return chunk
 
 
 class StoredChunk:
@@ -134,7 +147,7 @@ class StoredChunk:
     """
 
     def __init__(self, blob: Blob) -> None:
-        self._blob = blob
+        self.blob = blob
         self._tensors, self._body = _read_header(blob)
         try:
             values = {field.name: self._body[field.name] for field in fields(ChunkIdentity)}
@@ -147,7 +160,7 @@ class StoredChunk:
     @property
     def num_bytes(self) -> int:
         """Size of the whole encoded chunk."""
-        return self._blob.size
+        return self.blob.size
 
     @cached_property
     def token_ids(self) -> torch.Tensor:
@@ -166,7 +179,7 @@ class StoredChunk:
             dequantize_layer(QuantizedLayer(self._read(name), *scales), keys, values)
         elif keys.dtype == self._span(name).dtype and keys[0].is_contiguous() and values[0].is_contiguous():
             # From the store to its place in one call.
-            self._read_into(self._span(name), [_raw(head) for half in (keys, values) for head in half])
+            self._read_into(self._span(name).start, [_raw(head) for half in (keys, values) for head in half])
         else:
             stored_keys, stored_values = self._read(name)
             keys.copy_(stored_keys)
@@ -187,15 +200,19 @@ class StoredChunk:
         checksums = self._body.get("checksums")
         if not isinstance(checksums, dict) or set(checksums) != set(self._tensors):
             raise DamagedChunkError("its list of tensors is not that of its checksums")
+        not_finite = set()
         for name, span in self._tensors.items():
-            if _checksum(span.dtype, span.shape, self._pieces(span)) != checksums[name]:
+            checksum, is_finite = self._examined(span)
+            if checksum != checksums[name]:
                 raise DamagedChunkError(f"the checksum of {name} differs")
+            if not is_finite:
+                not_finite.add(name)
         if shape is not None:
-            self._require_shape(shape)
+            self._require_shape(shape, not_finite)
         if token_ids is not None and self.token_ids.tolist() != token_ids:
             raise DamagedChunkError("its token ids are not those of its text")
 
-    def _require_shape(self, wanted: ChunkShape) -> None:
+    def _require_shape(self, wanted: ChunkShape, not_finite: set[str]) -> None:
         """A file with right checksums can still have been made by somebody else."""
         ids = self.token_ids
         if ids.dtype != torch.int64 or ids.dim() != 1:
@@ -209,25 +226,20 @@ class StoredChunk:
         extra = sorted(name for name in self._tensors if name.startswith("kv.") and name not in per_layer)
         if extra:
             raise DamagedChunkError(f"it has {extra[0]}, the model has {wanted.num_layers} layers")
-        for name, expected in per_layer.items():
-            self._require_tensor(name, expected)
+        expected: dict[str, tuple[int, ...]] = dict(per_layer)
         if wanted.has_hidden:
-            self._require_tensor("hidden", (num_tokens, wanted.hidden_size))
-        self._require_tensor("anchor_mean_key", (wanted.num_layers, heads, wanted.head_dim))
-        self._require_tensor("local_mean_query", (wanted.num_layers, wanted.num_heads, wanted.head_dim))
-        blocks = self._span("block_mean_keys").shape
-        self._require_tensor("block_mean_keys", (wanted.num_layers, heads, blocks[2], wanted.head_dim))
-
-    def _require_tensor(self, name: str, shape: tuple[int, ...]) -> None:
-        found = self._span(name)
-        if found.shape != shape or found.dtype != (
-            torch.int8 if self.kv_dtype == "int8" else _MODEL_DTYPES[self.kv_dtype]
-        ):
-            raise DamagedChunkError(f"{name} is {found.dtype} {list(found.shape)}, expected {list(shape)}")
-        if found.dtype.is_floating_point:
-            for piece in self._pieces(found):
-                if not bool(torch.isfinite(torch.frombuffer(piece, dtype=found.dtype)).all()):
-                    raise DamagedChunkError(f"{name} holds a value that is not finite")
+            expected["hidden"] = (num_tokens, wanted.hidden_size)
+        expected["anchor_mean_key"] = (wanted.num_layers, heads, wanted.head_dim)
+        expected["local_mean_query"] = (wanted.num_layers, wanted.num_heads, wanted.head_dim)
+        num_blocks = self._span("block_mean_keys").shape[2:3]
+        expected["block_mean_keys"] = (wanted.num_layers, heads, *num_blocks, wanted.head_dim)
+        dtype = torch.int8 if self.kv_dtype == "int8" else _MODEL_DTYPES[self.kv_dtype]
+        for name, shape in expected.items():
+            found = self._span(name)
+            if found.shape != shape or found.dtype != dtype:
+                raise DamagedChunkError(f"{name} is {found.dtype} {list(found.shape)}, expected {list(shape)}")
+            if name in not_finite:
+                raise DamagedChunkError(f"{name} holds a value that is not finite")
 
     def _rows(self, name: str) -> torch.Tensor:
         rows = self._read(name)
@@ -244,21 +256,29 @@ class StoredChunk:
     def _read(self, name: str, index: int | None = None) -> torch.Tensor:
         span = self._span(name) if index is None else self._span(name).item(index)
         tensor = torch.empty(span.shape, dtype=span.dtype)
-        self._read_into(span, [_raw(tensor)])
+        self._read_into(span.start, [_raw(tensor)])
         return tensor
 
-    def _read_into(self, span: _Span, buffers: list[Buffer]) -> None:
+    def _read_into(self, start: int, buffers: list[Buffer]) -> None:
         try:
-            self._blob.read_into(span.start, buffers)
+            self.blob.read_into(start, buffers)
         except DamagedBlobError as error:
             raise DamagedChunkError(str(error)) from error
 
+    def _examined(self, span: _Span) -> tuple[str, bool]:
+        """A tensor's checksum, and whether all of its values are finite; its bytes are read once."""
+        hasher, is_finite = _hasher(span.dtype, span.shape), True
+        for piece in self._pieces(span):
+            hasher.update(piece)
+            if span.dtype.is_floating_point:
+                is_finite = is_finite and bool(torch.isfinite(torch.frombuffer(piece, dtype=span.dtype)).all())
+        return hasher.hexdigest(), is_finite
+
     def _pieces(self, span: _Span) -> Iterator[bytearray]:
         for start in range(span.start, span.stop, _PIECE_BYTES):
-            try:
-                yield read_bytes(self._blob, start, min(start + _PIECE_BYTES, span.stop))
-            except DamagedBlobError as error:
-                raise DamagedChunkError(str(error)) from error
+            piece = bytearray(min(_PIECE_BYTES, span.stop - start))
+            self._read_into(start, [piece])
+            yield piece
 
 
 @dataclass(frozen=True)
@@ -341,11 +361,14 @@ def _hidden(cache: ChunkCache) -> dict[str, torch.Tensor]:
     return {} if cache.hidden is None else {"hidden": cache.hidden}
 
 
-def _checksum(dtype: torch.dtype, shape: tuple[int, ...] | torch.Size, pieces: Any) -> str:
-    """Checksum of a tensor's bytes and of how they are read."""
-    hasher = xxhash.xxh3_64(f"{dtype}{list(shape)}".encode())
-    for piece in pieces:
-        hasher.update(piece)
+def _hasher(dtype: torch.dtype, shape: tuple[int, ...] | torch.Size) -> xxhash.xxh3_64:
+    """Takes a tensor's bytes; how they are read counts, too."""
+    return xxhash.xxh3_64(f"{dtype}{list(shape)}".encode())
+
+
+def _checksum(tensor: torch.Tensor) -> str:
+    hasher = _hasher(tensor.dtype, tensor.shape)
+    hasher.update(_raw(tensor))
     return hasher.hexdigest()
 
 

@@ -29,7 +29,7 @@ from samkv_rag.store.base import Blob, Buffer, DamagedBlobError, Store, StoredBy
 logger = logging.getLogger(__name__)
 
 FORMAT = 3
-_MARKER = "samkv-store.json"
+MARKER = "samkv-store.json"
 _CATALOG = "catalog.sqlite"
 _WRITING_PREFIX = ".writing-"
 _ABANDONED_AFTER_S = 86_400
@@ -136,7 +136,7 @@ class DiskStore(Store):
             self._require_own(set(os.listdir(self.folder)))
             if not self._chunks.is_dir():
                 self._chunks.mkdir(exist_ok=True, mode=0o700)
-            marker = self.folder / _MARKER
+            marker = self.folder / MARKER
             if not marker.exists():
                 self._write(marker, json.dumps({"samkv_store": FORMAT}).encode())
         except OSError as error:
@@ -149,12 +149,12 @@ class DiskStore(Store):
 
     def _require_own(self, names: set[str]) -> None:
         """A folder with a marker is a store; one without must be empty but for what a killed opening left."""
-        if _MARKER in names:
+        if MARKER in names:
             try:
-                found = json.loads((self.folder / _MARKER).read_text())["samkv_store"]
+                found = json.loads((self.folder / MARKER).read_text())["samkv_store"]
             except (ValueError, KeyError, TypeError) as error:
                 raise StoreFormatError(
-                    f"{self.folder / _MARKER} is damaged; delete it or give another folder"
+                    f"{self.folder / MARKER} is damaged; delete it or give another folder"
                 ) from error
             if found != FORMAT:
                 raise StoreFormatError(

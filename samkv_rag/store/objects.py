@@ -6,24 +6,21 @@ requests have time limits and retries of their own, and it reads ranges.
 
 from __future__ import annotations
 
-import hashlib
-import os
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 from samkv_rag.exceptions import ConfigurationError
-from samkv_rag.store.base import Blob, BytesBlob, Store, StoredBytes, require_key
-from samkv_rag.store.unreachable import Outage, without_secrets
+from samkv_rag.store.base import Blob, BytesBlob, StoredBytes, require_key
+from samkv_rag.store.unreachable import RemoteStore, without_secrets
 
 _FOLDER = "chunks"
 _SUFFIX = ".safetensors"
 _PARALLEL = 16
 
 
-class ObjectStore(Store):
+class ObjectStore(RemoteStore):
     """Keeps bytes as objects under a URL such as ``s3://bucket/prefix``.
 
     Evicting is the bucket's business: give it a rule that deletes objects by age.
@@ -37,8 +34,6 @@ class ObjectStore(Store):
     Raises:
         ConfigurationError: obstore is not installed, or it does not take the URL or an option.
     """
-
-    shared = True
 
     def __init__(self, url: str, timeout_s: float = 30.0, **options: Any) -> None:
         try:
@@ -60,13 +55,8 @@ class ObjectStore(Store):
             raise ConfigurationError(f"{without_secrets(url)} is not a URL that obstore opens ({reason})") from error
         self._obstore = obstore
         self._missing: tuple[type[BaseException], ...] = (FileNotFoundError, obstore.exceptions.NotFoundError)
-        self._outage = Outage(without_secrets(url), (BaseError, OSError))
+        super().__init__(url, (BaseError, OSError))
         self._threads = ThreadPoolExecutor(_PARALLEL, "samkv-objects")
-        self._url = url
-
-    @property
-    def catalog_path(self) -> Path:
-        return user_catalog(self._url)
 
     def contains(self, keys: Iterable[str]) -> set[str]:
         wanted = list(keys)
@@ -117,12 +107,6 @@ class ObjectStore(Store):
             return True
 
         return self._outage.call(look)
-
-
-def user_catalog(location: str) -> Path:
-    """Where this user's catalog of a remote store lies; ``SAMKV_CATALOGS`` names another folder."""
-    folder = os.environ.get("SAMKV_CATALOGS") or Path.home() / ".cache" / "samkv_rag" / "catalogs"
-    return Path(folder) / f"{hashlib.sha256(location.encode()).hexdigest()}.sqlite"
 
 
 def _path(key: str) -> str:

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import Any
 
 from samkv_rag.exceptions import ConfigurationError, StoreFullError
-from samkv_rag.store.base import Blob, BytesBlob, Store, StoredBytes, require_key
-from samkv_rag.store.objects import user_catalog
-from samkv_rag.store.unreachable import Outage, without_secrets
+from samkv_rag.store.base import Blob, BytesBlob, StoredBytes, require_key
+from samkv_rag.store.unreachable import RemoteStore, without_secrets
 
 SCHEMES = ("redis", "rediss", "valkey", "valkeys")
 _PREFIX = "samkv:3:"
 
 
-class RedisStore(Store):
+class RedisStore(RemoteStore):
     """Keeps bytes under ``samkv:3:<key>``.
 
     Args:
@@ -26,8 +24,6 @@ class RedisStore(Store):
     Raises:
         ConfigurationError: redis is not installed, or it does not take the URL or an option.
     """
-
-    shared = True
 
     def __init__(self, url: str, timeout_s: float = 5.0, **options: Any) -> None:
         try:
@@ -42,23 +38,12 @@ class RedisStore(Store):
         except (ValueError, TypeError) as error:
             raise ConfigurationError(f"{without_secrets(url)} is not a URL that redis opens") from error
         self._full: type[Exception] = redis.exceptions.OutOfMemoryError
-        self._outage = Outage(without_secrets(url), (redis.exceptions.RedisError, OSError))
-        self._url = url
-
-    @property
-    def catalog_path(self) -> Path:
-        return user_catalog(self._url)
+        super().__init__(url, (redis.exceptions.RedisError, OSError))
 
     def contains(self, keys: Iterable[str]) -> set[str]:
         wanted = list(keys)
-
-        def look() -> list[int]:
-            with self._client.pipeline(transaction=False) as pipeline:
-                for key in wanted:
-                    pipeline.exists(_name(key))
-                return list(pipeline.execute())
-
-        return {key for key, found in zip(wanted, self._outage.call(look), strict=True) if found}
+        found = self._ask_each("exists", map(_name, wanted))
+        return {key for key, is_there in zip(wanted, found, strict=True) if is_there}
 
     def get(self, key: str) -> Blob | None:
         data = self._outage.call(lambda: self._client.get(_name(key)))
@@ -84,12 +69,22 @@ class RedisStore(Store):
 
     def keys(self) -> Iterator[StoredBytes]:
         names = self._outage.call(lambda: list(self._client.scan_iter(match=f"{_PREFIX}*", count=1000)))
-        for name in names:
-            num_bytes = int(self._outage.call(lambda name=name: self._client.strlen(name)))  # type: ignore[misc]
+        for name, num_bytes in zip(names, self._ask_each("strlen", names), strict=True):
             yield StoredBytes(name.decode(errors="replace").removeprefix(_PREFIX), num_bytes, 0.0)
 
     def close(self) -> None:
         self._client.close()
+
+    def _ask_each(self, command: str, names: Iterable[str | bytes]) -> list[int]:
+        """What ``command`` answers for each name; one round trip for all."""
+
+        def ask() -> list[int]:
+            with self._client.pipeline(transaction=False) as pipeline:
+                for name in names:
+                    getattr(pipeline, command)(name)
+                return list(pipeline.execute())
+
+        return self._outage.call(ask)
 
 
 def _name(key: str) -> str:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 import re
 import threading
 import time
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import TypeVar
 
 from samkv_rag.exceptions import StoreUnreachableError, StoreUnreachableWarning
+from samkv_rag.store.base import Store
 
 T = TypeVar("T")
 RETRY_AFTER_S = 10.0
@@ -65,3 +69,19 @@ class Outage:
             StoreUnreachableWarning,
             stacklevel=4,
         )
+
+
+class RemoteStore(Store):
+    """A store at a URL, which other machines may share. Implementations make every call by ``self._outage``."""
+
+    shared = True
+
+    def __init__(self, url: str, errors: tuple[type[BaseException], ...]) -> None:
+        self._outage = Outage(without_secrets(url), errors)
+        self._url = url
+
+    @property
+    def catalog_path(self) -> Path:
+        """A file of this user; ``SAMKV_CATALOGS`` names another folder for it."""
+        folder = os.environ.get("SAMKV_CATALOGS") or Path.home() / ".cache" / "samkv_rag" / "catalogs"
+        return Path(folder) / f"{hashlib.sha256(self._url.encode()).hexdigest()}.sqlite"
