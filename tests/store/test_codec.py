@@ -140,6 +140,7 @@ FORGED = {
     "means of other layers": {"anchor_mean_key": torch.zeros(2, 2, 16)},
     "queries of other heads": {"local_mean_query": torch.zeros(3, 2, 16)},
     "block means of other heads": {"block_mean_keys": torch.zeros(3, 1, 4, 16)},
+    "block means of fewer dimensions": {"block_mean_keys": torch.zeros(3, 2)},
 }
 
 
