@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 from llama_index.core.node_parser import SentenceSplitter
-from pdfs import pdf
 
 from samkv_apps.ask.reading import cached_tokenizer, find_files, read_documents
 from samkv_rag.exceptions import ConfigurationError
 from support import tiny
+from support.pdfs import pdf
 
 
 def write(folder: Path, name: str, content: str | bytes) -> Path:

@@ -1,9 +1,7 @@
-"""Shared by the LlamaIndex tests: a fake engine, an embedding without a model, event recorders."""
+"""Shared by the LlamaIndex tests: a fake engine, event recorders."""
 
 from __future__ import annotations
 
-import hashlib
-import re
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,7 +11,6 @@ import pytest
 from llama_index.core import Settings
 from llama_index.core.callbacks import CallbackManager, CBEventType
 from llama_index.core.callbacks.base_handler import BaseCallbackHandler
-from llama_index.core.embeddings import BaseEmbedding
 from llama_index.core.instrumentation import get_dispatcher
 from llama_index.core.instrumentation.event_handlers import BaseEventHandler
 from llama_index.core.instrumentation.events.base import BaseEvent
@@ -22,6 +19,7 @@ from llama_index.llms.samkv import SamKVLLM
 from samkv_rag import EngineConfig, GenerationMetrics, IngestionReport, Piece
 from samkv_rag.checks import refuse_unknown
 from samkv_rag.prefill import PrefillMethod, Scout
+from support.bag_of_words import BagOfWords
 
 Prompt = str | Sequence[Mapping[str, str]]
 OPTIONS = ["max_new_tokens", "temperature", "top_p", "stop", "seed", "method"]
@@ -160,25 +158,6 @@ class FakeEngine:
         figures |= {"method": "scout", "fallback_reason": None, "phase_s": {}, "diagnostics": ()}
         figures |= {"prompt_tokens": self.count_tokens(rendered), "completion_tokens": num_generated}
         return GenerationMetrics(**figures | {"chunks_hit": hits, "chunks_missed": len(unknown)})
-
-
-class BagOfWords(BaseEmbedding):
-    """Embeds a text as hashed word counts: the same words are near, on every machine."""
-
-    def _embed(self, text: str) -> list[float]:
-        vector = [1e-3] * 64
-        for word in re.findall(r"\w+", text.lower()):
-            vector[int(hashlib.md5(word.encode()).hexdigest(), 16) % 64] += 1.0
-        return vector
-
-    def _get_text_embedding(self, text: str) -> list[float]:
-        return self._embed(text)
-
-    def _get_query_embedding(self, query: str) -> list[float]:
-        return self._embed(query)
-
-    async def _aget_query_embedding(self, query: str) -> list[float]:
-        return self._embed(query)
 
 
 class CallbackRecorder(BaseCallbackHandler):

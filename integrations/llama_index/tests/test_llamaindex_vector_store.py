@@ -13,10 +13,10 @@ from llama_index.core.storage.docstore import SimpleDocumentStore
 from llama_index.core.vector_stores import SimpleVectorStore
 from llama_index.llms.samkv import SamKVLLM, SamKVPostprocessor, SamKVVectorStore
 
-from conftest import BagOfWords
 from samkv_rag import SamKVEngine
 from samkv_rag.exceptions import ConfigurationError
 from support import tiny
+from support.bag_of_words import BagOfWords
 
 TEXTS = [tiny.text(seed) for seed in range(4)]
 DOCUMENTS = [Document(text=text, id_=f"document {number}") for number, text in enumerate(TEXTS)]
