@@ -199,9 +199,10 @@ class TestStreams:
         async def read_one() -> int:
             stream: Any = llm.astream(QUESTION, max_tokens=200)
             await anext(stream)
-            decoded = len(num_decoded)
             await stream.aclose()
-            await asyncio.sleep(0.05)
+            await asyncio.sleep(0.05)  # the step that was running as it was closed
+            decoded = len(num_decoded)
+            await asyncio.sleep(0.1)
             return decoded
 
         assert asyncio.run(read_one()) == len(num_decoded) < 20
