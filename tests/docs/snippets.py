@@ -3,9 +3,11 @@
     ```python, ```bash    run; a ```text block that directly follows is what was printed
     ```console            commands after "$ ", each with its output below it
 
-In output ``…`` stands for any text in its line, or, alone on a line, for any lines. Three comments, each on the line
-above a block, change that: ``<!-- not run: reason -->``, ``<!-- needs: redis -->`` (or s3), and above output
-``<!-- figures differ -->``, which compares all but the numbers. The working folder is where blocks run.
+In output ``…`` stands for any text in its line, or, alone on a line, for any lines. Comments, each on the line above a
+block, change that: ``<!-- not run: reason -->``, ``<!-- needs: redis -->`` (or s3), and above output
+``<!-- figures differ -->``, which compares all but the numbers, and ``<!-- words differ: Flora and Mabel -->``, for what
+a model wrote. Processors round differently: of its line only the words named must be printed, and numbers are not
+compared. The working folder is where blocks run.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ from typing import Any
 from markdown_it import MarkdownIt
 
 RUN = ("python", "bash", "console")
-_COMMENT = re.compile(r"<!-- (not run|needs|figures differ)(?:: (.+?))? -->\s*")
+_COMMENT = re.compile(r"<!-- (not run|needs|figures differ|words differ)(?:: (.+?))? -->\s*")
 _INSTALLS = re.compile(r"^(?:\$ )?(?:pip|git|make|jupyter|python|docker) ", re.MULTILINE)
 
 
@@ -55,7 +57,16 @@ def snippets(page: Path) -> list[Snippet]:
         elif language == "text":
             if not may_show:
                 raise ValueError(f"{page.name}:{line}: output, and no snippet directly above")
-            found[-1] = replace(found[-1], expected=token.content, figures_differ="figures differ" in marks)
+            if (must_hold := marks.get("words differ", "")) not in token.content:
+                raise ValueError(f"{page.name}:{line}: the output shown is without {must_hold!r}")
+            # A model's line is one of any words around the named ones; figures that follow from it differ, too.
+            expected = (
+                re.sub(f"(?m)^.*{re.escape(must_hold)}.*$", f"…{must_hold}…", token.content)
+                if must_hold
+                else token.content
+            )
+            figures_differ = "figures differ" in marks or bool(must_hold)
+            found[-1] = replace(found[-1], expected=expected, figures_differ=figures_differ)
         marks, may_show = {}, language in ("python", "bash")
     return found
 
@@ -78,7 +89,7 @@ def difference(expected: str | None, printed: str) -> str:
     if expected is None:
         return f"printed, and the page does not show it:\n{printed}" if printed.strip() else ""
     shown, found = ([line.rstrip() for line in text.rstrip().splitlines()] for text in (expected, printed))
-    lines = [r".*(?:\n.*)*?" if line == "…" else re.escape(line).replace("…", "[^\n]+") for line in shown]
+    lines = [r".*(?:\n.*)*?" if line == "…" else re.escape(line).replace("…", "[^\n]*") for line in shown]
     pattern = "\n".join(lines)
     return "" if re.fullmatch(pattern, "\n".join(found)) else "\n".join(difflib.ndiff(shown, found))
 

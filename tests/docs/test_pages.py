@@ -103,6 +103,8 @@ def test_what_counts_as_equal(expected: str | None, printed: str, equal: bool) -
         ("<!-- not run: it fails -->\n```python\n1 / 0\n```\n", ""),
         ("<!-- needs: s3 -->\n```python\n1 / 0\n```\n", ""),
         ("```bash\necho 12 a\n```\n\n<!-- figures differ -->\n```text\n7 a\n```\n", ""),
+        ("```bash\necho It is b, 7\n```\n\n<!-- words differ: is b -->\n```text\nThis is b, 8\n```\n", ""),
+        ("```bash\necho It is c\n```\n\n<!-- words differ: is b -->\n```text\nThis is b\n```\n", r"page\.md:1: "),
         ("```console\n$ echo a \\\n    b\na b\n$ echo c\nd\n```\n", r"\$ echo c"),
         ("```bash\nfalse\n```\n", "status 1"),
     ],
