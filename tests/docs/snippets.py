@@ -5,8 +5,8 @@
 
 In output ``…`` stands for any text in its line, or, alone on a line, for any lines. Comments, each on the line above a
 block, change that: ``<!-- not run: reason -->``, ``<!-- needs: redis -->`` (or s3), and above output
-``<!-- figures differ -->``, which compares all but the numbers, and ``<!-- words differ: Flora and Mabel -->``, for what
-a model wrote. Processors round differently: of its line only the words named must be printed, and numbers are not
+``<!-- figures differ -->``, which compares all but the numbers, and ``<!-- words differ: Flora and Mabel -->``, for
+what a model wrote. Processors round differently: of its line only the words named must be printed, and numbers are not
 compared. The working folder is where blocks run.
 """
 
