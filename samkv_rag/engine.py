@@ -16,6 +16,7 @@ from samkv_rag.config import EngineConfig
 from samkv_rag.exceptions import ConfigurationError, EmptyPromptError, PromptError
 from samkv_rag.generation_result import GenerationResult
 from samkv_rag.ingestion.library import Announcement, ChunkLibrary, Owner
+from samkv_rag.ingestion.namespaces import scoped_fingerprint
 from samkv_rag.model.decoder import Decoder
 from samkv_rag.model.fingerprint import fingerprint
 from samkv_rag.model.loading import load
@@ -33,7 +34,6 @@ from samkv_rag.runtime.stream import AnswerStream, AsyncAnswerStream
 from samkv_rag.runtime.worker import Runtime
 from samkv_rag.store import Store, open_store
 from samkv_rag.store.codec import FORMAT_VERSION, stored_dtype
-from samkv_rag.store.namespaces import scoped_fingerprint
 
 Prompt = str | RenderedPrompt | Sequence[Mapping[str, Any]]
 Method = PrefillMethod | str | Mapping[str, Any]

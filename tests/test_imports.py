@@ -26,7 +26,7 @@ LAYERS = [
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 STORE_LAYERS = [
     {"base", "quantization"},
-    {"codec", "disk", "memory", "namespaces", "testing", "tiers", "unreachable"},
+    {"codec", "disk", "memory", "testing", "tiers", "unreachable"},
     {"catalog", "objects", "redis"},
     {"admin", "open"},
 ]

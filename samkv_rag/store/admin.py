@@ -131,14 +131,11 @@ def prune(store: Store, rule: PruneRule, dry_run: bool = False) -> Amount:
             if total > rule.max_bytes and entry.key not in going:
                 going.add(entry.key)
                 total -= entry.num_bytes
-    gone = Amount()
-    for entry in listed:
-        if entry.key in going:
-            gone = gone.plus(entry.num_bytes)
     if not dry_run:
         store.delete(going)
         catalog.remove(going)
-    return gone
+    sizes = [entry.num_bytes for entry in listed if entry.key in going]
+    return Amount(len(sizes), sum(sizes))
 
 
 def export_chunks(store: Store, target: Path, namespace: str | None = None, model: str | None = None) -> Amount:

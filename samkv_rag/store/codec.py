@@ -173,13 +173,13 @@ class StoredChunk:
         return keys, values
 
     def fill_layer(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> None:
-        name = f"kv.{layer:03}"
+        span = self._span(name := f"kv.{layer:03}")
         if self.kv_dtype == "int8":
             scales = (self._read(f"{kind}_scales", layer) for kind in ("key", "value"))
             dequantize_layer(QuantizedLayer(self._read(name), *scales), keys, values)
-        elif keys.dtype == self._span(name).dtype and keys[0].is_contiguous() and values[0].is_contiguous():
-            # From the store to its place in one call.
-            self._read_into(self._span(name).start, [_raw(head) for half in (keys, values) for head in half])
+        elif keys.dtype == span.dtype and keys[0].is_contiguous() and values[0].is_contiguous():
+            # From the store to its place in one call, head by head.
+            self._read_into(span.start, [*keys.view(torch.uint8).numpy(), *values.view(torch.uint8).numpy()])
         else:
             stored_keys, stored_values = self._read(name)
             keys.copy_(stored_keys)

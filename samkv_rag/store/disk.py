@@ -37,6 +37,8 @@ _RECOUNT_AFTER_S = 10.0
 """How old the count of a budgeted folder's bytes may become; other processes write to it, too."""
 _FREED_AT_ONCE = 1 / 64  # of the budget
 _FULL = (errno.ENOSPC, errno.EDQUOT)
+_READ = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)
+"""Does not wait where a pipe lies in a file's place."""
 
 
 class DiskStore(Store):
@@ -113,8 +115,12 @@ class DiskStore(Store):
         """Ask the kernel to read the files ahead; where it takes no advice, nothing happens."""
         if hasattr(os, "posix_fadvise"):
             for key in keys:
-                with suppress(OSError), _Opened(self._path(key)) as descriptor:
-                    os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_WILLNEED)
+                with suppress(OSError):
+                    descriptor = os.open(self._path(key), _READ)
+                    try:
+                        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_WILLNEED)
+                    finally:
+                        os.close(descriptor)
         return lambda: None
 
     def remove_leftovers(self) -> int:
@@ -234,7 +240,7 @@ class FileBlob:
     """
 
     def __init__(self, path: Path) -> None:
-        self._path = path
+        self._path = str(path)
         status = os.stat(path)
         self.identity: object = _identity(status)
         self.size = status.st_size
@@ -243,31 +249,20 @@ class FileBlob:
     def read_into(self, start: int, buffers: Sequence[Buffer]) -> None:
         wanted = sum(memoryview(buffer).nbytes for buffer in buffers)
         try:
-            with _Opened(self._path) as descriptor:
-                if _identity(os.fstat(descriptor)) != self.identity:
+            descriptor = os.open(self._path, _READ)
+            try:
+                status = os.fstat(descriptor)
+                if not stat.S_ISREG(status.st_mode):
+                    raise OSError(errno.EINVAL, "not a regular file")
+                if _identity(status) != self.identity:
                     raise DamagedBlobError("it was replaced while it was read")
                 found = _read_at(descriptor, start, buffers)
+            finally:
+                os.close(descriptor)
         except OSError as error:
             raise DamagedBlobError(f"unreadable ({error.strerror})") from error
         if found != wanted:
             raise DamagedBlobError(f"{found} of {wanted} bytes at {start} are there")
-
-
-class _Opened:
-    """A regular file's descriptor for the time of a ``with``; anything else in its place is refused."""
-
-    def __init__(self, path: Path) -> None:
-        flags = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)
-        self._descriptor = os.open(path, flags)
-
-    def __enter__(self) -> int:
-        if not stat.S_ISREG(os.fstat(self._descriptor).st_mode):
-            os.close(self._descriptor)
-            raise OSError(errno.EINVAL, "not a regular file")
-        return self._descriptor
-
-    def __exit__(self, *_: object) -> None:
-        os.close(self._descriptor)
 
 
 def _read_at(descriptor: int, start: int, buffers: Sequence[Buffer]) -> int:

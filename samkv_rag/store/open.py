@@ -18,7 +18,6 @@ from samkv_rag.store.unreachable import without_secrets
 
 _MEMORY_BYTES_BEFORE_REMOTE = 1 << 30
 _MAX_SECONDS = 10**6
-_MEMORY_OPTIONS = ("memory_bytes",)
 _DISK_OPTIONS = ("memory_bytes", "disk_bytes")
 _REMOTE_OPTIONS = ("memory_bytes", "disk_bytes", "cache_folder", "timeout_s", "storage_options")
 
@@ -49,7 +48,7 @@ def open_store(location: str | PathLike[str] | Store = ":memory:", **options: An
         raise ConfigurationError(f"store is {location!r}; it must be ':memory:', a folder's path or a URL")
     memory_bytes = _as_bytes("memory_bytes", options.get("memory_bytes"), low=0)
     if name == ":memory:":
-        _require_known(name, options, _MEMORY_OPTIONS)
+        _require_known(name, options, ("memory_bytes",))
         return MemoryStore(memory_bytes)
     if "://" in name:
         _require_known(name, options, _REMOTE_OPTIONS)
