@@ -23,6 +23,25 @@ class SummarySpec:
         first = min(self.initial_tokens, num_tokens)
         return first, max(first, num_tokens - self.local_tokens)
 
+    def num_blocks(self, num_tokens: int) -> int:
+        """Blocks between the anchors; the last may be shorter."""
+        first, last = self.middle(num_tokens)
+        return -(-(last - first) // self.block_tokens)
+
+
+@dataclass(frozen=True)
+class ChunkShape:
+    """What a model expects of its chunks."""
+
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    hidden_size: int
+    vocab_size: int
+    dtype: torch.dtype
+    spec: SummarySpec
+
 
 @dataclass(frozen=True)
 class Summary:

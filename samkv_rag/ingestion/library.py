@@ -8,12 +8,12 @@ import time
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from tqdm import tqdm
 
-from samkv_rag.chunk_cache import ChunkCache, ChunkReader, SummarySpec, chunk_key
+from samkv_rag.chunk_cache import ChunkCache, ChunkReader, ChunkShape, SummarySpec, chunk_key
 from samkv_rag.config import KVDtype
 from samkv_rag.exceptions import (
     ChunkTooLongError,
@@ -31,7 +31,7 @@ from samkv_rag.model.tokenization import PromptTokenizer, printable
 from samkv_rag.results import IngestionReport
 from samkv_rag.store.base import Store
 from samkv_rag.store.catalog import Catalog
-from samkv_rag.store.codec import ChunkIdentity, ChunkShape, StoredChunk, encode_chunk, open_chunk
+from samkv_rag.store.codec import ChunkIdentity, StoredChunk, encode_chunk, open_chunk
 
 logger = logging.getLogger(__name__)
 
@@ -106,7 +106,7 @@ class ChunkLibrary:
             decoder.hidden_size,
             tokenizer.vocab_size,
             decoder.dtype,
-            bool(spec.resume_layer),
+            spec,
         )
         self._lock = threading.RLock()
         self._index = ChunkIndex()
@@ -219,7 +219,7 @@ class ChunkLibrary:
                 if self._index.get(text.digest) is None or text.digest in self._announced:
                     self._announced[text.digest] = None
                     self._announced.move_to_end(text.digest)
-            self._index.add(text for text in known if text.digest in self._announced)
+            self._index.add([text for text in known if not self._index.has(text)])
             while len(self._announced) > _MAX_ANNOUNCED:
                 self._index.remove([self._announced.popitem(last=False)[0]])
         digests = frozenset(text.digest for text in known)
@@ -284,7 +284,11 @@ class ChunkLibrary:
         with self._lock:
             if self._verified.get(key) == chunk.blob.identity:
                 return
-        chunk.verify(self._shape, self._tokenizer.chunk_ids(text))
+        token_ids = self._tokenizer.chunk_ids(text)
+        chunk.verify(self._shape, token_ids)
+        wanted = self._identity(text, len(token_ids))
+        if replace(chunk.identity, model_name=wanted.model_name) != wanted:  # a model may go by several names
+            raise DamagedChunkError("its metadata is not that of its text")
         with self._lock:
             self._verified[key] = chunk.blob.identity
             if len(self._verified) > _MAX_VERIFIED:
@@ -312,14 +316,17 @@ class ChunkLibrary:
     def _put(self, text: str, cache: ChunkCache) -> None:
         identity = self._identity(text, cache.num_tokens)
         self._store.put(identity.key, encode_chunk(cache, identity, self._kv_dtype))
-        self._catalog.add([identity])
+        self._catalog.add([identity], replace=True)
 
     def _write_down(self, texts: Sequence[str]) -> None:
-        """Put texts that are stored, but not known here, into the catalog: another machine stored them."""
+        """Put texts that are stored, but not rightly known here, into the catalog: another machine stored them."""
+        described = [describe(text) for text in texts]
         with self._lock:
             self._sync()
-            unknown = [text for text in texts if not self.knows(text_digest(text))]
-        self._catalog.add([self._identity(text, len(self._tokenizer.chunk_ids(text))) for text in unknown])
+            known = [self.knows(one.digest) and self._index.has(one) for one in described]
+        unknown = [text for text, is_known in zip(texts, known, strict=True) if not is_known]
+        identities = [self._identity(text, len(self._tokenizer.chunk_ids(text))) for text in unknown]
+        self._catalog.add(identities, replace=True)
 
     def _delete(self, keys: set[str], also_shared: bool = False) -> int:
         """Forget chunks and delete them; those that other machines may refer to stay unless ``also_shared``."""

@@ -16,9 +16,9 @@ import sqlite3
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import fields
+from dataclasses import astuple, fields
 from typing import Any, NamedTuple, TypeVar
 
 from samkv_rag.exceptions import DamagedCatalogWarning, DamagedChunkError, StoreError, StoreFullError
@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 _WAIT_S = 60.0
-_SCHEMA_VERSION = 3
+_SCHEMA_VERSION = 4
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS chunks (
     id INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -91,11 +91,17 @@ class Catalog:
 
         return self._read(read)
 
-    def add(self, chunks: Iterable[ChunkIdentity]) -> None:
-        """Write down chunks that were stored; ones that are known change nothing."""
-        rows = [(chunk.key, *(getattr(chunk, name) for name in _COLUMNS)) for chunk in chunks]
-        names, places = ", ".join(("key", *_COLUMNS)), ", ".join("?" * (len(_COLUMNS) + 1))
-        self._write(lambda c: c.executemany(f"INSERT OR IGNORE INTO chunks ({names}) VALUES ({places})", rows))
+    def add(self, chunks: Iterable[ChunkIdentity], replace: bool = False) -> None:
+        """Write down chunks that were stored; ones that are known stay as they are unless ``replace``."""
+        rows = [(chunk.key, *astuple(chunk)) for chunk in chunks]
+        columns, places = ", ".join(_COLUMNS), ", ".join("?" * len(_COLUMNS))
+
+        def add(connection: sqlite3.Connection) -> None:
+            if replace:  # what differs gets a new row and id: other processes read on from the last id they saw
+                connection.executemany(f"DELETE FROM chunks WHERE key = ? AND ({columns}) IS NOT ({places})", rows)
+            connection.executemany(f"INSERT OR IGNORE INTO chunks (key, {columns}) VALUES (?, {places})", rows)
+
+        self._write(add)
 
     def remove(self, keys: Iterable[str]) -> list[str]:
         """Forget chunks, and the sources that refer to them; return the digests of their texts."""
@@ -157,7 +163,11 @@ class Catalog:
 
     def rebuild(self) -> int:
         """Write down every stored chunk that says who it is; return how many. Sources are not in the chunks."""
-        found = list(_described(self._store))
+        found = []
+        for stored in self._store.keys():
+            with suppress(DamagedChunkError):
+                if chunk := open_chunk(self._store, stored.key):
+                    found.append(chunk.identity)
         self.add(found)
         return len(found)
 
@@ -317,10 +327,3 @@ def _is_damage(error: Exception) -> bool:
 
 def _as_source(source: object) -> str:
     return source if isinstance(source, str) else repr(source)
-
-
-def _described(store: Store) -> Iterator[ChunkIdentity]:
-    for found in store.keys():
-        with suppress(DamagedChunkError):
-            if chunk := open_chunk(store, found.key):
-                yield chunk.identity

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from typing import Any
@@ -22,18 +21,21 @@ import torch
 import xxhash
 from safetensors.torch import save
 
-from samkv_rag.chunk_cache import ChunkCache, Summary, chunk_key
-from samkv_rag.exceptions import ConfigurationError, DamagedChunkError
-from samkv_rag.store.base import Blob, Buffer, DamagedBlobError, Store, read_bytes
+from samkv_rag.chunk_cache import ChunkCache, ChunkShape, Summary, chunk_key
+from samkv_rag.exceptions import ConfigurationError, DamagedChunkError, StoreError
+from samkv_rag.store.base import Blob, Buffer, DamagedBlobError, Store, read_bytes, require_key
 from samkv_rag.store.quantization import (
+    KEY_GROUP_TOKENS,
+    VALUE_GROUP_CHANNELS,
     QuantizedLayer,
     dequantize_layer,
     dequantize_rows,
+    num_row_groups,
     quantize_layer,
     quantize_rows,
 )
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 _METADATA = "samkv"
 _SUMMARY = tuple(field.name for field in fields(Summary))
 _DTYPES = {
@@ -76,20 +78,6 @@ class ChunkIdentity:
         return chunk_key(self.fingerprint, self.digest)
 
 
-@dataclass(frozen=True)
-class ChunkShape:
-    """What a model expects of its chunks."""
-
-    num_layers: int
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
-    hidden_size: int
-    vocab_size: int
-    dtype: torch.dtype
-    has_hidden: bool
-
-
 def stored_dtype(kv_dtype: str, dtype: torch.dtype) -> str:
     """What the KV of a model that computes in ``dtype`` is kept in: a dtype's name, or ``int8``.
 
@@ -113,8 +101,7 @@ def encode_chunk(cache: ChunkCache, identity: ChunkIdentity, kv_dtype: str = "au
         StoreError: a value is not finite, which a quantised chunk cannot hold.
     """
     stored = stored_dtype(kv_dtype, cache.keys.dtype)
-    parts = _quantized(cache) if stored == "int8" else _plain(cache, _MODEL_DTYPES[stored])
-    tensors = {name: tensor.cpu().contiguous() for name, tensor in parts.items()}
+    tensors = {name: tensor.cpu().contiguous() for name, tensor in _tensors(cache, stored).items()}
     body = {
         "format": FORMAT_VERSION,
         **asdict(identity),
@@ -150,12 +137,16 @@ class StoredChunk:
         self.blob = blob
         self._tensors, self._body = _read_header(blob)
         try:
-            values = {field.name: self._body[field.name] for field in fields(ChunkIdentity)}
-            self.identity = ChunkIdentity(**values)
+            self.identity = _identity(self._body)
             self._dtype = _MODEL_DTYPES[self._body["dtype"]]
-            self.kv_dtype = str(self._body["kv_dtype"])
-        except (KeyError, TypeError) as error:
+            self.kv_dtype = self._body["kv_dtype"]
+            if self.kv_dtype not in ("int8", *_MODEL_DTYPES):
+                raise ValueError(f"kv_dtype {self.kv_dtype!r}")
+        except (KeyError, TypeError, ValueError, StoreError) as error:
             raise DamagedChunkError(f"its metadata is not what a writer writes ({error!r})") from error
+        ids, num_tokens = self._span("token_ids"), self.identity.num_tokens
+        if (ids.dtype, ids.shape) != (torch.int64, (num_tokens,)):
+            raise DamagedChunkError(f"its token ids are {ids.dtype} {list(ids.shape)}, expected int64 [{num_tokens}]")
 
     @property
     def num_bytes(self) -> int:
@@ -200,46 +191,31 @@ class StoredChunk:
         checksums = self._body.get("checksums")
         if not isinstance(checksums, dict) or set(checksums) != set(self._tensors):
             raise DamagedChunkError("its list of tensors is not that of its checksums")
-        not_finite = set()
         for name, span in self._tensors.items():
             checksum, is_finite = self._examined(span)
             if checksum != checksums[name]:
                 raise DamagedChunkError(f"the checksum of {name} differs")
             if not is_finite:
-                not_finite.add(name)
+                raise DamagedChunkError(f"{name} holds a value that is not finite")
         if shape is not None:
-            self._require_shape(shape, not_finite)
+            self._require_shape(shape)
         if token_ids is not None and self.token_ids.tolist() != token_ids:
             raise DamagedChunkError("its token ids are not those of its text")
 
-    def _require_shape(self, wanted: ChunkShape, not_finite: set[str]) -> None:
+    def _require_shape(self, wanted: ChunkShape) -> None:
         """A file with right checksums can still have been made by somebody else."""
-        ids = self.token_ids
-        if ids.dtype != torch.int64 or ids.dim() != 1:
-            raise DamagedChunkError(f"its token ids are {ids.dtype} {list(ids.shape)}, expected torch.int64 [tokens]")
         if self._dtype != wanted.dtype:
             raise DamagedChunkError(f"its dtype is {self._dtype}, the model's {wanted.dtype}")
+        ids = self.token_ids
         if len(ids) == 0 or int(ids.min()) < 0 or int(ids.max()) >= wanted.vocab_size:
             raise DamagedChunkError(f"a token id is outside of 0 to {wanted.vocab_size - 1}")
-        num_tokens, heads = len(ids), wanted.num_kv_heads
-        per_layer = {f"kv.{layer:03}": (2, heads, num_tokens, wanted.head_dim) for layer in range(wanted.num_layers)}
-        extra = sorted(name for name in self._tensors if name.startswith("kv.") and name not in per_layer)
-        if extra:
-            raise DamagedChunkError(f"it has {extra[0]}, the model has {wanted.num_layers} layers")
-        expected: dict[str, tuple[int, ...]] = dict(per_layer)
-        if wanted.has_hidden:
-            expected["hidden"] = (num_tokens, wanted.hidden_size)
-        expected["anchor_mean_key"] = (wanted.num_layers, heads, wanted.head_dim)
-        expected["local_mean_query"] = (wanted.num_layers, wanted.num_heads, wanted.head_dim)
-        num_blocks = self._span("block_mean_keys").shape[2:3]
-        expected["block_mean_keys"] = (wanted.num_layers, heads, *num_blocks, wanted.head_dim)
-        dtype = torch.int8 if self.kv_dtype == "int8" else _MODEL_DTYPES[self.kv_dtype]
-        for name, shape in expected.items():
+        expected = _expected(wanted, len(ids), self.kv_dtype)
+        if extra := sorted(self._tensors.keys() - expected):
+            raise DamagedChunkError(f"it has {extra[0]}, which no chunk of this model has")
+        for name, (dtype, shape) in expected.items():
             found = self._span(name)
-            if found.shape != shape or found.dtype != dtype:
-                raise DamagedChunkError(f"{name} is {found.dtype} {list(found.shape)}, expected {list(shape)}")
-            if name in not_finite:
-                raise DamagedChunkError(f"{name} holds a value that is not finite")
+            if (found.dtype, found.shape) != (dtype, shape):
+                raise DamagedChunkError(f"{name} is {found.dtype} {list(found.shape)}, expected {dtype} {list(shape)}")
 
     def _rows(self, name: str) -> torch.Tensor:
         rows = self._read(name)
@@ -268,17 +244,12 @@ class StoredChunk:
     def _examined(self, span: _Span) -> tuple[str, bool]:
         """A tensor's checksum, and whether all of its values are finite; its bytes are read once."""
         hasher, is_finite = _hasher(span.dtype, span.shape), True
-        for piece in self._pieces(span):
+        for start in range(span.start, span.stop, _PIECE_BYTES):
+            self._read_into(start, [piece := bytearray(min(_PIECE_BYTES, span.stop - start))])
             hasher.update(piece)
             if span.dtype.is_floating_point:
                 is_finite = is_finite and bool(torch.isfinite(torch.frombuffer(piece, dtype=span.dtype)).all())
         return hasher.hexdigest(), is_finite
-
-    def _pieces(self, span: _Span) -> Iterator[bytearray]:
-        for start in range(span.start, span.stop, _PIECE_BYTES):
-            piece = bytearray(min(_PIECE_BYTES, span.stop - start))
-            self._read_into(start, [piece])
-            yield piece
 
 
 @dataclass(frozen=True)
@@ -325,40 +296,64 @@ def _read_header(blob: Blob) -> tuple[dict[str, _Span], dict[str, Any]]:
     return tensors, body
 
 
+def _identity(body: dict[str, Any]) -> ChunkIdentity:
+    """Whose chunk a file says it is, where a catalog can hold that."""
+    identity = ChunkIdentity(**{field.name: body[field.name] for field in fields(ChunkIdentity)})
+    for field in fields(identity):
+        value = body[field.name]
+        if type(value).__name__ != field.type or (type(value) is int and not 0 <= value < 2**63):
+            raise ValueError(f"{field.name} {value!r:.80}")
+        str(value).encode()  # JSON can spell half a surrogate pair
+    require_key(identity.digest)
+    return identity
+
+
 def _span(described: dict[str, Any], data_start: int) -> _Span:
     dtype, shape, (start, stop) = _DTYPES[described["dtype"]], described["shape"], described["data_offsets"]
-    if not all(type(number) is int and number >= 0 for number in (*shape, start, stop)):
+    if not all(type(number) is int and 0 <= number < 2**63 for number in (*shape, start, stop)):
         raise ValueError(f"shape {shape} at {start} to {stop}")
     if stop - start != math.prod(shape) * dtype.itemsize:
         raise ValueError(f"shape {shape} in {stop - start} bytes")
     return _Span(dtype, tuple(shape), data_start + start, data_start + stop)
 
 
-def _plain(cache: ChunkCache, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+def _tensors(cache: ChunkCache, stored: str) -> dict[str, torch.Tensor]:
+    rows = {name: getattr(cache.means, name) for name in _SUMMARY}
+    if cache.hidden is not None:
+        rows["hidden"] = cache.hidden
     pairs = zip(cache.keys, cache.values, strict=True)
-    rows = {name: getattr(cache.means, name) for name in _SUMMARY} | _hidden(cache)
-    return {
-        "token_ids": cache.token_ids,
-        **{f"kv.{layer:03}": torch.stack(pair).to(dtype) for layer, pair in enumerate(pairs)},
-        **{name: tensor.to(dtype) for name, tensor in rows.items()},
-    }
-
-
-def _quantized(cache: ChunkCache) -> dict[str, torch.Tensor]:
-    layers = [quantize_layer(keys.cpu(), values.cpu()) for keys, values in zip(cache.keys, cache.values, strict=True)]
-    tensors = {
-        "token_ids": cache.token_ids,
-        **{f"kv.{number:03}": layer.codes for number, layer in enumerate(layers)},
-        "key_scales": torch.stack([layer.key_scales for layer in layers]),
-        "value_scales": torch.stack([layer.value_scales for layer in layers]),
-    }
-    for name, rows in ({name: getattr(cache.means, name) for name in _SUMMARY} | _hidden(cache)).items():
-        tensors[name], tensors[f"{name}.scales"] = quantize_rows(rows.cpu())
+    tensors = {"token_ids": cache.token_ids}
+    if stored != "int8":
+        kv = {f"kv.{layer:03}": torch.stack(pair) for layer, pair in enumerate(pairs)}
+        return tensors | {name: tensor.to(_MODEL_DTYPES[stored]) for name, tensor in (kv | rows).items()}
+    layers = [quantize_layer(keys.cpu(), values.cpu()) for keys, values in pairs]
+    tensors |= {f"kv.{number:03}": layer.codes for number, layer in enumerate(layers)}
+    tensors["key_scales"] = torch.stack([layer.key_scales for layer in layers])
+    tensors["value_scales"] = torch.stack([layer.value_scales for layer in layers])
+    for name, values in rows.items():
+        tensors[name], tensors[f"{name}.scales"] = quantize_rows(values.cpu())
     return tensors
 
 
-def _hidden(cache: ChunkCache) -> dict[str, torch.Tensor]:
-    return {} if cache.hidden is None else {"hidden": cache.hidden}
+def _expected(wanted: ChunkShape, num_tokens: int, kv_dtype: str) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
+    """What ``_tensors`` makes of a chunk of ``wanted``: every tensor's dtype and shape."""
+    layers, heads, dim = wanted.num_layers, wanted.num_kv_heads, wanted.head_dim
+    rows: dict[str, tuple[int, ...]] = {
+        "block_mean_keys": (layers, heads, wanted.spec.num_blocks(num_tokens), dim),
+        "anchor_mean_key": (layers, heads, dim),
+        "local_mean_query": (layers, wanted.num_heads, dim),
+    }
+    if wanted.spec.resume_layer:
+        rows["hidden"] = (num_tokens, wanted.hidden_size)
+    codes = {f"kv.{layer:03}": (2, heads, num_tokens, dim) for layer in range(layers)} | rows
+    stored = torch.int8 if kv_dtype == "int8" else _MODEL_DTYPES[kv_dtype]
+    expected = {"token_ids": (torch.int64, (num_tokens,)), **{name: (stored, shape) for name, shape in codes.items()}}
+    if kv_dtype == "int8":
+        scales = {f"{name}.scales": (*shape[:-1], num_row_groups(shape[-1])) for name, shape in rows.items()}
+        scales["key_scales"] = (layers, 2, heads, -(-num_tokens // KEY_GROUP_TOKENS), dim)
+        scales["value_scales"] = (layers, heads, num_tokens, num_row_groups(dim, VALUE_GROUP_CHANNELS))
+        expected |= {name: (torch.bfloat16, shape) for name, shape in scales.items()}
+    return expected
 
 
 def _hasher(dtype: torch.dtype, shape: tuple[int, ...] | torch.Size) -> xxhash.xxh3_64:

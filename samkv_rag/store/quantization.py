@@ -19,8 +19,8 @@ from samkv_rag.exceptions import StoreError
 
 _LOWEST = -128
 _NUM_STEPS = 255
-_KEY_GROUP_TOKENS = 64
-_VALUE_GROUP_CHANNELS = 64
+KEY_GROUP_TOKENS = 64
+VALUE_GROUP_CHANNELS = 64
 _ROW_GROUP_CHANNELS = 32
 
 
@@ -42,9 +42,9 @@ def quantize_layer(keys: torch.Tensor, values: torch.Tensor) -> QuantizedLayer:
     Raises:
         StoreError: a value is not finite.
     """
-    parts = [_affine(group) for group in torch.split(keys.float(), _KEY_GROUP_TOKENS, dim=-2)]
+    parts = [_affine(group) for group in torch.split(keys.float(), KEY_GROUP_TOKENS, dim=-2)]
     key_codes, key_scales = (torch.cat(states, dim=-2) for states in zip(*parts, strict=True))
-    value_codes, value_scales = quantize_rows(values, _VALUE_GROUP_CHANNELS)
+    value_codes, value_scales = quantize_rows(values, VALUE_GROUP_CHANNELS)
     return QuantizedLayer(torch.stack((key_codes, value_codes)), key_scales, value_scales)
 
 
@@ -62,9 +62,8 @@ def quantize_rows(rows: torch.Tensor, group_channels: int = _ROW_GROUP_CHANNELS)
     Raises:
         StoreError: a value is not finite.
     """
-    num_channels = rows.shape[-1]
-    size = next(n for n in range(min(group_channels, num_channels), 0, -1) if num_channels % n == 0)
-    grouped = rows.float().reshape(*rows.shape[:-1], num_channels // size, size)
+    num_groups = num_row_groups(rows.shape[-1], group_channels)
+    grouped = rows.float().reshape(*rows.shape[:-1], num_groups, rows.shape[-1] // num_groups)
     scale = _rounded_up(grouped.abs().amax(-1, keepdim=True) / 127)
     codes = _codes(grouped, scale, -127, 127).to(torch.int8)
     return codes.flatten(-2), scale.squeeze(-1)
@@ -72,17 +71,22 @@ def quantize_rows(rows: torch.Tensor, group_channels: int = _ROW_GROUP_CHANNELS)
 
 def dequantize_rows(codes: torch.Tensor, scales: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """Inverse of :func:`quantize_rows`."""
-    grouped = codes.float().reshape(*scales.shape, -1)
+    grouped = codes.float().reshape(*scales.shape, codes.shape[-1] // scales.shape[-1])
     return grouped.mul_(scales.float()[..., None]).reshape(codes.shape).to(dtype)
+
+
+def num_row_groups(num_channels: int, group_channels: int = _ROW_GROUP_CHANNELS) -> int:
+    """The fewest groups of equal size, at most ``group_channels`` each."""
+    return next(n for n in range(1, num_channels + 1) if num_channels % n == 0 and num_channels <= n * group_channels)
 
 
 def _dequantize_keys(codes: torch.Tensor, scales: torch.Tensor) -> None:
     """In place, and in two calls whatever the length: one for the whole groups, one for what is left."""
     scale, zero = scales[0, ..., None, :], torch.sub(scales[1], scales[0], alpha=_LOWEST)[..., None, :]
-    num_groups = codes.shape[-2] // _KEY_GROUP_TOKENS
-    whole = num_groups * _KEY_GROUP_TOKENS
+    num_groups = codes.shape[-2] // KEY_GROUP_TOKENS
+    whole = num_groups * KEY_GROUP_TOKENS
     if whole:
-        grouped = codes[:, :whole].view(codes.shape[0], num_groups, _KEY_GROUP_TOKENS, -1)
+        grouped = codes[:, :whole].view(codes.shape[0], num_groups, KEY_GROUP_TOKENS, -1)
         torch.addcmul(zero[:, :num_groups], grouped, scale[:, :num_groups], out=grouped)
     if whole < codes.shape[-2]:
         rest = codes[:, whole:]

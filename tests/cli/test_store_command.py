@@ -6,6 +6,7 @@ import json
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,6 +16,7 @@ from samkv_rag.exceptions import ConfigurationError
 from samkv_rag.sources import source_names
 from support import tiny
 from support.commands import Run, only_line, run
+from support.crafting import rewritten
 
 __all__ = ["run"]
 CHUNKS = [tiny.text(seed) for seed in range(4)]
@@ -106,6 +108,39 @@ def test_export_and_import(run: Run, folder: Path, tmp_path: Path, make_engine: 
     assert "refused: ../../outside.safetensors: its header would have" in out
     engine = make_engine(store=tmp_path / "other")
     assert engine.generate(tiny.rag_prompt(CHUNKS), max_new_tokens=1).metrics.chunks_hit == 3
+
+
+CRAFTED: list[dict[str, Any]] = [
+    {"digest": [1]},
+    {"num_chars": None},
+    {"text_hash": 2**70},
+    {"namespace": "\ud800"},
+    {"num_tokens": "x"},
+    {"kv_dtype": None},
+]
+
+
+@pytest.mark.parametrize("changes", CRAFTED, ids=str)
+def test_a_file_that_no_writer_writes_hinders_no_other(
+    run: Run, folder: Path, tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    first, crafted, *others = sorted(folder.rglob("*.safetensors"))
+    crafted.write_bytes(rewritten(crafted.read_bytes(), **changes))
+    with tarfile.open(tmp_path / "kv.tar", "w") as tar:
+        for path in (first, crafted, *others):
+            tar.add(path, path.name)
+    status, out, _ = run("store", "import", tmp_path / "kv.tar", "--store", tmp_path / "other")
+    assert status == 1
+    assert out.startswith("imported 3 chunks, ")
+    assert f"refused: {crafted.name}: its metadata is not what a writer writes" in out
+    listed = json.loads(run("store", "ls", "--store", tmp_path / "other", "--json")[1])
+    assert {entry["key"] for entry in listed} == {path.stem for path in (first, *others)}
+    assert all(entry["num_chars"] for entry in listed), "all of them are in the catalog"
+    status, out, _ = run("store", "verify", "--store", folder, "--remove-damaged")
+    assert status == 1
+    assert f"damaged: {crafted.stem}" in out
+    assert run("store", "verify", "--store", folder)[0] == 0
+    assert sorted(folder.rglob("*.safetensors")) == [first, *others]
 
 
 @pytest.mark.parametrize("command", ["stat", "ls", "verify", "prune"])

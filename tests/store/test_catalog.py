@@ -12,7 +12,9 @@ import sys
 import textwrap
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,6 +25,7 @@ from samkv_rag.store.codec import ChunkIdentity
 from samkv_rag.store.disk import DiskStore
 from samkv_rag.store.memory import MemoryStore
 from support import tiny
+from support.crafting import rewritten
 
 MakeEngine = Callable[..., SamKVEngine]
 CHUNKS = [tiny.text(seed) for seed in range(6)]
@@ -94,6 +97,45 @@ def test_another_engine_sees_what_was_added_and_removed(make_engine: MakeEngine,
     assert sorted(first.sources()) == ["a", "b"]
     second.remove_sources("b")
     assert first.generate(prompt, max_new_tokens=1).metrics.chunks_missed == 1
+
+
+def test_a_wrong_row_stays_unless_it_is_to_be_replaced_and_then_everybody_reads_it(tmp_path: Path) -> None:
+    first, second = Catalog(DiskStore(tmp_path / "kv")), Catalog(DiskStore(tmp_path / "kv"))
+    right, wrong = identity(1), replace(identity(1), text_hash=7, num_tokens=3)
+    first.add([wrong, identity(2)])
+    first.refer("f", {"source": right.key})
+    assert [text.text_hash for text in second.news("f")] == [7, -2]
+    first.add([right])
+    assert (first.chunks(), second.news("f")) == ([wrong, identity(2)], [])
+    first.add([right, identity(2)], replace=True)
+    assert sorted(first.chunks(), key=lambda chunk: chunk.digest) == [right, identity(2)]
+    assert [(text.text_hash, text.num_tokens) for text in second.news("f")] == [(-1, 20)], "what was right is no news"
+    first.add([right, identity(2)], replace=True)
+    assert second.news("f") == []
+    assert first.sources("f") == {"source": right.key}
+
+
+@pytest.mark.parametrize("column", ["num_chars", "prefix_hash", "text_hash"])
+@pytest.mark.parametrize("way", ["add_chunks", "announce"])
+def test_a_text_known_wrongly_is_found_once_it_is_given(
+    make_engine: MakeEngine, tmp_path: Path, column: str, way: str
+) -> None:
+    engine = make_engine(store=tmp_path / "kv")
+    engine.add_chunks(CHUNKS[:1])
+    (right,) = Catalog(engine.store).chunks()
+    engine.close()
+    with sqlite3.connect(tmp_path / "kv" / "catalog.sqlite") as connection:
+        connection.execute(f"UPDATE chunks SET {column} = {column} + 1")
+    connection.close()
+    engine, other = make_engine(store=tmp_path / "kv"), make_engine(store=tmp_path / "kv")
+    prompt = tiny.rag_prompt(CHUNKS[:1])
+    assert engine.generate(prompt, max_new_tokens=1).metrics.chunks_hit == 0
+    assert other.generate(prompt, max_new_tokens=1).metrics.chunks_hit == 0
+    getattr(engine, way)(CHUNKS[:1])
+    assert engine.generate(prompt, max_new_tokens=1).metrics.chunks_hit == 1
+    if way == "add_chunks":
+        assert other.generate(prompt, max_new_tokens=1).metrics.chunks_hit == 1
+        assert Catalog(other.store).chunks() == [right]
 
 
 def in_another_process(script: str, *arguments: object) -> str:
@@ -198,6 +240,24 @@ def test_a_damaged_catalog_is_made_again_from_the_chunks(make_engine: MakeEngine
     assert again.generate(tiny.rag_prompt(CHUNKS), max_new_tokens=1).metrics.chunks_hit == len(CHUNKS)
     again.add_chunks([tiny.text(50)], sources=["new"])
     assert again.sources() == ["new"]
+
+
+@pytest.mark.parametrize(
+    "changes", [{"text_hash": 2**70}, {"digest": [1]}, {"namespace": "\ud800"}, {"num_tokens": -5}, {"kv_dtype": None}]
+)
+def test_a_file_that_no_writer_writes_is_left_out_of_a_catalog_made_again(
+    make_engine: MakeEngine, tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    engine = make_engine(store=tmp_path / "kv")
+    engine.add_chunks(CHUNKS)
+    engine.close()
+    path = sorted((tmp_path / "kv").rglob("*.safetensors"))[2]
+    path.write_bytes(rewritten(path.read_bytes(), **changes))
+    for file in (tmp_path / "kv").glob("catalog.sqlite*"):
+        file.unlink()
+    again = make_engine(store=tmp_path / "kv")
+    metrics = again.generate(tiny.rag_prompt(CHUNKS), max_new_tokens=1).metrics
+    assert (metrics.chunks_hit, metrics.chunks_missed) == (len(CHUNKS) - 1, 0), "one is not recognised any more"
 
 
 def test_files_are_their_owners_alone(make_engine: MakeEngine, tmp_path: Path) -> None:

@@ -13,15 +13,16 @@ import safetensors.torch
 import torch
 
 from samkv_rag import SamKVEngine
-from samkv_rag.chunk_cache import ChunkCache, Summary
+from samkv_rag.chunk_cache import ChunkCache, ChunkShape, Summary, SummarySpec
 from samkv_rag.exceptions import ConfigurationError, DamagedChunkError, DamagedChunkWarning, StoreError
-from samkv_rag.store.base import BytesBlob
-from samkv_rag.store.codec import ChunkIdentity, ChunkShape, StoredChunk, encode_chunk, stored_dtype
+from samkv_rag.store.base import BytesBlob, read_bytes
+from samkv_rag.store.codec import ChunkIdentity, StoredChunk, encode_chunk, stored_dtype
 from samkv_rag.store.quantization import dequantize_layer, dequantize_rows, quantize_layer, quantize_rows
 from support import tiny
+from support.crafting import ABSENT, rewritten, with_token_ids_of_shape
 
-IDENTITY = ChunkIdentity("f" * 64, "d" * 64, 100, -1, 2**62, 70)
-SHAPE = ChunkShape(3, 4, 2, 16, 32, 512, torch.float32, has_hidden=True)
+IDENTITY = ChunkIdentity("f" * 64, "d" * 64, 100, 1, 2**61 - 2, 70)
+SHAPE = ChunkShape(3, 4, 2, 16, 32, 512, torch.float32, SummarySpec(8, 8, 16, resume_layer=1))
 CHUNK = tiny.text(1)
 PROMPT = tiny.rag_prompt([CHUNK, tiny.text(2)])
 
@@ -73,7 +74,7 @@ def test_equal_chunks_are_equal_bytes() -> None:
 
 @pytest.mark.parametrize(
     ("kv_dtype", "golden"),
-    [("auto", "86ad925b3d5644c6"), ("bfloat16", "820ce6b94c00bbcd"), ("int8", "9b0249f26cb10ba1")],
+    [("auto", "04aed20598cd90d8"), ("bfloat16", "f00f968f75495451"), ("int8", "eef83ae2fdf94081")],
 )
 def test_the_format_does_not_change_unnoticed(kv_dtype: Any, golden: str) -> None:
     """Bytes of a chunk made without random numbers. Where this fails on purpose, raise FORMAT_VERSION."""
@@ -141,6 +142,10 @@ FORGED = {
     "queries of other heads": {"local_mean_query": torch.zeros(3, 2, 16)},
     "block means of other heads": {"block_mean_keys": torch.zeros(3, 1, 4, 16)},
     "block means of fewer dimensions": {"block_mean_keys": torch.zeros(3, 2)},
+    "block means of no block": {"block_mean_keys": torch.zeros(3, 2, 0, 16)},
+    "block means of a block less": {"block_mean_keys": torch.zeros(3, 2, 3, 16)},
+    "block means of a block more": {"block_mean_keys": torch.zeros(3, 2, 5, 16)},
+    "nan block means": {"block_mean_keys": torch.full((3, 2, 4, 16), torch.nan)},
 }
 
 
@@ -155,6 +160,97 @@ def test_a_forged_chunk_is_not_trusted(changes: dict[str, Any], with_text: bool)
 
 def test_an_honest_chunk_is_trusted() -> None:
     read(forged()).verify(SHAPE, list(range(70)))
+
+
+HALF_A_PAIR = "\ud800"
+NOT_WRITTEN: dict[str, list[Any]] = {
+    "fingerprint": [7, None, ["f"], HALF_A_PAIR, ABSENT],
+    "digest": [7, [1], "", "../..", "d" * 63, "d" * 65, "D" * 64, HALF_A_PAIR, ABSENT],
+    "num_chars": ["forty", None, True, 1.5, -1, 2**63, [1], ABSENT],
+    "prefix_hash": ["x", None, True, 1.5, -1, 2**63, 2**70, ABSENT],
+    "text_hash": ["x", None, False, 1.5, -1, 2**63, 2**70, ABSENT],
+    "num_tokens": ["x", None, True, 70.0, -5, 0, 69, 71, 2**31 - 1, 2**70, float("inf"), ABSENT],
+    "namespace": [{"a": 1}, None, 7, HALF_A_PAIR, ABSENT],
+    "model": [7, None, HALF_A_PAIR, ABSENT],
+    "model_name": [7, None, HALF_A_PAIR, ABSENT],
+    "dtype": ["int64", "float8", [1], None, ABSENT],
+    "kv_dtype": ["int16", "auto", ["auto"], None, 8, ABSENT],
+    "format": [3, 5, "4", None, ABSENT],
+}
+
+
+@pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in NOT_WRITTEN.items() for value in values])
+def test_metadata_that_no_writer_writes_is_damage(name: str, value: Any) -> None:
+    data = encode_chunk(cache(), IDENTITY)
+    assert read(rewritten(data)).identity == IDENTITY
+    with pytest.raises(DamagedChunkError):
+        read(rewritten(data, **{name: value}))
+
+
+@pytest.mark.parametrize("shape", [[2**70, 0], [2**63, 0], [2**62, 0, 8], [0, 70], [0]])
+def test_a_shape_that_holds_nothing_is_damage(shape: list[int]) -> None:
+    data = with_token_ids_of_shape(encode_chunk(cache(), IDENTITY), shape)
+    with pytest.raises(DamagedChunkError):
+        read(data).verify(SHAPE)
+
+
+SCALES = {
+    "key_scales": (3, 2, 2, 2, 16),
+    "value_scales": (3, 2, 70, 1),
+    "hidden.scales": (70, 1),
+    "block_mean_keys.scales": (3, 2, 4, 1),
+    "anchor_mean_key.scales": (3, 2, 1),
+    "local_mean_query.scales": (3, 4, 1),
+}
+WRONG: dict[str, Callable[[torch.Tensor], Any]] = {
+    "missing": lambda scales: ABSENT,
+    "one less": lambda scales: scales[:-1].contiguous(),
+    "no groups": lambda scales: scales[..., :0].contiguous(),
+    "a scalar": lambda scales: scales.reshape(-1)[0].clone(),
+    "float64": lambda scales: scales.double(),
+    "int64": lambda scales: scales.long(),
+    "nan": lambda scales: torch.full_like(scales, torch.nan),
+    "inf": lambda scales: torch.full_like(scales, torch.inf),
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG.values(), ids=WRONG)
+@pytest.mark.parametrize("name", SCALES)
+def test_scales_that_no_writer_writes_are_damage(name: str, wrong: Callable[[torch.Tensor], Any]) -> None:
+    data = encode_chunk(cache(), IDENTITY, "int8")
+    read(data).verify(SHAPE)
+    scales = safetensors.torch.load(data)[name]
+    assert tuple(scales.shape) == SCALES[name]
+    with pytest.raises(DamagedChunkError, match=name):
+        read(rewritten(data, {name: wrong(scales)})).verify(SHAPE)
+
+
+@pytest.mark.parametrize("kv_dtype", ["auto", "int8"])
+@pytest.mark.parametrize("name", ["kv.003", "kv.0000", "kv.000.scales", "notes", "hidden.scales.scales"])
+def test_a_tensor_that_no_writer_writes_is_damage(kv_dtype: Any, name: str) -> None:
+    data = encode_chunk(cache(), IDENTITY, kv_dtype)
+    with pytest.raises(DamagedChunkError, match=f"it has {name}"):
+        read(rewritten(data, {name: torch.zeros(2)})).verify(SHAPE)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"num_chars": 3}, {"prefix_hash": 5}, {"text_hash": 5}, {"namespace": "another"}, {"model": "another"}]
+)
+def test_metadata_of_another_text_is_a_miss_and_mended(
+    make_engine: Callable[..., SamKVEngine], changes: dict[str, Any]
+) -> None:
+    engine = make_engine()
+    engine.add_chunks([CHUNK, tiny.text(2)])
+    expected = engine.generate(PROMPT, max_new_tokens=4)
+    (found,) = [m for m in engine._library.find(PROMPT) if PROMPT[m.start : m.stop] == CHUNK]
+    key = engine._library._key(found.text_digest)
+    blob = engine.store.get(key)
+    assert blob is not None
+    engine.store.put(key, rewritten(bytes(read_bytes(blob)), **changes))
+    with pytest.warns(DamagedChunkWarning, match="its metadata is not that of its text; it is computed again"):
+        result = engine.generate(PROMPT, max_new_tokens=4)
+    assert (result.token_ids, result.metrics.chunks_missed) == (expected.token_ids, 1)
+    assert engine.generate(PROMPT, max_new_tokens=4).metrics.chunks_hit == 2
 
 
 def test_a_poisoned_chunk_is_a_miss_and_mended(make_engine: Callable[..., SamKVEngine]) -> None:
@@ -211,6 +307,13 @@ def test_equal_and_zero_values_survive() -> None:
     for value in (0.0, 3.0, -7.5):
         rows = torch.full((5, 32), value)
         assert torch.allclose(dequantize_rows(*quantize_rows(rows), torch.float32), rows, rtol=0.01)
+
+
+def test_a_chunk_without_blocks_is_read_in_int8(make_engine: Callable[..., SamKVEngine]) -> None:
+    engine = make_engine(kv_dtype="int8", method="samkv", initial_tokens=64, local_tokens=64)
+    short = tiny.text(3, 10)
+    engine.add_chunks([CHUNK, short])
+    assert engine.generate(tiny.rag_prompt([CHUNK, short]), max_new_tokens=2).metrics.chunks_hit == 2
 
 
 def test_what_is_not_finite_cannot_be_int8() -> None:

@@ -1,0 +1,52 @@
+"""Chunk files with right checksums whose contents no writer writes."""
+
+from __future__ import annotations
+
+import json
+import struct
+from typing import Any
+
+import safetensors.torch
+import torch
+import xxhash
+
+ABSENT = object()
+"""A tensor or a name of the metadata that the crafted file has not."""
+
+
+def rewritten(data: bytes, tensors: dict[str, Any] | None = None, **body: Any) -> bytes:
+    """The chunk file ``data`` with other tensors and other metadata, its checksums made again."""
+    parts = _without_absent(safetensors.torch.load(data) | (tensors or {}))
+    (length,) = struct.unpack("<Q", data[:8])
+    document = json.loads(json.loads(data[8 : 8 + length])["__metadata__"]["samkv"])
+    checksums = {name: _checksum(tensor) for name, tensor in parts.items()}
+    changed = _without_absent(document["body"] | {"checksums": checksums} | body)
+    return bytes(safetensors.torch.save(parts, {"samkv": _document(changed)}))
+
+
+def with_token_ids_of_shape(data: bytes, shape: list[int]) -> bytes:
+    """The chunk file ``data`` with token ids of a shape without elements, as only its header can say."""
+    emptied = rewritten(data, {"token_ids": torch.arange(0)})
+    (length,) = struct.unpack("<Q", emptied[:8])
+    header = json.loads(emptied[8 : 8 + length])
+    header["token_ids"]["shape"] = shape
+    body = json.loads(header["__metadata__"]["samkv"])["body"]
+    body["checksums"]["token_ids"] = xxhash.xxh3_64_hexdigest(f"torch.int64{shape}".encode())
+    header["__metadata__"]["samkv"] = _document(body)
+    text = json.dumps(header).encode()
+    return struct.pack("<Q", len(text)) + text + emptied[8 + length :]
+
+
+def _without_absent(values: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if value is not ABSENT}
+
+
+def _document(body: dict[str, Any]) -> str:
+    checksum = xxhash.xxh3_64_hexdigest(json.dumps(body, sort_keys=True).encode())
+    return json.dumps({"body": body, "checksum": checksum})
+
+
+def _checksum(tensor: torch.Tensor) -> str:
+    hasher = xxhash.xxh3_64(f"{tensor.dtype}{list(tensor.shape)}".encode())
+    hasher.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return hasher.hexdigest()
