@@ -66,6 +66,8 @@ class Prefilled:
     """What the method noticed on its way."""
     block_scores: BlockScores | None = None
     """By what it chose, if it chose."""
+    layout: PromptLayout | None = None
+    """The prompt with its chunks in another order, which the masks and the buffer are of; None: as it was."""
 
 
 @dataclass(frozen=True)

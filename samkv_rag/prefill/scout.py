@@ -1,27 +1,33 @@
 """Scout, ours and the default: the question reads the whole cached KV and points at what it needs.
 
 SamKV's flow with another selection. The paper compares mean keys instead; on small models that
-points elsewhere.
+points elsewhere. Cached chunks have no place of their own, so the engine places them where the model
+reads best, which full prefill cannot.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal, get_args
 
 import torch
 
-from samkv_rag.checks import require_integer, require_number
+from samkv_rag.checks import require_choice, require_integer, require_number
 from samkv_rag.exceptions import ConfigurationError
 from samkv_rag.model.attention import fold_heads
+from samkv_rag.model.decoder import Decoder
 from samkv_rag.prefill.base import PrefillContext
 from samkv_rag.prefill.passes.plan import make_plan
 from samkv_rag.prefill.passes.planned_pass import PlannedPass
+from samkv_rag.prefill.passes.ranking import rank_chunks
 from samkv_rag.prefill.passes.recomputation import TextBelow, run_text_below
 from samkv_rag.prefill.passes.selection import Anchors, Blocks, BlockScores, Budget, anchor_mask
 from samkv_rag.prefill.sparse import Selected, SparsePrefill
 from samkv_rag.prompt.layout import PromptLayout
 
+Placement = Literal["by_score", "prompt"]
+_MIN_MATCH = 1e-3
+"""Where chunks do not differ, attention alone tells their blocks apart."""
 _MAX_SCORING_TOKENS = 64
 """Of a long tail (a chat history) only the last tokens score; all of it is run."""
 
@@ -39,6 +45,10 @@ class Scout(SparsePrefill):
         score_layers: share of the depth whose attention counts, from and to, in [0, 1].
         emphasis_tokens: how many last prompt tokens are emphasised.
         emphasis_weight: their attention together weighs so many times what that of all others does.
+        placement: where chunks stand for the model. ``"by_score"``: the better one matches the question, the
+            nearer to it, whatever their order in the prompt; small models hardly look further. A chunk's match
+            weighs its scores, too. Chunks divided by texts that differ ("Source 2:") stay where they are.
+            ``"prompt"``: all stay, and attention alone selects.
 
     Other arguments: see :class:`SparsePrefill`.
     """
@@ -51,6 +61,7 @@ class Scout(SparsePrefill):
     score_layers: tuple[float, float] = (0.5, 0.83)
     emphasis_tokens: int = 1
     emphasis_weight: float = 3.0
+    placement: Placement = "by_score"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -59,6 +70,7 @@ class Scout(SparsePrefill):
         require_integer("block_top_tokens", self.block_top_tokens, 1)
         require_integer("emphasis_tokens", self.emphasis_tokens, 0)
         require_number("emphasis_weight", self.emphasis_weight, 0.0, 1e6)
+        require_choice("placement", self.placement, get_args(Placement))
         if isinstance(self.score_layers, list):  # from JSON
             object.__setattr__(self, "score_layers", tuple(self.score_layers))
         _require_layer_share(self.score_layers)
@@ -67,25 +79,34 @@ class Scout(SparsePrefill):
         return Anchors(self.initial_tokens, 0)
 
     def select(self, context: PrefillContext, budget: Budget) -> Selected:
-        token_scores, text_below = self.score_tokens(context)
-        anchors = anchor_mask(context.layout, budget.anchors)
-        blocks = Blocks(context.layout, budget.anchors, self.block_tokens)
-        scores = blocks.top_token_mean(token_scores, self.block_top_tokens)
+        layout, match = self.place(context)
+        token_scores, text_below = self.score_tokens(context.decoder, layout, self.resume_layer(context))
+        anchors = anchor_mask(layout, budget.anchors)
+        blocks = Blocks(layout, budget.anchors, self.block_tokens)
+        scores = blocks.top_token_mean(token_scores * match, self.block_top_tokens)
         retained = anchors | blocks.best_within(scores, budget.num_tokens - int(anchors.sum()))
-        return Selected(retained, BlockScores(blocks, scores), text_below)
+        return Selected(retained, BlockScores(blocks, scores), text_below, layout)
 
-    def score_tokens(self, context: PrefillContext) -> tuple[torch.Tensor, TextBelow]:
+    def place(self, context: PrefillContext) -> tuple[PromptLayout, torch.Tensor]:
+        """The prompt as it is scouted, and what each position's score is multiplied by, ``[tokens]``."""
+        layout = context.layout
+        if self.placement == "prompt" or len(layout.chunks) < 2:
+            return layout, torch.ones(layout.num_tokens, device=layout.device)
+        match = rank_chunks(context.decoder, layout, context.spec.resume_layer)
+        placed, order = layout.placed(match.tolist())
+        weights = match[order].clamp(min=_MIN_MATCH)
+        return placed, torch.where(placed.is_chunk, weights[placed.chunk_number], 1.0)
+
+    def score_tokens(self, decoder: Decoder, layout: PromptLayout, resume_layer: int) -> tuple[torch.Tensor, TextBelow]:
         """Run the prompt's text over all cached KV; return each position's score, ``[tokens]``.
 
         The score is the attention that the question's tokens pay to a position, summed over heads and
         the layers of ``score_layers``. Costs the text's tokens only. The text's state at the layer where
         recomputation resumes, which it passes, is returned too.
         """
-        decoder, layout = context.decoder, context.layout
         plan = make_plan(layout, retained=torch.ones_like(layout.is_text))
         scores = AttentionScores(layout, decoder.num_layers, len(plan.row_positions), self)
         attend = PlannedPass(decoder, plan, observer=scores)
-        resume_layer = self.resume_layer(context)
         below = run_text_below(decoder, layout, attend, resume_layer)
         decoder.run_layers(below.hidden, plan.row_positions, attend, range(resume_layer, scores.last_layer))
         return scores.scores, below

@@ -15,6 +15,7 @@ from samkv_rag.prefill.base import CachedPrefill, PrefillContext, Prefilled
 from samkv_rag.prefill.passes.plan import View
 from samkv_rag.prefill.passes.recomputation import Recomputation, TextBelow, recompute
 from samkv_rag.prefill.passes.selection import Anchors, BlockScores, Budget, plan_budget
+from samkv_rag.prompt.layout import PromptLayout
 from samkv_rag.results import Diagnostic
 
 Update = Literal["overwrite", "fusion"]
@@ -28,6 +29,8 @@ class Selected:
     block_scores: BlockScores | None = None
     text_below: TextBelow | None = None
     """The text's state at the resume layer, where selecting ran through it anyway."""
+    layout: PromptLayout | None = None
+    """The prompt with its chunks in another order, which ``tokens`` is of; None: as it was."""
     diagnostics: tuple[Diagnostic, ...] = ()
 
 
@@ -38,7 +41,9 @@ class SparsePrefill(CachedPrefill):
     Args:
         sequence_ratio: hard cap on chunk tokens retained ÷ chunk tokens in the prompt, in (0, 1]. At 1
             everything is recomputed from the bottom, which equals full prefill.
-        recompute: run the retained tokens through the model again, so that chunks see each other.
+        recompute: run retained tokens through the model again, so that chunks see each other.
+        recompute_ratio: hard cap on chunk tokens recomputed ÷ chunk tokens in the prompt, in (0, 1]. Below
+            ``sequence_ratio`` the best-scored of the retained tokens are recomputed. None: all of them.
         recompute_view: what they attend to: the ``"retained"`` tokens; these and all of their own
             ``"chunk"``; or ``"all"`` tokens before them.
         update: recomputed KV takes the place of the cached (``"overwrite"``), or is mixed with it
@@ -53,6 +58,7 @@ class SparsePrefill(CachedPrefill):
 
     sequence_ratio: float = 0.15
     recompute: bool = True
+    recompute_ratio: float | None = None
     recompute_view: View = "retained"
     update: Update = "overwrite"
     fusion_theta: float = 0.9
@@ -62,6 +68,8 @@ class SparsePrefill(CachedPrefill):
         super().__post_init__()
         require_number("sequence_ratio", self.sequence_ratio, 1e-6, 1.0)
         require_bool("recompute", self.recompute)
+        if self.recompute_ratio is not None:
+            require_number("recompute_ratio", self.recompute_ratio, 1e-6, 1.0)
         require_choice("recompute_view", self.recompute_view, get_args(View))
         require_choice("update", self.update, get_args(Update))
         require_number("fusion_theta", self.fusion_theta, 0.0, 1.0)
@@ -73,7 +81,9 @@ class SparsePrefill(CachedPrefill):
 
     @property
     def computed_ratio(self) -> float:
-        return self.sequence_ratio if self.recompute else 0.0
+        if not self.recompute:
+            return 0.0
+        return self.sequence_ratio if self.recompute_ratio is None else min(self.recompute_ratio, self.sequence_ratio)
 
     @abstractmethod
     def select(self, context: PrefillContext, budget: Budget) -> Selected:
@@ -84,10 +94,10 @@ class SparsePrefill(CachedPrefill):
         """How many of a chunk's first and last tokens are always retained."""
 
     def prefill(self, context: PrefillContext) -> Prefilled:
-        layout = context.layout
         with context.clock.phase("select"):
             selected = self._select(context)
-        recomputed = selected.tokens if self.recompute else torch.zeros_like(selected.tokens)
+        layout = selected.layout or context.layout
+        recomputed = self._recomputed(layout, selected)
         retained = selected.tokens | layout.is_prefix | layout.is_text
         recomputation = Recomputation(
             retained=retained,
@@ -98,7 +108,7 @@ class SparsePrefill(CachedPrefill):
         )
         with context.clock.phase("recompute"):
             hidden = recompute(context.decoder, layout, context.buffer, recomputation, selected.text_below)
-        return Prefilled(hidden, retained, recomputed, selected.diagnostics, selected.block_scores)
+        return Prefilled(hidden, retained, recomputed, selected.diagnostics, selected.block_scores, selected.layout)
 
     def resume_layer(self, context: PrefillContext) -> int:
         """Layer at which recomputation of the retained tokens starts."""
@@ -106,6 +116,15 @@ class SparsePrefill(CachedPrefill):
         if from_bottom or (self.resume is None and self.sequence_ratio == 1):
             return 0
         return context.spec.resume_layer
+
+    def _recomputed(self, layout: PromptLayout, selected: Selected) -> torch.Tensor:
+        """Which of the retained chunk tokens are recomputed, ``[tokens]``."""
+        if not self.recompute:
+            return torch.zeros_like(selected.tokens)
+        if self.computed_ratio == self.sequence_ratio or selected.block_scores is None:
+            return selected.tokens
+        blocks, scores = selected.block_scores
+        return selected.tokens & blocks.best_within(scores, int(self.computed_ratio * layout.num_chunk_tokens + 1e-6))
 
     def _select(self, context: PrefillContext) -> Selected:
         if self.sequence_ratio == 1:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import accumulate, groupby, pairwise
 from typing import Literal
 
 import torch
@@ -73,6 +74,44 @@ class PromptLayout:
     def num_tokens_reused(self) -> int:
         """Tokens whose KV was read instead of computed."""
         return sum(segment.stop - segment.start for segment in self.cached if segment.hit)
+
+    def placed(self, scores: Sequence[float]) -> tuple[PromptLayout, list[int]]:
+        """The prompt with its chunks in rising order of ``scores`` ``[chunks]``, the best next to the tail.
+
+        Also which of the present chunks each one of it is. Chunks change places only with those that the same
+        text divides from them: other text may name them ("Source 2:").
+        """
+        order = list(range(len(self.chunks)))
+        for run in self._runs():
+            order[run.start : run.stop] = sorted(run, key=lambda number: (scores[number], self.chunks[number].digest))
+        chunks = iter([self.chunks[number] for number in order])
+        moved = [next(chunks) if segment.kind == "chunk" else segment for segment in self.segments]
+        return self._of(moved), order
+
+    def without_chunks(self) -> PromptLayout:
+        """What precedes the first chunk and what follows the last, as if it were all of the prompt."""
+        places = [number for number, segment in enumerate(self.segments) if segment.kind == "chunk"]
+        return self._of([*self.segments[: places[0]], *self.segments[places[-1] + 1 :]])
+
+    def _of(self, segments: Sequence[Segment]) -> PromptLayout:
+        """A prompt of these segments, one right after the other."""
+        starts = accumulate((len(segment.token_ids) for segment in segments), initial=0)
+        moved = [replace(segment, start=start) for segment, start in zip(segments, starts, strict=False)]
+        return PromptLayout(moved, self.device)
+
+    def _runs(self) -> list[range]:
+        """Runs of chunks that the same text, or none with letters or digits in it, divides from one another."""
+        places = [number for number, segment in enumerate(self.segments) if segment.kind == "chunk"]
+        between = ["".join(s.text for s in self.segments[a + 1 : b]) for a, b in pairwise(places)]
+        texts = [text if any(map(str.isalnum, text)) else "" for text in between]
+        runs: list[range] = []
+        first = 0
+        for text, group in groupby(texts):
+            last = first + len(list(group))
+            if not text or last - first > 1:
+                runs.append(range(runs[-1].stop if runs and runs[-1].stop > first else first, last + 1))
+            first = last
+        return runs
 
     def release(self) -> None:
         """Let go of the chunks' readers, once nothing reads them any more."""

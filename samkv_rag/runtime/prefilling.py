@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch.nn.functional import cross_entropy
 
@@ -63,6 +65,9 @@ def prefill(decoder: Decoder, sequence: Sequence, spec: SummarySpec) -> None:
     buffer = KVBuffer(decoder.num_layers, reserve_tokens=min(max_tokens, _RESERVED_TOKENS))
     prefilled = method.prefill(PrefillContext(decoder, layout, buffer, spec, sequence.clock))
     layout.release()
+    if prefilled.layout is not None:
+        prefilled.layout.release()
+        sequence.read = replace(sequence.read, layout=prefilled.layout)
     sequence.state = DecodingState(prefilled, buffer, max_tokens, buffer.cache_length, buffer.nbytes)
     sequence.accept(decoder.logits(prefilled.hidden)[:, -1])
 

@@ -66,7 +66,7 @@ def _chunk_uses(read: ReadPrompt, state: DecodingState) -> tuple[ChunkUse, ...]:
     retained, chunks = state.prefilled.retained.cpu(), read.layout.chunks
     scored = state.prefilled.block_scores
     blocks = scored.blocks.scored(scored.scores, read.layout) if scored else [()] * len(chunks)
-    return tuple(
+    uses = (
         ChunkUse(
             digest=segment.digest,
             start_char=segment.start_char,
@@ -78,6 +78,7 @@ def _chunk_uses(read: ReadPrompt, state: DecodingState) -> tuple[ChunkUse, ...]:
         )
         for segment, of_chunk in zip(chunks, blocks, strict=True)
     )
+    return tuple(sorted(uses, key=lambda use: use.start_char))
 
 
 def _excessive_recomputation(sequence: Sequence, read: ReadPrompt, recomputed: torch.Tensor) -> list[Diagnostic]:

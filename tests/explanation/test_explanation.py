@@ -13,7 +13,9 @@ import pytest
 
 from samkv_rag import Explanation, SamKVEngine
 from samkv_rag.exceptions import ConfigurationError
-from samkv_rag.prefill import PrefillContext, Scout
+from samkv_rag.model.decoder import Decoder
+from samkv_rag.prefill import Scout
+from samkv_rag.prompt.layout import PromptLayout
 from support import tiny
 
 BIRDS = "A gull 🐦🐦 and a café — 東京タワー.\n\n\ttabs  and   spaces\u0301 <b>&amp;</b>"
@@ -68,20 +70,20 @@ def test_blocks_are_the_chunk_between_its_anchors(explained: Explanation) -> Non
 
 def test_scores_are_those_of_the_selection(tiny_engine: SamKVEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     """A block's score, the slow way: the mean of its four highest token scores. The best were retained."""
-    seen: list[tuple[PrefillContext, list[float]]] = []
+    seen: list[tuple[PromptLayout, list[float]]] = []
     score_tokens = Scout.score_tokens
 
-    def watched(self: Scout, context: PrefillContext) -> Any:
-        scores, text_below = score_tokens(self, context)
-        seen.append((context, scores.tolist()))
+    def watched(self: Scout, decoder: Decoder, layout: PromptLayout, resume_layer: int) -> Any:
+        scores, text_below = score_tokens(self, decoder, layout, resume_layer)
+        seen.append((layout, scores.tolist()))
         return scores, text_below
 
     monkeypatch.setattr(Scout, "score_tokens", watched)
-    explained = explain(tiny_engine, sequence_ratio=0.4)
-    ((context, scores),) = seen
+    explained = explain(tiny_engine, sequence_ratio=0.4, placement="prompt")
+    ((layout, scores),) = seen
     whole: list[float] = []
     dropped: list[float] = []
-    for chunk, segment in zip(explained.chunks, context.layout.chunks, strict=True):
+    for chunk, segment in zip(explained.chunks, layout.chunks, strict=True):
         retained = {i for run in chunk.retained for i in range(run.start, run.stop)}
         for block in chunk.blocks:
             of_tokens = sorted(scores[segment.start + block.start : segment.start + block.stop], reverse=True)

@@ -113,9 +113,9 @@ def test_recomputation_equals_a_forward_over_the_mask_it_means(
     engine.add_chunks(CHUNKS)
     chosen = tiny.method(method, recompute_view=view, sequence_ratio=0.3)
     given = context(engine, chosen)
-    layout = given.layout
     with torch.inference_mode():
         prefilled = chosen.prefill(given)
+        layout = prefilled.layout or given.layout
         found = engine.decoder.logits(prefilled.hidden)[0, -1]
         below, above = masks(layout, prefilled.retained, prefilled.recomputed, view, method)
         expected = slow_recomputation(layout, [below] * resume_layer + [above] * (4 - resume_layer))
@@ -153,6 +153,26 @@ def slow_recomputation(layout: Any, mask_by_layer: list[torch.Tensor]) -> torch.
     for layer, mask in zip(model.model.layers, mask_by_layer, strict=True):
         hidden = layer(hidden, attention_mask=mask[None, None], position_embeddings=rotation)
     return model.lm_head(model.model.norm(hidden))[0, -1]
+
+
+@pytest.mark.parametrize("recompute_ratio", [0.05, 0.2])
+@pytest.mark.parametrize("resume_layer", [0, 2])
+def test_recomputing_a_part_of_what_is_retained_equals_its_mask(
+    make_engine: MakeEngine, resume_layer: int, recompute_ratio: float
+) -> None:
+    engine = make_engine(resume_layer=resume_layer)
+    engine.add_chunks(CHUNKS)
+    chosen = tiny.method(recompute_view="all", sequence_ratio=0.3, recompute_ratio=recompute_ratio)
+    given = context(engine, chosen)
+    with torch.inference_mode():
+        prefilled = chosen.prefill(given)
+        found = engine.decoder.logits(prefilled.hidden)[0, -1]
+        layout = prefilled.layout or given.layout
+        below, above = masks(layout, prefilled.retained, prefilled.recomputed, "all", "scout")
+        expected = slow_recomputation(layout, [below] * resume_layer + [above] * (4 - resume_layer))
+    assert 0 < int(prefilled.recomputed.sum()) <= recompute_ratio * layout.num_chunk_tokens
+    assert not bool((prefilled.recomputed & ~prefilled.retained).any())
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("method", ["scout", "samkv"])

@@ -8,8 +8,7 @@ import pytest
 import torch
 
 from samkv_rag import SamKVEngine
-from samkv_rag.model.kv_buffer import KVBuffer
-from samkv_rag.prefill import Clock, PrefillContext, Scout
+from samkv_rag.prefill import Scout
 from samkv_rag.prefill.passes.plan import make_plan
 from samkv_rag.prefill.passes.planned_pass import fuse
 from samkv_rag.prefill.passes.selection import Anchors, Blocks, Budget, anchor_mask, plan_budget
@@ -158,8 +157,7 @@ def test_scouting_scores_are_the_questions_attention(make_engine: Callable[..., 
     model.set_attn_implementation("eager")
     mask = torch.zeros(seen.shape).masked_fill(~seen, -1e30)[None, None]
     with torch.inference_mode():
-        buffer = KVBuffer(engine.decoder.num_layers)
-        found, _ = method.score_tokens(PrefillContext(engine.decoder, layout, buffer, engine._spec, Clock()))
+        found, _ = method.score_tokens(engine.decoder, layout, engine._spec.resume_layer)
         attention = model(layout.token_ids[None], attention_mask=mask, output_attentions=True).attentions
     num_rows = layout.tail.stop - layout.tail.start
     weights = torch.full((num_rows,), 1 / (num_rows - 3))

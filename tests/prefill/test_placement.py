@@ -1,0 +1,106 @@
+"""Chunks placed by how well they match the question, whatever their order in the prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import permutations
+
+import pytest
+import torch
+
+from samkv_rag import SamKVEngine
+from samkv_rag.prefill.passes.ranking import rank_chunks
+from samkv_rag.prompt.layout import PromptLayout, Segment
+from support import tiny
+
+MakeEngine = Callable[..., SamKVEngine]
+CHUNKS = [tiny.text(seed, num_words) for seed, num_words in ((1, 40), (2, 65), (3, 30), (4, 52))]
+
+
+def layout_of(*texts: str) -> PromptLayout:
+    """A prompt of one token a letter; upper-case texts are chunks."""
+    segments, position = [], 0
+    for text in texts:
+        kind = "chunk" if text.isupper() else "text"
+        ids = torch.tensor([ord(letter) for letter in text])
+        segments.append(Segment(kind, ids, position, text=text, digest=text, start_char=position))  # type: ignore[arg-type]
+        position += len(ids)
+    return PromptLayout(segments, torch.device("cpu"))
+
+
+@pytest.mark.parametrize(
+    ("texts", "scores", "placed"),
+    [
+        (("a", "BB", "\n", "CCC", "\n", "D", "?"), [3, 1, 2], ["a", "CCC", "\n", "D", "\n", "BB", "?"]),
+        (("a", "BB", "CCC", "?"), [2, 1], ["a", "CCC", "BB", "?"]),
+        (("a", "BB", "\n", "CCC", "--", "D", "?"), [3, 2, 1], ["a", "D", "\n", "CCC", "--", "BB", "?"]),
+        (("a", "BB", "next", "CCC", "next", "D", "?"), [3, 2, 1], ["a", "D", "next", "CCC", "next", "BB", "?"]),
+        (("a", "BB", "s2:", "CCC", "s3:", "D", "?"), [3, 2, 1], ["a", "BB", "s2:", "CCC", "s3:", "D", "?"]),
+        (("a", "BB", "s2:", "CCC", "\n", "D", "?"), [3, 2, 1], ["a", "BB", "s2:", "D", "\n", "CCC", "?"]),
+        (("a", "BB", "\n", "CCC", "s3:", "D", "?"), [3, 2, 1], ["a", "CCC", "\n", "BB", "s3:", "D", "?"]),
+        (("BB", "?"), [1], ["BB", "?"]),
+    ],
+)
+def test_chunks_change_places_where_the_same_text_divides_them(
+    texts: tuple[str, ...], scores: list[float], placed: list[str]
+) -> None:
+    layout = layout_of(*texts)
+    found, order = layout.placed(scores)
+    assert [segment.text for segment in found.segments] == placed
+    assert [layout.chunks[number].text for number in order] == [chunk.text for chunk in found.chunks]
+    assert bytes(found.token_ids.tolist()).decode() == "".join(placed)
+    assert [segment.start for segment in found.segments] == [len("".join(placed[:n])) for n in range(len(placed))]
+
+
+def test_what_is_retained_and_answered_does_not_depend_on_the_chunks_order(make_engine: MakeEngine) -> None:
+    engine = make_engine(resume_layer=1)
+    engine.add_chunks(CHUNKS)
+    retained, answers = set(), set()
+    for chunks in permutations(CHUNKS):
+        result = engine.generate(tiny.rag_prompt(list(chunks)), max_new_tokens=8, method=tiny.method())
+        assert [use.text for use in result.chunks] == list(chunks)
+        retained.add(tuple(sorted((use.text, use.retained_tokens) for use in result.chunks)))
+        answers.add(result.token_ids)
+    assert len(retained) == len(answers) == 1
+
+
+def test_the_order_matters_where_chunks_stay(make_engine: MakeEngine) -> None:
+    engine = make_engine()
+    engine.add_chunks(CHUNKS)
+    method = tiny.method(placement="prompt")
+    both = (engine.generate(tiny.rag_prompt(c), max_new_tokens=1, method=method).chunks for c in (CHUNKS, CHUNKS[::-1]))
+    first, second = ({use.text: use.retained_tokens for use in uses} for uses in both)
+    assert first != second
+
+
+@pytest.mark.parametrize("resume_layer", [0, 1, 2])
+def test_the_chunk_that_says_the_questions_words_ranks_first(make_engine: MakeEngine, resume_layer: int) -> None:
+    engine = make_engine(resume_layer=resume_layer)
+    plain = [f"Record {n}: " + "granite island stone signal winter " * 8 for n in range(4)]
+    plain[2] = "Record 2: granite island stone the seventh gannet, keeper of the paraffin. " + "winter signal " * 12
+    engine.add_chunks(plain)
+    prompt = engine._assembler.split(tiny.rag_prompt(plain, "Who is the seventh gannet, keeper of the paraffin?"))
+    layout = engine._assembler.with_cache(prompt)
+    with torch.inference_mode():
+        match = rank_chunks(engine.decoder, layout, engine._spec.resume_layer)
+    assert int(match.argmax()) == 2
+    assert bool((match >= 0).all())
+
+
+def test_ranking_follows_its_formula(make_engine: MakeEngine) -> None:
+    """At layer 0: embeddings, standardised over all chunks; the norm of what is above the chunks' mean."""
+    engine = make_engine(resume_layer=0)
+    engine.add_chunks(CHUNKS)
+    layout = engine._assembler.with_cache(engine._assembler.split(tiny.rag_prompt(CHUNKS)))
+    embeddings = engine.decoder.model.get_input_embeddings().weight
+    with torch.inference_mode():
+        found = rank_chunks(engine.decoder, layout, 0)
+        states = [embeddings[chunk.token_ids][4:] for chunk in layout.chunks]
+        mean, scale = torch.cat(states).mean(0), torch.cat(states).std(0)
+        best = torch.zeros(len(states), layout.tail.stop - layout.tail.start)
+        for column, token in enumerate(layout.token_ids[layout.tail].tolist()):
+            question = (embeddings[token] - mean) / scale
+            for number, chunk in enumerate(states):
+                best[number, column] = torch.cosine_similarity(question[None], (chunk - mean) / scale).max()
+    expected = (best - best.mean(0)).clamp(min=0).square().sum(1).sqrt()
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
