@@ -45,10 +45,11 @@ class Scout(SparsePrefill):
         score_layers: share of the depth whose attention counts, from and to, in [0, 1].
         emphasis_tokens: how many last prompt tokens are emphasised.
         emphasis_weight: their attention together weighs so many times what that of all others does.
-        placement: where chunks stand for the model. ``"by_score"``: the better one matches the question, the
-            nearer to it, whatever their order in the prompt; small models hardly look further. A chunk's match
-            weighs its scores, too. Chunks divided by texts that differ ("Source 2:") stay where they are.
-            ``"prompt"``: all stay, and attention alone selects.
+        placement: where chunks stand for the model. ``"prompt"``: where they stand in the prompt.
+            ``"by_score"``: the better one matches the question, the nearer to it, whatever their order; small
+            models hardly look further. Chunks divided by texts that differ ("Source 2:") stay where they are.
+        match_power: where chunks are placed, their blocks' scores are multiplied by the chunk's match to this
+            power; 0: not at all.
 
     Other arguments: see :class:`SparsePrefill`.
     """
@@ -61,7 +62,8 @@ class Scout(SparsePrefill):
     score_layers: tuple[float, float] = (0.5, 0.83)
     emphasis_tokens: int = 1
     emphasis_weight: float = 3.0
-    placement: Placement = "by_score"
+    placement: Placement = "prompt"
+    match_power: float = 1.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -71,6 +73,7 @@ class Scout(SparsePrefill):
         require_integer("emphasis_tokens", self.emphasis_tokens, 0)
         require_number("emphasis_weight", self.emphasis_weight, 0.0, 1e6)
         require_choice("placement", self.placement, get_args(Placement))
+        require_number("match_power", self.match_power, 0.0, 10.0)
         if isinstance(self.score_layers, list):  # from JSON
             object.__setattr__(self, "score_layers", tuple(self.score_layers))
         _require_layer_share(self.score_layers)
@@ -94,7 +97,7 @@ class Scout(SparsePrefill):
             return layout, torch.ones(layout.num_tokens, device=layout.device)
         match = rank_chunks(context.decoder, layout, context.spec.resume_layer)
         placed, order = layout.placed(match.tolist())
-        weights = match[order].clamp(min=_MIN_MATCH)
+        weights = match[order].clamp(min=_MIN_MATCH) ** self.match_power
         return placed, torch.where(placed.is_chunk, weights[placed.chunk_number], 1.0)
 
     def score_tokens(self, decoder: Decoder, layout: PromptLayout, resume_layer: int) -> tuple[torch.Tensor, TextBelow]:

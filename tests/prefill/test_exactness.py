@@ -162,7 +162,8 @@ def test_recomputing_a_part_of_what_is_retained_equals_its_mask(
 ) -> None:
     engine = make_engine(resume_layer=resume_layer)
     engine.add_chunks(CHUNKS)
-    chosen = tiny.method(recompute_view="all", sequence_ratio=0.3, recompute_ratio=recompute_ratio)
+    options = {"recompute_view": "all", "sequence_ratio": 0.3, "recompute_ratio": recompute_ratio}
+    chosen = tiny.method(placement="by_score", **options)
     given = context(engine, chosen)
     with torch.inference_mode():
         prefilled = chosen.prefill(given)

@@ -90,6 +90,7 @@ def read_backs(num_layers: int, method: PrefillMethod | None = None) -> Counter[
     [
         Scout(),
         Scout(recompute_view="all"),
+        Scout(placement="by_score"),
         Scout(recompute_view="chunk"),
         Scout(resume=False),
         Scout(update="fusion"),
