@@ -30,7 +30,7 @@ from samkv_rag.model.decoder import Decoder
 from samkv_rag.model.tokenization import PromptTokenizer, printable
 from samkv_rag.results import IngestionReport
 from samkv_rag.store.base import Store
-from samkv_rag.store.catalog import Catalog
+from samkv_rag.store.catalog import Catalog, KnownText
 from samkv_rag.store.codec import ChunkIdentity, StoredChunk, encode_chunk, open_chunk
 
 logger = logging.getLogger(__name__)
@@ -286,7 +286,7 @@ class ChunkLibrary:
                 return
         token_ids = self._tokenizer.chunk_ids(text)
         chunk.verify(self._shape, token_ids)
-        wanted = self._identity(text, len(token_ids))
+        wanted = self._identity(describe(text, len(token_ids)))
         if replace(chunk.identity, model_name=wanted.model_name) != wanted:  # a model may go by several names
             raise DamagedChunkError("its metadata is not that of its text")
         with self._lock:
@@ -314,19 +314,18 @@ class ChunkLibrary:
         self._index.add(news)
 
     def _put(self, text: str, cache: ChunkCache) -> None:
-        identity = self._identity(text, cache.num_tokens)
+        identity = self._identity(describe(text, cache.num_tokens))
         self._store.put(identity.key, encode_chunk(cache, identity, self._kv_dtype))
         self._catalog.add([identity], replace=True)
 
     def _write_down(self, texts: Sequence[str]) -> None:
         """Put texts that are stored, but not rightly known here, into the catalog: another machine stored them."""
-        described = [describe(text) for text in texts]
+        described = [(text, describe(text)) for text in texts]
         with self._lock:
             self._sync()
-            known = [self.knows(one.digest) and self._index.has(one) for one in described]
-        unknown = [text for text, is_known in zip(texts, known, strict=True) if not is_known]
-        identities = [self._identity(text, len(self._tokenizer.chunk_ids(text))) for text in unknown]
-        self._catalog.add(identities, replace=True)
+            unknown = [pair for pair in described if not (self.knows(pair[1].digest) and self._index.has(pair[1]))]
+        counted = [one._replace(num_tokens=len(self._tokenizer.chunk_ids(text))) for text, one in unknown]
+        self._catalog.add(map(self._identity, counted), replace=True)
 
     def _delete(self, keys: set[str], also_shared: bool = False) -> int:
         """Forget chunks and delete them; those that other machines may refer to stay unless ``also_shared``."""
@@ -358,15 +357,14 @@ class ChunkLibrary:
     def _key(self, digest: str) -> str:
         return chunk_key(self._owner.fingerprint, digest)
 
-    def _identity(self, text: str, num_tokens: int) -> ChunkIdentity:
-        known = describe(text)
+    def _identity(self, known: KnownText) -> ChunkIdentity:
         return ChunkIdentity(
             self._owner.fingerprint,
             known.digest,
             known.num_chars,
             known.prefix_hash,
             known.text_hash,
-            num_tokens,
+            known.num_tokens,
             self._owner.namespace,
             self._owner.model,
             self._owner.model_name,

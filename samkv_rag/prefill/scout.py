@@ -1,7 +1,7 @@
 """Scout, ours and the default: the question reads the whole cached KV and points at what it needs.
 
 SamKV's flow with another selection. The paper compares mean keys instead; on small models that
-points elsewhere. Cached chunks have no place of their own, so the engine places them where the model
+points elsewhere. Cached chunks have no place of their own, so the engine may stand them where the model
 reads best, which full prefill cannot.
 """
 
@@ -90,11 +90,11 @@ class Scout(SparsePrefill):
         retained = anchors | blocks.best_within(scores, budget.num_tokens - int(anchors.sum()))
         return Selected(retained, BlockScores(blocks, scores), text_below, layout)
 
-    def place(self, context: PrefillContext) -> tuple[PromptLayout, torch.Tensor]:
-        """The prompt as it is scouted, and what each position's score is multiplied by, ``[tokens]``."""
+    def place(self, context: PrefillContext) -> tuple[PromptLayout, torch.Tensor | float]:
+        """The prompt as it is scouted, and what scores are multiplied by, each position's ``[tokens]`` or all."""
         layout = context.layout
         if self.placement == "prompt" or len(layout.chunks) < 2:
-            return layout, torch.ones(layout.num_tokens, device=layout.device)
+            return layout, 1.0
         match = rank_chunks(context.decoder, layout, context.spec.resume_layer)
         placed, order = layout.placed(match.tolist())
         weights = match[order].clamp(min=_MIN_MATCH) ** self.match_power

@@ -81,16 +81,18 @@ class PromptLayout:
         Also which of the present chunks each one of it is. Chunks change places only with those that the same
         text divides from them: other text may name them ("Source 2:").
         """
-        order = list(range(len(self.chunks)))
+        chunks = self.chunks
+        order = list(range(len(chunks)))
         for run in self._runs():
-            order[run.start : run.stop] = sorted(run, key=lambda number: (scores[number], self.chunks[number].digest))
-        chunks = iter([self.chunks[number] for number in order])
-        moved = [next(chunks) if segment.kind == "chunk" else segment for segment in self.segments]
+            order[run.start : run.stop] = sorted(run, key=lambda number: (scores[number], chunks[number].digest))
+        moved = list(self.segments)
+        for place, number in zip(self._chunk_places, order, strict=True):
+            moved[place] = chunks[number]
         return self._of(moved), order
 
     def without_chunks(self) -> PromptLayout:
         """What precedes the first chunk and what follows the last, as if it were all of the prompt."""
-        places = [number for number, segment in enumerate(self.segments) if segment.kind == "chunk"]
+        places = self._chunk_places
         return self._of([*self.segments[: places[0]], *self.segments[places[-1] + 1 :]])
 
     def _of(self, segments: Sequence[Segment]) -> PromptLayout:
@@ -99,10 +101,14 @@ class PromptLayout:
         moved = [replace(segment, start=start) for segment, start in zip(segments, starts, strict=False)]
         return PromptLayout(moved, self.device)
 
+    @property
+    def _chunk_places(self) -> list[int]:
+        """Which of the segments are chunks."""
+        return [place for place, segment in enumerate(self.segments) if segment.kind == "chunk"]
+
     def _runs(self) -> list[range]:
         """Runs of chunks that the same text, or none with letters or digits in it, divides from one another."""
-        places = [number for number, segment in enumerate(self.segments) if segment.kind == "chunk"]
-        between = ["".join(s.text for s in self.segments[a + 1 : b]) for a, b in pairwise(places)]
+        between = ["".join(s.text for s in self.segments[a + 1 : b]) for a, b in pairwise(self._chunk_places)]
         texts = [text if any(map(str.isalnum, text)) else "" for text in between]
         runs: list[range] = []
         first = 0

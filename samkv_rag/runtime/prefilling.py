@@ -64,10 +64,9 @@ def prefill(decoder: Decoder, sequence: Sequence, spec: SummarySpec) -> None:
     max_tokens = min(sequence.request.sampling.max_new_tokens, decoder.context_window - layout.num_tokens)
     buffer = KVBuffer(decoder.num_layers, reserve_tokens=min(max_tokens, _RESERVED_TOKENS))
     prefilled = method.prefill(PrefillContext(decoder, layout, buffer, spec, sequence.clock))
+    layout = prefilled.layout or layout
     layout.release()
-    if prefilled.layout is not None:
-        prefilled.layout.release()
-        sequence.read = replace(sequence.read, layout=prefilled.layout)
+    sequence.read = replace(sequence.read, layout=layout)
     sequence.state = DecodingState(prefilled, buffer, max_tokens, buffer.cache_length, buffer.nbytes)
     sequence.accept(decoder.logits(prefilled.hidden)[:, -1])
 

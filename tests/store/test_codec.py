@@ -15,7 +15,7 @@ import torch
 from samkv_rag import SamKVEngine
 from samkv_rag.chunk_cache import ChunkCache, ChunkShape, Summary, SummarySpec
 from samkv_rag.exceptions import ConfigurationError, DamagedChunkError, DamagedChunkWarning, StoreError
-from samkv_rag.store.base import BytesBlob, read_bytes
+from samkv_rag.store.base import Blob, BytesBlob, read_bytes
 from samkv_rag.store.codec import ChunkIdentity, StoredChunk, encode_chunk, stored_dtype
 from samkv_rag.store.quantization import dequantize_layer, dequantize_rows, quantize_layer, quantize_rows
 from support import tiny
@@ -233,6 +233,15 @@ def test_a_tensor_that_no_writer_writes_is_damage(kv_dtype: Any, name: str) -> N
         read(rewritten(data, {name: torch.zeros(2)})).verify(SHAPE)
 
 
+def stored_chunk(engine: SamKVEngine) -> tuple[str, Blob]:
+    """Key and bytes of CHUNK."""
+    (found,) = [m for m in engine._library.find(PROMPT) if PROMPT[m.start : m.stop] == CHUNK]
+    key = engine._library._key(found.text_digest)
+    blob = engine.store.get(key)
+    assert blob is not None
+    return key, blob
+
+
 @pytest.mark.parametrize(
     "changes", [{"num_chars": 3}, {"prefix_hash": 5}, {"text_hash": 5}, {"namespace": "another"}, {"model": "another"}]
 )
@@ -242,10 +251,7 @@ def test_metadata_of_another_text_is_a_miss_and_mended(
     engine = make_engine()
     engine.add_chunks([CHUNK, tiny.text(2)])
     expected = engine.generate(PROMPT, max_new_tokens=4)
-    (found,) = [m for m in engine._library.find(PROMPT) if PROMPT[m.start : m.stop] == CHUNK]
-    key = engine._library._key(found.text_digest)
-    blob = engine.store.get(key)
-    assert blob is not None
+    key, blob = stored_chunk(engine)
     engine.store.put(key, rewritten(bytes(read_bytes(blob)), **changes))
     with pytest.warns(DamagedChunkWarning, match="its metadata is not that of its text; it is computed again"):
         result = engine.generate(PROMPT, max_new_tokens=4)
@@ -258,10 +264,7 @@ def test_a_poisoned_chunk_is_a_miss_and_mended(make_engine: Callable[..., SamKVE
     engine = make_engine()
     engine.add_chunks([CHUNK, tiny.text(2)])
     expected = engine.generate(PROMPT, max_new_tokens=4)
-    (found,) = [m for m in engine._library.find(PROMPT) if PROMPT[m.start : m.stop] == CHUNK]
-    key = engine._library._key(found.text_digest)
-    blob = engine.store.get(key)
-    assert blob is not None
+    key, blob = stored_chunk(engine)
     stored = StoredChunk(blob)
     ids = stored.token_ids.clone()
     ids[3] = tiny.tokenizer().eos_token_id

@@ -18,7 +18,7 @@ from samkv_rag.prefill import PrefillMethod, Scout, method_classes
 REFERENCE = "full_prefill"
 WITHOUT_RATIO = (REFERENCE, "naive_reuse")
 _RATIOS = ("sequence_ratio", "recompute_ratio")
-"""A method's budget; it has one of these."""
+"""A method's budget is the first of these that it has."""
 _NOT_OPTIONS = (*_RATIOS, "min_chunk_tokens")
 """These are given per run, or would let a method fall back to full prefill unseen."""
 
@@ -100,7 +100,8 @@ class EvaluationOptions:
     def method(self, task: Task) -> PrefillMethod:
         """The method of a task, with its budget and options; full prefill for a compressor."""
         cls = method_classes()[task.method if task.method not in COMPRESSORS else REFERENCE]
-        ratio = {name: task.ratio for name in _RATIOS if name in _names(cls) and task.ratio is not None}
+        budget = [name for name in _RATIOS if name in _names(cls)][:1]
+        ratio = {name: task.ratio for name in budget if task.ratio is not None}
         always = {"min_chunk_tokens": 0} if "min_chunk_tokens" in _names(cls) else {}
         return cls(**{**_only(self.options, cls), **ratio, **always})
 
