@@ -61,6 +61,8 @@ class TextSpan:
     start_char: int
     text: str
     text_digest: str | None
+    is_label: bool = False
+    """Text that belongs to the chunk behind it."""
 
 
 def text_digest(text: str) -> str:

@@ -15,6 +15,7 @@ from samkv_rag.ingestion.library import ChunkLibrary
 from samkv_rag.ingestion.recognition import Match, TextSpan, split_prompt
 from samkv_rag.model.decoder import Decoder
 from samkv_rag.model.tokenization import PromptTokenizer, RenderedPrompt
+from samkv_rag.prompt.labels import split_labels
 from samkv_rag.prompt.layout import PromptLayout, Segment, SegmentKind
 
 _MAX_PREFIX_TOKENS = 4096
@@ -69,6 +70,8 @@ class PromptAssembler:
             matches += [Match(position + m.start, position + m.stop, m.text_digest) for m in found]
             position = stop
         spans = split_prompt(rendered.text, matches)
+        if matches and not any(matches[0].stop <= start < matches[-1].start for start, _ in rendered.structure):
+            spans = split_labels(spans)
         counts = [self._library.num_tokens(span.text_digest, span.text) for span in spans if span.text_digest]
         return SplitPrompt(spans, sum(counts), rendered.literals, _question(rendered, matches))
 
@@ -112,7 +115,7 @@ class PromptAssembler:
         for span, ids, reader, hit in parts:
             kind: SegmentKind = "chunk" if span.text_digest else "prefix" if reader is not None else "text"
             chunk = (span.text_digest or "", span.start_char, span.text)
-            segments.append(Segment(kind, ids, position, reader, *chunk, hit))
+            segments.append(Segment(kind, ids, position, reader, *chunk, hit, span.is_label))
             position += len(ids)
         return PromptLayout(segments, self._decoder.device)
 

@@ -34,6 +34,8 @@ class Segment:
     text: str = ""
     hit: bool = True
     """Whether the store had the chunk, rather than it being computed for this prompt."""
+    is_label: bool = False
+    """Text that belongs to the chunk behind it, and moves with it."""
 
     @property
     def stop(self) -> int:
@@ -78,22 +80,29 @@ class PromptLayout:
     def placed(self, scores: Sequence[float]) -> tuple[PromptLayout, list[int]]:
         """The prompt with its chunks in rising order of ``scores`` ``[chunks]``, the best next to the tail.
 
-        Also which of the present chunks each one of it is. Chunks change places only with those that the same
-        text divides from them: other text may name them ("Source 2:").
+        Also which of the present chunks each one of it is. Labels move with their chunks. Chunks change places
+        only with those that the same text divides from them: other text may say something of them.
         """
         chunks = self.chunks
         order = list(range(len(chunks)))
         for run in self._runs():
             order[run.start : run.stop] = sorted(run, key=lambda number: (scores[number], chunks[number].digest))
-        moved = list(self.segments)
-        for place, number in zip(self._chunk_places, order, strict=True):
-            moved[place] = chunks[number]
+        labels = [[s for s in self.segments[place - 1 : place] if s.is_label] for place in self._chunk_places]
+        moving = iter(order)
+        moved: list[Segment] = []
+        for segment in self.segments:
+            if segment.kind == "chunk":
+                number = next(moving)
+                moved += [*labels[number], chunks[number]]
+            elif not segment.is_label:
+                moved.append(segment)
         return self._of(moved), order
 
     def without_chunks(self) -> PromptLayout:
         """What precedes the first chunk and what follows the last, as if it were all of the prompt."""
         places = self._chunk_places
-        return self._of([*self.segments[: places[0]], *self.segments[places[-1] + 1 :]])
+        before = [segment for segment in self.segments[: places[0]] if not segment.is_label]
+        return self._of([*before, *self.segments[places[-1] + 1 :]])
 
     def _of(self, segments: Sequence[Segment]) -> PromptLayout:
         """A prompt of these segments, one right after the other."""
@@ -108,8 +117,9 @@ class PromptLayout:
 
     def _runs(self) -> list[range]:
         """Runs of chunks that the same text, or none with letters or digits in it, divides from one another."""
-        between = ["".join(s.text for s in self.segments[a + 1 : b]) for a, b in pairwise(self._chunk_places)]
-        texts = [text if any(map(str.isalnum, text)) else "" for text in between]
+        between = [self.segments[a + 1 : b] for a, b in pairwise(self._chunk_places)]
+        dividing = ["".join(segment.text for segment in segments if not segment.is_label) for segments in between]
+        texts = [text if any(map(str.isalnum, text)) else "" for text in dividing]
         runs: list[range] = []
         first = 0
         for text, group in groupby(texts):

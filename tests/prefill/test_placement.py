@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import permutations
 
 import pytest
@@ -18,12 +19,13 @@ CHUNKS = [tiny.text(seed, num_words) for seed, num_words in ((1, 40), (2, 65), (
 
 
 def layout_of(*texts: str) -> PromptLayout:
-    """A prompt of one token a letter; upper-case texts are chunks."""
+    """A prompt of one token a letter; upper-case texts are chunks, those that end with a colon labels."""
     segments, position = [], 0
     for text in texts:
         kind = "chunk" if text.isupper() else "text"
         ids = torch.tensor([ord(letter) for letter in text])
-        segments.append(Segment(kind, ids, position, text=text, digest=text, start_char=position))  # type: ignore[arg-type]
+        segment = Segment(kind, ids, position, text=text, digest=text, start_char=position)  # type: ignore[arg-type]
+        segments.append(replace(segment, is_label=text.endswith(":")))
         position += len(ids)
     return PromptLayout(segments, torch.device("cpu"))
 
@@ -35,9 +37,10 @@ def layout_of(*texts: str) -> PromptLayout:
         (("a", "BB", "CCC", "?"), [2, 1], ["a", "CCC", "BB", "?"]),
         (("a", "BB", "\n", "CCC", "--", "D", "?"), [3, 2, 1], ["a", "D", "\n", "CCC", "--", "BB", "?"]),
         (("a", "BB", "next", "CCC", "next", "D", "?"), [3, 2, 1], ["a", "D", "next", "CCC", "next", "BB", "?"]),
-        (("a", "BB", "s2:", "CCC", "s3:", "D", "?"), [3, 2, 1], ["a", "BB", "s2:", "CCC", "s3:", "D", "?"]),
-        (("a", "BB", "s2:", "CCC", "\n", "D", "?"), [3, 2, 1], ["a", "BB", "s2:", "D", "\n", "CCC", "?"]),
-        (("a", "BB", "\n", "CCC", "s3:", "D", "?"), [3, 2, 1], ["a", "CCC", "\n", "BB", "s3:", "D", "?"]),
+        (("a", "BB", "of 2", "CCC", "of 3", "D", "?"), [3, 2, 1], ["a", "BB", "of 2", "CCC", "of 3", "D", "?"]),
+        (("a", "BB", "of 2", "CCC", "\n", "D", "?"), [3, 2, 1], ["a", "BB", "of 2", "D", "\n", "CCC", "?"]),
+        (("a", "BB", "\n", "CCC", "of 3", "D", "?"), [3, 2, 1], ["a", "CCC", "\n", "BB", "of 3", "D", "?"]),
+        (("a", "1:", "BB", "\n", "2:", "C", "?"), [3, 1], ["a", "2:", "C", "\n", "1:", "BB", "?"]),
         (("BB", "?"), [1], ["BB", "?"]),
     ],
 )
@@ -52,15 +55,20 @@ def test_chunks_change_places_where_the_same_text_divides_them(
     assert [segment.start for segment in found.segments] == [len("".join(placed[:n])) for n in range(len(placed))]
 
 
-def test_what_is_retained_and_answered_does_not_depend_on_the_chunks_order(make_engine: MakeEngine) -> None:
+@pytest.mark.parametrize("label", ["", "keeper"])
+def test_what_is_retained_and_answered_does_not_depend_on_the_chunks_order(
+    make_engine: MakeEngine, label: str
+) -> None:
     engine = make_engine(resume_layer=1)
     engine.add_chunks(CHUNKS)
     retained, answers = set(), set()
-    for chunks in permutations(CHUNKS):
-        result = engine.generate(
-            tiny.rag_prompt(list(chunks)), max_new_tokens=8, method=tiny.method(placement="by_score")
-        )
-        assert [use.text for use in result.chunks] == list(chunks)
+    for order in permutations(range(len(CHUNKS))):
+        chunks = [CHUNKS[number] for number in order]
+        prompt = tiny.rag_prompt(chunks)
+        for number, chunk in zip(order, chunks, strict=True):
+            prompt = prompt.replace(chunk, f"file: {label}{number}\n{chunk}" if label else chunk)
+        result = engine.generate(prompt, max_new_tokens=8, method=tiny.method(placement="by_score"))
+        assert [use.text for use in result.chunks] == chunks
         retained.add(tuple(sorted((use.text, use.retained_tokens) for use in result.chunks)))
         answers.add(result.token_ids)
     assert len(retained) == len(answers) == 1

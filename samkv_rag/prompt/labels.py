@@ -1,0 +1,60 @@
+"""Labels: what a prompt says of each chunk right before it, such as "file_path: guide.md" or "Source 2:".
+
+A chunk that changes places takes its label along. Nothing marks labels: they are told by their likeness.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import pairwise
+from os.path import commonprefix
+
+from samkv_rag.ingestion.recognition import TextSpan
+
+
+def split_labels(spans: Sequence[TextSpan]) -> list[TextSpan]:
+    """Cut the labels off the texts before the chunks, if every chunk has one.
+
+    Labels begin with a line, have as many line breaks as each other, and begin alike, numbers aside. What
+    stands before them, between two chunks, is the same everywhere. The first one ends the prompt's head,
+    so labels that follow their chunks are never taken for such.
+    """
+    chunks = [number for number, span in enumerate(spans) if span.text_digest]
+    if len(chunks) < 2 or chunks[0] != 1 or any(b - a != 2 for a, b in pairwise(chunks)):
+        return list(spans)
+    head, *between = texts = [spans[number - 1].text for number in chunks]
+    for start in _line_starts(between[0]):
+        num_breaks = between[0].count("\n", start)
+        cuts = [_nth_line_from_end(text, num_breaks) for text in texts]
+        labels = [text[cut:] for text, cut in zip(texts, cuts, strict=True)]
+        if {text[:cut] for text, cut in zip(between, cuts[1:], strict=True)} != {between[0][:start]}:
+            continue
+        if cuts[0] and _begin_alike(labels):
+            cut_at = dict(zip((number - 1 for number in chunks), cuts, strict=True))
+            return [part for number, span in enumerate(spans) for part in _cut(span, cut_at.get(number))]
+    return list(spans)
+
+
+def _line_starts(text: str) -> list[int]:
+    return [0, *(found.end() for found in re.finditer("\n", text))]
+
+
+def _nth_line_from_end(text: str, num_breaks: int) -> int:
+    """Where the last ``num_breaks`` line breaks and what is on their lines begin; 0 where there are fewer."""
+    starts = _line_starts(text)
+    return starts[-num_breaks - 1] if num_breaks < len(starts) else 0
+
+
+def _begin_alike(labels: Sequence[str]) -> bool:
+    """Whether all begin with the same whole words or signs, whatever their numbers."""
+    common = commonprefix([re.sub(r"\d+", "0", label) for label in labels])
+    return bool(re.match(r"\S.*\W|\W", common.lstrip(), re.DOTALL)) and not common[:1].isspace()
+
+
+def _cut(span: TextSpan, at: int | None) -> list[TextSpan]:
+    if at is None:
+        return [span]
+    label = replace(span, start_char=span.start_char + at, text=span.text[at:], is_label=True)
+    return [replace(span, text=span.text[:at]), label] if at else [label]
