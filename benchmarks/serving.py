@@ -22,7 +22,6 @@ from benchmarks.machine import describe_machine
 from samkv_apps.models import language_model
 from samkv_rag import SamKVEngine
 from samkv_rag.prefill import FullPrefill
-from samkv_rag.runtime.sampling import Sampling
 from samkv_rag.runtime.sequence import Sequence as RunningSequence
 from samkv_rag.runtime.sequence import Status
 from samkv_rag.runtime.step import step
@@ -120,7 +119,7 @@ def _prompt(engine: SamKVEngine, number: int, chunk_tokens: int) -> str:
 
 @torch.inference_mode()
 def _prefilled(engine: SamKVEngine, prompt: str, new_tokens: int) -> RunningSequence:
-    sequence = engine._maker(engine._request(prompt, None, Sampling(new_tokens)))(lambda delivery: None)
+    sequence = engine._maker(engine._request(prompt, {"max_new_tokens": new_tokens}))(lambda delivery: None)
     sequence.read = engine._read(sequence)
     engine._prefill(sequence)
     return sequence

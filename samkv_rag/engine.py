@@ -6,11 +6,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from os import PathLike
 from pathlib import PurePath
 from types import TracebackType
-from typing import Any, TypeGuard
+from typing import Any, TypedDict, TypeGuard
 
 import torch
+from typing_extensions import Unpack
 
-from samkv_rag.checks import require_integer
+from samkv_rag.checks import refuse_unknown, require_integer
 from samkv_rag.chunk_cache import SummarySpec
 from samkv_rag.config import EngineConfig
 from samkv_rag.exceptions import ConfigurationError, EmptyPromptError, PromptError
@@ -37,6 +38,21 @@ from samkv_rag.store.codec import FORMAT_VERSION, stored_dtype
 
 Prompt = str | RenderedPrompt | Sequence[Mapping[str, Any]]
 Method = PrefillMethod | str | Mapping[str, Any]
+
+
+class AnswerOptions(TypedDict, total=False):
+    """Options of one answer."""
+
+    method: Method | None
+    """Takes the place of the engine's own."""
+    max_new_tokens: int
+    """256 unless given."""
+    temperature: float
+    """0, the default, takes the likeliest token."""
+    top_p: float
+    stop: str | Sequence[str] | None
+    """Text or texts that end the answer; they are not part of it."""
+    seed: int | None
 
 
 class SamKVEngine:
@@ -214,80 +230,36 @@ class SamKVEngine:
 
     # Answers
 
-    def generate(
-        self,
-        prompt: Prompt,
-        *,
-        method: Method | None = None,
-        max_new_tokens: int = 256,
-        temperature: float = 0.0,
-        top_p: float = 1.0,
-        stop: str | Sequence[str] | None = None,
-        seed: int | None = None,
-    ) -> GenerationResult:
+    def generate(self, prompt: Prompt, **options: Unpack[AnswerOptions]) -> GenerationResult:
         """Answer a prompt: one string, used as it is, or messages, rendered by the chat template.
-
-        ``temperature=0`` takes the likeliest token; ``stop`` is a text or texts that end the answer;
-        ``method`` takes the place of the engine's own for this call.
 
         Raises:
             EmptyPromptError, PromptTooLongError, ChatTemplateError: the prompt cannot be answered.
-            ConfigurationError: an option is out of range.
+            ConfigurationError: an option is unknown or out of range.
             QueueFullError: too many requests are waiting.
         """
-        sampling = Sampling(max_new_tokens, temperature, top_p, _as_stops(stop), seed)
-        return self._drained(self._request(prompt, method, sampling))
+        return self._drained(self._request(prompt, options))
 
-    def stream(
-        self,
-        prompt: Prompt,
-        *,
-        method: Method | None = None,
-        max_new_tokens: int = 256,
-        temperature: float = 0.0,
-        top_p: float = 1.0,
-        stop: str | Sequence[str] | None = None,
-        seed: int | None = None,
-    ) -> AnswerStream:
+    def stream(self, prompt: Prompt, **options: Unpack[AnswerOptions]) -> AnswerStream:
         """Like :meth:`generate`, piece by piece; the stream's ``result`` has the metrics.
 
         Work begins with the first piece asked for. Closing the stream ends it at once.
         """
-        sampling = Sampling(max_new_tokens, temperature, top_p, _as_stops(stop), seed)
-        return AnswerStream(self._maker(self._request(prompt, method, sampling)), self._runtime.submit)
+        return AnswerStream(self._maker(self._request(prompt, options)), self._runtime.submit)
 
-    async def agenerate(self, prompt: Prompt, **options: Any) -> GenerationResult:
+    async def agenerate(self, prompt: Prompt, **options: Unpack[AnswerOptions]) -> GenerationResult:
         """:meth:`generate` for an event loop, which it does not block."""
         async with self.astream(prompt, **options) as stream:
             async for _ in stream:
                 pass
             return stream.result
 
-    def astream(
-        self,
-        prompt: Prompt,
-        *,
-        method: Method | None = None,
-        max_new_tokens: int = 256,
-        temperature: float = 0.0,
-        top_p: float = 1.0,
-        stop: str | Sequence[str] | None = None,
-        seed: int | None = None,
-    ) -> AsyncAnswerStream:
+    def astream(self, prompt: Prompt, **options: Unpack[AnswerOptions]) -> AsyncAnswerStream:
         """:meth:`stream` for an event loop, which it does not block."""
-        sampling = Sampling(max_new_tokens, temperature, top_p, _as_stops(stop), seed)
-        return AsyncAnswerStream(self._maker(self._request(prompt, method, sampling)), self._runtime.submit)
+        return AsyncAnswerStream(self._maker(self._request(prompt, options)), self._runtime.submit)
 
-    def generate_scored(
-        self,
-        prompt: Prompt,
-        reference: str,
-        *,
-        method: Method | None = None,
-        max_new_tokens: int = 256,
-        stop: str | Sequence[str] | None = None,
-    ) -> GenerationResult:
-        """Answer greedily, and say how likely ``reference`` was as the answer; one prefill serves both.
+    def generate_scored(self, prompt: Prompt, reference: str, **options: Unpack[AnswerOptions]) -> GenerationResult:
+        """Answer, and say how likely ``reference`` was as the answer; one prefill serves both.
 
         The result's ``reference_nll`` is the mean negative log-likelihood of the reference's tokens, in
         nats, each given the prompt's KV and the reference's tokens before it.
@@ -297,8 +269,7 @@ class SamKVEngine:
         """
         if not (reference_ids := self.tokenize(reference)):
             raise ConfigurationError(f"reference is {reference!r}; it must be text of at least one token")
-        sampling = Sampling(max_new_tokens, stop=_as_stops(stop))
-        return self._drained(self._request(prompt, method, sampling, tuple(reference_ids)))
+        return self._drained(self._request(prompt, options, tuple(reference_ids)))
 
     def apply_chat_template(
         self, messages: Sequence[Mapping[str, Any]], *, tools: Sequence[Mapping[str, Any]] = ()
@@ -336,9 +307,11 @@ class SamKVEngine:
 
     # From a request to a sequence, and from a sequence to its result
 
-    def _request(
-        self, prompt: Prompt, method: Method | None, sampling: Sampling, reference_ids: tuple[int, ...] = ()
-    ) -> Request:
+    def _request(self, prompt: Prompt, options: AnswerOptions, reference_ids: tuple[int, ...] = ()) -> Request:
+        refuse_unknown(options, AnswerOptions.__annotations__)
+        given: dict[str, Any] = {**options}
+        method, stop = given.pop("method", None), given.pop("stop", None)
+        sampling = Sampling(stop=(stop,) if isinstance(stop, str) else tuple(stop or ()), **given)
         chosen = self.method if method is None else resolve_method(method)
         return Request(self._rendered(prompt), chosen, sampling, reference_ids)
 
@@ -401,10 +374,6 @@ def _as_texts(texts: Iterable[str]) -> list[str]:
         return list(texts)
     except TypeError:
         raise ConfigurationError(f"{texts!r} is not a list of texts") from None
-
-
-def _as_stops(stop: str | Sequence[str] | None) -> tuple[str, ...]:
-    return (stop,) if isinstance(stop, str) else tuple(stop or ())
 
 
 def _end_of_text_ids(model: Any, tokenizer: Any) -> frozenset[int]:

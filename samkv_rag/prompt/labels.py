@@ -9,9 +9,10 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
-from os.path import commonprefix
 
 from samkv_rag.ingestion.recognition import TextSpan
+
+_BEGINNING = re.compile(r"\W*\w*\W?")
 
 
 def split_labels(spans: Sequence[TextSpan]) -> list[TextSpan]:
@@ -24,7 +25,8 @@ def split_labels(spans: Sequence[TextSpan]) -> list[TextSpan]:
     chunks = [number for number, span in enumerate(spans) if span.text_digest]
     if len(chunks) < 2 or chunks[0] != 1 or any(b - a != 2 for a, b in pairwise(chunks)):
         return list(spans)
-    head, *between = texts = [spans[number - 1].text for number in chunks]
+    texts = [spans[number - 1].text for number in chunks]
+    between = texts[1:]
     for start in _line_starts(between[0]):
         num_breaks = between[0].count("\n", start)
         cuts = [_nth_line_from_end(text, num_breaks) for text in texts]
@@ -48,9 +50,9 @@ def _nth_line_from_end(text: str, num_breaks: int) -> int:
 
 
 def _begin_alike(labels: Sequence[str]) -> bool:
-    """Whether all begin with the same whole words or signs, whatever their numbers."""
-    common = commonprefix([re.sub(r"\d+", "0", label) for label in labels])
-    return bool(re.match(r"\S.*\W|\W", common.lstrip(), re.DOTALL)) and not common[:1].isspace()
+    """Whether all begin with the same word and the sign behind it, whatever their numbers."""
+    beginnings = {re.sub(r"\d+", "0", next(_BEGINNING.finditer(label))[0]) for label in labels}
+    return len(beginnings) == 1 and not labels[0][:1].isspace() and "" not in beginnings
 
 
 def _cut(span: TextSpan, at: int | None) -> list[TextSpan]:

@@ -56,9 +56,7 @@ def test_chunks_change_places_where_the_same_text_divides_them(
 
 
 @pytest.mark.parametrize("label", ["", "keeper"])
-def test_what_is_retained_and_answered_does_not_depend_on_the_chunks_order(
-    make_engine: MakeEngine, label: str
-) -> None:
+def test_what_is_retained_and_answered_does_not_depend_on_the_chunks_order(make_engine: MakeEngine, label: str) -> None:
     engine = make_engine(resume_layer=1)
     engine.add_chunks(CHUNKS)
     retained, answers = set(), set()

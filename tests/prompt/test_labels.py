@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 
 from samkv_rag.ingestion.recognition import TextSpan
@@ -25,7 +27,10 @@ def spans_of(*texts: str) -> list[TextSpan]:
             ["file: a.md\n\n", "file: b.md\n\n", "file: c\n\n"],
         ),
         (("Context:\nfile: a.md\n\n", "A", "\n\nfile: b.md\n\n", "B", "\n\nq"), ["file: a.md\n\n", "file: b.md\n\n"]),
-        (("Use:\nfile: 1\npage: 2\n\n", "A", "\nfile: 3\npage: 2\n\n", "B", "?"), ["file: 1\npage: 2\n\n", "file: 3\npage: 2\n\n"]),
+        (
+            ("Use:\nfile: 1\npage: 2\n\n", "A", "\nfile: 3\npage: 2\n\n", "B", "?"),
+            ["file: 1\npage: 2\n\n", "file: 3\npage: 2\n\n"],
+        ),
         (("Use:\n[1] ", "A", "\n\n[2] ", "B", "\n\n[10] ", "C", "\nq"), ["[1] ", "[2] ", "[10] "]),
         (("Use:\n9. ", "A", "\n10. ", "B", "\nq"), ["9. ", "10. "]),
         (("<doc id=1>\n<text>\n", "A", "\n</text>\n</doc>\n<doc id=2>\n<text>\n", "B", "\nq"), ["<text>\n"] * 2),
@@ -47,5 +52,5 @@ def test_labels_are_cut_off_where_every_chunk_has_one(texts: tuple[str, ...], la
     assert found == labels
     assert "".join(span.text for span in spans) == "".join(texts)
     assert [span.start_char for span in spans] == [sum(len(s.text) for s in spans[:n]) for n in range(len(spans))]
-    for label, behind in zip(spans, spans[1:], strict=False):
+    for label, behind in pairwise(spans):
         assert not label.is_label or behind.text_digest
