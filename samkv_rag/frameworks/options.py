@@ -10,24 +10,7 @@ from typing import Any
 from samkv_rag.checks import refuse_unknown
 from samkv_rag.config import EngineConfig
 from samkv_rag.exceptions import ConfigurationError
-from samkv_rag.store.unreachable import MASK, without_secrets
-
-__all__ = [
-    "CALL_OPTIONS",
-    "ENGINE_OPTIONS",
-    "as_config",
-    "as_dtype_name",
-    "as_method",
-    "as_path_text",
-    "as_secret",
-    "as_texts",
-    "call_options",
-    "config_error",
-    "method_as_dict",
-    "parse_bool",
-    "secret_value",
-    "without_secrets",
-]
+from samkv_rag.store.unreachable import MASK
 
 ENGINE_OPTIONS = (
     "store",

@@ -39,8 +39,8 @@ class SparsePrefill(CachedPrefill):
     """Retains at most ``sequence_ratio`` of the chunk tokens, and all other tokens.
 
     Args:
-        sequence_ratio: hard cap on chunk tokens retained ÷ chunk tokens in the prompt, in (0, 1]. At 1
-            everything is recomputed from the bottom, which equals full prefill.
+        sequence_ratio: hard cap on chunk tokens retained ÷ chunk tokens in the prompt, in (0, 1]. At 1, with
+            no recompute_ratio, everything is recomputed from the bottom, which equals full prefill.
         recompute: run retained tokens through the model again, so that chunks see each other.
         recompute_ratio: hard cap on chunk tokens recomputed ÷ chunk tokens in the prompt, in (0, 1]. Below
             ``sequence_ratio`` the best-scored of the retained tokens are recomputed. None: all of them.
@@ -113,7 +113,7 @@ class SparsePrefill(CachedPrefill):
     def resume_layer(self, context: PrefillContext) -> int:
         """Layer at which recomputation of the retained tokens starts."""
         from_bottom = not self.recompute or self.update == "fusion" or self.resume is False
-        if from_bottom or (self.resume is None and self.sequence_ratio == 1):
+        if from_bottom or (self.resume is None and self.computed_ratio == 1):
             return 0
         return context.spec.resume_layer
 
@@ -127,7 +127,7 @@ class SparsePrefill(CachedPrefill):
         return selected.tokens & blocks.best_within(scores, int(self.computed_ratio * layout.num_chunk_tokens + 1e-6))
 
     def _select(self, context: PrefillContext) -> Selected:
-        if self.sequence_ratio == 1:
+        if self.sequence_ratio == 1 and not 0 < self.computed_ratio < 1:
             return Selected(context.layout.is_chunk)
         wanted = self.anchors(context)
         budget = plan_budget(context.layout, self.sequence_ratio, wanted)

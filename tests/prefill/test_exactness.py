@@ -155,14 +155,15 @@ def slow_recomputation(layout: Any, mask_by_layer: list[torch.Tensor]) -> torch.
     return model.lm_head(model.model.norm(hidden))[0, -1]
 
 
+@pytest.mark.parametrize("sequence_ratio", [0.3, 1.0])
 @pytest.mark.parametrize("recompute_ratio", [0.05, 0.2])
 @pytest.mark.parametrize("resume_layer", [0, 2])
 def test_recomputing_a_part_of_what_is_retained_equals_its_mask(
-    make_engine: MakeEngine, resume_layer: int, recompute_ratio: float
+    make_engine: MakeEngine, resume_layer: int, recompute_ratio: float, sequence_ratio: float
 ) -> None:
     engine = make_engine(resume_layer=resume_layer)
     engine.add_chunks(CHUNKS)
-    options = {"recompute_view": "all", "sequence_ratio": 0.3, "recompute_ratio": recompute_ratio}
+    options = {"recompute_view": "all", "sequence_ratio": sequence_ratio, "recompute_ratio": recompute_ratio}
     chosen = tiny.method(placement="by_score", **options)
     given = context(engine, chosen)
     with torch.inference_mode():

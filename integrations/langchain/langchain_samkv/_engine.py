@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from samkv_rag.config import EngineConfig
 from samkv_rag.frameworks.handle import EngineHandle
-from samkv_rag.frameworks.options import ENGINE_OPTIONS, secret_value, without_secrets
+from samkv_rag.frameworks.options import ENGINE_OPTIONS, secret_value
+from samkv_rag.store.unreachable import without_secrets
 
 if TYPE_CHECKING:
     from samkv_rag import SamKVEngine

@@ -42,9 +42,9 @@ from samkv_rag.frameworks.options import (
     as_texts,
     config_error,
     method_as_dict,
-    without_secrets,
 )
 from samkv_rag.frameworks.streams import aiter_in_thread
+from samkv_rag.store.unreachable import without_secrets
 
 if TYPE_CHECKING:
     from samkv_rag import SamKVEngine

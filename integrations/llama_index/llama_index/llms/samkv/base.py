@@ -50,10 +50,10 @@ from samkv_rag.frameworks.options import (
     method_as_dict,
     parse_bool,
     secret_value,
-    without_secrets,
 )
 from samkv_rag.frameworks.streams import aiter_in_thread, closing_source
 from samkv_rag.results import GenerationMetrics
+from samkv_rag.store.unreachable import without_secrets
 
 if TYPE_CHECKING:
     from samkv_rag import Explanation, SamKVEngine

@@ -12,9 +12,9 @@ from llama_index.llms.samkv._nodes import chunks_with_ids
 from samkv_rag.checks import refuse_unknown
 from samkv_rag.exceptions import ConfigurationError
 from samkv_rag.frameworks.handle import EngineHandle, resolve_handle
-from samkv_rag.frameworks.options import without_secrets
 from samkv_rag.frameworks.threads import run_in_thread_shielded
 from samkv_rag.sources import ids_of, source_names
+from samkv_rag.store.unreachable import without_secrets
 
 if TYPE_CHECKING:
     from llama_index.llms.samkv.base import SamKVLLM
