@@ -62,7 +62,7 @@ class Scout(SparsePrefill):
     score_layers: tuple[float, float] = (0.5, 0.83)
     emphasis_tokens: int = 1
     emphasis_weight: float = 3.0
-    placement: Placement = "prompt"
+    placement: Placement = "by_score"
     match_power: float = 1.0
 
     def __post_init__(self) -> None:

@@ -27,7 +27,6 @@ from samkv_rag.frameworks.options import (
     call_options,
     config_error,
     method_as_dict,
-    without_secrets,
 )
 from samkv_rag.prefill import Epic, Scout
 
@@ -173,18 +172,3 @@ class TestMessages:
         monkeypatch.setattr(tiny_engine.tokenizer.tokenizer, "chat_template", template)
         with pytest.raises(ChatTemplateError, match="2 refused"):
             render(tiny_engine, said(("user", "Hi"), ("user", "again")))
-
-
-@pytest.mark.parametrize(
-    ("store", "shown"),
-    [
-        (":memory:", ":memory:"),
-        ("folder/a@b", "folder/a@b"),
-        ("s3://bucket/a@b", "s3://**********@b"),  # rather too much than a password
-        ("redis://host:6379/2", "redis://host:6379/2"),
-        ("redis://:word@host:6379/2", "redis://**********@host:6379/2"),
-        ("rediss://user:word@host", "rediss://**********@host"),
-    ],
-)
-def test_a_store_is_shown_without_its_password(store: str, shown: str) -> None:
-    assert without_secrets(store) == shown

@@ -164,7 +164,7 @@ def test_recomputing_a_part_of_what_is_retained_equals_its_mask(
     engine = make_engine(resume_layer=resume_layer)
     engine.add_chunks(CHUNKS)
     options = {"recompute_view": "all", "sequence_ratio": sequence_ratio, "recompute_ratio": recompute_ratio}
-    chosen = tiny.method(placement="by_score", **options)
+    chosen = tiny.method(**options)
     given = context(engine, chosen)
     with torch.inference_mode():
         prefilled = chosen.prefill(given)

@@ -90,7 +90,7 @@ def read_backs(num_layers: int, method: PrefillMethod | None = None) -> Counter[
     [
         Scout(),
         Scout(recompute_view="all"),
-        Scout(placement="by_score"),
+        Scout(placement="prompt"),
         Scout(recompute_view="chunk"),
         Scout(resume=False),
         Scout(update="fusion"),

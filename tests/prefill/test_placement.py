@@ -65,7 +65,7 @@ def test_what_is_retained_and_answered_does_not_depend_on_the_chunks_order(make_
         prompt = tiny.rag_prompt(chunks)
         for number, chunk in zip(order, chunks, strict=True):
             prompt = prompt.replace(chunk, f"file: {label}{number}\n{chunk}" if label else chunk)
-        result = engine.generate(prompt, max_new_tokens=8, method=tiny.method(placement="by_score"))
+        result = engine.generate(prompt, max_new_tokens=8, method=tiny.method())
         assert [use.text for use in result.chunks] == chunks
         retained.add(tuple(sorted((use.text, use.retained_tokens) for use in result.chunks)))
         answers.add(result.token_ids)
@@ -75,7 +75,7 @@ def test_what_is_retained_and_answered_does_not_depend_on_the_chunks_order(make_
 def test_the_order_matters_where_chunks_stay(make_engine: MakeEngine) -> None:
     engine = make_engine()
     engine.add_chunks(CHUNKS)
-    method = tiny.method()
+    method = tiny.method(placement="prompt")
     both = (engine.generate(tiny.rag_prompt(c), max_new_tokens=1, method=method).chunks for c in (CHUNKS, CHUNKS[::-1]))
     first, second = ({use.text: use.retained_tokens for use in uses} for uses in both)
     assert first != second

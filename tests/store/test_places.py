@@ -235,6 +235,9 @@ def test_locations_make_the_tiers_they_say(tmp_path: Path) -> None:
         ("redis://host?password=hunter2", "redis://host?**********"),
         ("s3://bucket/kv?sig=hunter2", "s3://bucket/kv?**********"),
         ("folder/with@and?marks", "folder/with@and?marks"),
+        (":memory:", ":memory:"),
+        ("s3://bucket/a@b", "s3://**********@b"),  # rather too much than a password
+        ("redis://host:6379/2", "redis://host:6379/2"),
     ],
 )
 def test_secrets_are_masked(location: str, shown: str) -> None:
