@@ -25,13 +25,13 @@ from samkv_rag.exceptions import (
     StoreUnreachableError,
 )
 from samkv_rag.ingestion.encoder import encode
-from samkv_rag.ingestion.recognition import PREFIX_CHARS, ChunkIndex, Match, describe, text_digest
+from samkv_rag.ingestion.recognition import ChunkIndex, Match, describe, text_digest
 from samkv_rag.model.decoder import Decoder
 from samkv_rag.model.tokenization import PromptTokenizer, printable
 from samkv_rag.results import IngestionReport
 from samkv_rag.store.base import Store
 from samkv_rag.store.catalog import Catalog, KnownText
-from samkv_rag.store.codec import ChunkIdentity, StoredChunk, encode_chunk, open_chunk
+from samkv_rag.store.codec import PREFIX_CHARS, ChunkIdentity, StoredChunk, encode_chunk, open_chunk
 
 logger = logging.getLogger(__name__)
 
@@ -358,17 +358,8 @@ class ChunkLibrary:
         return chunk_key(self._owner.fingerprint, digest)
 
     def _identity(self, known: KnownText) -> ChunkIdentity:
-        return ChunkIdentity(
-            self._owner.fingerprint,
-            known.digest,
-            known.num_chars,
-            known.prefix_hash,
-            known.text_hash,
-            known.num_tokens,
-            self._owner.namespace,
-            self._owner.model,
-            self._owner.model_name,
-        )
+        owner = self._owner
+        return ChunkIdentity(owner.fingerprint, *known, owner.namespace, owner.model, owner.model_name)
 
     def _encoded(self, pending: Sequence[_Pending]) -> Iterator[tuple[str, ChunkCache]]:
         """Yield texts and their caches, computed batch by batch."""

@@ -29,13 +29,13 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 _WAIT_S = 60.0
-_SCHEMA_VERSION = 4
+_SCHEMA_VERSION = 5
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS chunks (
     id INTEGER PRIMARY KEY AUTOINCREMENT,
     key TEXT NOT NULL UNIQUE,
     fingerprint TEXT NOT NULL, digest TEXT NOT NULL,
-    num_chars INTEGER NOT NULL, prefix_hash INTEGER NOT NULL, text_hash INTEGER NOT NULL,
+    num_chars INTEGER NOT NULL, prefix TEXT NOT NULL, suffix TEXT NOT NULL,
     num_tokens INTEGER NOT NULL,
     namespace TEXT NOT NULL, model TEXT NOT NULL, model_name TEXT NOT NULL);
 CREATE INDEX IF NOT EXISTS chunks_of ON chunks (fingerprint, id);
@@ -52,8 +52,8 @@ class KnownText(NamedTuple):
 
     digest: str
     num_chars: int
-    prefix_hash: int
-    text_hash: int
+    prefix: str
+    suffix: str
     num_tokens: int
 
 
@@ -81,8 +81,7 @@ class Catalog:
             if since and self._is_unchanged(connection):
                 return []
             rows = connection.execute(
-                "SELECT id, digest, num_chars, prefix_hash, text_hash, num_tokens FROM chunks "
-                "WHERE fingerprint = ? AND id > ? ORDER BY id",
+                f"SELECT id, {', '.join(KnownText._fields)} FROM chunks WHERE fingerprint = ? AND id > ? ORDER BY id",
                 (fingerprint, since),
             ).fetchall()
             if rows:
