@@ -18,8 +18,8 @@ from samkv_rag.store.catalog import KnownText
 from samkv_rag.store.codec import PREFIX_CHARS
 
 _MAX_READ = 256
-"""Characters of a prompt that are read for each of its characters, by all texts of one prefix. Ordinary prompts
-need a few. The n-th prefix met may use an n-th: no texts use up what others need, and the sum stays bounded."""
+"""Characters that may be read to look for texts of one prefix, for each character of the prompt. The n-th prefix that
+is met has an n-th of it. So no texts use up what others need, and the sum is bounded, too."""
 _DIGEST_CHARS = 128
 """What beginning and finishing one SHA-256 costs, in characters."""
 
@@ -101,8 +101,8 @@ class ChunkIndex:
         """Return the known chunks in ``prompt``, left to right, the longest where they overlap."""
         matches: list[Match] = []
         left: dict[str, int] = {}
-        start, last = 0, len(prompt) - PREFIX_CHARS
-        while start <= last:
+        start = 0
+        while start < len(prompt):
             prefix = prompt[start : start + PREFIX_CHARS]
             match = self._longest(prompt, start, prefix, left) if prefix in self._endings else None
             if match:
@@ -111,7 +111,7 @@ class ChunkIndex:
         return matches
 
     def _longest(self, prompt: str, start: int, prefix: str, left: dict[str, int]) -> Match | None:
-        """The longest known text at ``start``; None, too, where no characters are ``left`` to read for its prefix."""
+        """The longest known text at ``start``; None, too, where what was ``left`` to read for ``prefix`` is used up."""
         lengths, room = self._endings[prefix], len(prompt) - start
         tried = lengths if len(lengths) < room else range(PREFIX_CHARS, room + 1)
         left.setdefault(prefix, _MAX_READ * len(prompt) // (len(left) + 1))
@@ -136,10 +136,8 @@ def split_prompt(prompt: str, matches: Sequence[Match]) -> list[TextSpan]:
     """Cut ``prompt`` into chunks and the text between, in order, losing nothing."""
     spans, position = [], 0
     for match in matches:
-        if match.start > position:
-            spans.append(TextSpan(position, prompt[position : match.start], None))
+        spans.append(TextSpan(position, prompt[position : match.start], None))
         spans.append(TextSpan(match.start, prompt[match.start : match.stop], match.text_digest))
         position = match.stop
-    if position < len(prompt):
-        spans.append(TextSpan(position, prompt[position:], None))
-    return spans
+    spans.append(TextSpan(position, prompt[position:], None))
+    return [span for span in spans if span.text]
