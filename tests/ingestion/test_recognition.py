@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from samkv_rag.ingestion.recognition import ChunkIndex, describe, split_prompt
+from samkv_rag.ingestion.recognition import ChunkIndex, describe, split_prompt, text_digest
 
 A = "The lamp burns paraffin vapour and is lit at sunset."
 B = "The tide turns at four; the slip is then free of weed."
@@ -145,6 +145,22 @@ def test_hostile_texts_cost_little_and_hinder_no_others(name: str) -> None:
     assert time.process_time() - started < 2
 
 
+def test_the_sum_for_many_prefixes_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    period = "".join(map(chr, range(400, 800)))
+    prompt = period * 60
+    index = index_of(*(unlike(prompt[at : at + 8000]) for at in range(len(period))))
+    num_digested = 0
+
+    def counting(text: str) -> str:
+        nonlocal num_digested
+        num_digested += len(text)
+        return text_digest(text)
+
+    monkeypatch.setattr("samkv_rag.ingestion.recognition.text_digest", counting)
+    assert found(index, prompt) == []
+    assert len(prompt) < num_digested < 7 * 256 * len(prompt)  # 1 + 1/2 + ... + 1/400 is less than 7
+
+
 def test_many_texts_of_one_letter_are_found_quickly() -> None:
     texts = ["a" * length for length in range(16, 2016)]
     index = index_of(*texts)
@@ -159,7 +175,10 @@ def test_a_prompt_as_short_as_a_chunk_is_looked_through_for_any_number_of_texts(
 
 
 def test_a_text_known_wrongly_is_found_once_it_is_known_rightly() -> None:
-    wrongly: list[dict[str, Any]] = [{"suffix": "x" * 16}, {"suffix": ""}, {"prefix": "x"}, {"num_chars": 2**62}]
+    wrongly: list[dict[str, Any]] = [
+        *({"suffix": "x" * 16}, {"suffix": ""}, {"prefix": "x"}, {"num_chars": 2**62}),
+        {"suffix": "", "num_chars": len(A) + 20},
+    ]
     for wrong in wrongly:
         index = ChunkIndex()
         index.add([describe(A)._replace(**wrong)])
