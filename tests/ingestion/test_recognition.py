@@ -189,6 +189,12 @@ def test_a_text_known_wrongly_is_found_once_it_is_known_rightly() -> None:
         assert found(index, A) == [A]
 
 
+def test_an_empty_text_with_a_forged_prefix_and_suffix_is_not_known() -> None:
+    index = index_of(A)
+    index.add([describe("")._replace(prefix=B[:16], suffix="x" * 16)])
+    assert found(index, f"{'x' * 16}{B}{A}") == [A]
+
+
 def test_lone_surrogates_do_no_harm() -> None:
     text = "\ud800 a lone surrogate \udfff in a text \ud800"
     assert found(index_of(text), f"x{text}\udfff{text}") == [text, text]
