@@ -99,20 +99,20 @@ class ChunkIndex:
 
     def find(self, prompt: str) -> list[Match]:
         """Return the known chunks in ``prompt``, left to right, the longest where they overlap."""
-        matches: list[Match] = []
+        prefixes = self._endings
+        starts = [start for start in range(len(prompt)) if prompt[start : start + PREFIX_CHARS] in prefixes]
+        matches, position = [], 0
         left: dict[str, int] = {}
-        start = 0
-        while start < len(prompt):
-            prefix = prompt[start : start + PREFIX_CHARS]
-            match = self._longest(prompt, start, prefix, left) if prefix in self._endings else None
-            if match:
+        for start in starts:
+            if start >= position and (match := self._longest(prompt, start, left)):
                 matches.append(match)
-            start = match.stop if match else start + 1
+                position = match.stop
         return matches
 
-    def _longest(self, prompt: str, start: int, prefix: str, left: dict[str, int]) -> Match | None:
-        """The longest known text at ``start``; None, too, where what was ``left`` to read for ``prefix`` is used up."""
-        lengths, room = self._endings[prefix], len(prompt) - start
+    def _longest(self, prompt: str, start: int, left: dict[str, int]) -> Match | None:
+        """The longest known text at ``start``; None, too, where nothing is ``left`` to be read for its prefix."""
+        prefix, room = prompt[start : start + PREFIX_CHARS], len(prompt) - start
+        lengths = self._endings[prefix]
         tried = lengths if len(lengths) < room else range(PREFIX_CHARS, room + 1)
         left.setdefault(prefix, _MAX_READ * len(prompt) // (len(left) + 1))
         left[prefix] -= PREFIX_CHARS * len(tried)
