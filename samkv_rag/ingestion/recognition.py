@@ -13,9 +13,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from samkv_rag.store.catalog import KnownText
 from samkv_rag.store.codec import PREFIX_CHARS
+
+T = TypeVar("T")
 
 _MAX_READ = 256
 """Characters that may be read to look for texts of one prefix, for each character of the prompt. The n-th prefix that
@@ -59,8 +62,9 @@ class ChunkIndex:
 
     def __init__(self) -> None:
         self._texts: dict[str, KnownText] = {}
-        self._endings: dict[str, dict[int, dict[str, int]]] = {}
-        """How many texts have a prefix, a length and a suffix."""
+        self._lengths: dict[str, dict[int, int]] = {}
+        """By prefix; how many texts have each."""
+        self._suffixes: dict[str, int] = {}
 
     def __len__(self) -> int:
         return len(self._texts)
@@ -80,26 +84,23 @@ class ChunkIndex:
             if text.num_chars >= PREFIX_CHARS == len(text.suffix):
                 self.remove([text.digest])
                 self._texts[text.digest] = text
-                suffixes = self._endings.setdefault(text.prefix, {}).setdefault(text.num_chars, {})
-                suffixes[text.suffix] = suffixes.get(text.suffix, 0) + 1
+                lengths = self._lengths.setdefault(text.prefix, {})
+                lengths[text.num_chars] = lengths.get(text.num_chars, 0) + 1
+                self._suffixes[text.suffix] = self._suffixes.get(text.suffix, 0) + 1
 
     def remove(self, digests: Iterable[str]) -> None:
         """Forget texts."""
         for digest in digests:
             if text := self._texts.pop(digest, None):
-                lengths = self._endings[text.prefix]
-                suffixes = lengths[text.num_chars]
-                suffixes[text.suffix] -= 1
-                if not suffixes[text.suffix]:
-                    del suffixes[text.suffix]
-                if not suffixes:
-                    del lengths[text.num_chars]
+                lengths = self._lengths[text.prefix]
+                _take_one(lengths, text.num_chars)
                 if not lengths:
-                    del self._endings[text.prefix]
+                    del self._lengths[text.prefix]
+                _take_one(self._suffixes, text.suffix)
 
     def find(self, prompt: str) -> list[Match]:
         """Return the known chunks in ``prompt``, left to right, the longest where they overlap."""
-        prefixes = self._endings
+        prefixes = self._lengths
         starts = [start for start in range(len(prompt)) if prompt[start : start + PREFIX_CHARS] in prefixes]
         matches, position = [], 0
         left: dict[str, int] = {}
@@ -112,7 +113,7 @@ class ChunkIndex:
     def _longest(self, prompt: str, start: int, left: dict[str, int]) -> Match | None:
         """The longest known text at ``start``; None, too, where nothing is ``left`` to be read for its prefix."""
         prefix, room = prompt[start : start + PREFIX_CHARS], len(prompt) - start
-        lengths = self._endings[prefix]
+        lengths, suffixes = self._lengths[prefix], self._suffixes
         tried = lengths if len(lengths) < room else range(PREFIX_CHARS, room + 1)
         left.setdefault(prefix, _MAX_READ * len(prompt) // (len(left) + 1))
         left[prefix] -= PREFIX_CHARS * len(tried)
@@ -121,7 +122,7 @@ class ChunkIndex:
         stops = [
             start + num_chars
             for num_chars in tried
-            if prompt[start + num_chars - PREFIX_CHARS : start + num_chars] in lengths.get(num_chars, ())
+            if prompt[start + num_chars - PREFIX_CHARS : start + num_chars] in suffixes and num_chars in lengths
         ]
         for stop in sorted(stops, reverse=True):
             left[prefix] -= stop - start + _DIGEST_CHARS
@@ -130,6 +131,12 @@ class ChunkIndex:
             if (digest := text_digest(prompt[start:stop])) in self._texts:
                 return Match(start, stop, digest)
         return None
+
+
+def _take_one(counts: dict[T, int], value: T) -> None:
+    counts[value] -= 1
+    if not counts[value]:
+        del counts[value]
 
 
 def split_prompt(prompt: str, matches: Sequence[Match]) -> list[TextSpan]:
