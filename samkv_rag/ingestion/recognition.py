@@ -13,12 +13,10 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any
 
 from samkv_rag.store.catalog import KnownText
 from samkv_rag.store.codec import PREFIX_CHARS
-
-T = TypeVar("T")
 
 _MAX_READ = 256
 """Characters that may be read to look for texts of one prefix, for each character of the prompt. The n-th prefix that
@@ -100,8 +98,7 @@ class ChunkIndex:
 
     def find(self, prompt: str) -> list[Match]:
         """Return the known chunks in ``prompt``, left to right, the longest where they overlap."""
-        prefixes = self._lengths
-        starts = [start for start in range(len(prompt)) if prompt[start : start + PREFIX_CHARS] in prefixes]
+        starts = [start for start in range(len(prompt)) if prompt[start : start + PREFIX_CHARS] in self._lengths]
         matches, position = [], 0
         left: dict[str, int] = {}
         for start in starts:
@@ -113,18 +110,14 @@ class ChunkIndex:
     def _longest(self, prompt: str, start: int, left: dict[str, int]) -> Match | None:
         """The longest known text at ``start``; None, too, where nothing is ``left`` to be read for its prefix."""
         prefix, room = prompt[start : start + PREFIX_CHARS], len(prompt) - start
-        lengths, suffixes = self._lengths[prefix], self._suffixes
+        lengths = self._lengths[prefix]
         tried = lengths if len(lengths) < room else range(PREFIX_CHARS, room + 1)
         left.setdefault(prefix, _MAX_READ * len(prompt) // (len(left) + 1))
         left[prefix] -= PREFIX_CHARS * len(tried)
         if left[prefix] < 0:
             return None
-        stops = [
-            start + num_chars
-            for num_chars in tried
-            if prompt[start + num_chars - PREFIX_CHARS : start + num_chars] in suffixes and num_chars in lengths
-        ]
-        for stop in sorted(stops, reverse=True):
+        stops = (start + num_chars for num_chars in tried)
+        for stop in sorted((s for s in stops if prompt[s - PREFIX_CHARS : s] in self._suffixes), reverse=True):
             left[prefix] -= stop - start + _DIGEST_CHARS
             if left[prefix] < 0:
                 return None
@@ -133,7 +126,7 @@ class ChunkIndex:
         return None
 
 
-def _take_one(counts: dict[T, int], value: T) -> None:
+def _take_one(counts: dict[Any, int], value: object) -> None:
     counts[value] -= 1
     if not counts[value]:
         del counts[value]
