@@ -106,14 +106,7 @@ _FINGERPRINT = "random"
 
 def _identity(number: int) -> ChunkIdentity:
     known = describe(f"Record {number}: what stands in a text of this number, told at some length.", CHUNK_TOKENS)
-    return ChunkIdentity(
-        fingerprint=_FINGERPRINT,
-        digest=known.digest,
-        num_chars=known.num_chars,
-        prefix_hash=known.prefix_hash,
-        text_hash=known.text_hash,
-        num_tokens=CHUNK_TOKENS,
-    )
+    return ChunkIdentity(_FINGERPRINT, *known)
 
 
 def _random_chunk(shape: str, seed: int) -> ChunkCache:

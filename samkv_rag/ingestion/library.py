@@ -25,13 +25,13 @@ from samkv_rag.exceptions import (
     StoreUnreachableError,
 )
 from samkv_rag.ingestion.encoder import encode
-from samkv_rag.ingestion.recognition import PREFIX_CHARS, ChunkIndex, Match, describe, text_digest
+from samkv_rag.ingestion.recognition import ChunkIndex, Match, describe, text_digest
 from samkv_rag.model.decoder import Decoder
 from samkv_rag.model.tokenization import PromptTokenizer, printable
 from samkv_rag.results import IngestionReport
 from samkv_rag.store.base import Store
 from samkv_rag.store.catalog import Catalog, KnownText
-from samkv_rag.store.codec import ChunkIdentity, StoredChunk, encode_chunk, open_chunk
+from samkv_rag.store.codec import PREFIX_CHARS, ChunkIdentity, StoredChunk, encode_chunk, open_chunk
 
 logger = logging.getLogger(__name__)
 
@@ -67,14 +67,6 @@ class Announcement:
     def cancel(self) -> None:
         """Read no more of its chunks ahead; what is under way is finished. Any number of times."""
         self._stop_prefetch()
-
-
-@dataclass(frozen=True)
-class _Pending:
-    """A chunk to be computed."""
-
-    text: str
-    token_ids: list[int]
 
 
 class ChunkLibrary:
@@ -119,8 +111,7 @@ class ChunkLibrary:
     def has(self, text: str) -> bool:
         """Whether a chunk is stored."""
         (cleaned,) = _cleaned([text])
-        key = self._key(text_digest(cleaned))
-        return key in self._store.contains([key])
+        return bool(self._store.contains([self._key(text_digest(cleaned))]))
 
     def knows(self, digest: str) -> bool:
         """Whether the chunk of this text digest was stored, rather than only announced."""
@@ -160,7 +151,7 @@ class ChunkLibrary:
         worthwhile = [text for text in unique if len(text) >= PREFIX_CHARS]
         keys = {text: self._key(text_digest(text)) for text in worthwhile}
         stored = self._store.contains(keys.values())
-        pending = [self._tokenised(text) for text in worthwhile if keys[text] not in stored]
+        pending = self._tokenised(text for text in worthwhile if keys[text] not in stored)
         disable = None if show_progress is None and pending else not (show_progress and pending)
         with tqdm(total=len(pending), desc="Caching chunks", unit="chunk", disable=disable) as bar:
             for text, cache in self._encoded(pending):
@@ -177,7 +168,7 @@ class ChunkLibrary:
             num_added=len(pending),
             num_reused=len(known),
             num_skipped=len(unique) - len(worthwhile),
-            num_tokens=sum(len(item.token_ids) for item in pending),
+            num_tokens=sum(map(len, pending.values())),
             elapsed_s=time.perf_counter() - started,
         )
 
@@ -248,8 +239,7 @@ class ChunkLibrary:
             readers = [self._open(text) for text in texts]
         finally:
             stop_prefetch()
-        missing = list(dict.fromkeys(text for text, reader in zip(texts, readers, strict=True) if reader is None))
-        computed = self._compute(missing)
+        computed = self._compute(text for text, reader in zip(texts, readers, strict=True) if reader is None)
         return [(reader, True) if reader else (computed[t], False) for t, reader in zip(texts, readers, strict=True)]
 
     def distrust(self, texts: Iterable[str]) -> None:
@@ -294,9 +284,9 @@ class ChunkLibrary:
             if len(self._verified) > _MAX_VERIFIED:
                 self._verified.popitem(last=False)
 
-    def _compute(self, texts: Sequence[str]) -> dict[str, ChunkCache]:
+    def _compute(self, texts: Iterable[str]) -> dict[str, ChunkCache]:
         computed = {}
-        for text, cache in self._encoded([self._tokenised(text) for text in texts]):
+        for text, cache in self._encoded(self._tokenised(texts)):
             computed[text] = cache
             try:
                 self._put(text, cache)
@@ -358,44 +348,36 @@ class ChunkLibrary:
         return chunk_key(self._owner.fingerprint, digest)
 
     def _identity(self, known: KnownText) -> ChunkIdentity:
-        return ChunkIdentity(
-            self._owner.fingerprint,
-            known.digest,
-            known.num_chars,
-            known.prefix_hash,
-            known.text_hash,
-            known.num_tokens,
-            self._owner.namespace,
-            self._owner.model,
-            self._owner.model_name,
-        )
+        owner = self._owner
+        return ChunkIdentity(owner.fingerprint, *known, owner.namespace, owner.model, owner.model_name)
 
-    def _encoded(self, pending: Sequence[_Pending]) -> Iterator[tuple[str, ChunkCache]]:
+    def _tokenised(self, texts: Iterable[str]) -> dict[str, list[int]]:
+        """Token ids of texts whose KV is to be computed."""
+        pending, limit = {text: self._tokenizer.chunk_ids(text) for text in texts}, self._decoder.context_window
+        for text, ids in pending.items():
+            if len(ids) >= limit:
+                raise ChunkTooLongError(
+                    f"chunk {printable(text)!r} has {len(ids)} tokens, the model's context window is {limit}; "
+                    "split it into smaller chunks"
+                )
+        return pending
+
+    def _encoded(self, pending: dict[str, list[int]]) -> Iterator[tuple[str, ChunkCache]]:
         """Yield texts and their caches, computed batch by batch."""
-        for batch in _batches(pending, self._decoder.device.type):
-            token_ids = [item.token_ids for item in batch]
-            caches = self._run(partial(encode, self._decoder, token_ids, self._spec))
-            yield from zip((item.text for item in batch), caches, strict=True)
-
-    def _tokenised(self, text: str) -> _Pending:
-        ids, limit = self._tokenizer.chunk_ids(text), self._decoder.context_window
-        if len(ids) >= limit:
-            raise ChunkTooLongError(
-                f"chunk {printable(text)!r} has {len(ids)} tokens, the model's context window is {limit}; "
-                "split it into smaller chunks"
-            )
-        return _Pending(text, ids)
+        for texts in _batches(pending, self._decoder.device.type):
+            token_ids = [pending[text] for text in texts]
+            yield from zip(texts, self._run(partial(encode, self._decoder, token_ids, self._spec)), strict=True)
 
 
-def _batches(pending: Sequence[_Pending], device_type: str) -> Iterator[list[_Pending]]:
-    """Batches of chunks of like length, bounded in tokens, padding included."""
+def _batches(pending: dict[str, list[int]], device_type: str) -> Iterator[list[str]]:
+    """Batches of texts of like length, bounded in tokens, padding included."""
     batch_tokens = _BATCH_TOKENS.get(device_type, _BATCH_TOKENS["cpu"])
-    batch: list[_Pending] = []
-    for item in sorted(pending, key=lambda item: len(item.token_ids)):
-        if batch and (len(batch) + 1) * len(item.token_ids) > batch_tokens:
+    batch: list[str] = []
+    for text in sorted(pending, key=lambda text: len(pending[text])):
+        if batch and (len(batch) + 1) * len(pending[text]) > batch_tokens:
             yield batch
             batch = []
-        batch.append(item)
+        batch.append(text)
     if batch:
         yield batch
 
@@ -409,17 +391,11 @@ def _cleaned(texts: Iterable[str], empty_too: bool = False) -> Iterator[str]:
     for number, text in enumerate(texts):
         if not isinstance(text, str) or not (text.strip() or empty_too):
             raise EmptyChunkError(f"chunk {number} is {text!r}; it must be text that is not only white space")
-        if (at := _lone_surrogate(text)) is not None:
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
             raise EmptyChunkError(
-                f"chunk {number} holds half a surrogate pair ({text[at]!r}) at character {at}, which is not valid "
-                "Unicode; decode its bytes with errors='replace'"
-            )
+                f"chunk {number} holds half a surrogate pair ({text[error.start]!r}) at character {error.start}, which "
+                "is not valid Unicode; decode its bytes with errors='replace'"
+            ) from error
         yield text.strip()
-
-
-def _lone_surrogate(text: str) -> int | None:
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        return error.start
-    return None

@@ -16,7 +16,7 @@ import sqlite3
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import astuple, fields
 from typing import Any, NamedTuple, TypeVar
@@ -29,13 +29,13 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 _WAIT_S = 60.0
-_SCHEMA_VERSION = 4
+_SCHEMA_VERSION = 5
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS chunks (
     id INTEGER PRIMARY KEY AUTOINCREMENT,
     key TEXT NOT NULL UNIQUE,
     fingerprint TEXT NOT NULL, digest TEXT NOT NULL,
-    num_chars INTEGER NOT NULL, prefix_hash INTEGER NOT NULL, text_hash INTEGER NOT NULL,
+    num_chars INTEGER NOT NULL, prefix TEXT NOT NULL, suffix TEXT NOT NULL,
     num_tokens INTEGER NOT NULL,
     namespace TEXT NOT NULL, model TEXT NOT NULL, model_name TEXT NOT NULL);
 CREATE INDEX IF NOT EXISTS chunks_of ON chunks (fingerprint, id);
@@ -44,6 +44,7 @@ CREATE TABLE IF NOT EXISTS sources (
     PRIMARY KEY (fingerprint, source)) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS sources_of ON sources (key);
 """
+_OPTIONS: dict[str, Any] = {"check_same_thread": False, "isolation_level": None, "timeout": _WAIT_S}
 _COLUMNS = tuple(field.name for field in fields(ChunkIdentity))
 
 
@@ -52,8 +53,8 @@ class KnownText(NamedTuple):
 
     digest: str
     num_chars: int
-    prefix_hash: int
-    text_hash: int
+    prefix: str
+    suffix: str
     num_tokens: int
 
 
@@ -81,8 +82,7 @@ class Catalog:
             if since and self._is_unchanged(connection):
                 return []
             rows = connection.execute(
-                "SELECT id, digest, num_chars, prefix_hash, text_hash, num_tokens FROM chunks "
-                "WHERE fingerprint = ? AND id > ? ORDER BY id",
+                f"SELECT id, {', '.join(KnownText._fields)} FROM chunks WHERE fingerprint = ? AND id > ? ORDER BY id",
                 (fingerprint, since),
             ).fetchall()
             if rows:
@@ -108,8 +108,8 @@ class Catalog:
         gone = [(key,) for key in keys]
 
         def remove(connection: sqlite3.Connection) -> list[str]:
-            found = (connection.execute("SELECT digest FROM chunks WHERE key = ?", key).fetchone() for key in gone)
-            digests = [row[0] for row in found if row]
+            select = "SELECT digest FROM chunks WHERE key = ?"
+            digests = [row[0] for key in gone for row in connection.execute(select, key)]
             connection.executemany("DELETE FROM chunks WHERE key = ?", gone)
             connection.executemany("DELETE FROM sources WHERE key = ?", gone)
             return digests
@@ -129,25 +129,24 @@ class Catalog:
     def refer(self, fingerprint: str, sources: Mapping[str, str]) -> set[str]:
         """Record which chunk key each source stands for; return the keys that thereby lost their last source."""
         rows = [(fingerprint, source, key) for source, key in sources.items()]
-
-        def refer(connection: sqlite3.Connection) -> set[str]:
-            before = self._keys_of(connection, fingerprint, sources)
-            connection.executemany("INSERT OR REPLACE INTO sources VALUES (?, ?, ?)", rows)
-            return self._unreferenced(connection, before)
-
-        return self._write(refer)
+        return self._change("INSERT OR REPLACE INTO sources VALUES (?, ?, ?)", rows)
 
     def release(self, fingerprint: str, sources: Iterable[str]) -> set[str]:
         """Forget sources; return the keys that thereby lost their last one."""
-        gone = list(dict.fromkeys(sources))
+        rows = [(fingerprint, source) for source in sources]
+        return self._change("DELETE FROM sources WHERE fingerprint = ? AND source = ?", rows)
 
-        def release(connection: sqlite3.Connection) -> set[str]:
-            before = self._keys_of(connection, fingerprint, gone)
-            rows = [(fingerprint, source) for source in gone]
-            connection.executemany("DELETE FROM sources WHERE fingerprint = ? AND source = ?", rows)
-            return self._unreferenced(connection, before)
+    def _change(self, statement: str, rows: Sequence[tuple[str, ...]]) -> set[str]:
+        """Run ``statement`` for rows of fingerprint, source and more; return the keys that lost their last source."""
 
-        return self._write(release)
+        def change(connection: sqlite3.Connection) -> set[str]:
+            select = "SELECT key FROM sources WHERE fingerprint = ? AND source = ?"
+            before = {found[0] for row in rows for found in connection.execute(select, row[:2])}
+            connection.executemany(statement, rows)
+            select = "SELECT 1 FROM sources WHERE key = ? LIMIT 1"
+            return {key for key in before if connection.execute(select, (key,)).fetchone() is None}
+
+        return self._write(change)
 
     def sources(self, fingerprint: str) -> dict[str, str]:
         """Every source of a fingerprint and the chunk key that it refers to."""
@@ -183,15 +182,15 @@ class Catalog:
 
     def _opened(self) -> sqlite3.Connection:
         if self._path is None:
-            return self._prepared(sqlite3.connect(":memory:", **_options()))
+            return self._prepared(sqlite3.connect(":memory:", **_OPTIONS))
         is_new = self._create()
         if self._read_only:
             connection: sqlite3.Connection = sqlite3.connect(
-                f"{self._path.as_uri()}?mode=ro&immutable=1", uri=True, **_options()
+                f"{self._path.as_uri()}?mode=ro&immutable=1", uri=True, **_OPTIONS
             )
             connection.execute("SELECT 1 FROM chunks LIMIT 1")
             return connection
-        connection = self._prepared(sqlite3.connect(self._path, **_options()))
+        connection = self._prepared(sqlite3.connect(self._path, **_OPTIONS))
         if is_new:
             self._connection = connection
             if num_chunks := self.rebuild():
@@ -299,21 +298,6 @@ class Catalog:
         if code == sqlite3.SQLITE_READONLY:
             return StoreError(f"{place} can only be read; chunks cannot be added or removed here")
         return StoreError(f"{place} cannot be used: {error}")
-
-    @staticmethod
-    def _keys_of(connection: sqlite3.Connection, fingerprint: str, sources: Iterable[str]) -> set[str]:
-        select = "SELECT key FROM sources WHERE fingerprint = ? AND source = ?"
-        found = (connection.execute(select, (fingerprint, source)).fetchone() for source in sources)
-        return {row[0] for row in found if row}
-
-    @staticmethod
-    def _unreferenced(connection: sqlite3.Connection, keys: Iterable[str]) -> set[str]:
-        select = "SELECT 1 FROM sources WHERE key = ? LIMIT 1"
-        return {key for key in keys if connection.execute(select, (key,)).fetchone() is None}
-
-
-def _options() -> dict[str, Any]:
-    return {"check_same_thread": False, "isolation_level": None, "timeout": _WAIT_S}
 
 
 def _is_damage(error: Exception) -> bool:

@@ -35,7 +35,9 @@ from samkv_rag.store.quantization import (
     quantize_rows,
 )
 
-FORMAT_VERSION = 4
+FORMAT_VERSION = 5
+PREFIX_CHARS = 16
+"""Characters of a text's prefix and suffix, by which it is noticed in prompts; shorter texts are not worth a cache."""
 _METADATA = "samkv"
 _SUMMARY = tuple(field.name for field in fields(Summary))
 _DTYPES = {
@@ -63,9 +65,9 @@ class ChunkIdentity:
     digest: str
     """Of the text."""
     num_chars: int
-    prefix_hash: int
-    text_hash: int
-    """Both as ``prompt.recognition`` has them."""
+    prefix: str
+    suffix: str
+    """The text's first and last characters."""
     num_tokens: int
     namespace: str = ""
     model: str = ""
@@ -304,6 +306,8 @@ def _identity(body: dict[str, Any]) -> ChunkIdentity:
         if type(value).__name__ != field.type or (type(value) is int and not 0 <= value < 2**63):
             raise ValueError(f"{field.name} {value!r:.80}")
         str(value).encode()  # JSON can spell half a surrogate pair
+    if len(identity.prefix) > PREFIX_CHARS or len(identity.suffix) > PREFIX_CHARS:
+        raise ValueError(f"a prefix or suffix of more than {PREFIX_CHARS} characters")
     require_key(identity.digest)
     return identity
 

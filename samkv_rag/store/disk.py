@@ -28,7 +28,7 @@ from samkv_rag.store.base import Blob, Buffer, DamagedBlobError, Store, StoredBy
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 4
+FORMAT = 5
 MARKER = "samkv-store.json"
 _CATALOG = "catalog.sqlite"
 _WRITING_PREFIX = ".writing-"

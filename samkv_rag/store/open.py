@@ -46,7 +46,7 @@ def open_store(location: str | PathLike[str] | Store = ":memory:", **options: An
     name = fspath(location) if isinstance(location, (str, PathLike)) else None
     if not isinstance(name, str) or not name.strip():
         raise ConfigurationError(f"store is {location!r}; it must be ':memory:', a folder's path or a URL")
-    memory_bytes = _as_bytes("memory_bytes", options.get("memory_bytes"), low=0)
+    memory_bytes = _num_bytes("memory_bytes", options, low=0)
     if name == ":memory:":
         _require_known(name, options, ("memory_bytes",))
         return MemoryStore(memory_bytes)
@@ -55,7 +55,7 @@ def open_store(location: str | PathLike[str] | Store = ":memory:", **options: An
         return _open_url(name, memory_bytes, options)
     _require_known(name, options, _DISK_OPTIONS)
     folder = as_folder("store", location)
-    disk_bytes = _as_bytes("disk_bytes", options.get("disk_bytes"))
+    disk_bytes = _num_bytes("disk_bytes", options)
     return _behind_memory(memory_bytes, lambda: DiskStore(folder, disk_bytes))
 
 
@@ -71,7 +71,7 @@ def _open_url(url: str, memory_bytes: int | None, options: dict[str, Any]) -> St
     if "timeout_s" in options:
         require_number("timeout_s", options["timeout_s"], 1e-3, _MAX_SECONDS)
         client = {**client, "timeout_s": options["timeout_s"]}
-    disk_bytes = _as_bytes("disk_bytes", options.get("disk_bytes"))
+    disk_bytes = _num_bytes("disk_bytes", options)
     cache_folder = options.get("cache_folder")
     if cache_folder is None:
         if disk_bytes is not None:
@@ -88,11 +88,11 @@ def _behind_memory(memory_bytes: int | None, open_far: Callable[[], Store]) -> S
     return TieredStore(MemoryStore(memory_bytes), far) if memory_bytes else far
 
 
-def _as_bytes(name: str, value: object, low: int = 1) -> int | None:
-    if value is None:
-        return None
-    require_integer(name, value, low)
-    return int(value)  # type: ignore[call-overload, no-any-return]
+def _num_bytes(name: str, options: dict[str, Any], low: int = 1) -> int | None:
+    value: int | None = options.get(name)
+    if value is not None:
+        require_integer(name, value, low)
+    return value
 
 
 def _require_known(location: str, options: dict[str, Any], meant: tuple[str, ...]) -> None:

@@ -10,11 +10,11 @@ from samkv_rag.store.base import Blob, BytesBlob, StoredBytes, require_key
 from samkv_rag.store.unreachable import RemoteStore, without_secrets
 
 SCHEMES = ("redis", "rediss", "valkey", "valkeys")
-_PREFIX = "samkv:3:"
+_PREFIX = "samkv:"
 
 
 class RedisStore(RemoteStore):
-    """Keeps bytes under ``samkv:3:<key>``.
+    """Keeps bytes under ``samkv:<key>``.
 
     Args:
         url: ``redis://``, ``rediss://`` (TLS), ``valkey://`` or ``valkeys://``.

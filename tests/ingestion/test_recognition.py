@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import random
 import time
+from typing import Any
 
 import pytest
 
-from samkv_rag.ingestion.recognition import ChunkIndex, describe, split_prompt
-from samkv_rag.store.catalog import KnownText
+from samkv_rag.ingestion.recognition import ChunkIndex, describe, split_prompt, text_digest
 
 A = "The lamp burns paraffin vapour and is lit at sunset."
 B = "The tide turns at four; the slip is then free of weed."
@@ -66,66 +66,120 @@ def test_every_random_cut_is_found_and_nothing_is_lost() -> None:
         assert [span.text for span in spans if span.text_digest] == chunks
 
 
-# Texts that are made to collide
-
-THUE_MORSE = [1 if bin(i).count("1") % 2 else -1 for i in range(1024)]
-"""Added to a text's characters, this changes no polynomial's value modulo 2⁶⁴."""
-
-
-def shifted(text: str, at: int) -> str:
-    changed = "".join(chr(ord(c) + step) for c, step in zip(text[at : at + 1024], THUE_MORSE, strict=True))
-    return text[:at] + changed + text[at + 1024 :]
-
-
-def colliding(text: str, number: int = 0) -> KnownText:
-    """What would be known of another text of the same length and hashes."""
-    return describe(text)._replace(digest=f"{number:064x}")
+def slowly_found(texts: list[str], prompt: str) -> list[str]:
+    """The obvious way: at each place the longest text that the prompt goes on with."""
+    found, start = [], 0
+    while start < len(prompt):
+        here = max((text for text in texts if prompt.startswith(text, start)), key=len, default="")
+        found += [here] if here else []
+        start += len(here) or 1
+    return found
 
 
-def test_the_hash_is_the_one_that_the_format_has() -> None:
-    text = "漢🦭\U0010ffff and " + 100 * A
-    known = describe(text)
-    for part, found in ((text[:16], known.prefix_hash), (text, known.text_hash)):
-        terms = ((ord(c) + 1) * pow(0x1E3779B97F4A7C15, i, 2**61 - 1) for i, c in enumerate(part))
-        assert found == sum(terms) % (2**61 - 1)
+def test_what_is_found_is_what_the_obvious_way_finds() -> None:
+    """Texts of two letters overlap, nest, begin and end alike."""
+    chooser = random.Random(7)
+    num_found = 0
+    for _ in range(200):
+        source = "".join(chooser.choices("ab", [9, 1], k=200))
+        cuts = [(chooser.randint(0, 150), chooser.randint(16, 50)) for _ in range(30)]
+        texts = [source[start : start + length] for start, length in cuts]
+        prompt = "".join(chooser.choices([*texts, "a", "b", source[20:60]], k=20))
+        index = index_of(*texts, "abba" * 10)
+        index.remove([describe("abba" * 10).digest, *(describe(text).digest for text in texts[20:])])
+        left = [text for text in texts if text not in texts[20:]]
+        assert found(index, prompt) == slowly_found(left, prompt)
+        num_found += len(found(index, prompt))
+    assert num_found > 1000
 
 
-def test_thue_morse_texts_do_not_collide() -> None:
-    text = "-" * 4000
-    assert describe(text).text_hash != describe(shifted(text, 100)).text_hash
+def test_where_texts_overlap_the_walk_goes_on_behind_the_first() -> None:
+    prompt = f"{A} {B}"
+    assert found(index_of(A, prompt[20:80], B), prompt) == [A, B]
+    assert found(index_of(prompt[20:80], B), prompt) == [prompt[20:80]]
 
 
-def test_a_longer_text_of_the_same_hash_hides_no_chunk() -> None:
-    true = "-" * 16 + "The keeper's real record of the tide."
-    text = true + "-" * 6000
-    assert found(index_of(true, shifted(text[:4000], 100)), f"{text}\n" * 3) == [true] * 3
-    index = index_of(true)
-    index.add([colliding(text[:4000]), colliding(text[:30], 1), colliding(true, 2)])
-    assert found(index, f"{text}\n" * 3) == [true] * 3
+def test_texts_that_differ_in_the_middle_alone_are_told_apart() -> None:
+    texts = [f"{A} {number:03} {B}" for number in range(200)]
+    index = index_of(*texts)
+    assert found(index, "".join(texts[::20])) == texts[::20]
+    index.remove(describe(text).digest for text in texts[::20])
+    assert found(index, "".join(texts[::20])) == []
+    assert found(index, texts[1]) == [texts[1]]
 
 
-def test_texts_made_to_collide_cost_little() -> None:
-    """Everywhere in the prompt something seems to stand: its SHA-256 is not computed over and over."""
-    line = "abcdefghijklmnop"
-    forged, named = ChunkIndex(), ChunkIndex()
-    forged.add(describe(shifted(line * 750, 16 + number)) for number in range(1600))
-    named.add(colliding(line * number, number) for number in range(1, 1000))
+def test_a_forgotten_text_leaves_nothing_behind() -> None:
+    index = index_of(A, A, B, f"{A} {B}")
+    index.add([describe(A, num_tokens=9)])
+    index.remove([describe(text).digest for text in (A, "never known", B, A)])
+    assert found(index, f"{A} {B}") == [f"{A} {B}"]
+    index.remove([describe(f"{A} {B}").digest])
+    assert (len(index), index._lengths, index._suffixes) == (0, {}, {})
+
+
+# What hostile texts may cost
+
+
+def unlike(text: str, at: int = 20) -> str:
+    """As long as ``text``, and it begins and ends the same."""
+    return f"{text[:at]}#{text[at + 1 :]}"
+
+
+PERIOD = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
+HOSTILE = {
+    "other ends": ["a" * length + "b" for length in range(1000, 3000)],
+    "other middles": [unlike("a" * length) for length in range(1000, 3000)],
+    "short, other middles": [unlike("a" * length) for length in range(40, 2040)],
+    "longer than the prompt": ["a" * (24_000 + length) for length in range(2000)],
+    "many prefixes": [(PERIOD * 40)[at : at + 40 * n] + "#" for at in range(52) for n in range(1, 40)],
+    "many prefixes, other middles": [unlike((PERIOD * 40)[at : at + 40 * n]) for at in range(52) for n in range(1, 40)],
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_texts_cost_little_and_hinder_no_others(name: str) -> None:
+    index = index_of(A, B, *HOSTILE[name])
+    repeated = "a" * 24_000 if "many" not in name else PERIOD * 480
     started = time.process_time()
-    for index in (forged, named):
-        assert found(index, line * 1500) == []
+    assert found(index, f"{repeated}{A}{repeated}{B}") == [A, B]
     assert time.process_time() - started < 2
 
 
-def test_texts_that_begin_alike_at_many_places_cost_little() -> None:
-    """And they hinder no others."""
-    index = index_of(A, *("-" * (1000 + number) + "x" for number in range(6000)))
+def test_the_sum_for_many_prefixes_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    period = "".join(map(chr, range(400, 800)))
+    prompt = period * 60
+    index = index_of(*(unlike(prompt[at : at + 8000]) for at in range(len(period))))
+    num_digested = 0
+
+    def counting(text: str) -> str:
+        nonlocal num_digested
+        num_digested += len(text)
+        return text_digest(text)
+
+    monkeypatch.setattr("samkv_rag.ingestion.recognition.text_digest", counting)
+    assert found(index, prompt) == []
+    assert len(prompt) < num_digested < 7 * 256 * len(prompt)  # 1 + 1/2 + ... + 1/400 is less than 7
+
+
+def test_many_texts_of_one_letter_are_found_quickly() -> None:
+    texts = ["a" * length for length in range(16, 2016)]
+    index = index_of(*texts)
     started = time.process_time()
-    assert found(index, A + "-" * 60_000 + A) == [A, A]
-    assert time.process_time() - started < 2
+    assert found(index, "a" * 24_000) == [*[texts[-1]] * 11, "a" * (24_000 - 11 * 2015)]
+    assert time.process_time() - started < 0.5
+
+
+def test_a_prompt_as_short_as_a_chunk_is_looked_through_for_any_number_of_texts() -> None:
+    index = index_of(A, *(A[:16] + "x" * number for number in range(5000)))
+    assert found(index, A) == [A]
 
 
 def test_a_text_known_wrongly_is_found_once_it_is_known_rightly() -> None:
-    for wrong in ({"text_hash": 1}, {"prefix_hash": 1}, {"num_chars": 2**62}):
+    wrongly: list[dict[str, Any]] = [
+        *({"suffix": "x" * 16}, {"suffix": ""}, {"prefix": "x"}, {"num_chars": 2**62}),
+        {"suffix": "", "num_chars": len(A) + 20},
+    ]
+    for wrong in wrongly:
         index = ChunkIndex()
         index.add([describe(A)._replace(**wrong)])
         assert not index.has(describe(A))
@@ -135,6 +189,13 @@ def test_a_text_known_wrongly_is_found_once_it_is_known_rightly() -> None:
         assert found(index, A) == [A]
 
 
+def test_an_empty_text_with_a_forged_prefix_and_suffix_is_not_known() -> None:
+    index = index_of(A)
+    index.add([describe("")._replace(prefix=B[:16], suffix="x" * 16)])
+    assert found(index, f"{'x' * 16}{B}{A}") == [A]
+
+
 def test_lone_surrogates_do_no_harm() -> None:
-    text = "a lone surrogate \ud800 in a text"
-    assert found(index_of(text), f"x{text}x") == [text]
+    text = "\ud800 a lone surrogate \udfff in a text \ud800"
+    assert found(index_of(text), f"x{text}\udfff{text}") == [text, text]
+    assert found(index_of(A), f"\ud800{A}\udfff") == [A]

@@ -32,7 +32,7 @@ CHUNKS = [tiny.text(seed) for seed in range(6)]
 
 
 def identity(number: int, fingerprint: str = "f") -> ChunkIdentity:
-    return ChunkIdentity(fingerprint, f"{number:064x}", 100, number, -number, 20)
+    return ChunkIdentity(fingerprint, f"{number:064x}", 100, f"text {number:011}", f"ends\0 {number:010}", 20)
 
 
 # Sources
@@ -101,21 +101,21 @@ def test_another_engine_sees_what_was_added_and_removed(make_engine: MakeEngine,
 
 def test_a_wrong_row_stays_unless_it_is_to_be_replaced_and_then_everybody_reads_it(tmp_path: Path) -> None:
     first, second = Catalog(DiskStore(tmp_path / "kv")), Catalog(DiskStore(tmp_path / "kv"))
-    right, wrong = identity(1), replace(identity(1), text_hash=7, num_tokens=3)
+    right, wrong = identity(1), replace(identity(1), suffix="wrong", num_tokens=3)
     first.add([wrong, identity(2)])
     first.refer("f", {"source": right.key})
-    assert [text.text_hash for text in second.news("f")] == [7, -2]
+    assert [text.suffix for text in second.news("f")] == ["wrong", identity(2).suffix]
     first.add([right])
     assert (first.chunks(), second.news("f")) == ([wrong, identity(2)], [])
     first.add([right, identity(2)], replace=True)
     assert sorted(first.chunks(), key=lambda chunk: chunk.digest) == [right, identity(2)]
-    assert [(text.text_hash, text.num_tokens) for text in second.news("f")] == [(-1, 20)], "what was right is no news"
+    assert [(text.suffix, text.num_tokens) for text in second.news("f")] == [(right.suffix, 20)], "the other is no news"
     first.add([right, identity(2)], replace=True)
     assert second.news("f") == []
     assert first.sources("f") == {"source": right.key}
 
 
-@pytest.mark.parametrize("column", ["num_chars", "prefix_hash", "text_hash"])
+@pytest.mark.parametrize("column", ["num_chars", "prefix", "suffix"])
 @pytest.mark.parametrize("way", ["add_chunks", "announce"])
 def test_a_text_known_wrongly_is_found_once_it_is_given(
     make_engine: MakeEngine, tmp_path: Path, column: str, way: str
@@ -125,7 +125,7 @@ def test_a_text_known_wrongly_is_found_once_it_is_given(
     (right,) = Catalog(engine.store).chunks()
     engine.close()
     with sqlite3.connect(tmp_path / "kv" / "catalog.sqlite") as connection:
-        connection.execute(f"UPDATE chunks SET {column} = {column} + 1")
+        connection.execute(f"UPDATE chunks SET {column} = {column} || 1")
     connection.close()
     engine, other = make_engine(store=tmp_path / "kv"), make_engine(store=tmp_path / "kv")
     prompt = tiny.rag_prompt(CHUNKS[:1])
@@ -177,7 +177,7 @@ def test_what_was_committed_survives_a_kill(tmp_path: Path) -> None:
         from samkv_rag.store.disk import DiskStore
         catalog = Catalog(DiskStore(sys.argv[1]))
         for number in range(10**6):
-            chunk = ChunkIdentity("f", f"{number:064x}", 100, number, -number, 20)
+            chunk = ChunkIdentity("f", f"{number:064x}", 100, "prefix", "suffix", 20)
             catalog.add([chunk])
             catalog.refer("f", {f"source {number}": chunk.key})
             print(number, flush=True)
@@ -243,7 +243,7 @@ def test_a_damaged_catalog_is_made_again_from_the_chunks(make_engine: MakeEngine
 
 
 @pytest.mark.parametrize(
-    "changes", [{"text_hash": 2**70}, {"digest": [1]}, {"namespace": "\ud800"}, {"num_tokens": -5}, {"kv_dtype": None}]
+    "changes", [{"prefix": 7}, {"digest": [1]}, {"namespace": "\ud800"}, {"num_tokens": -5}, {"kv_dtype": None}]
 )
 def test_a_file_that_no_writer_writes_is_left_out_of_a_catalog_made_again(
     make_engine: MakeEngine, tmp_path: Path, changes: dict[str, Any]

@@ -173,7 +173,7 @@ def test_a_folder_that_holds_other_things_is_refused_and_left_alone(tmp_path: Pa
 def test_a_store_of_another_format_is_refused(tmp_path: Path) -> None:
     DiskStore(tmp_path / "kv")
     (tmp_path / "kv" / "samkv-store.json").write_text('{"samkv_store": 99}')
-    with pytest.raises(StoreFormatError, match="is a store of format 99, this release has 4"):
+    with pytest.raises(StoreFormatError, match="is a store of format 99, this release has 5"):
         DiskStore(tmp_path / "kv")
 
 

@@ -186,12 +186,12 @@ def test_a_redis_server_that_is_full_says_so(redis: Any) -> None:
 def test_foreign_keys_on_a_redis_server_are_nothing_to_us(redis: Any) -> None:
     store = open_store(redis.url, memory_bytes=0)
     client = store._client  # type: ignore[attr-defined]
-    client.set(b"samkv:3:\xff\xfe not a key", b"x")
+    client.set(b"samkv:\xff\xfe not a key", b"x")
     client.set("another application's", "x")
     try:
         assert key_of(1) not in {found.key for found in store.keys()}
     finally:
-        client.delete(b"samkv:3:\xff\xfe not a key", "another application's")
+        client.delete(b"samkv:\xff\xfe not a key", "another application's")
 
 
 # Options
