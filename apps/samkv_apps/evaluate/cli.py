@@ -63,8 +63,8 @@ def evaluate(
 
     quieten_libraries()
     from samkv_apps.evaluate import EvaluationOptions, command
-    from samkv_apps.evaluate.options import TOP_K
     from samkv_apps.evaluate import evaluate as run_evaluation
+    from samkv_apps.evaluate.options import TOP_K
 
     options = EvaluationOptions(
         model=model,
