@@ -192,7 +192,8 @@ def _class_of(method: str) -> type[PrefillMethod]:
     """Full prefill for what only changes the prompt's text."""
     if method in COMPRESSORS or method in TEXT_CONTROLS:
         method = REFERENCE
-    return {RandomTokens.name: RandomTokens, MORE_CHUNKS: Scout, **method_classes()}[method]
+    classes: dict[str, type[PrefillMethod]] = {RandomTokens.name: RandomTokens, MORE_CHUNKS: Scout}
+    return (classes | method_classes())[method]
 
 
 def _require_distinct_names(names: Sequence[str]) -> None:

@@ -122,7 +122,7 @@ def _which_prompt(config: dict[str, Any]) -> str:
 def _which_chunks(config: dict[str, Any]) -> str:
     if (retrieval := config["retrieval"]) is None:
         return "in the order of the case file"
-    order = retrieval["order"].replace("_", " ")
+    order = str(retrieval["order"]).replace("_", " ")
     if not retrieval["corpus"]:
         return order + (f" by {retrieval['retriever']}" if retrieval["retriever"] else "")
     return f"{order}, the {retrieval['top_k']} nearest by {retrieval['retriever']} of all chunks of the data file"

@@ -67,13 +67,19 @@ class BM25:
     def __init__(self, texts: Sequence[str]) -> None:
         import bm25s
 
-        self._words = lambda text: bm25s.tokenize(text, stopwords="en", return_ids=False, show_progress=False)
         self._index = bm25s.BM25()
-        self._index.index(self._words(list(texts)), show_progress=False)
+        self._index.index(_words(texts), show_progress=False)
 
     def nearest(self, question: str, top_k: int) -> list[int]:
-        scores = torch.from_numpy(self._index.get_scores(self._words(question)[0]))
+        scores = torch.from_numpy(self._index.get_scores(_words([question])[0]))
         return scores.argsort(descending=True, stable=True)[:top_k].tolist()
+
+
+def _words(texts: Sequence[str]) -> list[list[str]]:
+    import bm25s
+
+    words: list[list[str]] = bm25s.tokenize(list(texts), stopwords="en", return_ids=False, show_progress=False)
+    return words
 
 
 def in_order(best_first: Sequence[T], order: Order, seed: str) -> list[T]:
