@@ -147,7 +147,7 @@ class Answerer:
         """The chunks nearest to the question that full prefill reads in ``ttft_s``, search included.
 
         How many tokens that is is estimated in proportion to full prefill's own time on the case, tried once, and
-        corrected by the time that this took. Chunks are taken whole, so it is rather less than ``ttft_s``.
+        corrected by the time that this took.
         """
         other_tokens = full.prompt_tokens - full.chunk_tokens
         first_guess = int(full.prompt_tokens * ttft_s / full.ttft_s) - other_tokens
