@@ -5,6 +5,7 @@ from samkv_rag.prefill.cacheblend import CacheBlend
 from samkv_rag.prefill.epic import Epic
 from samkv_rag.prefill.full_prefill import FullPrefill
 from samkv_rag.prefill.naive_reuse import NaiveReuse
+from samkv_rag.prefill.prophetkv import ProphetKV
 from samkv_rag.prefill.registry import method_classes, resolve_method
 from samkv_rag.prefill.samkv import SamKV
 from samkv_rag.prefill.scout import Scout
@@ -20,6 +21,7 @@ __all__ = [
     "PrefillContext",
     "PrefillMethod",
     "Prefilled",
+    "ProphetKV",
     "SamKV",
     "Scout",
     "Selected",

@@ -12,6 +12,7 @@ from samkv_rag.model.kv_buffer import KVBuffer
 from samkv_rag.prefill.base import PrefillContext, Prefilled, RecomputingPrefill
 from samkv_rag.prefill.passes.plan import make_plan
 from samkv_rag.prefill.passes.planned_pass import PlannedPass, attend_in_groups
+from samkv_rag.prefill.passes.selection import best_tokens
 from samkv_rag.prompt.layout import PromptLayout
 
 CHECK_LAYER = 1
@@ -38,7 +39,7 @@ class CacheBlend(RecomputingPrefill):
         decoder, layout, buffer = context.decoder, context.layout, context.buffer
         with context.clock.phase("select"):
             hidden, fresh = run_to_check_layer(decoder, layout, buffer)
-            recomputed = most_deviating(deviations(decoder, layout, fresh), layout, self.recompute_ratio)
+            recomputed = best_tokens(deviations(decoder, layout, fresh), layout, self.recompute_ratio)
         everything = torch.ones_like(recomputed)
         with context.clock.phase("recompute"):
             plan = make_plan(layout, everything, recomputed, view="all")
@@ -81,12 +82,3 @@ def deviations(decoder: Decoder, layout: PromptLayout, fresh: _KV) -> torch.Tens
         differences = (ours[0, :, segment.span].float() - theirs for ours, theirs in zip(fresh, cached, strict=True))
         found[segment.span] = sum(difference.square().sum(dim=(0, 2)) for difference in differences)
     return found
-
-
-def most_deviating(deviation: torch.Tensor, layout: PromptLayout, recompute_ratio: float) -> torch.Tensor:
-    """Mask ``[tokens]`` of the chunk tokens with the highest ``deviation``, ``recompute_ratio`` of them at most."""
-    num_tokens = int(recompute_ratio * layout.num_chunk_tokens + 1e-6)
-    positions = layout.is_chunk.nonzero()[:, 0]
-    mask = torch.zeros_like(layout.is_chunk)
-    mask[positions[deviation[positions].topk(num_tokens).indices]] = True
-    return mask

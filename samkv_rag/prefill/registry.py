@@ -15,11 +15,12 @@ from samkv_rag.prefill.cacheblend import CacheBlend
 from samkv_rag.prefill.epic import Epic
 from samkv_rag.prefill.full_prefill import FullPrefill
 from samkv_rag.prefill.naive_reuse import NaiveReuse
+from samkv_rag.prefill.prophetkv import ProphetKV
 from samkv_rag.prefill.samkv import SamKV
 from samkv_rag.prefill.scout import Scout
 
 ENTRY_POINT_GROUP = "samkv.methods"
-_OWN: tuple[type[PrefillMethod], ...] = (Scout, SamKV, FullPrefill, NaiveReuse, CacheBlend, Epic)
+_OWN: tuple[type[PrefillMethod], ...] = (Scout, SamKV, FullPrefill, NaiveReuse, CacheBlend, Epic, ProphetKV)
 
 
 def method_classes() -> dict[str, type[PrefillMethod]]:

@@ -93,7 +93,7 @@ def test_scores_are_those_of_the_selection(tiny_engine: SamKVEngine, monkeypatch
     assert min(whole) >= max(dropped)
 
 
-@pytest.mark.parametrize("method", ["full_prefill", "naive_reuse", "epic", "cacheblend"])
+@pytest.mark.parametrize("method", ["full_prefill", "naive_reuse", "epic", "cacheblend", "prophetkv"])
 def test_methods_that_retain_everything_score_nothing(tiny_engine: SamKVEngine, method: str) -> None:
     explained = explain(tiny_engine, method=method)
     assert explained.num_retained == explained.num_tokens

@@ -96,7 +96,7 @@ def test_a_budget_of_no_token_is_no_error_but_said(engine_of: MakeEngine, method
 # -- excessive recomputation ---------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("method", ["scout", "samkv", "naive_reuse", "cacheblend", "epic"])
+@pytest.mark.parametrize("method", ["scout", "samkv", "naive_reuse", "cacheblend", "epic", "prophetkv"])
 def test_chunks_that_were_not_stored_count_as_recomputed(engine_of: MakeEngine, method: str) -> None:
     engine = engine_of(method)
     engine.remove_chunks(CHUNKS[1:3])

@@ -98,6 +98,7 @@ def read_backs(num_layers: int, method: PrefillMethod | None = None) -> Counter[
         tiny.method("naive_reuse"),
         tiny.method("cacheblend"),
         tiny.method("epic"),
+        tiny.method("prophetkv"),
     ],
     ids=tiny.method_id,
 )

@@ -1,4 +1,4 @@
-"""CacheBlend and EPIC: exact where they recompute everything, and what they are said to recompute."""
+"""CacheBlend, EPIC and ProphetKV: exact where they recompute everything, and what they are said to recompute."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from support import tiny
 MakeEngine = Callable[..., SamKVEngine]
 CHUNKS = [tiny.text(seed, num_words) for seed, num_words in ((1, 40), (2, 65), (3, 12))]
 PROMPT = tiny.rag_prompt(CHUNKS)
-RIVALS = ["cacheblend", "epic"]
+RIVALS = ["cacheblend", "epic", "prophetkv"]
 
 
 def layout_of(engine: SamKVEngine, prompt: str = PROMPT) -> PromptLayout:
@@ -150,6 +150,35 @@ def test_epic_spares_a_chunk_that_begins_the_prompt(make_engine: MakeEngine) -> 
     assert not bool(recomputed[first.span].any())
     assert all(bool(recomputed[segment.start]) for segment in others)
     assert int(recomputed.sum()) <= int(0.15 * layout.num_chunk_tokens)
+
+
+def test_prophetkv_recomputes_the_tokens_that_the_question_attends_to_most(make_engine: MakeEngine) -> None:
+    engine = make_engine()
+    engine.add_chunks(CHUNKS)
+    layout = layout_of(engine)
+    received = attention_of_the_question(layout)
+    chunk_positions = layout.is_chunk.nonzero()[:, 0].tolist()
+    budget = int(0.15 * layout.num_chunk_tokens)
+    expected = sorted(sorted(chunk_positions, key=lambda position: -received[position])[:budget])
+    found = prefill(engine, "prophetkv", recompute_ratio=0.15)[0].recomputed
+    assert found.nonzero()[:, 0].tolist() == expected
+
+
+def attention_of_the_question(layout: PromptLayout) -> list[float]:
+    """Mean attention that each position gets from the prompt's tail, from transformers' own forward pass in which
+    chunks see themselves alone."""
+    position = torch.arange(layout.num_tokens)
+    causal = position[None, :] <= position[:, None]
+    same_chunk = layout.chunk_number[:, None] == layout.chunk_number[None, :]
+    seen = causal & (~layout.is_chunk[:, None] | same_chunk)
+    additive = torch.zeros(seen.shape).masked_fill_(~seen, -torch.inf)
+    model = tiny.model()
+    model.set_attn_implementation("eager")
+    with torch.inference_mode():
+        attentions = model(
+            layout.token_ids[None], attention_mask=additive[None, None], output_attentions=True
+        ).attentions
+    return torch.stack(attentions)[:, 0, :, layout.tail].mean((0, 1, 2)).tolist()
 
 
 @pytest.mark.parametrize("method", RIVALS)

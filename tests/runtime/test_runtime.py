@@ -20,7 +20,7 @@ from support import tiny
 MakeEngine = Callable[..., SamKVEngine]
 CHUNKS = [tiny.text(seed, num_words) for seed, num_words in ((1, 60), (2, 90), (3, 30), (4, 70))]
 FAMILIES = ["llama", "qwen3", "phi3-partial-rope", "granite"]
-METHODS = ["scout", "samkv", "full_prefill", "naive_reuse", "cacheblend", "epic"]
+METHODS = ["scout", "samkv", "full_prefill", "naive_reuse", "cacheblend", "epic", "prophetkv"]
 
 
 def prompts() -> list[str]:

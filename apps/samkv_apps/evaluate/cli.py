@@ -19,8 +19,22 @@ def evaluate(
     questions: Annotated[
         Path | None, typer.Option(metavar="CSV", help="With --documents; columns question, answer (a|b), source.")
     ] = None,
+    corpus: Annotated[
+        bool, typer.Option("--corpus", help="Retrieve from the chunks of all cases of a file in --data.")
+    ] = False,
+    retriever: Annotated[str, typer.Option(help="With --corpus or --order: minilm or bm25.")] = "minilm",
     top_k: Annotated[
-        int | None, typer.Option(min=1, help="With --documents; chunks retrieved.", show_default="8")
+        int | None, typer.Option(min=1, help="With --documents or --corpus; chunks retrieved.", show_default="8")
+    ] = None,
+    more_top_k: Annotated[int, typer.Option(min=1, help="Most chunks of the method more_chunks.")] = 30,
+    order: Annotated[
+        str | None,
+        typer.Option(
+            help="Of chunks: best_first, best_last, random, file.", show_default="file; of a corpus best_first"
+        ),
+    ] = None,
+    template: Annotated[
+        str | None, typer.Option(help="Prompt: llama_index, langchain or plain.", show_default="built in")
     ] = None,
     methods: Annotated[str, typer.Option(help="Names, separated by commas; full_prefill always runs.")] = "scout",
     sequence_ratio: Annotated[str, typer.Option(help="Budgets, separated by commas.")] = "0.15",
@@ -44,12 +58,13 @@ def evaluate(
 ) -> None:
     """Answer questions by several methods; compare quality, speed and memory."""
     cases = [*(data or []), *(more_data or [])]
-    _require_one_input(cases, documents, questions, top_k)
+    _require_one_input(cases, documents, questions, top_k, corpus)
     from samkv_apps.terminal import quieten_libraries
 
     quieten_libraries()
     from samkv_apps.evaluate import EvaluationOptions, command
     from samkv_apps.evaluate import evaluate as run_evaluation
+    from samkv_apps.evaluate.options import TOP_K
 
     options = EvaluationOptions(
         model=model,
@@ -64,11 +79,17 @@ def evaluate(
         dtype=dtype,
         max_new_tokens=max_new_tokens,
         prompt=command.read_prompt(prompt),
+        template=template,  # type: ignore[arg-type]  # names are checked there
+        corpus=corpus,
+        retriever=retriever,  # type: ignore[arg-type]
+        top_k=top_k or TOP_K,
+        more_top_k=more_top_k,
+        order=order,  # type: ignore[arg-type]
         plots=plots,
         options=command.parse_options(option or []),
     )
     if documents and questions:
-        command.make_cases(options, documents, questions, top_k)
+        command.make_cases(options, documents, questions)
     metrics = run_evaluation(options)
     typer.echo(f"results in {output_dir}: report.md, metrics.json, predictions.jsonl")
     for run in metrics.runs:
@@ -79,10 +100,14 @@ def evaluate(
         )
 
 
-def _require_one_input(cases: list[Path], documents: Path | None, questions: Path | None, top_k: int | None) -> None:
+def _require_one_input(
+    cases: list[Path], documents: Path | None, questions: Path | None, top_k: int | None, corpus: bool
+) -> None:
     if (documents is None) != (questions is None):
         raise typer.BadParameter("--documents and --questions belong together; give both")
     if bool(cases) == (documents is not None):
         raise typer.BadParameter("give either --data FILE, or --documents FOLDER and --questions CSV")
-    if top_k is not None and documents is None:
-        raise typer.BadParameter("--top-k goes with --documents; the cases in --data have their chunks")
+    if top_k is not None and documents is None and not corpus:
+        raise typer.BadParameter("--top-k goes with --documents or --corpus; the cases in --data have their chunks")
+    if corpus and documents is not None:
+        raise typer.BadParameter("--corpus goes with --data; from --documents chunks are retrieved anyway")

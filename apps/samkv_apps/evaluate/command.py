@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from samkv_apps.evaluate.folder import TOP_K, cases_from_folder
+from samkv_apps.evaluate.folder import cases_from_folder
 from samkv_apps.evaluate.options import EvaluationOptions
 from samkv_apps.evaluate.records import CASES_FILE, RunFolder
 from samkv_rag.exceptions import ConfigurationError
@@ -63,14 +63,14 @@ def read_prompt(file: Path | None) -> str | None:
         raise ConfigurationError(f"--prompt {file} cannot be read ({error}); give a text file in UTF-8") from error
 
 
-def make_cases(options: EvaluationOptions, documents: Path, questions: Path, top_k: int | None) -> None:
+def make_cases(options: EvaluationOptions, documents: Path, questions: Path) -> None:
     """Make the case file in the output folder, unless it is there; what would fail later fails before.
 
     Raises:
         SamKVError: as cases_from_folder, or the output folder holds something else.
     """
     RunFolder(options.output_dir)
-    cases_from_folder(documents, questions, options.output_dir, options.model, top_k or TOP_K)
+    cases_from_folder(documents, questions, options.output_dir, options.model, options.top_k)
 
 
 def _parse_value(text: str) -> Any:

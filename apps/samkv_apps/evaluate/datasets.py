@@ -9,17 +9,13 @@ from __future__ import annotations
 
 import json
 import random
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from samkv_rag.exceptions import CaseFileError, ConfigurationError
-
-_PLACEHOLDER = re.compile(r"\{passages\}|\{question\}")
-_INSTRUCTION = "Answer the question using only the passages. Reply with the short answer only, no explanation."
+from samkv_rag.exceptions import CaseFileError
 
 
 @dataclass(frozen=True)
@@ -32,9 +28,16 @@ class Case:
     chunks: tuple[str, ...]
     """Texts as they stand in the prompt, titles included."""
     supporting: frozenset[str] | None
-    """Those of ``chunks`` that hold the answer, where the data says so."""
+    """The chunks that hold the answer, where the data says so."""
     retrieved: float | None = None
-    """Share, in [0, 1], of the titles or sources in ``supporting`` that have a chunk among ``chunks``."""
+    """Share, in [0, 1], of what the data says to be supporting that has a chunk among ``chunks``."""
+    more: tuple[str, ...] = ()
+    """The best of a corpus, best first, ``chunks`` among them, for methods that can read more of it."""
+
+    @property
+    def every_chunk(self) -> list[str]:
+        """Each once."""
+        return list(dict.fromkeys((*self.chunks, *self.more)))
 
 
 def load_cases(file: Path, limit: int | None = None, seed: int | None = None) -> list[Case]:
@@ -57,27 +60,6 @@ def retrieval_recall(cases: Sequence[Case]) -> dict[str, float] | None:
     """Over the ``n`` cases that say what should have been retrieved: the mean share that was; None if none says."""
     shares = [case.retrieved for case in cases if case.retrieved is not None]
     return {"n": len(shares), "share": fmean(shares)} if shares else None
-
-
-def require_placeholders(prompt: str) -> None:
-    """Check a prompt's text.
-
-    Raises:
-        ConfigurationError: not just one ``{passages}`` and one ``{question}`` in it.
-    """
-    for name in ("{passages}", "{question}"):
-        if (count := prompt.count(name)) != 1:
-            raise ConfigurationError(f"prompt has {name} {count} times; it must stand in it once")
-
-
-def build_messages(question: str, texts: Sequence[str], prompt: str | None = None) -> list[dict[str, str]]:
-    """Return the chat messages that put ``question`` to the model over ``texts``."""
-    passages = "\n\n".join(texts)
-    if prompt is not None:
-        filled = {"{passages}": passages, "{question}": question}
-        return [{"role": "user", "content": _PLACEHOLDER.sub(lambda found: filled[found[0]], prompt)}]
-    user = f"{_INSTRUCTION}\n\nPassages:\n\n{passages}\n\nQuestion: {question}\nReply with the short answer only."
-    return [{"role": "system", "content": "You are a helpful assistant."}, {"role": "user", "content": user}]
 
 
 def _read_cases(file: Path) -> Iterator[Case]:

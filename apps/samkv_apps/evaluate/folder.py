@@ -8,13 +8,13 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from samkv_apps.evaluate.options import TOP_K
 from samkv_apps.evaluate.questions import Question, read_questions
 from samkv_apps.evaluate.records import CASES_FILE
-from samkv_apps.evaluate.retrieval import Embeds, Retriever, best_outside
+from samkv_apps.evaluate.retrieval import Embeds, Retriever, best_outside, minilm
 from samkv_apps.terminal import write_private
 from samkv_rag.exceptions import CaseFileError, ConfigurationError
 
-TOP_K = 8
 _CHUNK_TOKENS = 256
 Tokenize = Callable[[str], list[int]]
 _Chunk = tuple[str, str]
@@ -57,7 +57,7 @@ def cases_from_folder(
     if not file.exists():
         tokenize = _tokenizer_of(tokenize) if isinstance(tokenize, str) else tokenize
         chunks = _split(read, tokenize)
-        _write(file, _cases(asked, chunks, top_k, embedder or _minilm(), made_of))
+        _write(file, _cases(asked, chunks, top_k, embedder or minilm(), made_of))
     elif _made_of(file) != made_of:
         raise CaseFileError(
             f"{file} was made of other documents, questions or top_k; choose another --output-dir, or evaluate it "
@@ -133,14 +133,6 @@ def _made_of(file: Path) -> object:
             return json.loads(lines.readline())["made_of"]
     except (ValueError, KeyError, TypeError):
         return None
-
-
-def _minilm() -> Embeds:
-    import torch
-
-    from samkv_apps.evaluate.embedding import Embedder
-
-    return Embedder(torch.device("cpu"))
 
 
 def _tokenizer_of(model: str) -> Tokenize:

@@ -6,17 +6,21 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from samkv_apps.evaluate.compressors import COMPRESSORS
-from samkv_apps.evaluate.datasets import require_placeholders
-from samkv_rag.checks import refuse_unknown
+from samkv_apps.evaluate.controls import CONTROLS, MORE_CHUNKS, NO_CONTEXT, SAME_TTFT, TEXT_CONTROLS, RandomTokens
+from samkv_apps.evaluate.datasets import Case
+from samkv_apps.evaluate.prompts import Template, require_placeholders
+from samkv_apps.evaluate.retrieval import Order, RetrieverName
+from samkv_rag.checks import refuse_unknown, require_choice
 from samkv_rag.config import EngineConfig
 from samkv_rag.exceptions import ConfigurationError
 from samkv_rag.prefill import PrefillMethod, Scout, method_classes
 
 REFERENCE = "full_prefill"
-WITHOUT_RATIO = (REFERENCE, "naive_reuse")
+TOP_K = 8
+WITHOUT_RATIO = (REFERENCE, "naive_reuse", NO_CONTEXT)
 _RATIOS = ("sequence_ratio", "recompute_ratio")
 """A method's budget is the first of these that it has."""
 _NOT_OPTIONS = (*_RATIOS, "min_chunk_tokens")
@@ -32,6 +36,9 @@ class Task:
     """Most of the chunk tokens to keep; None where the method has no such budget."""
 
 
+FULL = Task(REFERENCE, None)
+
+
 @dataclass(frozen=True)
 class EvaluationOptions:
     """Options of :func:`~samkv_apps.evaluate.evaluate`.
@@ -39,7 +46,7 @@ class EvaluationOptions:
     model: hub id, folder or .gguf file.
     data: case files; their names without extension name the data sets.
     output_dir: a folder that is new, empty or holds an evaluation to be continued.
-    methods: names of methods and compressors; full_prefill is always run, for reference.
+    methods: names of methods, compressors and controls; full_prefill is always run, for reference.
     sequence_ratios: every method with a budget runs at each.
     limit: cases of each file, all by default.
     seed: draws the cases of a limit (without it they are the first) and seeds the bootstrap.
@@ -49,6 +56,13 @@ class EvaluationOptions:
     max_new_tokens: most tokens of an answer.
     prompt: text of the user's message with ``{passages}`` and ``{question}`` in it, that of one's own
         pipeline say; by default one that asks for short answers.
+    template: instead of ``prompt``, ``"llama_index"`` or ``"langchain"``: their own; ``"plain"``: chunks and question.
+    corpus: pool the chunks of each data file; every question gets the nearest of all.
+    retriever: what finds or ranks chunks: ``"minilm"`` (all-MiniLM-L6-v2) or ``"bm25"``.
+    top_k: how many chunks each question gets from a corpus.
+    more_top_k: how many at most it gets for the control more_chunks.
+    order: of the chunks in the prompt: ``"file"``, ``"best_first"``, ``"best_last"``, ``"random"``; by default as in
+        the file, of a corpus the best first, as frameworks do.
     plots: draw them, which needs matplotlib.
     options: options of :class:`~samkv_rag.EngineConfig` and of methods; each goes to all that know it.
 
@@ -68,6 +82,12 @@ class EvaluationOptions:
     dtype: str | None = None
     max_new_tokens: int = 16
     prompt: str | None = None
+    template: Template | None = None
+    corpus: bool = False
+    retriever: RetrieverName = "minilm"
+    top_k: int = TOP_K
+    more_top_k: int = 30
+    order: Order | None = None
     plots: bool = False
     options: Mapping[str, Any] = field(default_factory=dict)
 
@@ -78,7 +98,8 @@ class EvaluationOptions:
             raise ConfigurationError(
                 f"sequence_ratio is {list(self.sequence_ratios)}; give numbers above 0 and up to 1"
             )
-        for name, value in (("limit", self.limit), ("max_new_tokens", self.max_new_tokens)):
+        for name in ("limit", "max_new_tokens", "top_k", "more_top_k"):
+            value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigurationError(f"{name} is {value}; it must be at least 1")
         if self.seed is not None and self.seed < 0:
@@ -88,6 +109,7 @@ class EvaluationOptions:
         refuse_unknown(self.options, {*_names(EngineConfig), *(n for c in self._classes() for n in _names(c))})
         if self.prompt is not None:
             require_placeholders(self.prompt)
+        self._require_known_prompts_and_chunks()
         for task in self.tasks():  # refuses values out of range
             self.method(task)
         _ = self.engine_config
@@ -99,7 +121,7 @@ class EvaluationOptions:
 
     def method(self, task: Task) -> PrefillMethod:
         """The method of a task, with its budget and options; full prefill for a compressor."""
-        cls = method_classes()[task.method if task.method not in COMPRESSORS else REFERENCE]
+        cls = _class_of(task.method)
         budget = [name for name in _RATIOS if name in _names(cls)][:1]
         ratio = {name: task.ratio for name in budget if task.ratio is not None}
         always = {"min_chunk_tokens": 0} if "min_chunk_tokens" in _names(cls) else {}
@@ -107,20 +129,71 @@ class EvaluationOptions:
 
     def tasks(self) -> list[Task]:
         """Every way to answer a case, the reference first."""
-        methods = [REFERENCE, *(method for method in dict.fromkeys(self.methods) if method != REFERENCE)]
+        compared = [Scout.name] if SAME_TTFT in self.methods else []  # it gets the time that scout took
+        methods = dict.fromkeys([REFERENCE, *compared, *self.methods])
         return [Task(method, ratio) for method in methods for ratio in self._ratios_of(method)]
 
+    @property
+    def retrieves_more(self) -> bool:
+        """Whether a method reads more of a corpus than ``top_k`` chunks."""
+        return MORE_CHUNKS in self.methods
+
+    @property
+    def chunk_order(self) -> Order:
+        """How chunks stand in the prompt."""
+        return self.order or ("best_first" if self.corpus else "file")
+
+    @property
+    def retrieval(self) -> dict[str, Any] | None:
+        """What the prompts' chunks depend on, as plain values; None: they stand as in the file."""
+        order = self.chunk_order
+        if order == "file":
+            return None
+        ranked = self.corpus or order != "random"
+        return {
+            "corpus": self.corpus,
+            "top_k": self.top_k if self.corpus else None,
+            "retriever": self.retriever if ranked else None,
+            "order": order,
+            "seed": self.seed if order == "random" else None,
+        }
+
+    def seed_of(self, case: Case) -> str:
+        """What draws a random order for a case: the same whichever cases are run."""
+        return f"{self.seed} {case.case_id}"
+
     def _classes(self) -> list[type[PrefillMethod]]:
-        return [method_classes()[name] for name in self.methods if name not in COMPRESSORS]
+        return [_class_of(name) for name in self.methods]
+
+    def _require_known_prompts_and_chunks(self) -> None:
+        require_choice("template", self.template, (None, *get_args(Template)))
+        require_choice("retriever", self.retriever, get_args(RetrieverName))
+        require_choice("order", self.order, (None, *get_args(Order)))
+        if self.prompt is not None and self.template is not None:
+            raise ConfigurationError(f"template is {self.template!r} and a prompt is given too; give one of them")
+        if self.corpus and self.order == "file":
+            raise ConfigurationError("order is 'file', which a corpus has not; give best_first, best_last or random")
+        if self.retrieves_more and not self.corpus:
+            raise ConfigurationError(f"{MORE_CHUNKS} reads more of a corpus; give corpus too, or leave it out")
+        if self.retrieves_more and self.more_top_k < self.top_k:
+            raise ConfigurationError(f"more_top_k is {self.more_top_k}; it must be at least top_k, {self.top_k}")
 
     def _ratios_of(self, method: str) -> list[float | None]:
         return [None] if method in WITHOUT_RATIO else list(dict.fromkeys(self.sequence_ratios))
 
 
 def _require_known_methods(methods: Sequence[str]) -> None:
-    known = [*method_classes(), *COMPRESSORS]
+    known = [*method_classes(), *COMPRESSORS, *CONTROLS]
     if unknown := [method for method in methods if method not in known]:
         raise ConfigurationError(f"unknown method {', '.join(unknown)}; known are {', '.join(sorted(known))}")
+
+
+def _class_of(method: str) -> type[PrefillMethod]:
+    """Full prefill for what only changes the prompt's text."""
+    if method in COMPRESSORS or method in TEXT_CONTROLS:
+        method = REFERENCE
+    classes: dict[str, type[PrefillMethod]] = {RandomTokens.name: RandomTokens, MORE_CHUNKS: Scout}
+    return (classes | method_classes())[method]
 
 
 def _require_distinct_names(names: Sequence[str]) -> None:

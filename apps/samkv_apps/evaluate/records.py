@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,8 @@ class Prediction:
     supporting_recall: float | None
     diagnostics: dict[str, str]
     """Names and messages of what went otherwise than asked for."""
+    answer_retained: float | None = None
+    """1 if a right answer stands whole in what was retained, else 0; None where none stands in the chunks."""
 
     @property
     def task(self) -> Task:
@@ -156,8 +158,9 @@ def _cut_half_line(file: Path) -> None:
 
 
 def _as_prediction(record: Any) -> Prediction:
-    names = {field.name for field in fields(Prediction)}
-    if not isinstance(record, dict) or set(record) != names:
+    required = {field.name for field in fields(Prediction) if field.default is MISSING}
+    known = {field.name for field in fields(Prediction)}
+    if not isinstance(record, dict) or not required <= set(record) <= known:
         raise ValueError("not a prediction of this version")
     return Prediction(**record)
 
@@ -167,7 +170,7 @@ def _key(prediction: Prediction) -> tuple[str, str, Task]:
 
 
 # The fingerprint covers the dtype too, but would not name it.
-_MUST_AGREE = ("dtype", "model_fingerprint", "seed", "max_new_tokens", "prompt")
+_MUST_AGREE = ("dtype", "model_fingerprint", "seed", "max_new_tokens", "prompt", "template", "retrieval", "more_top_k")
 
 
 def _continued(earlier: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:

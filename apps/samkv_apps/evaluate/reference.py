@@ -11,7 +11,16 @@ from samkv_apps.evaluate.records import Prediction, read_config, read_prediction
 from samkv_rag.exceptions import ConfigurationError
 
 # Versions and hardware too, since times are compared with full prefill's.
-_MUST_AGREE = ("dtype", "model_fingerprint", "max_new_tokens", "prompt", "versions", "hardware")
+_MUST_AGREE = (
+    "dtype",
+    "model_fingerprint",
+    "max_new_tokens",
+    "prompt",
+    "template",
+    "retrieval",
+    "versions",
+    "hardware",
+)
 
 
 def read_reference(folder: Path, config: Mapping[str, Any]) -> list[Prediction]:

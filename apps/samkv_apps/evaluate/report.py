@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from samkv_apps.evaluate.answering import CHUNKS_MISSED
+from samkv_apps.evaluate.controls import CONTROLS
 from samkv_apps.evaluate.plots import COST, MEMORY, QUALITY, TTFT
 from samkv_apps.evaluate.summary import EvaluationMetrics, RunMetrics
 from samkv_rag.diagnostics import MEANINGS
@@ -13,7 +14,8 @@ from samkv_rag.diagnostics import MEANINGS
 _MEANINGS = MEANINGS | {CHUNKS_MISSED: "the store lacked chunks; the time to the first token has their prefill in it"}
 _HEADER = (
     "method", "ratio", "n", "recall", "F1", "EM", "gold NLL", "recall − full, 95%", "F1 − full, 95%", "NLL − full, 95%",
-    "TTFT s", "TTFT ÷ full", "kept", "recomputed", "KV MB", "KV ÷ full", "support kept",
+    "TTFT s", "TTFT ÷ full", "kept", "recomputed", "KV MB", "KV ÷ full", "support kept", "answer kept",
+    "recall, full right", "F1, full right",
 )  # fmt: skip
 
 
@@ -32,7 +34,6 @@ def _table(data: str, runs: Sequence[RunMetrics]) -> str:
 
 
 def _row(run: RunMetrics) -> tuple[str, ...]:
-    recall = "" if run.supporting_recall is None else f"{run.supporting_recall:.2f}"
     return (
         run.method,
         f"{run.sequence_ratio:g}",
@@ -50,8 +51,15 @@ def _row(run: RunMetrics) -> tuple[str, ...]:
         f"{run.recompute_ratio_mean:.3f}",
         f"{run.kv_bytes_resident_mean / 1e6:.2f}",
         f"{run.kv_bytes_resident_mean / run.kv_bytes_full_mean:.3f}",
-        recall,
+        _known(run.supporting_recall, 2),
+        _known(run.answer_retained, 2),
+        _known(run.recall_full_right),
+        _known(run.f1_full_right),
     )
+
+
+def _known(figure: float | None, digits: int = 3) -> str:
+    return "" if figure is None else f"{figure:.{digits}f}"
 
 
 def _interval(interval: tuple[float, float]) -> str:
@@ -76,8 +84,7 @@ def _how_measured(config: dict[str, Any]) -> str:
         f"{config['model']} in {config['dtype']} on {device}; {libraries}.",
         f"Cases: {_which_cases(config)}. Every method answered the same cases with the same prompt, clock and "
         f"decoding: greedy, at most {config['max_new_tokens']} tokens, cut at the first line break.",
-        f"The prompt: {'the default' if config['prompt'] is None else 'given, see config.json'}. Chunks stand in it "
-        "in the order of the case file.",
+        f"The prompt: {_which_prompt(config)}. Chunks in it: {_which_chunks(config)}.",
         "F1 and EM: SQuAD normalisation, best over the answers. Recall: share of the answer's words that stand in what "
         "the model said, which does not punish whole sentences. Gold NLL: mean negative log-likelihood a token of "
         "the first answer, teacher-forced behind the same prefill that gave the answer.",
@@ -88,8 +95,11 @@ def _how_measured(config: dict[str, Any]) -> str:
         "in turn.",
         "Ratio: asked for. Kept and recomputed: mean share of the chunk tokens. KV MB: mean of what decoding holds "
         "for the prompt, in 10⁶ bytes. Support kept: mean share of the tokens of chunks that hold the answer, where "
-        "the data names them.",
+        "the data names them. Answer kept: share of cases in which a right answer stands whole in what is kept, of "
+        "those whose chunks hold one.",
+        "Full right: on the cases alone that full prefill answers right, with all words of an answer.",
     ]
+    lines += [f"{name}: {CONTROLS[name]}." for name in config["methods"] if name in CONTROLS]
     lines += [_retrieved(name, data["retrieved"]) for name, data in config["data"].items() if data.get("retrieved")]
     lines += [f"Full prefill's answers were taken over from {folder}." for folder in config["references"]]
     lines += [f"Part of the answers was made on {_in_words(machine)}." for machine in config["ran_before_on"]]
@@ -101,6 +111,21 @@ def _retrieved(name: str, retrieved: dict[str, Any]) -> str:
         f"Retrieval of {name}: {retrieved['share']:.2f} of what should be found is among the chunks, over the "
         f"{retrieved['n']} cases that name it; no method can answer from what was not retrieved."
     )
+
+
+def _which_prompt(config: dict[str, Any]) -> str:
+    if config["prompt"] is not None:
+        return "given, see config.json"
+    return "the default" if config["template"] is None else f"the template {config['template']}"
+
+
+def _which_chunks(config: dict[str, Any]) -> str:
+    if (retrieval := config["retrieval"]) is None:
+        return "in the order of the case file"
+    order = str(retrieval["order"]).replace("_", " ")
+    if not retrieval["corpus"]:
+        return order + (f" by {retrieval['retriever']}" if retrieval["retriever"] else "")
+    return f"{order}, the {retrieval['top_k']} nearest by {retrieval['retriever']} of all chunks of the data file"
 
 
 def _which_cases(config: dict[str, Any]) -> str:

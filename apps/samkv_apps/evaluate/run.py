@@ -9,11 +9,13 @@ from typing import Any
 from tqdm import tqdm
 
 from samkv_apps.evaluate.answering import Answerer
+from samkv_apps.evaluate.controls import SAME_TTFT
+from samkv_apps.evaluate.corpus import arranged
 from samkv_apps.evaluate.datasets import Case, load_cases, retrieval_recall
 from samkv_apps.evaluate.environment import describe_run
-from samkv_apps.evaluate.options import REFERENCE, EvaluationOptions, Task
+from samkv_apps.evaluate.options import EvaluationOptions, Task
 from samkv_apps.evaluate.plots import draw_plots, require_matplotlib
-from samkv_apps.evaluate.records import KV_FOLDER, RunFolder
+from samkv_apps.evaluate.records import KV_FOLDER, Prediction, RunFolder
 from samkv_apps.evaluate.reference import read_reference
 from samkv_apps.evaluate.report import write_report
 from samkv_apps.evaluate.summary import EvaluationMetrics, summarise
@@ -36,8 +38,12 @@ def evaluate(options: EvaluationOptions) -> EvaluationMetrics:
     """
     if options.plots:
         require_matplotlib()
-    data_sets = [_DataSet(file.stem, load_cases(file, options.limit, options.seed)) for file in options.data]
+    loaded = [load_cases(file, options.limit, options.seed) for file in options.data]
     folder = RunFolder(options.output_dir)
+    data_sets = [
+        _DataSet(file.stem, arranged(cases, load_cases(file), options))
+        for file, cases in zip(options.data, loaded, strict=True)
+    ]
     engine = SamKVEngine.from_pretrained(
         options.model,
         store=options.store or options.output_dir / KV_FOLDER,
@@ -50,7 +56,7 @@ def evaluate(options: EvaluationOptions) -> EvaluationMetrics:
     adopted = read_reference(options.reference, config) if options.reference else []
     config = folder.start(config)
     folder.adopt(adopted)
-    engine.add_chunks(chunk for data in data_sets for case in data.cases for chunk in case.chunks)
+    engine.add_chunks(chunk for data in data_sets for case in data.cases for chunk in case.every_chunk)
     answerer = Answerer(engine, options)
     for _ in _Run(answerer, folder, options.tasks()).run(data_sets):
         metrics = _write_results(folder, config)
@@ -79,10 +85,12 @@ class _Run:
 
     def _pending(self, data: str, case: Case, number: int) -> list[Task]:
         """What to run on a case. Full prefill reads no cache and comes first; among the others the order
-        rotates from case to case, so that none always finds the chunks' files read by another before it."""
+        rotates from case to case, so that none always finds the chunks' files read by another before it.
+        What gets the time that another took comes last."""
         reference, *others = self._tasks
         turn = number % len(others) if others else 0
-        tasks = [reference, *others[turn:], *others[:turn]]
+        rotated = sorted([*others[turn:], *others[:turn]], key=lambda task: task.method == SAME_TTFT)
+        tasks = [reference, *rotated]
         return [task for task in tasks if self._folder.find(data, case.case_id, task) is None]
 
     def _num_pending(self, data: _DataSet) -> int:
@@ -93,14 +101,16 @@ class _Run:
         pending = {task.method for i, case in enumerate(data.cases) for task in self._pending(data.name, case, i)}
         one_of_each = {task.method: task for task in self._tasks if task.method in pending}
         first = data.cases[0]
-        reference = self._folder.find(data.name, first.case_id, Task(REFERENCE, None))
-        for task in one_of_each.values():
-            prediction = self._answerer.answer(data.name, first, task, reference)
-            reference = reference or prediction  # where there was none, full prefill comes first
+        earlier = self._earlier(data.name, first)
+        for task in sorted(one_of_each.values(), key=lambda task: task.method == SAME_TTFT):
+            earlier[task] = self._answerer.answer(data.name, first, task, earlier)
 
     def _answer(self, data: str, case: Case, task: Task) -> None:
-        reference = self._folder.find(data, case.case_id, Task(REFERENCE, None))
-        self._folder.append(self._answerer.answer(data, case, task, reference))
+        self._folder.append(self._answerer.answer(data, case, task, self._earlier(data, case)))
+
+    def _earlier(self, data: str, case: Case) -> dict[Task, Prediction]:
+        found = {task: self._folder.find(data, case.case_id, task) for task in self._tasks}
+        return {task: prediction for task, prediction in found.items() if prediction is not None}
 
 
 def _write_results(folder: RunFolder, config: dict[str, Any]) -> EvaluationMetrics:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from statistics import fmean, median
 from typing import Any
 
-from samkv_apps.evaluate.options import REFERENCE, Task
+from samkv_apps.evaluate.options import FULL, REFERENCE, Task
 from samkv_apps.evaluate.records import Prediction
 from samkv_apps.evaluate.statistics import bootstrap_interval
 
@@ -47,6 +47,13 @@ class RunMetrics:
     phase_s_median: dict[str, float]
     diagnostics: dict[str, int]
     """Name of each that was made, and in how many cases."""
+    answer_retained: float | None
+    """Share of the cases in which a right answer stands whole in what was retained, of those whose chunks hold one."""
+    n_full_right: int
+    """Cases that full prefill answers right: all words of an answer stand in what it says."""
+    recall_full_right: float | None
+    """On these alone; None where there are none."""
+    f1_full_right: float | None
 
 
 @dataclass(frozen=True)
@@ -67,7 +74,7 @@ def summarise(predictions: Sequence[Prediction], seed: int = 0) -> EvaluationMet
         groups.setdefault((prediction.data, prediction.task), {})[prediction.case] = prediction
     rows = []
     for (data, task), answered in sorted(groups.items(), key=_order):
-        reference = groups.get((data, Task(REFERENCE, None)), {})
+        reference = groups.get((data, FULL), {})
         pairs = [(answered[case], reference[case]) for case in answered if case in reference]
         if pairs:
             rows.append(_summarise_pairs(data, task, pairs, seed))
@@ -81,7 +88,7 @@ def _order(group: tuple[tuple[str, Task], Any]) -> tuple[str, bool, str, float]:
 
 def _summarise_pairs(data: str, task: Task, pairs: Sequence[tuple[Prediction, Prediction]], seed: int) -> RunMetrics:
     own, full = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
-    recalls = [p.supporting_recall for p in own if p.supporting_recall is not None]
+    full_right = [p for p, q in pairs if q.recall == 1]
     return RunMetrics(
         data=data,
         method=task.method,
@@ -99,14 +106,23 @@ def _summarise_pairs(data: str, task: Task, pairs: Sequence[tuple[Prediction, Pr
         recompute_ratio_mean=_mean(own, lambda p: p.recompute_ratio),
         kv_bytes_resident_mean=_mean(own, lambda p: p.kv_bytes_resident),
         kv_bytes_full_mean=_mean(own, lambda p: p.kv_bytes_full),
-        supporting_recall=fmean(recalls) if recalls else None,
+        supporting_recall=_mean_of_known(p.supporting_recall for p in own),
         gold_nll_full=_mean(full, lambda p: p.gold_nll),
         recall=_mean(own, lambda p: p.recall),
         recall_full=_mean(full, lambda p: p.recall),
         recall_diff_ci95=bootstrap_interval([p.recall - q.recall for p, q in pairs], seed),
         phase_s_median={name: median(p.phase_s.get(name, 0.0) for p in own) for name in _phases(own)},
         diagnostics=dict(sorted(Counter(name for p in own for name in p.diagnostics).items())),
+        answer_retained=_mean_of_known(p.answer_retained for p in own),
+        n_full_right=len(full_right),
+        recall_full_right=_mean_of_known(p.recall for p in full_right),
+        f1_full_right=_mean_of_known(p.f1 for p in full_right),
     )
+
+
+def _mean_of_known(figures: Iterable[float | None]) -> float | None:
+    known = [figure for figure in figures if figure is not None]
+    return fmean(known) if known else None
 
 
 def _mean(predictions: Sequence[Prediction], figure: Callable[[Prediction], float]) -> float:

@@ -51,9 +51,9 @@ def answered(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str, float | No
     made: list[tuple[str, str, float | None]] = []
     answer = Answerer.answer
 
-    def record(self: Answerer, data: str, case: Case, task: Task, reference: Any) -> Any:
+    def record(self: Answerer, data: str, case: Case, task: Task, earlier: Any) -> Any:
         made.append((case.case_id, task.method, task.ratio))
-        return answer(self, data, case, task, reference)
+        return answer(self, data, case, task, earlier)
 
     monkeypatch.setattr(Answerer, "answer", record)
     return made

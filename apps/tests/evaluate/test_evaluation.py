@@ -25,7 +25,10 @@ SCHEMA = {
     "ttft_s_median", "ttft_ratio_median", "sequence_ratio_mean", "recompute_ratio_mean", "kv_bytes_resident_mean",
     "kv_bytes_full_mean", "supporting_recall",
 }  # fmt: skip
-EXTRA = {"gold_nll_full", "phase_s_median", "diagnostics", "recall", "recall_full", "recall_diff_ci95"}
+EXTRA = {
+    "gold_nll_full", "phase_s_median", "diagnostics", "recall", "recall_full", "recall_diff_ci95", "answer_retained",
+    "n_full_right", "recall_full_right", "f1_full_right",
+}  # fmt: skip
 PNG = b"\x89PNG\r\n"
 
 
@@ -85,7 +88,7 @@ def test_a_prediction_is_the_engines_answer(options: Callable[..., EvaluationOpt
     keys = {
         "data", "case", "method", "ratio", "prediction", "f1", "em", "recall", "gold_nll", "ttft_s", "total_s",
         "phase_s", "sequence_ratio", "recompute_ratio", "kv_bytes_resident", "kv_bytes_full", "prompt_tokens",
-        "chunk_tokens", "supporting_recall", "diagnostics",
+        "chunk_tokens", "supporting_recall", "diagnostics", "answer_retained",
     }  # fmt: skip
     lines = lines_of(tmp_path / "out")
     assert all(set(line) == keys for line in lines)

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from samkv_apps.evaluate.datasets import build_messages, load_cases
+from samkv_apps.evaluate.datasets import load_cases
+from samkv_apps.evaluate.prompts import build_messages
 from samkv_apps.evaluate.scoring import exact_match, f1, normalise
 from samkv_apps.evaluate.statistics import bootstrap_interval
 from samkv_rag import SamKVEngine

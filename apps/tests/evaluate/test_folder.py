@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from samkv_apps.evaluate import EvaluationOptions, cases_from_folder, evaluate, folder
-from samkv_apps.evaluate.datasets import build_messages, load_cases
+from samkv_apps.evaluate.datasets import load_cases
+from samkv_apps.evaluate.prompts import build_messages
 from samkv_apps.evaluate.questions import read_questions
 from samkv_apps.evaluate.retrieval import Retriever, best_outside
 from samkv_rag.exceptions import CaseFileError, ConfigurationError
@@ -200,7 +201,7 @@ def test_another_prompt_in_the_same_folder_is_refused(options: Callable[..., Eva
 def test_from_a_folder_to_a_report(
     run: Run, model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(folder, "_minilm", WordEmbedder)
+    monkeypatch.setattr(folder, "minilm", WordEmbedder)
     for i in range(4):
         (tmp_path / "notes" / f"{i}.md").parent.mkdir(exist_ok=True)
         (tmp_path / "notes" / f"{i}.md").write_text(tiny.text(i, num_words=40))
@@ -233,7 +234,8 @@ def test_from_a_folder_to_a_report(
         (["--documents", "."], 2, "--documents and --questions belong together"),
         (["--questions", "q.csv"], 2, "--documents and --questions belong together"),
         (["--data", "a.jsonl", "--documents", ".", "--questions", "q.csv"], 2, "give either --data"),
-        (["--data", "a.jsonl", "--top-k", "3"], 2, "--top-k goes with --documents"),
+        (["--data", "a.jsonl", "--top-k", "3"], 2, "--top-k goes with --documents or --corpus"),
+        (["--documents", ".", "--questions", "q.csv", "--corpus"], 2, "--corpus goes with --data"),
         (["--documents", ".", "--questions", "missing.csv"], 1, "missing.csv cannot be read"),
         (["--data", "a.jsonl", "--prompt", "missing.txt"], 1, "--prompt missing.txt cannot be read"),
         (["--data", "a.jsonl", "--option", "sequence_ratio=0.3"], 1, "sequence_ratio cannot be set"),

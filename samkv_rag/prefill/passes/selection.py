@@ -47,6 +47,15 @@ def anchor_mask(layout: PromptLayout, anchors: Anchors) -> torch.Tensor:
     return mask & layout.is_chunk
 
 
+def best_tokens(scores: torch.Tensor, layout: PromptLayout, ratio: float) -> torch.Tensor:
+    """Mask ``[tokens]`` of the chunk tokens with the highest ``scores`` ``[tokens]``, ``ratio`` of them at most."""
+    num_tokens = int(ratio * layout.num_chunk_tokens + 1e-6)
+    positions = layout.is_chunk.nonzero()[:, 0]
+    mask = torch.zeros_like(layout.is_chunk)
+    mask[positions[scores[positions].topk(num_tokens).indices]] = True
+    return mask
+
+
 class Blocks:
     """The chunks' middles cut into blocks, numbered over the whole prompt."""
 

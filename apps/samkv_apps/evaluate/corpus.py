@@ -1,0 +1,43 @@
+"""Cases whose chunks a retriever finds in a corpus, or puts in order."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from samkv_apps.evaluate.datasets import Case
+from samkv_apps.evaluate.options import EvaluationOptions
+from samkv_apps.evaluate.retrieval import in_order, open_retriever
+
+
+def arranged(cases: Sequence[Case], every: Sequence[Case], options: EvaluationOptions) -> list[Case]:
+    """``cases`` with the chunks that ``options`` ask for, in their order.
+
+    With ``options.corpus`` the chunks of ``every`` case are one corpus, from which each question gets the nearest.
+    """
+    order = options.chunk_order
+    if order == "file":
+        return list(cases)
+    if not options.corpus and order == "random":
+        return [replace(case, chunks=tuple(in_order(case.chunks, order, options.seed_of(case)))) for case in cases]
+    texts = list(dict.fromkeys(chunk for case in (every if options.corpus else cases) for chunk in case.chunks))
+    retriever = open_retriever(options.retriever, texts)
+    found = []
+    for case in cases:
+        ranked = [texts[i] for i in retriever.nearest(case.question, len(texts))]
+        if not options.corpus:
+            ranked = [text for text in ranked if text in case.chunks]
+            found.append(replace(case, chunks=tuple(in_order(ranked, order, options.seed_of(case)))))
+        else:
+            found.append(_from_corpus(case, ranked, options))
+    return found
+
+
+def _from_corpus(case: Case, ranked: Sequence[str], options: EvaluationOptions) -> Case:
+    best = ranked[: options.top_k]
+    return replace(
+        case,
+        chunks=tuple(in_order(best, options.chunk_order, options.seed_of(case))),
+        more=tuple(ranked[: options.more_top_k]) if options.retrieves_more else (),
+        retrieved=len(case.supporting & set(best)) / len(case.supporting) if case.supporting else None,
+    )

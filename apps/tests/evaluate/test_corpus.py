@@ -1,0 +1,187 @@
+"""Chunks retrieved from a corpus, their order, and the frameworks' prompts."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from evaluating import lines_of, write_cases
+
+from samkv_apps.evaluate import EvaluationOptions, evaluate
+from samkv_apps.evaluate.answering import Answerer
+from samkv_apps.evaluate.corpus import arranged
+from samkv_apps.evaluate.datasets import Case
+from samkv_apps.evaluate.prompts import build_messages
+from samkv_apps.evaluate.retrieval import BM25, in_order
+from samkv_rag.exceptions import ConfigurationError
+from support.commands import Run
+
+Options = Callable[..., EvaluationOptions]
+TIDE = Case("tide", "When is the ebb?", ("noon",), ("the flood of March", "an ebb at noon"), frozenset(["ebb ebb"]))
+LAMP = Case("lamp", "Who lit the lamp?", ("Innes",), ("the lamp burns oil", "ebb ebb"), None)
+BEST_FIRST = ["ebb ebb", "an ebb at noon"]
+
+
+def chunks_of(options: EvaluationOptions, *cases: Case) -> list[list[str]]:
+    return [list(case.chunks) for case in arranged(cases, [TIDE, LAMP], options)]
+
+
+# -- retrieval -------------------------------------------------------------------------------------
+
+
+def test_bm25_finds_rare_words_first_and_ties_in_order() -> None:
+    texts = ["tide tide lamp", "tide and beacon", "the tide", "lamp"]
+    assert BM25(texts).nearest("Which beacon of the tide?", 2)[0] == 1
+    assert BM25(texts).nearest("lamp", 4)[0] == 3
+    assert BM25(texts).nearest("of the nothing known", 4) == [0, 1, 2, 3]
+
+
+def test_a_question_gets_the_nearest_chunks_of_all_cases(options: Options) -> None:
+    asked = options(corpus=True, retriever="bm25", top_k=2)
+    (found,) = arranged([TIDE], [TIDE, LAMP], asked)
+    assert list(found.chunks) == BEST_FIRST
+    assert (found.retrieved, found.supporting, found.more) == (1.0, {"ebb ebb"}, ())
+    (missed,) = arranged([LAMP], [TIDE, LAMP], options(corpus=True, retriever="bm25", top_k=1))
+    assert (missed.chunks, missed.retrieved) == (("the lamp burns oil",), None)
+
+
+def test_more_is_kept_for_what_reads_more(options: Options) -> None:
+    asked = options(corpus=True, retriever="bm25", top_k=1, more_top_k=3, methods=["more_chunks"], order="best_last")
+    (found,) = arranged([TIDE], [TIDE, LAMP], asked)
+    assert found.chunks == ("ebb ebb",)
+    assert list(found.more[:2]) == BEST_FIRST and len(found.more) == 3
+    assert len(found.every_chunk) == 3
+
+
+# -- order -----------------------------------------------------------------------------------------
+
+
+def test_orders_of_a_corpus_and_of_a_cases_own_chunks(options: Options) -> None:
+    assert chunks_of(options(corpus=True, retriever="bm25", top_k=2, order="best_last"), TIDE) == [BEST_FIRST[::-1]]
+    own = ["an ebb at noon", "the flood of March"]
+    assert chunks_of(options(retriever="bm25", order="best_first"), TIDE) == [own]
+    assert chunks_of(options(retriever="bm25", order="best_last"), TIDE) == [own[::-1]]
+    assert chunks_of(options(), TIDE, LAMP) == [list(TIDE.chunks), list(LAMP.chunks)]
+
+
+def test_a_random_order_is_drawn_by_seed_and_case() -> None:
+    ranked = [str(i) for i in range(20)]
+    one = in_order(ranked, "random", "1 a")
+    assert sorted(one) == sorted(ranked)
+    assert one == in_order(ranked, "random", "1 a")
+    assert len({tuple(in_order(ranked, "random", seed)) for seed in ("1 a", "1 b", "2 a")}) == 3
+
+
+# -- prompts ---------------------------------------------------------------------------------------
+
+
+def test_templates_are_the_frameworks_own() -> None:
+    from llama_index.core.llms import MockLLM
+    from llama_index.core.prompts.default_prompt_selectors import DEFAULT_TEXT_QA_PROMPT_SEL
+
+    class Chat(MockLLM):
+        @property
+        def metadata(self) -> Any:
+            return super().metadata.model_copy(update={"is_chat_model": True})
+
+    own = DEFAULT_TEXT_QA_PROMPT_SEL.select(Chat()).format_messages(context_str="a {x}\n\nb", query_str="Why?")
+    system, user = build_messages("Why?", ["a {x}", "b"], template="llama_index")
+    assert [(message.role.value, message.content) for message in own] == [
+        ("system", system["content"]), ("user", user["content"]),
+    ]  # fmt: skip
+    assert "Context information is below.\n---------------------\na {x}\n\nb\n-----" in user["content"]
+    system, user = build_messages("Why?", ["a", "b"], template="langchain")
+    assert system["content"].startswith("You are an assistant for question-answering tasks.")
+    assert system["content"].endswith("\n\na\n\nb")
+    assert user == {"role": "user", "content": "Why?"}
+    assert build_messages("Why?", ["a", "b"], template="plain") == [{"role": "user", "content": "a\n\nb\n\nWhy?"}]
+
+
+# -- the command line ------------------------------------------------------------------------------
+
+
+def test_a_corpus_from_the_command_line_and_a_reference_for_it(
+    run: Run, model_folder: Path, store: Path, cases: Path, tmp_path: Path
+) -> None:
+    out, more = tmp_path / "out", tmp_path / "more"
+    arguments = ["--model", model_folder, "--data", cases, "--store", store, "--dtype", "float32", "--limit", 1]
+    arguments += ["--max-new-tokens", 2, "--option", "block_tokens=8", "--sequence-ratio", "0.4"]
+    arguments += ["--corpus", "--retriever", "bm25", "--top-k", 4, "--order", "best_last", "--template", "langchain"]
+    status, _, errors = run("evaluate", *arguments, "--output-dir", out)
+    assert (status, errors) == (0, "")
+    config = json.loads((out / "config.json").read_text())
+    assert config["template"] == "langchain"
+    assert config["retrieval"] == {
+        "corpus": True, "top_k": 4, "retriever": "bm25", "order": "best_last", "seed": None,
+    }  # fmt: skip
+    report = (out / "report.md").read_text()
+    assert "The prompt: the template langchain. Chunks in it: best last, the 4 nearest by bm25 of all chunks" in report
+    assert "Retrieval of tides: " in report
+
+    status, _, errors = run("evaluate", *arguments, "--output-dir", more, "--reference", out)
+    assert (status, errors) == (0, "")
+    assert lines_of(more)[0] == lines_of(out)[0]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"template": "plain"}, "template is 'plain', but None in reference"),
+        ({"order": "random"}, "retrieval is {'corpus': False, .*, but None in reference"),
+    ],
+    ids=["template", "order"],
+)
+def test_a_reference_with_other_prompts_is_refused(
+    options: Options, tmp_path: Path, changes: dict[str, Any], words: str
+) -> None:
+    evaluate(options(output_dir=tmp_path / "full", methods=["full_prefill"], limit=1))
+    with pytest.raises(ConfigurationError, match=words):
+        evaluate(options(reference=tmp_path / "full", limit=1, **changes))
+
+
+def test_a_reference_from_before_a_figure_was_added_is_read(options: Options, tmp_path: Path) -> None:
+    evaluate(options(output_dir=tmp_path / "full", methods=["full_prefill"], limit=1))
+    predictions = tmp_path / "full" / "predictions.jsonl"
+    (line,) = lines_of(tmp_path / "full")
+    predictions.write_text(json.dumps({k: v for k, v in line.items() if k != "answer_retained"}) + "\n")
+    evaluate(options(reference=tmp_path / "full", methods=["full_prefill"], limit=1))
+    assert lines_of(tmp_path / "out") == [line | {"answer_retained": None}]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"prompt": "{passages}{question}", "template": "plain"}, "template is 'plain' and a prompt is given too"),
+        ({"corpus": True, "order": "file"}, "order is 'file', which a corpus has not"),
+        ({"methods": ["more_chunks"]}, "more_chunks reads more of a corpus; give corpus too"),
+        ({"methods": ["more_chunks"], "corpus": True, "more_top_k": 3}, "more_top_k is 3; it must be at least top_k"),
+        ({"template": "haystack"}, "template is 'haystack'"),
+        ({"retriever": "magic"}, "retriever is 'magic'"),
+        ({"order": "upside_down"}, "order is 'upside_down'"),
+        ({"top_k": 0}, "top_k is 0"),
+    ],
+    ids=str,
+)
+def test_what_does_not_go_together_is_refused(options: Options, changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigurationError, match=words):
+        options(**changes)
+
+
+def test_a_limit_leaves_the_corpus_whole(options: Options, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = write_cases(tmp_path / "tides.jsonl", question="Record 20 Record 21 Record 22")
+    answered: list[Case] = []
+    answer = Answerer.answer
+
+    def record(self: Answerer, data: str, case: Case, *rest: Any) -> Any:
+        answered.append(case)
+        return answer(self, data, case, *rest)
+
+    monkeypatch.setattr(Answerer, "answer", record)
+    evaluate(options(data=[data], corpus=True, retriever="bm25", top_k=3, limit=1, methods=["full_prefill"]))
+    assert {case.case_id for case in answered} == {"case-0"}
+    numbers = {re.search(r"Record (\d\d):", chunk)[1] for chunk in answered[0].chunks}  # type: ignore[index]
+    assert numbers == {"20", "21", "22"}, "the last case's chunks"

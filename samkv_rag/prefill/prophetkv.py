@@ -1,0 +1,41 @@
+"""ProphetKV (arXiv 2602.02579): all cached KV kept, the tokens that the question attends to recomputed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from samkv_rag.prefill.base import PrefillContext, Prefilled, RecomputingPrefill
+from samkv_rag.prefill.passes.recomputation import Recomputation, recompute
+from samkv_rag.prefill.passes.selection import best_tokens
+from samkv_rag.prefill.scout import Scout
+
+_SCAN = Scout(score_layers=(0.0, 1.0), emphasis_tokens=0)
+"""Scouting in which every layer counts, and every token of the question alike."""
+
+
+@dataclass(frozen=True)
+class ProphetKV(RecomputingPrefill):
+    """Recomputes the chunk tokens that the question attends to most.
+
+    Source: ProphetKV, its two stages. First the prompt's text runs over all cached KV; a token's score is
+    the attention that it gets from the question, averaged over the layers. Then the best-scored tokens and
+    the text run through all layers, see everything before them, and overwrite the cache. Rebuilt from the
+    paper's abstract and summaries of it. Scores are averaged over heads, too; of a long question the last
+    64 tokens score, as in :class:`Scout`.
+    """
+
+    name: ClassVar[str] = "prophetkv"
+
+    def prefill(self, context: PrefillContext) -> Prefilled:
+        layout = context.layout
+        with context.clock.phase("select"):
+            scores, _ = _SCAN.score_tokens(context.decoder, layout, resume_layer=0)
+            recomputed = best_tokens(scores, layout, self.recompute_ratio)
+        everything = torch.ones_like(recomputed)
+        with context.clock.phase("recompute"):
+            recomputation = Recomputation(everything, recomputed, view="all")
+            hidden = recompute(context.decoder, layout, context.buffer, recomputation)
+        return Prefilled(hidden, everything, recomputed)
