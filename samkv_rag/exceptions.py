@@ -19,9 +19,7 @@
     │   ├── StoreFormatError      not a store, or one of another format version
     │   └── DamagedChunkError     a stored chunk cannot be trusted; answering treats it as a miss
     ├── QueueFullError            too many requests are waiting; try again later
-    ├── EngineClosedError         the engine was closed
-    └── EvaluationError
-        └── CaseFileError         a line that is no case of a question and its chunks
+    └── EngineClosedError         the engine was closed
 
 Warnings: DamagedChunkWarning, a stored chunk that could not be trusted and is treated as a miss;
 DamagedCatalogWarning, a catalog that was damaged and has been made again;
@@ -112,14 +110,6 @@ class EngineClosedError(SamKVError):
 
 class DamagedChunkError(StoreError):
     """A stored chunk is damaged, forged, or another's."""
-
-
-class EvaluationError(SamKVError):
-    """An evaluation's figures would not mean what they say."""
-
-
-class CaseFileError(EvaluationError):
-    """A file of evaluation cases cannot be read; the message names file and line."""
 
 
 class DamagedChunkWarning(UserWarning):

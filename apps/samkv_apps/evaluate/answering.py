@@ -18,13 +18,13 @@ from samkv_apps.evaluate.controls import (
     spans_as_text,
 )
 from samkv_apps.evaluate.datasets import Case
+from samkv_apps.evaluate.errors import EvaluationError
 from samkv_apps.evaluate.options import FULL, EvaluationOptions, Task
 from samkv_apps.evaluate.prompts import build_messages
 from samkv_apps.evaluate.records import Prediction
 from samkv_apps.evaluate.retrieval import in_order
 from samkv_apps.evaluate.scoring import answer_recall, exact_match, f1
 from samkv_rag.engine import SamKVEngine
-from samkv_rag.exceptions import EvaluationError
 from samkv_rag.generation_result import GenerationResult
 from samkv_rag.ingestion.recognition import text_digest
 from samkv_rag.prefill import Scout

@@ -15,7 +15,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from samkv_rag.exceptions import CaseFileError
+from samkv_apps.evaluate.errors import CaseFileError
 
 
 @dataclass(frozen=True)

@@ -8,12 +8,13 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from samkv_apps.evaluate.errors import CaseFileError
 from samkv_apps.evaluate.options import TOP_K
 from samkv_apps.evaluate.questions import Question, read_questions
 from samkv_apps.evaluate.records import CASES_FILE
 from samkv_apps.evaluate.retrieval import Embeds, Retriever, best_outside, minilm
 from samkv_apps.terminal import write_private
-from samkv_rag.exceptions import CaseFileError, ConfigurationError
+from samkv_rag.exceptions import ConfigurationError
 
 _CHUNK_TOKENS = 256
 Tokenize = Callable[[str], list[int]]

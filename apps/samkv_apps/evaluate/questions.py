@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
 
-from samkv_rag.exceptions import CaseFileError
+from samkv_apps.evaluate.errors import CaseFileError
 
 _COLUMNS = ("question", "answer", "source")
 _DELIMITERS = ",;\t"

@@ -8,8 +8,9 @@ from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from samkv_apps.evaluate.errors import EvaluationError
 from samkv_apps.evaluate.options import Task
-from samkv_rag.exceptions import ConfigurationError, EvaluationError
+from samkv_rag.exceptions import ConfigurationError
 
 FORMAT = "samkv-evaluation-1"
 KV_FOLDER, CASES_FILE = "kv", "cases.jsonl"

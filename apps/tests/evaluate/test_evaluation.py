@@ -13,9 +13,9 @@ from evaluating import lines_of, runs_without_times, write_cases
 
 from samkv_apps.evaluate import EvaluationOptions, evaluate, plots
 from samkv_apps.evaluate.compressors import COMPRESSORS, Compressor
+from samkv_apps.evaluate.errors import EvaluationError
 from samkv_apps.evaluate.run import _DataSet, _Run
 from samkv_rag import SamKVEngine
-from samkv_rag.exceptions import EvaluationError
 from samkv_rag.prefill import method_classes
 from samkv_rag.store.disk import DiskStore
 from support.commands import Run

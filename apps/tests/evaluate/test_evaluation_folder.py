@@ -11,7 +11,8 @@ import pytest
 from evaluating import lines_of, runs_without_times, without_times, write_cases
 
 from samkv_apps.evaluate import EvaluationOptions, evaluate, plots
-from samkv_rag.exceptions import ConfigurationError, EvaluationError
+from samkv_apps.evaluate.errors import EvaluationError
+from samkv_rag.exceptions import ConfigurationError
 from support.commands import Run, only_line
 
 # -- going on --------------------------------------------------------------------------------------

@@ -10,11 +10,12 @@ import pytest
 import torch
 
 from samkv_apps.evaluate.datasets import load_cases
+from samkv_apps.evaluate.errors import CaseFileError
 from samkv_apps.evaluate.prompts import build_messages
 from samkv_apps.evaluate.scoring import exact_match, f1, normalise
 from samkv_apps.evaluate.statistics import bootstrap_interval
 from samkv_rag import SamKVEngine
-from samkv_rag.exceptions import CaseFileError, ConfigurationError
+from samkv_rag.exceptions import ConfigurationError
 from samkv_rag.model.kv_buffer import KVBuffer
 from samkv_rag.prefill import FullPrefill, PrefillMethod
 from support import tiny

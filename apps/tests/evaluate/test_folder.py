@@ -12,10 +12,11 @@ import torch
 
 from samkv_apps.evaluate import EvaluationOptions, cases_from_folder, evaluate, folder
 from samkv_apps.evaluate.datasets import load_cases
+from samkv_apps.evaluate.errors import CaseFileError
 from samkv_apps.evaluate.prompts import build_messages
 from samkv_apps.evaluate.questions import read_questions
 from samkv_apps.evaluate.retrieval import Retriever, best_outside
-from samkv_rag.exceptions import CaseFileError, ConfigurationError
+from samkv_rag.exceptions import ConfigurationError
 from support import tiny
 from support.commands import Run, only_line
 
