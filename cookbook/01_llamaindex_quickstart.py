@@ -18,9 +18,8 @@
 import tempfile
 from pathlib import Path
 
-from llama_index.core import Document, PromptTemplate, Settings, StorageContext, VectorStoreIndex
+from llama_index.core import Document, Settings, StorageContext, VectorStoreIndex
 from llama_index.core.node_parser import SentenceSplitter
-from llama_index.core.postprocessor import LongContextReorder
 from llama_index.core.vector_stores import SimpleVectorStore
 from llama_index.embeddings.huggingface import HuggingFaceEmbedding
 from llama_index.llms.samkv import SamKVIngestion, SamKVLLM, SamKVPostprocessor
@@ -67,20 +66,11 @@ print(f"{report.num_added} computed, {report.num_reused} reused")
 # %% [markdown]
 # ## A query engine
 #
-# `SamKVPostprocessor` comes last. It changes no node; it announces to the engine which KV will be needed. The template
-# puts the question behind the chunks, and `LongContextReorder` the best chunks at the two ends, which helps a model of
-# 135 million parameters, whichever way it reads.
+# `SamKVPostprocessor` comes last. It changes no node; it announces to the engine which KV will be needed. Template and
+# order are LlamaIndex's own.
 
 # %%
-template = PromptTemplate(
-    "Use these passages to answer.\n\n{context_str}\n\n"
-    "Answer the question in one short sentence, using only the passages above.\nQuestion: {query_str}"
-)
-options = {
-    "similarity_top_k": 4,
-    "text_qa_template": template,
-    "node_postprocessors": [LongContextReorder(), SamKVPostprocessor(llm)],
-}
+options = {"similarity_top_k": 4, "node_postprocessors": [SamKVPostprocessor(llm)]}
 query_engine = index.as_query_engine(**options)
 
 question = "What are the names of the two diesel generators at Skerrow?"

@@ -55,13 +55,12 @@ print(f"{len(documents)} documents, {len(llm.engine.sources())} of them in the K
 # %% [markdown]
 # ## A chain
 #
-# The best chunk stands last, next to the question. That helps a model of 135 million parameters, whichever way it
-# reads. The chain knows nothing of KV: chunks are recognised in the final prompt by their text.
+# The chain knows nothing of KV: chunks are recognised in the final prompt by their text, in any order.
 
 
 # %%
 def format_docs(found: list[Document]) -> str:
-    return "\n\n".join(document.page_content for document in reversed(found))
+    return "\n\n".join(document.page_content for document in found)
 
 
 prompt = ChatPromptTemplate.from_template(

@@ -101,7 +101,7 @@ prompt = ChatPromptTemplate.from_template(
 
 def ask(question: str, **search: object) -> None:
     found = store.similarity_search(question, k=4, **search)
-    context = "\n".join(document.page_content for document in reversed(found))
+    context = "\n".join(document.page_content for document in found)
     answer = (prompt | llm).invoke({"context": context, "question": question})
     print(answer.text, f"({answer.response_metadata['metrics']['chunks_hit']} cards from the KV store)")
 

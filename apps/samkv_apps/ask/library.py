@@ -11,7 +11,6 @@ from chromadb.config import Settings as ChromaSettings
 from llama_index.core import Settings, VectorStoreIndex
 from llama_index.core.ingestion import DocstoreStrategy, IngestionPipeline
 from llama_index.core.node_parser import SentenceSplitter
-from llama_index.core.postprocessor import LongContextReorder
 from llama_index.core.storage.docstore import SimpleDocumentStore
 from llama_index.core.vector_stores import FilterOperator, MetadataFilter, MetadataFilters
 from llama_index.embeddings.huggingface import HuggingFaceEmbedding
@@ -66,7 +65,7 @@ class Library:
             streaming=True,
             similarity_top_k=top_k,
             filters=MetadataFilters(filters=[own]),
-            node_postprocessors=[LongContextReorder(), SamKVPostprocessor(self.llm)],
+            node_postprocessors=[SamKVPostprocessor(self.llm)],
         )
         return query_engine.query(question)
 

@@ -17,12 +17,23 @@ from langchain_core.runnables import Runnable, RunnableLambda
 
 from langchain_samkv import ChatSamKV, SamKVVectorStore
 from samkv_apps.demo.corpus import Section
-from samkv_apps.demo.pipeline import COSINE, MAX_ANSWER_TOKENS, TEMPLATE, TOP_K, Ingested, Passage, open_chroma
+from samkv_apps.demo.pipeline import COSINE, MAX_ANSWER_TOKENS, TOP_K, Ingested, Passage, open_chroma
 from samkv_apps.evaluate.embedding import Embedder
 from samkv_rag import Diagnostic, SamKVEngine
 from samkv_rag.results import GenerationMetrics
 
 Found = list[tuple[Document, float]]
+PROMPT = ChatPromptTemplate.from_messages(  # LangChain's own, of its tutorials
+    [
+        (
+            "system",
+            "You are an assistant for question-answering tasks. Use the following pieces of retrieved context to "
+            "answer the question. If you don't know the answer, say that you don't know. Use three sentences maximum "
+            "and keep the answer concise.\n\n{context}",
+        ),
+        ("human", "{question}"),
+    ]
+)
 
 
 class LangChainPipeline:
@@ -64,8 +75,7 @@ class LangChainPipeline:
     @staticmethod
     def _chain(llm: Runnable[Any, Any]) -> Runnable[Any, Any]:
         context, question = itemgetter("found") | RunnableLambda(_format_docs), itemgetter("question")
-        prompt = ChatPromptTemplate.from_messages([("human", TEMPLATE)])
-        return {"context_str": context, "query_str": question} | prompt | llm
+        return {"context": context, "question": question} | PROMPT | llm
 
     def _answer(self, chain: Runnable[Any, Any]) -> Iterator[str]:
         for message in chain.stream(self._asked):
@@ -90,14 +100,8 @@ class MiniLM(Embeddings):
         return [self.embed_query(text) for text in texts]
 
 
-def best_outside(found: Found) -> Found:
-    """The best passages first and last, the worst in the middle, where models look least."""
-    worst_first = sorted(found, key=itemgetter(1))
-    return [*reversed(worst_first[::2]), *worst_first[1::2]]
-
-
 def _format_docs(found: Found) -> str:
-    return "\n\n".join(document.page_content for document, _ in best_outside(found))
+    return "\n\n".join(document.page_content for document, _ in found)
 
 
 def _as_document(section: Section) -> Document:

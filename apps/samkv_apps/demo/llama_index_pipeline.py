@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from llama_index.core import PromptTemplate, Settings, VectorStoreIndex
+from llama_index.core import Settings, VectorStoreIndex
 from llama_index.core.base.response.schema import StreamingResponse
 from llama_index.core.ingestion import IngestionPipeline
 from llama_index.core.instrumentation import get_dispatcher  # type: ignore[attr-defined]
@@ -16,14 +16,13 @@ from llama_index.core.instrumentation.event_handlers import BaseEventHandler
 from llama_index.core.instrumentation.events import BaseEvent
 from llama_index.core.instrumentation.events.llm import LLMChatStartEvent, LLMCompletionStartEvent
 from llama_index.core.llms import ChatMessage
-from llama_index.core.postprocessor import LongContextReorder
 from llama_index.core.schema import TextNode
 from llama_index.embeddings.huggingface import HuggingFaceEmbedding
 from llama_index.llms.samkv import SamKVIngestion, SamKVLLM, SamKVPostprocessor
 from llama_index.vector_stores.chroma import ChromaVectorStore
 
 from samkv_apps.demo.corpus import Section
-from samkv_apps.demo.pipeline import COSINE, MAX_ANSWER_TOKENS, TEMPLATE, TOP_K, Ingested, Passage, open_chroma
+from samkv_apps.demo.pipeline import COSINE, MAX_ANSWER_TOKENS, TOP_K, Ingested, Passage, open_chroma
 from samkv_rag import SamKVEngine
 from samkv_rag.results import GenerationMetrics
 
@@ -76,8 +75,7 @@ class LlamaIndexPipeline:
             llm=self._llm,
             streaming=True,
             similarity_top_k=TOP_K,
-            text_qa_template=PromptTemplate(TEMPLATE),
-            node_postprocessors=[LongContextReorder(), SamKVPostprocessor(self._llm)],
+            node_postprocessors=[SamKVPostprocessor(self._llm)],
         )
 
     @property

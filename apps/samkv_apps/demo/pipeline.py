@@ -20,11 +20,6 @@ from samkv_rag.results import GenerationMetrics
 TOP_K = 8
 MAX_ANSWER_TOKENS = 40
 COSINE = {"hnsw:space": "cosine"}
-# The question stands last: what follows the chunks steers which of their tokens are kept.
-TEMPLATE = (
-    "Use these passages to answer.\n\n{context_str}\n\n"
-    "Answer the question in one short sentence, using only the passages above.\nQuestion: {query_str}"
-)
 
 
 @dataclass(frozen=True)
