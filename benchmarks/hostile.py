@@ -42,8 +42,9 @@ _VALUES: tuple[Any, ...] = (
     ["x"] * 3000,
 )
 _OPTIONS = (
-    "model", "messages", "prompt", "stream", "stream_options", "max_tokens", "max_completion_tokens", "temperature", "top_p",
-    "stop", "seed", "documents", "samkv", "explain", "tools", "tool_choice", "response_format", "n", "logprobs", "user", "zzz",
+    "model", "messages", "prompt", "stream", "stream_options", "max_tokens", "max_completion_tokens", "temperature",
+    "top_p", "stop", "seed", "documents", "samkv", "explain", "tools", "tool_choice", "response_format", "n",
+    "logprobs", "user", "zzz",
 )  # fmt: skip
 _PATHS = ("/v1/chat/completions", "/v1/completions", "/v1/samkv/documents")
 _RAW = (

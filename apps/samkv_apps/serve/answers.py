@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import aclosing, contextmanager
 from dataclasses import asdict
@@ -48,15 +49,19 @@ class Answers:
         """Whether another request would be let in."""
         return self._num["waiting"] < self._max_queue
 
+    def require_model(self, name: str) -> None:
+        """Refuse a model that is not the one served."""
+        if name != self.model:
+            message = f"model is {reprlib.repr(name)}; this server has {self.model!r}"
+            raise ApiError(404, message, param="model", code="model_not_found")
+
     async def answer(self, request: ChatRequest | CompletionRequest) -> AsyncGenerator[str | GenerationResult, None]:
         """Yield the answer's text piece by piece, then the result. Closing, or cancelling who waits, ends it.
 
         Raises:
             ApiError, SamKVError: it cannot be answered; nothing was yielded, unless the engine failed later.
         """
-        if request.model != self.model:
-            message = f"model is {request.model[:100]!r}; this server has {self.model!r}"
-            raise ApiError(404, message, param="model", code="model_not_found")
+        self.require_model(request.model)
         operation = "chat" if isinstance(request, ChatRequest) else "text_completion"
         with span(operation, self.model) as noted:
             with self._counted("waiting"):

@@ -91,7 +91,13 @@ def create_app(
         responses={"4XX": {"model": ErrorBody}, "5XX": {"model": ErrorBody}},
     )
     _add_error_handlers(app)
-    created = int(time.time())
+    _add_openai_routes(app, answers)
+    _add_own_routes(app, answers)
+    return app
+
+
+def _add_openai_routes(app: FastAPI, answers: Answers) -> None:
+    described = {"id": answers.model, "object": "model", "created": int(time.time()), "owned_by": "samkv"}
 
     @app.post("/v1/chat/completions")
     async def chat(request: Request, body: ChatRequest) -> Response:
@@ -103,15 +109,16 @@ def create_app(
 
     @app.get("/v1/models")
     async def models() -> dict[str, Any]:
-        return {"object": "list", "data": [_described(answers.model, created)]}
+        return {"object": "list", "data": [described]}
 
     @app.get("/v1/models/{name:path}")
-    async def one_model(name: str) -> dict[str, Any]:
-        if name != answers.model:
-            raise ApiError(
-                404, f"there is no model of that name; this server has {answers.model!r}", code="model_not_found"
-            )
-        return _described(answers.model, created)
+    async def model(name: str) -> dict[str, Any]:
+        answers.require_model(name)
+        return described
+
+
+def _add_own_routes(app: FastAPI, answers: Answers) -> None:
+    headers = _page_headers(_PAGE)
 
     @app.post("/v1/samkv/documents")
     async def ingest(body: IngestRequest) -> dict[str, Any]:
@@ -137,9 +144,7 @@ def create_app(
 
     @app.get("/", include_in_schema=False)
     async def page() -> Response:
-        return HTMLResponse(_PAGE, headers=_page_headers(_PAGE))
-
-    return app
+        return HTMLResponse(_PAGE, headers=headers)
 
 
 async def _respond(answers: Answers, request: Request, body: ChatRequest | CompletionRequest) -> Response:
@@ -257,16 +262,12 @@ def _add_error_handlers(app: FastAPI) -> None:
     app.add_exception_handler(ClientGoneError, gone)
 
 
-def _described(model: str, created: int) -> dict[str, Any]:
-    return {"id": model, "object": "model", "created": created, "owned_by": "samkv"}
-
-
 def _page_headers(page: str) -> dict[str, str]:
     """The page may run its own script and ask its own server: nothing else, whatever an answer or a document holds."""
     (script,) = re.findall(r"<script>(.*?)</script>", page, re.DOTALL)
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     policy = (
-        f"default-src 'none'; script-src 'sha256-{digest}'; style-src 'unsafe-inline'; connect-src 'self'; "
-        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+        f"default-src 'none'; script-src 'sha256-{digest}'; style-src 'unsafe-inline'; img-src data:; "
+        "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
     )
     return {"Content-Security-Policy": policy, "X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer"}

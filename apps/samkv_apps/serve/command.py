@@ -8,7 +8,7 @@ import os
 import sys
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -26,12 +26,7 @@ def serve(
     store: Annotated[str, typer.Option(help="Folder or URL for chunk KV, or ':memory:'.")],
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for all.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
-    api_key: Annotated[
-        str | None,
-        typer.Option(
-            envvar="SAMKV_API_KEY", help="What clients must send; as a variable no list of processes shows it."
-        ),
-    ] = None,
+    api_key: Annotated[str | None, typer.Option(envvar="SAMKV_API_KEY", help="What clients must send.")] = None,
     namespace: Annotated[str, typer.Option(help=f"Tenant to keep apart; ${_SECRET} is its secret.")] = "",
     max_queue: Annotated[int, typer.Option(min=1, help="Requests that may wait; more are refused at once.")] = 256,
     max_running: Annotated[int, typer.Option(min=1, help="Answers that are written together.")] = 16,
@@ -61,15 +56,8 @@ def serve(
     name = Path(model).name if Path(model).exists() else model  # where it lies on this machine concerns no client
     app = create_app(engine, name, api_key=api_key, max_queue=max_queue)
     # On SIGTERM it takes no more connections, lets answers be written to their end, then closes the engine.
-    uvicorn.run(
-        app,
-        host=host,
-        port=port,
-        log_config=None,
-        access_log=False,
-        timeout_graceful_shutdown=_DRAIN_S,
-        server_header=False,
-    )
+    quiet: dict[str, Any] = {"log_config": None, "access_log": False, "server_header": False}
+    uvicorn.run(app, host=host, port=port, timeout_graceful_shutdown=_DRAIN_S, **quiet)
 
 
 class JsonLines(logging.Formatter):

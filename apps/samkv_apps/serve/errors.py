@@ -88,10 +88,8 @@ def invalid(problems: Sequence[Mapping[str, Any]]) -> ApiError:
     worst = max(problems, key=lambda problem: len(problem["loc"]))
     if worst["type"] == "json_invalid" or worst["loc"] == ("body",):
         return ApiError(400, "the body is no JSON object; send one, with Content-Type: application/json")
-    path = [
-        str(part) for part in worst["loc"] if part not in _UNION_MEMBERS and re.fullmatch(r"[a-z_]+|\d+", str(part))
-    ]
-    name = ".".join(path)
+    parts = [str(part) for part in worst["loc"] if part not in _UNION_MEMBERS]
+    name = ".".join(part for part in parts if re.fullmatch(r"[a-z_]+|\d+", part))
     if worst["type"] == "missing":
         return ApiError(400, f"{name} is missing; send it", param=name)
     said = _WORDS.get(worst["type"], worst["msg"].removeprefix("Value error, ").replace("Input", "it", 1))

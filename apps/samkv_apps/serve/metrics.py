@@ -28,30 +28,24 @@ class Metrics:
         gauges["running"] = ("Answers being written", num_running)
         for name, (meaning, value) in gauges.items():
             Gauge(f"samkv_{name}", meaning, registry=registry).set_function(value)
-        self._requests = Counter("samkv_requests", "Requests answered", ["route", "status"], registry=registry)
-        self._ttft = _histogram(registry, "ttft_seconds", "Seconds from a request to its first token", _SECONDS)
-        self._total = _histogram(registry, "answer_seconds", "Seconds from a request to its last token", _SECONDS)
-        self._rate = _histogram(registry, "decode_tokens_per_second", "Tokens a second of one answer", _RATES)
-        self._retained = _histogram(registry, "retained_ratio", "Chunk tokens retained ÷ chunk tokens", _SHARES)
-        self._recomputed = _histogram(registry, "recomputed_ratio", "Chunk tokens recomputed ÷ chunk tokens", _SHARES)
-        self._tokens = Counter(
-            "samkv_tokens", "Tokens of prompts, reused ones among them, and answers", ["kind"], registry=registry
-        )
-        self._chunks = Counter(
-            "samkv_chunks", "Chunks in prompts, from the store or missed", ["result"], registry=registry
-        )
-        self._kv = Counter(
-            "samkv_kv_bytes",
-            "KV that prompts were decoded from, and that full prefill would hold",
-            ["kind"],
-            registry=registry,
-        )
-        self._fallbacks = Counter(
-            "samkv_fallbacks", "Prompts that took full prefill instead of the method asked for", registry=registry
-        )
-        self._ingested = Counter(
-            "samkv_ingested_chunks", "Chunks ingested, by what was done", ["result"], registry=registry
-        )
+
+        def counter(name: str, meaning: str, *labels: str) -> Counter:
+            return Counter(f"samkv_{name}", meaning, labels, registry=registry)
+
+        def histogram(name: str, meaning: str, buckets: tuple[float, ...]) -> Histogram:
+            return Histogram(f"samkv_{name}", meaning, buckets=buckets, registry=registry)
+
+        self._requests = counter("requests", "Requests answered", "route", "status")
+        self._ttft = histogram("ttft_seconds", "Seconds from a request to its first token", _SECONDS)
+        self._total = histogram("answer_seconds", "Seconds from a request to its last token", _SECONDS)
+        self._rate = histogram("decode_tokens_per_second", "Tokens a second of one answer", _RATES)
+        self._retained = histogram("retained_ratio", "Chunk tokens retained ÷ chunk tokens", _SHARES)
+        self._recomputed = histogram("recomputed_ratio", "Chunk tokens recomputed ÷ chunk tokens", _SHARES)
+        self._tokens = counter("tokens", "Tokens of prompts, those reused among them, and of answers", "kind")
+        self._chunks = counter("chunks", "Chunks in prompts: hits, whose KV the store had, and misses", "result")
+        self._kv = counter("kv_bytes", "KV that was decoded from, and what full prefill would have held", "kind")
+        self._fallbacks = counter("fallbacks", "Prompts that took full prefill instead of the method asked for")
+        self._ingested = counter("ingested_chunks", "Chunks ingested, by what was done", "result")
 
     def count_request(self, route: str, status: int) -> None:
         """A request was answered."""
@@ -85,7 +79,3 @@ class Metrics:
     def response(self) -> Response:
         """All of it, as Prometheus reads it."""
         return Response(generate_latest(self._registry), media_type=CONTENT_TYPE_LATEST)
-
-
-def _histogram(registry: CollectorRegistry, name: str, meaning: str, buckets: tuple[float, ...]) -> Histogram:
-    return Histogram(f"samkv_{name}", meaning, buckets=buckets, registry=registry)

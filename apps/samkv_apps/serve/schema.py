@@ -36,19 +36,10 @@ _UNSUPPORTED: dict[str, tuple[tuple[Any, ...], str]] = {
     "top_logprobs": ((0,), "log probabilities are not reported; leave it out"),
 }
 """Options of OpenAI and others: the values that change nothing, and what to do instead of the rest."""
-_IGNORED = frozenset(
-    [
-        "metadata",
-        "parallel_tool_calls",
-        "prompt_cache_key",
-        "reasoning_effort",
-        "safety_identifier",
-        "service_tier",
-        "store",
-        "user",
-        "verbosity",
-    ]
-)
+_IGNORED = (
+    "metadata", "parallel_tool_calls", "prompt_cache_key", "reasoning_effort", "safety_identifier", "service_tier",
+    "store", "user", "verbosity",
+)  # fmt: skip
 """Options that say nothing about what the answer should be, or nothing to models like these."""
 
 
@@ -77,12 +68,11 @@ class Document(_Checked):
     id: Annotated[Text, Field(min_length=1, max_length=512)] | None = None
 
 
-GivenDocument = Annotated[
-    Document,
-    BeforeValidator(
-        lambda given: {"text": given} if isinstance(given, str) else given, json_schema_input_type=str | Document
-    ),
-]
+def _as_document(given: object) -> object:
+    return {"text": given} if isinstance(given, str) else given
+
+
+GivenDocument = Annotated[Document, BeforeValidator(_as_document, json_schema_input_type=Words | Document)]
 """A document, or its text alone."""
 
 
@@ -189,9 +179,7 @@ class IngestRequest(_Checked):
     def _ids_differ(self) -> IngestRequest:
         ids = [one.id for one in self.documents if one.id is not None]
         if twice := next((one for one in ids if ids.count(one) > 1), None):
-            raise ValueError(
-                f"two documents have the id {reprlib.repr(twice)}; a document is one chunk, give each its own"
-            )
+            raise ValueError(f"two documents have the id {reprlib.repr(twice)}; give each its own")
         return self
 
 

@@ -171,13 +171,11 @@ def test_documents_are_ingested_and_forgotten(server: Running) -> None:
 
 
 def test_figures_are_counted(server: Running) -> None:
-    before = {
-        name: server.figure(name) for name in ("samkv_ttft_seconds_count", 'samkv_tokens_total{kind="completion"}')
-    }
+    ttft, completion = "samkv_ttft_seconds_count", 'samkv_tokens_total{kind="completion"}'
+    before = {name: server.figure(name) for name in (ttft, completion)}
     body = {"model": MODEL, "prompt": "tide", "max_tokens": 3}
     assert server.http.post("/v1/completions", json=body).status_code == 200
-    assert server.figure("samkv_ttft_seconds_count") == before["samkv_ttft_seconds_count"] + 1
-    completion = 'samkv_tokens_total{kind="completion"}'
+    assert server.figure(ttft) == before[ttft] + 1
     assert server.figure(completion) == before[completion] + 3
     assert server.figure('samkv_requests_total{route="/v1/completions",status="200"}') >= 1
 
