@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from pathlib import Path
 from typing import Any
 
 import openai
@@ -242,3 +244,31 @@ def test_options_that_change_nothing_are_taken(client: openai.OpenAI) -> None:
     spoken = client.chat.completions.create(model=MODEL, messages=ASKED, max_tokens=2, **neutral).choices[0].message
     again: Any = [*ASKED, spoken.model_dump(), *ASKED]  # what was answered can be sent back as it came
     assert client.chat.completions.create(model=MODEL, messages=again, max_tokens=2).choices
+
+
+def test_the_dashboard_shows_figures_that_exist(server: Running) -> None:
+    server.http.post("/v1/samkv/documents", json={"documents": texts(1)})
+    body = {"model": MODEL, "messages": ASKED, "documents": texts(1, 2), "max_tokens": 3}
+    assert server.http.post("/v1/chat/completions", json=body).status_code == 200
+    dashboard = Path(__file__).parents[3] / "deploy" / "grafana.json"
+    shown = set(re.findall(r"samkv_\w+", dashboard.read_text()))
+    there = set(re.findall(r"^samkv_\w+", server.http.get("/metrics").text, re.MULTILINE))
+    assert len(shown) > 10
+    assert shown <= there
+
+
+def test_an_answer_is_a_span_where_opentelemetry_is_set_up(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    sdk = pytest.importorskip("opentelemetry.sdk.trace")
+    from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+    from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+    exporter, provider = InMemorySpanExporter(), sdk.TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    monkeypatch.setattr("samkv_apps.serve.tracing._tracer", provider.get_tracer("test"))
+    for model in (MODEL, "other"):
+        server.http.post("/v1/chat/completions", json={"model": model, "messages": ASKED, "max_tokens": 3})
+    done, refused = exporter.get_finished_spans()
+    assert (done.name, done.status.is_ok) == ("chat tiny", True)
+    assert done.attributes["gen_ai.usage.output_tokens"] == 3
+    assert refused.attributes["error.type"] == "ApiError"
+    assert QUESTION not in done.to_json()
