@@ -117,7 +117,7 @@ async def measure(url: str, bodies: Sequence[dict[str, Any]], clients: int) -> d
 
 
 def measure_hostile(url: str, process_id: int, model: str, num_requests: int) -> dict[str, Any]:
-    """Send broken and harmful requests; count statuses, and compare the server's memory after the first and the last."""
+    """Send broken and harmful requests; count statuses, and compare memory after the first thousand and the last."""
     statuses: Counter[int] = Counter()
     warm_bytes = 0
     with httpx.Client(base_url=url, timeout=120) as client:

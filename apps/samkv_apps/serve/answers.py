@@ -18,7 +18,6 @@ from samkv_rag import GenerationResult, SamKVEngine
 from samkv_rag.engine import Prompt
 from samkv_rag.exceptions import ConfigurationError
 from samkv_rag.frameworks.messages import render, template_role
-from samkv_rag.ingestion.library import Announcement
 from samkv_rag.prefill import PrefillMethod, resolve_method
 from samkv_rag.sources import source_names
 
@@ -66,19 +65,20 @@ class Answers:
         with span(operation, self.model) as noted:
             with self._counted("waiting"):
                 method = _method(request.samkv, self._engine.method)
-                prompt, announcement = await to_thread.run_sync(self._prompt, request)
+                prompt = await to_thread.run_sync(self._prompt, request)
                 stream = self._engine.astream(prompt, method=method, **request.sampling)
-            try:
+                texts = [document.text for document in request.documents]
+                announcement = await to_thread.run_sync(self._engine.announce, texts)
+                try:
+                    first = await anext(stream, None)
+                finally:  # the prompt has been read, or never will be
+                    announcement.cancel()
+            with self._counted("running"):
                 async with aclosing(stream):
-                    with self._counted("waiting"):
-                        first = await anext(stream, None)
-                    with self._counted("running"):
-                        if first is not None:
-                            yield first.text
-                        async for piece in stream:
-                            yield piece.text
-            finally:
-                announcement.cancel()
+                    if first is not None:
+                        yield first.text
+                    async for piece in stream:
+                        yield piece.text
             self.metrics.count_answer(stream.result.metrics)
             noted.finish(stream.result)
             yield stream.result
@@ -101,16 +101,14 @@ class Answers:
         """Forget a document, and return how many chunks were deleted: none where another has the same text."""
         return await to_thread.run_sync(self._engine.remove_sources, source_names(_SOURCES, [document_id]))
 
-    def _prompt(self, request: ChatRequest | CompletionRequest) -> tuple[Prompt, Announcement]:
-        """The prompt with the request's documents in it, which are announced to the engine. Blocks."""
+    def _prompt(self, request: ChatRequest | CompletionRequest) -> Prompt:
+        """The prompt with the request's documents in it."""
         documents = request.documents
-        if isinstance(request, CompletionRequest):
-            prompt: Prompt = request.text
-            if not _any_in(documents, [request.text]):
-                prompt = "\n\n".join([*map(_shown, documents), request.text])
-        else:
-            prompt = render(self._engine, _messages(request, documents))
-        return prompt, self._engine.announce([document.text for document in documents])
+        if isinstance(request, ChatRequest):
+            return render(self._engine, _messages(request, documents))
+        if _any_in(documents, [request.text]):
+            return request.text
+        return "\n\n".join([*map(_shown, documents), request.text])
 
     @contextmanager
     def _counted(self, what: str) -> Iterator[None]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import sys
 import time
 from pathlib import Path
@@ -15,7 +14,6 @@ import typer
 from samkv_apps import terminal
 from samkv_rag.exceptions import ConfigurationError, ModelNotFoundError
 
-_SECRET = "SAMKV_STORE_SECRET"
 _PACKAGES = {"fastapi": "fastapi", "prometheus_client": "prometheus-client", "uvicorn": "uvicorn"}
 _DRAIN_S = 30
 """How long answers that are being written may take when the server is told to end."""
@@ -27,7 +25,7 @@ def serve(
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for all.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
     api_key: Annotated[str | None, typer.Option(envvar="SAMKV_API_KEY", help="What clients must send.")] = None,
-    namespace: Annotated[str, typer.Option(help=f"Tenant to keep apart; ${_SECRET} is its secret.")] = "",
+    namespace: Annotated[str, typer.Option(help=f"Tenant to keep apart; ${terminal.SECRET} is its secret.")] = "",
     max_queue: Annotated[int, typer.Option(min=1, help="Requests that may wait; more are refused at once.")] = 256,
     max_running: Annotated[int, typer.Option(min=1, help="Answers that are written together.")] = 16,
 ) -> None:
@@ -35,6 +33,7 @@ def serve(
     terminal.require_packages(_PACKAGES, "samkv serve", "serve")
     if api_key is not None and not api_key.strip():
         raise ConfigurationError("the API key is empty; give it some random text, or leave it out to let everybody in")
+    secret = terminal.store_secret()
     terminal.quieten_libraries(bars=False)
     import uvicorn
 
@@ -47,7 +46,7 @@ def serve(
             terminal.language_model_path(model, lambda message: typer.echo(message, err=True)),
             store=store,
             namespace=namespace,
-            store_secret=os.environ.get(_SECRET),
+            store_secret=secret,
             max_running=max_running,
             max_waiting=max_queue,
         )

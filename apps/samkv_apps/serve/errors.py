@@ -18,8 +18,8 @@ from samkv_rag.exceptions import (
     PromptError,
     PromptTooLongError,
     QueueFullError,
+    StoreError,
     StoreFullError,
-    StoreUnreachableError,
 )
 
 logger = logging.getLogger(__name__)
@@ -76,10 +76,10 @@ def as_api_error(error: BaseException) -> ApiError:
     logger.error("a request failed", exc_info=error)
     if isinstance(error, EngineClosedError):
         return ApiError(503, "the server is shutting down; send the request to another", kind="server_error")
-    if isinstance(error, StoreUnreachableError):
-        return ApiError(503, "the store gives no answer; try again later", kind="server_error")
     if isinstance(error, StoreFullError):
         return ApiError(507, "the store is full; delete documents or give it more room", kind="server_error")
+    if isinstance(error, StoreError):
+        return ApiError(503, "the store cannot be used at present; try again later", kind="server_error")
     return ApiError(500, "the server failed; its log says why", kind="server_error")
 
 

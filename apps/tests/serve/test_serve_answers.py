@@ -51,16 +51,18 @@ def test_documents_are_put_in_front_of_the_question(server: Running, client: ope
 def test_documents_that_stand_in_the_messages_are_left_where_they_are(server: Running, client: openai.OpenAI) -> None:
     prompt = tiny.rag_prompt(texts(3, 4))
     message: Any = {"role": "user", "content": prompt}
-    for number in range(2):
+    cached = []
+    for _ in range(2):
         answer = client.chat.completions.create(
             model=MODEL, messages=[message], max_tokens=12, extra_body={"documents": texts(3, 4)}
         )
         assert answer.choices[0].message.content == expected(server, prompt)
         assert answer.usage is not None
         assert answer.usage.prompt_tokens_details is not None
-        cached = answer.usage.prompt_tokens_details.cached_tokens
-        # The first time they are computed on the spot and stored, then their KV is read.
-        assert cached == (sum(map(server.engine.count_tokens, texts(3, 4))) if number else 0)
+        cached.append(answer.usage.prompt_tokens_details.cached_tokens)
+    # The first time they are computed on the spot and stored, then their KV is read.
+    assert cached == [0, server.engine.generate([message], max_new_tokens=1).metrics.tokens_reused]
+    assert cached[1] >= sum(map(server.engine.count_tokens, texts(3, 4)))
 
 
 @pytest.mark.parametrize("temperature", [0, 1.5])
@@ -150,7 +152,7 @@ def test_langchain_is_a_client(server: Running) -> None:
 
 
 def test_llama_index_is_a_client(server: Running) -> None:
-    options: Any = {"model": MODEL, "api_base": f"{server.url}/v1", "api_key": "none", "max_tokens": 12}
+    options: Any = {"model": MODEL, "api_base": f"{server.url}/v1", "api_key": "none", "max_tokens": 12, "temperature": 0}
     answer = expected(server, QUESTION)
     chat = OpenAILike(is_chat_model=True, **options)
     assert chat.chat([ChatMessage(role="user", content=QUESTION)]).message.content == answer
@@ -265,10 +267,10 @@ def test_an_answer_is_a_span_where_opentelemetry_is_set_up(server: Running, monk
     exporter, provider = InMemorySpanExporter(), sdk.TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(exporter))
     monkeypatch.setattr("samkv_apps.serve.tracing._tracer", provider.get_tracer("test"))
-    for model in (MODEL, "other"):
-        server.http.post("/v1/chat/completions", json={"model": model, "messages": ASKED, "max_tokens": 3})
+    for prompt in (QUESTION, "tide " * 5000):
+        server.http.post("/v1/completions", json={"model": MODEL, "prompt": prompt, "max_tokens": 3})
     done, refused = exporter.get_finished_spans()
-    assert (done.name, done.status.is_ok) == ("chat tiny", True)
+    assert (done.name, done.status.is_ok) == ("text_completion tiny", True)
     assert done.attributes["gen_ai.usage.output_tokens"] == 3
-    assert refused.attributes["error.type"] == "ApiError"
+    assert refused.attributes["error.type"] == "PromptTooLongError"
     assert QUESTION not in done.to_json()

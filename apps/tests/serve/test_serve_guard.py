@@ -105,7 +105,8 @@ def test_a_full_queue_answers_at_once(serve: Serve, gated: Gated) -> None:
 def test_a_client_that_leaves_while_it_reads_frees_its_place(serve: Serve) -> None:
     running = serve()
     with running.http.stream("POST", "/v1/completions", json=LONG | {"stream": True}) as response:
-        next(response.iter_lines())
+        lines = response.iter_lines()
+        next(lines)
         assert running.figure("samkv_running") == 1
     running.wait_for("samkv_running", 0)
     wait_until(lambda: not running.engine._runtime._scheduler.running)
@@ -154,7 +155,7 @@ def test_hostile_requests_meet_no_failure(serve: Serve) -> None:
         if response.status_code >= 400:
             assert set(response.json()["error"]) == {"message", "type", "param", "code"}
             assert len(response.content) < 3000
-    assert {200, 400, 404} <= statuses
+    assert {200, 400, 405} <= statuses
     assert (running.figure("samkv_waiting"), running.figure("samkv_running")) == (0, 0)
 
 
