@@ -81,7 +81,7 @@ class Answers:
                         yield piece.text
             self.metrics.count_answer(stream.result.metrics)
             noted.finish(stream.result)
-            yield stream.result
+        yield stream.result  # outside of the span: who has it may read no further
 
     async def ingest(self, documents: Sequence[Document]) -> dict[str, Any]:
         """Compute and store the KV of documents; one with an id takes the place of what had it before."""

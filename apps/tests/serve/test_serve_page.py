@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -89,7 +90,7 @@ def test_a_key_is_asked_for_and_an_answer_stopped(visit: Callable[..., Any]) -> 
         page.get_by_label("API key").fill("secret")
         page.get_by_label("Question").fill("tide?")
         page.get_by_label("Question").press("Enter")
-        page.wait_for_function("document.querySelector('.answer')?.textContent.length > 20")
+        page.locator(".answer", has_text=re.compile(r"\S")).wait_for()
         page.get_by_role("button", name="Stop").click()
         page.get_by_role("button", name="Ask").and_(page.locator(":enabled")).wait_for()
         running.wait_for("samkv_running", 0)
