@@ -152,7 +152,7 @@ def test_langchain_is_a_client(server: Running) -> None:
 
 
 def test_llama_index_is_a_client(server: Running) -> None:
-    options: Any = {"model": MODEL, "api_base": f"{server.url}/v1", "api_key": "none", "max_tokens": 12, "temperature": 0}
+    options: Any = {"model": MODEL, "api_base": f"{server.url}/v1", "api_key": "x", "max_tokens": 12, "temperature": 0}
     answer = expected(server, QUESTION)
     chat = OpenAILike(is_chat_model=True, **options)
     assert chat.chat([ChatMessage(role="user", content=QUESTION)]).message.content == answer
