@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import contexts, faults, serving
+from benchmarks import contexts, faults, server, serving
 from benchmarks import store as store_benchmark
 from support import tiny
 
@@ -56,6 +56,25 @@ def test_requests_together_get_the_answers_they_get_alone(tmp_path: Path) -> Non
     assert figures["decoding"]["equal_answers"] == 3
     assert figures["decoding"]["ratio"] > 0
     assert figures["short_beside_long"]["beside_s"] > 0
+
+
+@pytest.mark.slow
+def test_clients_of_a_server_are_timed_and_hostile_ones_counted(tmp_path: Path) -> None:
+    pytest.importorskip("uvicorn")
+    tiny.model("llama").save_pretrained(tmp_path / "model")
+    tiny.tokenizer().save_pretrained(tmp_path / "model")
+    written = tmp_path / "server.json"
+    common = ["--model", str(tmp_path / "model"), "--json", str(written)]
+    few = ["--clients", "1,2", "--requests", "4", "--chunk-tokens", "200", "--new-tokens", "4", "--methods", "scout"]
+    server.main([*common, *few])
+    rows = json.loads(written.read_text())["rows"]
+    assert [row["clients"] for row in rows] == [1, 2]
+    assert all(0 < row["ttft_p50_s"] <= row["ttft_p99_s"] for row in rows)
+    assert all(row["tokens_per_s"] == pytest.approx(4 * row["requests_per_s"]) for row in rows)
+    server.main([*common, "--hostile", "20"])
+    hostile = json.loads(written.read_text())["hostile"]
+    assert hostile["failures"] == 0
+    assert sum(hostile["statuses"].values()) == 20
 
 
 @pytest.mark.filterwarnings("ignore")

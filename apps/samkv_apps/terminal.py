@@ -13,6 +13,8 @@ from samkv_rag.exceptions import ConfigurationError, ModelNotFoundError
 
 PACKAGED = "demo"
 """Name of the models that come as packages of the index, for machines that reach no hub."""
+SECRET = "SAMKV_STORE_SECRET"
+"""Variable with the secret of a store; not an option, since those can be read in the list of processes."""
 _HUB_HINT = f"; where no hub can be reached, --model {PACKAGED} takes a small model from the package index"
 
 
@@ -40,6 +42,18 @@ def embedding_model_path(name: str) -> str:
     from samkv_apps.models import embedding_model
 
     return str(embedding_model()) if name == PACKAGED else name
+
+
+def store_secret() -> str | None:
+    """The secret of the store.
+
+    Raises:
+        ConfigurationError: it is empty.
+    """
+    secret = os.environ.get(SECRET)
+    if secret == "":
+        raise ConfigurationError(f"{SECRET} is empty; give it some random text, or unset it for no secret")
+    return secret
 
 
 def with_hub_hint(error: ModelNotFoundError) -> ModelNotFoundError:

@@ -15,7 +15,6 @@ from samkv_rag.exceptions import ConfigurationError, ModelNotFoundError
 if TYPE_CHECKING:
     from samkv_apps.ask.library import Library
 
-_SECRET = "SAMKV_STORE_SECRET"  # not an option: those can be read in the list of processes
 _PACKAGES = {
     "chromadb": "chromadb",
     "llama_index.core": "llama-index-core",
@@ -28,7 +27,7 @@ _Files = Annotated[list[Path], typer.Argument(metavar="FILE...", help="Text, Mar
 _Store = Annotated[Path, typer.Option(metavar="DIR", help="Folder for KV, embeddings and what has been read.")]
 _Model = Annotated[str, typer.Option(help="Hub id, folder or .gguf file; 'demo' needs no hub.")]
 _Embedding = Annotated[str | None, typer.Option(help="Hub id, folder or 'demo'.", show_default="MiniLM")]
-_Namespace = Annotated[str, typer.Option(help=f"Tenant to keep apart; ${_SECRET} is its secret.")]
+_Namespace = Annotated[str, typer.Option(help=f"Tenant to keep apart; ${terminal.SECRET} is its secret.")]
 _DEFAULT_STORE = Path("samkv-library")
 _DEFAULT_MODEL = "Qwen/Qwen2.5-1.5B-Instruct"
 _DEFAULT_EMBEDDING = "sentence-transformers/all-MiniLM-L6-v2"
@@ -97,9 +96,7 @@ def _open(
     files: list[Path], store: Path, model: str, embedding: str | None, namespace: str, max_tokens: int
 ) -> tuple[Library, list[Path]]:
     terminal.require_packages(_PACKAGES, "samkv ask", "ask")
-    secret = os.environ.get(_SECRET)
-    if secret == "":
-        raise ConfigurationError(f"{_SECRET} is empty; give it some random text, or unset it for no secret")
+    secret = terminal.store_secret()
     terminal.quieten_libraries()
     from samkv_apps.ask.reading import find_files
 

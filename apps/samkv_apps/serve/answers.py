@@ -1,0 +1,153 @@
+"""From a request to the engine's answer, piece by piece."""
+
+from __future__ import annotations
+
+import reprlib
+from collections.abc import AsyncGenerator, Iterator, Sequence
+from contextlib import aclosing, contextmanager
+from dataclasses import asdict
+from typing import Any
+
+from anyio import to_thread
+
+from samkv_apps.serve.errors import ApiError, queue_full
+from samkv_apps.serve.metrics import Metrics
+from samkv_apps.serve.schema import ChatRequest, CompletionRequest, Document
+from samkv_apps.serve.tracing import span
+from samkv_rag import GenerationResult, SamKVEngine
+from samkv_rag.engine import Prompt
+from samkv_rag.exceptions import ConfigurationError
+from samkv_rag.frameworks.messages import render, template_role
+from samkv_rag.prefill import PrefillMethod, resolve_method
+from samkv_rag.sources import source_names
+
+_SOURCES = "serve"
+"""Sources of documents that came over the network are kept apart from those of other users of the store."""
+_MAX_INGESTIONS = 4
+"""Requests that may ingest at once: each holds a thread, and its texts."""
+
+
+class Answers:
+    """Answers requests from one engine.
+
+    Args:
+        engine: answers.
+        model: what clients call it.
+        max_queue: requests that may wait; as the engine's ``max_waiting``.
+    """
+
+    def __init__(self, engine: SamKVEngine, model: str, max_queue: int) -> None:
+        self.model = model
+        self._engine = engine
+        self._max_queue = max_queue
+        self._num = {"waiting": 0, "running": 0, "ingesting": 0}
+        self.metrics = Metrics(lambda: self._num["waiting"], lambda: self._num["running"])
+
+    @property
+    def has_room(self) -> bool:
+        """Whether another request would be let in."""
+        return self._num["waiting"] < self._max_queue
+
+    def require_model(self, name: str) -> None:
+        """Refuse a model that is not the one served."""
+        if name != self.model:
+            message = f"model is {reprlib.repr(name)}; this server has {self.model!r}"
+            raise ApiError(404, message, param="model", code="model_not_found")
+
+    async def answer(self, request: ChatRequest | CompletionRequest) -> AsyncGenerator[str | GenerationResult, None]:
+        """Yield the answer's text piece by piece, then the result. Closing, or cancelling who waits, ends it.
+
+        Raises:
+            ApiError, SamKVError: it cannot be answered; nothing was yielded, unless the engine failed later.
+        """
+        self.require_model(request.model)
+        operation = "chat" if isinstance(request, ChatRequest) else "text_completion"
+        with span(operation, self.model) as noted:
+            with self._counted("waiting"):
+                method = _method(request.samkv, self._engine.method)
+                prompt = await to_thread.run_sync(self._prompt, request)
+                stream = self._engine.astream(prompt, method=method, **request.sampling)
+                texts = [document.text for document in request.documents]
+                announcement = await to_thread.run_sync(self._engine.announce, texts)
+                try:
+                    first = await anext(stream, None)
+                finally:  # the prompt has been read, or never will be
+                    announcement.cancel()
+            with self._counted("running"):
+                async with aclosing(stream):
+                    if first is not None:
+                        yield first.text
+                    async for piece in stream:
+                        yield piece.text
+            self.metrics.count_answer(stream.result.metrics)
+            noted.finish(stream.result)
+        yield stream.result  # outside of the span: who has it may read no further
+
+    async def ingest(self, documents: Sequence[Document]) -> dict[str, Any]:
+        """Compute and store the KV of documents; one with an id takes the place of what had it before."""
+        if self._num["ingesting"] >= _MAX_INGESTIONS:
+            raise queue_full(f"{_MAX_INGESTIONS} requests are ingesting, which is the limit; try again later")
+        sources = [source_names(_SOURCES, [one.id])[0] if one.id else None for one in documents]
+
+        def add() -> dict[str, Any]:
+            report = self._engine.add_chunks((one.text for one in documents), sources=sources, show_progress=False)
+            self.metrics.count_ingestion(report)
+            return asdict(report)
+
+        with self._counted("ingesting"):
+            return await to_thread.run_sync(add)
+
+    async def forget(self, document_id: str) -> int:
+        """Forget a document, and return how many chunks were deleted: none where another has the same text."""
+        return await to_thread.run_sync(self._engine.remove_sources, source_names(_SOURCES, [document_id]))
+
+    def _prompt(self, request: ChatRequest | CompletionRequest) -> Prompt:
+        """The prompt with the request's documents in it."""
+        documents = request.documents
+        if isinstance(request, ChatRequest):
+            return render(self._engine, _messages(request, documents))
+        if _any_in(documents, [request.text]):
+            return request.text
+        return "\n\n".join([*map(_shown, documents), request.text])
+
+    @contextmanager
+    def _counted(self, what: str) -> Iterator[None]:
+        self._num[what] += 1
+        try:
+            yield
+        finally:
+            self._num[what] -= 1
+
+
+def _method(asked: str | dict[str, Any] | None, own: PrefillMethod) -> PrefillMethod:
+    """The method asked for. Options without a name, or with that of the server's own method, change the server's.
+
+    Raises:
+        ConfigurationError: no such method or option, or a value out of range.
+    """
+    if isinstance(asked, dict):
+        name = asked.get("name", own.name)
+        if not isinstance(name, str):
+            raise ConfigurationError(f"samkv.name is {name!r}; it must be the name of a method")
+        return resolve_method(own.to_dict() | asked if name == own.name else asked)
+    return own if asked is None else resolve_method(asked)
+
+
+def _messages(request: ChatRequest, documents: Sequence[Document]) -> list[dict[str, Any]]:
+    """Messages as templates take them; documents that stand in none of them go in front of the last of the user's."""
+    messages = [{"role": template_role(message.role), "content": message.text} for message in request.messages]
+    if documents and not _any_in(documents, [message["content"] for message in messages]):
+        asked = next((message for message in reversed(messages) if message["role"] == "user"), None)
+        if asked is None:
+            raise ApiError(400, "there are documents and no user message; send the question as one", param="messages")
+        asked["content"] = "\n\n".join([*map(_shown, documents), asked["content"]])
+    return messages
+
+
+def _any_in(documents: Sequence[Document], texts: Sequence[str]) -> bool:
+    return any(document.text.strip() in text for document in documents for text in texts)
+
+
+def _shown(document: Document) -> str:
+    """How a document stands in a prompt: its title is ordinary text, so that the chunk is the text alone."""
+    return f"{document.title.strip()}\n{document.text.strip()}" if document.title.strip() else document.text.strip()

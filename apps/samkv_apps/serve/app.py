@@ -1,0 +1,273 @@
+"""The application: routes, streams, what becomes of errors."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import hashlib
+import re
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
+from contextlib import aclosing, asynccontextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+from anyio import to_thread
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
+from starlette.types import Send
+
+from samkv_apps.serve.answers import Answers
+from samkv_apps.serve.errors import ApiError, as_api_error, invalid
+from samkv_apps.serve.forms import DONE, Explained, Form, event, explained
+from samkv_apps.serve.guard import Guard, Observed
+from samkv_apps.serve.schema import ChatRequest, CompletionRequest, IngestRequest
+from samkv_rag import GenerationResult, SamKVEngine, SamKVError, __version__
+
+MAX_BODY_BYTES = 4 << 20
+_PAGE = (Path(__file__).parent / "page.html").read_text(encoding="utf-8")
+_GONE = 499
+T = TypeVar("T")
+
+
+class ErrorDetail(BaseModel):
+    """What was wrong."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorBody(BaseModel):
+    """An error in OpenAI's form."""
+
+    error: ErrorDetail
+
+
+class ClientGoneError(Exception):
+    """Nobody waits for the answer any more."""
+
+
+def create_app(
+    engine: SamKVEngine,
+    model: str,
+    *,
+    api_key: str | None = None,
+    max_queue: int = 256,
+    max_body_bytes: int = MAX_BODY_BYTES,
+) -> FastAPI:
+    """Return the application that answers from ``engine``, which is closed when the server ends.
+
+    Args:
+        engine: answers.
+        model: what clients call it.
+        api_key: what they must send; None lets everybody in.
+        max_queue: the engine's ``max_waiting``.
+        max_body_bytes: larger bodies are refused.
+    """
+    answers = Answers(engine, model, max_queue)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        yield
+        await to_thread.run_sync(engine.close)
+
+    app = FastAPI(
+        title="samkv",
+        summary="OpenAI's protocol in front of samkv_rag",
+        version=__version__,
+        docs_url=None,  # its page asks another host for scripts
+        redoc_url=None,
+        lifespan=lifespan,
+        middleware=[
+            Middleware(Observed, count=answers.metrics.count_request),
+            Middleware(Guard, api_key=api_key, max_body_bytes=max_body_bytes),
+        ],
+        responses={"4XX": {"model": ErrorBody}, "5XX": {"model": ErrorBody}},
+    )
+    _add_error_handlers(app)
+    _add_openai_routes(app, answers)
+    _add_own_routes(app, answers)
+    return app
+
+
+def _add_openai_routes(app: FastAPI, answers: Answers) -> None:
+    described = {"id": answers.model, "object": "model", "created": int(time.time()), "owned_by": "samkv"}
+
+    @app.post("/v1/chat/completions")
+    async def chat(request: Request, body: ChatRequest) -> Response:
+        return await _respond(answers, request, body)
+
+    @app.post("/v1/completions")
+    async def complete(request: Request, body: CompletionRequest) -> Response:
+        return await _respond(answers, request, body)
+
+    @app.get("/v1/models")
+    async def models() -> dict[str, Any]:
+        return {"object": "list", "data": [described]}
+
+    @app.get("/v1/models/{name:path}")
+    async def model(name: str) -> dict[str, Any]:
+        answers.require_model(name)
+        return described
+
+
+def _add_own_routes(app: FastAPI, answers: Answers) -> None:
+    headers = _page_headers(_PAGE)
+
+    @app.post("/v1/samkv/documents")
+    async def ingest(body: IngestRequest) -> dict[str, Any]:
+        return await answers.ingest(body.documents)
+
+    @app.delete("/v1/samkv/documents/{document_id:path}")
+    async def forget(document_id: str) -> dict[str, Any]:
+        return {"id": document_id, "deleted_chunks": await answers.forget(document_id)}
+
+    @app.get("/health")
+    async def health() -> dict[str, str]:
+        return {"status": "ok"}
+
+    @app.get("/ready")
+    async def ready() -> dict[str, str]:
+        if not answers.has_room:
+            raise ApiError(503, "the queue is full; send requests to another server", kind="server_error")
+        return {"status": "ok"}
+
+    @app.get("/metrics", include_in_schema=False)
+    async def metrics() -> Response:
+        return answers.metrics.response()
+
+    @app.get("/", include_in_schema=False)
+    async def page() -> Response:
+        return HTMLResponse(_PAGE, headers=headers)
+
+
+async def _respond(answers: Answers, request: Request, body: ChatRequest | CompletionRequest) -> Response:
+    """Answer, whole or as a stream. A client that goes away ends the work, whether it waits, computes or writes."""
+    form, pieces = Form(answers.model, isinstance(body, ChatRequest)), answers.answer(body)
+    # Waited for before anything is sent, so that the status tells what is wrong.
+    first = await _while_connected(request, anext(pieces))
+    if body.stream:
+        return EventStream(_events(first, pieces, form, request, body))
+    result = first if isinstance(first, GenerationResult) else await _while_connected(request, _last(pieces))
+    return JSONResponse(form.whole(result, await _explained(result, answers.model, request, body)))
+
+
+async def _events(
+    first: str | GenerationResult,
+    pieces: AsyncGenerator[str | GenerationResult, None],
+    form: Form,
+    request: Request,
+    body: ChatRequest | CompletionRequest,
+) -> AsyncGenerator[bytes, None]:
+    try:
+        async with aclosing(pieces):
+            if form.is_chat:
+                yield event(form.beginning())
+            piece = first
+            while isinstance(piece, str):
+                yield event(form.piece(piece))
+                piece = await anext(pieces)
+        yield event(form.end(piece, await _explained(piece, form.model, request, body)))
+        if body.stream_options is not None and body.stream_options.include_usage:
+            yield event(form.usage(piece))
+        yield DONE
+    except Exception as error:  # the status has been sent: clients look for an error among the events
+        yield event(as_api_error(error).body)
+
+
+class EventStream(StreamingResponse):
+    """Server-sent events, which end when their reader goes away."""
+
+    def __init__(self, events: AsyncGenerator[bytes, None]) -> None:
+        headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}  # proxies: pass each on as it comes
+        super().__init__(events, media_type="text/event-stream", headers=headers)
+        self._events = events
+
+    async def stream_response(self, send: Send) -> None:
+        async with aclosing(self._events):
+            await super().stream_response(send)
+
+
+async def _last(pieces: AsyncGenerator[str | GenerationResult, None]) -> GenerationResult:
+    while not isinstance(piece := await anext(pieces), GenerationResult):
+        pass
+    return piece
+
+
+async def _explained(
+    result: GenerationResult, model: str, request: Request, body: ChatRequest | CompletionRequest
+) -> Explained:
+    metrics = result.metrics
+    request.scope["samkv.log"] |= {
+        "prompt_tokens": metrics.prompt_tokens,
+        "cached_tokens": metrics.tokens_reused,
+        "completion_tokens": metrics.completion_tokens,
+        "ttft_s": round(metrics.ttft_s, 4),
+        "prefill": metrics.method,
+    }
+    return await to_thread.run_sync(explained, result, body.documents, model, body.explain)
+
+
+async def _while_connected(request: Request, work: Awaitable[T]) -> T:
+    """What ``work`` returns.
+
+    Raises:
+        ClientGoneError: the client has gone; the work was cancelled.
+    """
+    working = asyncio.ensure_future(work)
+    leaving = asyncio.ensure_future(_disconnected(request))
+    try:
+        await asyncio.wait((working, leaving), return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise ClientGoneError
+        return working.result()
+    finally:
+        working.cancel()
+        leaving.cancel()
+        await asyncio.wait((working, leaving))
+
+
+async def _disconnected(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def _add_error_handlers(app: FastAPI) -> None:
+    async def failed(_: Request, error: Exception) -> Response:
+        return as_api_error(error).response()
+
+    async def unreadable(_: Request, error: Exception) -> Response:
+        assert isinstance(error, RequestValidationError)
+        return invalid(error.errors()).response()
+
+    async def refused(_: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        api_error = ApiError(error.status_code, str(error.detail), headers=error.headers)
+        return api_error.response()
+
+    async def gone(_: Request, error: Exception) -> Response:
+        return Response(status_code=_GONE)  # for the log; nobody reads it
+
+    app.add_exception_handler(ApiError, failed)
+    app.add_exception_handler(SamKVError, failed)
+    app.add_exception_handler(Exception, failed)
+    app.add_exception_handler(RequestValidationError, unreadable)
+    app.add_exception_handler(HTTPException, refused)
+    app.add_exception_handler(ClientGoneError, gone)
+
+
+def _page_headers(page: str) -> dict[str, str]:
+    """The page may run its own script and ask its own server: nothing else, whatever an answer or a document holds."""
+    (script,) = re.findall(r"<script>(.*?)</script>", page, re.DOTALL)
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    policy = (
+        f"default-src 'none'; script-src 'sha256-{digest}'; style-src 'unsafe-inline'; img-src data:; "
+        "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    )
+    return {"Content-Security-Policy": policy, "X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer"}

@@ -1,0 +1,83 @@
+"""`samkv serve`."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from samkv_apps import terminal
+from samkv_rag.exceptions import ConfigurationError, ModelNotFoundError
+
+_PACKAGES = {"fastapi": "fastapi", "prometheus_client": "prometheus-client", "uvicorn": "uvicorn"}
+_DRAIN_S = 30
+"""How long answers that are being written may take when the server is told to end."""
+
+
+def serve(
+    model: Annotated[str, typer.Option(help="Hub id, folder or .gguf file; 'demo' needs no hub.")],
+    store: Annotated[str, typer.Option(help="Folder or URL for chunk KV, or ':memory:'.")],
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for all.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
+    api_key: Annotated[str | None, typer.Option(envvar="SAMKV_API_KEY", help="What clients must send.")] = None,
+    namespace: Annotated[str, typer.Option(help=f"Tenant to keep apart; ${terminal.SECRET} is its secret.")] = "",
+    max_queue: Annotated[int, typer.Option(min=1, help="Requests that may wait; more are refused at once.")] = 256,
+    max_running: Annotated[int, typer.Option(min=1, help="Answers that are written together.")] = 16,
+) -> None:
+    """Serve a model to OpenAI's clients, over the chunk KV in a store."""
+    terminal.require_packages(_PACKAGES, "samkv serve", "serve")
+    if api_key is not None and not api_key.strip():
+        raise ConfigurationError("the API key is empty; give it some random text, or leave it out to let everybody in")
+    secret = terminal.store_secret()
+    terminal.quieten_libraries(bars=False)
+    import uvicorn
+
+    from samkv_apps.serve.app import create_app
+    from samkv_rag import SamKVEngine
+
+    _log_as_json()
+    try:
+        engine = SamKVEngine.from_pretrained(
+            terminal.language_model_path(model, lambda message: typer.echo(message, err=True)),
+            store=store,
+            namespace=namespace,
+            store_secret=secret,
+            max_running=max_running,
+            max_waiting=max_queue,
+        )
+    except ModelNotFoundError as error:
+        raise terminal.with_hub_hint(error) from error
+    name = Path(model).name if Path(model).exists() else model  # where it lies on this machine concerns no client
+    app = create_app(engine, name, api_key=api_key, max_queue=max_queue)
+    # On SIGTERM it takes no more connections, lets answers be written to their end, then closes the engine.
+    quiet: dict[str, Any] = {"log_config": None, "access_log": False, "server_header": False}
+    uvicorn.run(app, host=host, port=port, timeout_graceful_shutdown=_DRAIN_S, **quiet)
+
+
+class JsonLines(logging.Formatter):
+    """A record as one line of JSON."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line = {
+            "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(record.created)),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+            **getattr(record, "fields", {}),
+        }
+        if record.exc_info:
+            line["traceback"] = self.formatException(record.exc_info)
+        return json.dumps(line)
+
+
+def _log_as_json() -> None:
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JsonLines())
+    logging.basicConfig(handlers=[handler], level=logging.INFO, force=True)
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    logging.captureWarnings(True)  # a damaged chunk, a store out of reach

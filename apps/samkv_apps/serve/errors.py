@@ -1,0 +1,96 @@
+"""Errors as OpenAI's clients expect them."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import reprlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from starlette.responses import Response
+
+from samkv_rag.exceptions import (
+    ChunkError,
+    ConfigurationError,
+    EngineClosedError,
+    PromptError,
+    PromptTooLongError,
+    QueueFullError,
+    StoreError,
+    StoreFullError,
+)
+
+logger = logging.getLogger(__name__)
+
+RETRY_AFTER_S = 1
+_MAX_CHARS = 1000
+_WORDS = {
+    "string_pattern_mismatch": "it must hold more than white space",
+    "string_too_short": "it must not be empty",
+}
+_UNION_MEMBERS = ("str", "bool", "body")  # pydantic names them on the way to a field, beside fields
+
+
+class ApiError(Exception):
+    """Something that is answered with an error."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        kind: str = "invalid_request_error",
+        param: str | None = None,
+        code: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.headers = dict(headers or {})
+        shown = message if len(message) <= _MAX_CHARS else f"{message[: _MAX_CHARS - 1]}…"  # it may quote the request
+        self.body = {"error": {"message": shown, "type": kind, "param": param, "code": code}}
+
+    def response(self) -> Response:
+        """The answer; in ASCII, since a message may quote text that is not valid Unicode."""
+        return Response(json.dumps(self.body), self.status, self.headers, "application/json")
+
+
+def queue_full(message: str) -> ApiError:
+    """Too much is waiting: come again later."""
+    headers = {"Retry-After": str(RETRY_AFTER_S)}
+    return ApiError(429, message, kind="rate_limit_error", code="queue_full", headers=headers)
+
+
+def as_api_error(error: BaseException) -> ApiError:
+    """What a client is told of an error. Of the server's own failures it learns the kind, the log has the rest."""
+    if isinstance(error, ApiError):
+        return error
+    if isinstance(error, PromptTooLongError):
+        return ApiError(400, str(error), code="context_length_exceeded")
+    if isinstance(error, (ConfigurationError, PromptError, ChunkError)):
+        return ApiError(400, str(error))
+    if isinstance(error, QueueFullError):
+        return queue_full(str(error))
+    logger.error("a request failed", exc_info=error)
+    if isinstance(error, EngineClosedError):
+        return ApiError(503, "the server is shutting down; send the request to another", kind="server_error")
+    if isinstance(error, StoreFullError):
+        return ApiError(507, "the store is full; delete documents or give it more room", kind="server_error")
+    if isinstance(error, StoreError):
+        return ApiError(503, "the store cannot be used at present; try again later", kind="server_error")
+    return ApiError(500, "the server failed; its log says why", kind="server_error")
+
+
+def invalid(problems: Sequence[Mapping[str, Any]]) -> ApiError:
+    """The error for what pydantic found wrong: the deepest problem, since of a union every member complains."""
+    worst = max(problems, key=lambda problem: len(problem["loc"]))
+    if worst["type"] == "json_invalid" or worst["loc"] == ("body",):
+        return ApiError(400, "the body is no JSON object; send one, with Content-Type: application/json")
+    parts = [str(part) for part in worst["loc"] if part not in _UNION_MEMBERS]
+    name = ".".join(part for part in parts if re.fullmatch(r"[a-z_]+|\d+", part))
+    if worst["type"] == "missing":
+        return ApiError(400, f"{name} is missing; send it", param=name)
+    said = _WORDS.get(worst["type"], worst["msg"].removeprefix("Value error, ").replace("Input", "it", 1))
+    return ApiError(400, f"{name or 'the body'} is {reprlib.repr(worst['input'])}: {said}", param=name or None)

@@ -1,0 +1,81 @@
+"""What Prometheus is told. Nothing in it depends on a request's texts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from starlette.responses import Response
+
+from samkv_rag import GenerationMetrics, IngestionReport
+
+_SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+_RATES = (1, 2, 5, 10, 20, 50, 100, 200, 500)
+_SHARES = (0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1)
+
+
+class Metrics:
+    """Figures of one server.
+
+    Args:
+        num_waiting: requests without a first token yet.
+        num_running: answers being written.
+    """
+
+    def __init__(self, num_waiting: Callable[[], int], num_running: Callable[[], int]) -> None:
+        self._registry = registry = CollectorRegistry()  # of its own: a process may have several servers
+        gauges = {"waiting": ("Requests without a first token yet", num_waiting)}
+        gauges["running"] = ("Answers being written", num_running)
+        for name, (meaning, value) in gauges.items():
+            Gauge(f"samkv_{name}", meaning, registry=registry).set_function(value)
+
+        def counter(name: str, meaning: str, *labels: str) -> Counter:
+            return Counter(f"samkv_{name}", meaning, labels, registry=registry)
+
+        def histogram(name: str, meaning: str, buckets: tuple[float, ...]) -> Histogram:
+            return Histogram(f"samkv_{name}", meaning, buckets=buckets, registry=registry)
+
+        self._requests = counter("requests", "Requests answered", "route", "status")
+        self._ttft = histogram("ttft_seconds", "Seconds from a request to its first token", _SECONDS)
+        self._total = histogram("answer_seconds", "Seconds from a request to its last token", _SECONDS)
+        self._rate = histogram("decode_tokens_per_second", "Tokens a second of one answer", _RATES)
+        self._retained = histogram("retained_ratio", "Chunk tokens retained ÷ chunk tokens", _SHARES)
+        self._recomputed = histogram("recomputed_ratio", "Chunk tokens recomputed ÷ chunk tokens", _SHARES)
+        self._tokens = counter("tokens", "Tokens of prompts, those reused among them, and of answers", "kind")
+        self._chunks = counter("chunks", "Chunks in prompts: hits, whose KV the store had, and misses", "result")
+        self._kv = counter("kv_bytes", "KV that was decoded from, and what full prefill would have held", "kind")
+        self._fallbacks = counter("fallbacks", "Prompts that took full prefill instead of the method asked for")
+        self._ingested = counter("ingested_chunks", "Chunks ingested, by what was done", "result")
+
+    def count_request(self, route: str, status: int) -> None:
+        """A request was answered."""
+        self._requests.labels(route, str(status)).inc()
+
+    def count_answer(self, metrics: GenerationMetrics) -> None:
+        """An answer was written to its end."""
+        self._ttft.observe(metrics.ttft_s)
+        self._total.observe(metrics.total_s)
+        if metrics.decode_tokens_per_s:
+            self._rate.observe(metrics.decode_tokens_per_s)
+        if metrics.chunk_tokens:
+            self._retained.observe(metrics.sequence_ratio)
+            self._recomputed.observe(metrics.recompute_ratio)
+        self._tokens.labels("prompt").inc(metrics.prompt_tokens)
+        self._tokens.labels("reused").inc(metrics.tokens_reused)
+        self._tokens.labels("completion").inc(metrics.completion_tokens)
+        self._chunks.labels("hit").inc(metrics.chunks_hit)
+        self._chunks.labels("miss").inc(metrics.chunks_missed)
+        self._kv.labels("resident").inc(metrics.kv_bytes_resident)
+        self._kv.labels("full").inc(metrics.kv_bytes_full)
+        if metrics.fallback_reason is not None:
+            self._fallbacks.inc()
+
+    def count_ingestion(self, report: IngestionReport) -> None:
+        """Documents were ingested."""
+        self._ingested.labels("added").inc(report.num_added)
+        self._ingested.labels("reused").inc(report.num_reused)
+        self._ingested.labels("skipped").inc(report.num_skipped)
+
+    def response(self) -> Response:
+        """All of it, as Prometheus reads it."""
+        return Response(generate_latest(self._registry), media_type=CONTENT_TYPE_LATEST)

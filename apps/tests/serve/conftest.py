@@ -1,0 +1,36 @@
+"""A server for all tests of a module, or one of a test's own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from typing import Any
+
+import pytest
+
+pytest.importorskip("fastapi")
+pytest.importorskip("prometheus_client")
+
+from serving import Running, serving, tiny_engine
+
+from support.browser import chromium
+
+__all__ = ["chromium"]
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Running]:
+    """One for all tests of a module."""
+    with serving(tiny_engine()) as running:
+        yield running
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[..., Running]]:
+    """A function: options of the engine (``engine``) and of the application to a server of the test's own."""
+    with ExitStack() as stack:
+
+        def start(engine: dict[str, Any] | None = None, **options: Any) -> Running:
+            return stack.enter_context(serving(tiny_engine(**(engine or {})), **options))
+
+        yield start

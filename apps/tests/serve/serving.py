@@ -1,0 +1,65 @@
+"""A server on a tiny model, listening on a free port of this machine."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+import uvicorn
+
+from samkv_apps.serve.app import create_app
+from samkv_rag import EngineConfig, SamKVEngine
+from support import tiny
+
+MODEL = "tiny"
+
+
+@dataclass
+class Running:
+    """A server, and a client of it."""
+
+    url: str
+    engine: SamKVEngine
+    http: httpx.Client
+
+    def figure(self, name: str) -> float:
+        """The value of a metric, with its labels."""
+        lines = self.http.get("/metrics").text.splitlines()
+        return next((float(line.split()[-1]) for line in lines if line.rpartition(" ")[0] == name), 0.0)
+
+    def wait_for(self, name: str, value: float, seconds: float = 20) -> None:
+        """Return once a metric has a value."""
+        deadline = time.monotonic() + seconds
+        while (found := self.figure(name)) != value:
+            assert time.monotonic() < deadline, f"{name} is {found}, expected {value}"
+            time.sleep(0.02)
+
+
+def tiny_engine(**options: Any) -> SamKVEngine:
+    """An engine whose caches are used however short the prompt."""
+    options = {"config": EngineConfig(block_tokens=8), "method": tiny.method()} | options
+    return SamKVEngine.from_pretrained(tiny.model(), tokenizer=tiny.tokenizer(), **options)
+
+
+@contextmanager
+def serving(engine: SamKVEngine, **options: Any) -> Iterator[Running]:
+    """Serve for as long as the context is open."""
+    config = uvicorn.Config(create_app(engine, MODEL, **options), host="127.0.0.1", port=0, log_config=None)
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    while not server.started:
+        time.sleep(0.01)
+    url = f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    headers = {"Authorization": f"Bearer {options['api_key']}"} if "api_key" in options else {}
+    try:
+        with httpx.Client(base_url=url, headers=headers, timeout=60) as http:
+            yield Running(url, engine, http)
+    finally:
+        server.should_exit = True
+        thread.join(30)

@@ -1,0 +1,276 @@
+"""Answers over the network are those that the engine gives, whichever client asks."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+from langchain_openai import ChatOpenAI
+from llama_index.core.llms import ChatMessage
+from llama_index.llms.openai_like import OpenAILike
+from serving import MODEL, Running
+
+from samkv_rag.prefill import FullPrefill
+from support import tiny
+
+QUESTION = "What does the seventh keeper record of the tide?"
+ASKED: Any = [{"role": "user", "content": QUESTION}]
+
+
+def texts(*seeds: int) -> list[str]:
+    return [tiny.text(seed) for seed in seeds]
+
+
+@pytest.fixture
+def client(server: Running) -> openai.OpenAI:
+    return openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
+
+
+def expected(server: Running, prompt: str, **options: Any) -> str:
+    message = {"role": "user", "content": prompt}
+    return server.engine.generate([message], **({"max_new_tokens": 12} | options)).text
+
+
+def test_documents_are_put_in_front_of_the_question(server: Running, client: openai.OpenAI) -> None:
+    documents = [{"text": f"{tiny.text(1)} \n", "title": "One"}, tiny.text(2)]
+    answer = client.chat.completions.create(
+        model=MODEL, messages=ASKED, max_completion_tokens=12, extra_body={"documents": documents}
+    )
+    prompt = f"One\n{tiny.text(1)}\n\n{tiny.text(2)}\n\n{QUESTION}"
+    assert answer.choices[0].message.content == expected(server, prompt)
+    assert (answer.object, answer.model, answer.choices[0].finish_reason) == ("chat.completion", MODEL, "length")
+    assert answer.usage is not None
+    assert answer.usage.completion_tokens == 12
+    assert answer.usage.total_tokens == answer.usage.prompt_tokens + 12
+
+
+def test_documents_that_stand_in_the_messages_are_left_where_they_are(server: Running, client: openai.OpenAI) -> None:
+    prompt = tiny.rag_prompt(texts(3, 4))
+    message: Any = {"role": "user", "content": prompt}
+    cached = []
+    for _ in range(2):
+        answer = client.chat.completions.create(
+            model=MODEL, messages=[message], max_tokens=12, extra_body={"documents": texts(3, 4)}
+        )
+        assert answer.choices[0].message.content == expected(server, prompt)
+        assert answer.usage is not None
+        assert answer.usage.prompt_tokens_details is not None
+        cached.append(answer.usage.prompt_tokens_details.cached_tokens)
+    # The first time they are computed on the spot and stored, then their KV is read.
+    assert cached == [0, server.engine.generate([message], max_new_tokens=1).metrics.tokens_reused]
+    assert cached[1] >= sum(map(server.engine.count_tokens, texts(3, 4)))
+
+
+@pytest.mark.parametrize("temperature", [0, 1.5])
+def test_streamed_equals_not_streamed(client: openai.OpenAI, temperature: float) -> None:
+    options: Any = {"model": MODEL, "messages": ASKED, "max_tokens": 12, "temperature": temperature, "seed": 7}
+    whole = client.chat.completions.create(**options)
+    chunks = list(client.chat.completions.create(**options, stream=True, stream_options={"include_usage": True}))
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks[:-1]) == whole.choices[0].message.content
+    assert chunks[0].choices[0].delta.role == "assistant"
+    assert chunks[-2].choices[0].finish_reason == whole.choices[0].finish_reason
+    assert chunks[-1].usage is not None
+    assert whole.usage is not None
+    assert chunks[-1].usage.completion_tokens == whole.usage.completion_tokens
+    assert len({chunk.id for chunk in chunks}) == 1
+
+
+def test_completions_take_the_prompt_as_it_is(server: Running, client: openai.OpenAI) -> None:
+    prompt = tiny.rag_prompt(texts(5))
+    whole = client.completions.create(model=MODEL, prompt=prompt, max_tokens=12, extra_body={"documents": texts(5)})
+    assert whole.choices[0].text == server.engine.generate(prompt, max_new_tokens=12).text
+    chunks = client.completions.create(model=MODEL, prompt=[prompt], max_tokens=12, stream=True)
+    assert "".join(chunk.choices[0].text for chunk in chunks) == whole.choices[0].text
+
+
+async def test_requests_at_once_get_the_answers_they_get_alone(server: Running) -> None:
+    import asyncio
+
+    async with openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client:
+
+        async def ask(seed: int) -> str:
+            stream = await client.chat.completions.create(
+                model=MODEL, messages=ASKED, max_tokens=12, extra_body={"documents": texts(seed)}, stream=True
+            )
+            return "".join([chunk.choices[0].delta.content or "" async for chunk in stream])
+
+        together = await asyncio.gather(*map(ask, range(6)))
+    alone = [expected(server, f"{tiny.text(seed)}\n\n{QUESTION}") for seed in range(6)]
+    assert together == alone
+
+
+def test_a_method_is_chosen_by_name_or_by_its_options(server: Running, client: openai.OpenAI) -> None:
+    def ask(samkv: Any) -> Any:
+        body = {"documents": texts(1, 2), "samkv": samkv, "explain": True}
+        return client.chat.completions.create(model=MODEL, messages=ASKED, max_tokens=12, extra_body=body)
+
+    full = ask("full_prefill")
+    prompt = "\n\n".join([*texts(1, 2), QUESTION])
+    assert full.choices[0].message.content == expected(server, prompt, method=FullPrefill())
+    assert full.samkv["metrics"]["method"] == "full_prefill"
+    for options in ({"sequence_ratio": 0.5}, {"name": "scout", "sequence_ratio": 0.5, "min_chunk_tokens": 0}):
+        metrics = ask(options).samkv["metrics"]
+        assert metrics["method"] == "scout"
+        assert 0.3 < metrics["sequence_ratio"] <= 0.5
+    with pytest.raises(openai.BadRequestError, match="sequence_ratio is 7"):
+        ask({"sequence_ratio": 7})
+
+
+def test_what_was_read_is_cited_by_characters(server: Running, client: openai.OpenAI) -> None:
+    documents = [{"text": f"  {tiny.text(8)}", "id": "eight"}, {"text": tiny.text(9), "title": "Nine"}]
+    body = {"documents": documents, "explain": True}
+    answer: Any = client.chat.completions.create(model=MODEL, messages=ASKED, max_tokens=4, extra_body=body)
+    explanation = answer.samkv["explanation"]
+    assert explanation["model_name"] == MODEL
+    assert [chunk["source"] for chunk in explanation["chunks"]] == ["eight", "Nine"]
+    cited = [one["document_citation"] for one in answer.choices[0].message.model_dump()["annotations"]]
+    assert [(one["document"], one["id"], one["title"]) for one in cited] == [(0, "eight", ""), (1, None, "Nine")]
+    for citation, chunk, document in zip(cited, explanation["chunks"], documents, strict=True):
+        spans = [document["text"][span["start_char"] : span["stop_char"]] for span in citation["spans"]]
+        assert spans == [chunk["text"][run["start_char"] : run["stop_char"]] for run in chunk["retained"]]
+        assert all(spans)
+    last = list(client.chat.completions.create(model=MODEL, messages=ASKED, max_tokens=4, extra_body=body, stream=True))
+    end: Any = last[-1]
+    assert end.samkv["explanation"]["chunks"] == [c | {"hit": True} for c in explanation["chunks"]]
+    html: Any = client.chat.completions.create(
+        model=MODEL, messages=ASKED, max_tokens=4, extra_body=body | {"explain": "html"}
+    )
+    assert html.samkv["html"].startswith("<section")
+
+
+def test_langchain_is_a_client(server: Running) -> None:
+    chat = ChatOpenAI(
+        model=MODEL, base_url=f"{server.url}/v1", api_key="none", max_tokens=12, extra_body={"documents": texts(1)}
+    )
+    answer = expected(server, f"{tiny.text(1)}\n\n{QUESTION}")
+    assert chat.invoke(QUESTION).content == answer
+    assert "".join(str(chunk.content) for chunk in chat.stream(QUESTION)) == answer
+
+
+def test_llama_index_is_a_client(server: Running) -> None:
+    options: Any = {"model": MODEL, "api_base": f"{server.url}/v1", "api_key": "x", "max_tokens": 12, "temperature": 0}
+    answer = expected(server, QUESTION)
+    chat = OpenAILike(is_chat_model=True, **options)
+    assert chat.chat([ChatMessage(role="user", content=QUESTION)]).message.content == answer
+    assert [piece.text for piece in chat.stream_complete(QUESTION)][-1] == answer
+    assert OpenAILike(**options).complete(QUESTION).text == server.engine.generate(QUESTION, max_new_tokens=12).text
+
+
+def test_documents_are_ingested_and_forgotten(server: Running) -> None:
+    text, other = texts(20, 21)
+    body = {"documents": [{"text": text, "id": "shelf/20"}, other]}
+    report = server.http.post("/v1/samkv/documents", json=body).json()
+    assert (report["num_added"], report["num_reused"]) == (2, 0)
+    assert server.http.post("/v1/samkv/documents", json=body).json()["num_reused"] == 2
+    assert server.engine.has_chunk(text)
+    deleted = server.http.delete("/v1/samkv/documents/shelf/20")
+    assert deleted.json() == {"id": "shelf/20", "deleted_chunks": 1}
+    assert not server.engine.has_chunk(text)
+    assert server.engine.has_chunk(other)
+    assert server.http.delete("/v1/samkv/documents/shelf/20").json()["deleted_chunks"] == 0
+
+
+def test_figures_are_counted(server: Running) -> None:
+    ttft, completion = "samkv_ttft_seconds_count", 'samkv_tokens_total{kind="completion"}'
+    before = {name: server.figure(name) for name in (ttft, completion)}
+    body = {"model": MODEL, "prompt": "tide", "max_tokens": 3}
+    assert server.http.post("/v1/completions", json=body).status_code == 200
+    assert server.figure(ttft) == before[ttft] + 1
+    assert server.figure(completion) == before[completion] + 3
+    assert server.figure('samkv_requests_total{route="/v1/completions",status="200"}') >= 1
+
+
+def test_models_and_probes(server: Running) -> None:
+    assert [model["id"] for model in server.http.get("/v1/models").json()["data"]] == [MODEL]
+    assert server.http.get(f"/v1/models/{MODEL}").json()["object"] == "model"
+    assert server.http.get("/v1/models/other/one").status_code == 404
+    assert server.http.get("/health").json() == server.http.get("/ready").json() == {"status": "ok"}
+
+
+def test_a_stop_ends_the_answer(server: Running, client: openai.OpenAI) -> None:
+    whole = expected(server, QUESTION)
+    stop = whole[4:6]
+    answer = client.chat.completions.create(model=MODEL, messages=ASKED, max_tokens=12, stop=[stop])
+    assert answer.choices[0].message.content == whole[: whole.index(stop)]
+    assert answer.choices[0].finish_reason == "stop"
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"model": "other"}, "this server has 'tiny'"),
+        ({"n": 2}, "n is 2: there is one answer to a request"),
+        ({"top_k": 5}, "use top_p"),
+        ({"logprobs": True}, "log probabilities are not reported"),
+        ({"tools": [{"type": "function"}]}, "this server calls no tools"),
+        ({"response_format": {"type": "json_object"}}, "ask for the format in a message"),
+        ({"zzz": 1}, "there is no such option"),
+        ({"samkv": "socut"}, "did you mean 'scout'"),
+        ({"samkv": {"name": []}}, "it must be the name of a method"),
+        ({"messages": [{"role": "tool", "content": "x"}]}, "messages.0.role is 'tool'"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "it should be 'text'"),
+        ({"messages": [{"role": "system", "content": "x"}], "documents": texts(1)}, "no user message"),
+        ({"messages": [{"role": "user", "content": "tide " * 5000}]}, "context window is 4096"),
+        ({"documents": ["  "]}, "more than white space"),
+        ({"documents": ["\ud800"]}, "half a surrogate pair"),
+        ({"temperature": True}, "temperature is True"),
+        ({"max_tokens": 0}, "max_tokens is 0"),
+        ({"stop": ""}, "stop is ''"),
+    ],
+)
+@pytest.mark.parametrize("stream", [False, True])
+def test_what_cannot_be_done_is_refused_in_openais_form(
+    server: Running, changes: dict[str, Any], words: str, stream: bool
+) -> None:
+    body = json.dumps({"model": MODEL, "messages": ASKED, "max_tokens": 2, "stream": stream} | changes)
+    response = server.http.post("/v1/chat/completions", content=body, headers={"Content-Type": "application/json"})
+    error = response.json()["error"]
+    assert response.status_code == (404 if "model" in changes else 400)
+    assert words in error["message"]
+    assert set(error) == {"message", "type", "param", "code"}
+
+
+def test_options_that_change_nothing_are_taken(client: openai.OpenAI) -> None:
+    neutral: Any = {
+        "n": 1,
+        "frequency_penalty": 0,
+        "logprobs": False,
+        "user": "me",
+        "metadata": {"a": "b"},
+        "tools": [],
+    }
+    spoken = client.chat.completions.create(model=MODEL, messages=ASKED, max_tokens=2, **neutral).choices[0].message
+    again: Any = [*ASKED, spoken.model_dump(), *ASKED]  # what was answered can be sent back as it came
+    assert client.chat.completions.create(model=MODEL, messages=again, max_tokens=2).choices
+
+
+def test_the_dashboard_shows_figures_that_exist(server: Running) -> None:
+    server.http.post("/v1/samkv/documents", json={"documents": texts(1)})
+    body = {"model": MODEL, "messages": ASKED, "documents": texts(1, 2), "max_tokens": 3}
+    assert server.http.post("/v1/chat/completions", json=body).status_code == 200
+    dashboard = Path(__file__).parents[3] / "deploy" / "grafana.json"
+    shown = set(re.findall(r"samkv_\w+", dashboard.read_text()))
+    there = set(re.findall(r"^samkv_\w+", server.http.get("/metrics").text, re.MULTILINE))
+    assert len(shown) > 10
+    assert shown <= there
+
+
+def test_an_answer_is_a_span_where_opentelemetry_is_set_up(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    sdk = pytest.importorskip("opentelemetry.sdk.trace")
+    from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+    from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+    exporter, provider = InMemorySpanExporter(), sdk.TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    monkeypatch.setattr("samkv_apps.serve.tracing._tracer", provider.get_tracer("test"))
+    for prompt in (QUESTION, "tide " * 5000):
+        server.http.post("/v1/completions", json={"model": MODEL, "prompt": prompt, "max_tokens": 3})
+    done, refused = exporter.get_finished_spans()
+    assert (done.name, done.status.is_ok) == ("text_completion tiny", True)
+    assert done.attributes["gen_ai.usage.output_tokens"] == 3
+    assert refused.attributes["error.type"] == "PromptTooLongError"
+    assert QUESTION not in done.to_json()

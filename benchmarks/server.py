@@ -1,0 +1,193 @@
+"""Clients in a closed loop against `samkv serve`, in a process of its own: requests a second, time to the first token.
+
+    python -m benchmarks.server [--model FOLDER] [--clients 1,4,8,16] [--requests 32] [--json FILE]
+    python -m benchmarks.server --against http://127.0.0.1:8001 --against-model NAME   # another server, same prompts
+    python -m benchmarks.server --hostile 10000   # broken and harmful requests: no failure, memory stays flat
+
+Every client sends its next request when its last is answered. All listen on this machine alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from statistics import quantiles
+from typing import Any
+
+import httpx
+
+from benchmarks import hostile
+from benchmarks.machine import describe_machine
+from samkv_apps.models import language_model
+
+_TOKENS_PER_WORD = 1.3
+_SUBJECTS = ["tower", "lamp", "boat", "well", "garden", "signal", "stair", "wall", "gate", "mast"]
+_WARM_UP = 1000
+"""Hostile requests after which memory is looked at first."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure, print, and write JSON where asked to."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", help="default: the demo's")
+    parser.add_argument("--clients", default="1,4,8,16")
+    parser.add_argument("--requests", type=int, default=32, help="of all clients together")
+    parser.add_argument("--chunk-tokens", type=int, default=2000, help="of each request, about")
+    parser.add_argument("--new-tokens", type=int, default=64)
+    parser.add_argument("--methods", default="scout,full_prefill")
+    parser.add_argument("--against", metavar="URL", help="another server of OpenAI's protocol, measured too")
+    parser.add_argument("--against-model", metavar="NAME", help="what it calls the same model")
+    parser.add_argument("--hostile", type=int, default=0, metavar="N", help="send so many broken requests instead")
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args(arguments)
+    model = options.model or str(language_model(say=print))
+    setup = {name: value for name, value in vars(options).items() if name not in ("json", "against")}
+    figures: dict[str, Any] = {"machine": describe_machine(), "setup": setup | {"model": Path(model).name}}
+    with _server(model) as (url, process_id):
+        if options.hostile:
+            figures["hostile"] = measure_hostile(url, process_id, Path(model).name, options.hostile)
+            print(json.dumps(figures["hostile"]))
+        else:
+            figures["rows"] = asyncio.run(_measure_all(url, Path(model).name, options))
+    if options.json is not None:
+        options.json.write_text(json.dumps(figures, indent=2) + "\n")
+
+
+async def _measure_all(url: str, model: str, options: argparse.Namespace) -> list[dict[str, Any]]:
+    prompts = [_documents(number, options.chunk_tokens) for number in range(max(8, options.requests // 4))]
+    async with httpx.AsyncClient(base_url=url, timeout=600) as client:
+        for documents in prompts:
+            (await client.post("/v1/samkv/documents", json={"documents": documents})).raise_for_status()
+    servers = [(method, url, model, {"samkv": method}) for method in options.methods.split(",")]
+    if options.against:
+        servers.append(("against", options.against, options.against_model or model, {}))
+    rows = []
+    for clients in map(int, options.clients.split(",")):
+        for name, at, called, more in servers:
+            bodies = [_body(called, prompts[i % len(prompts)], i, options) | more for i in range(options.requests)]
+            row = {"server": name, "clients": clients, **await measure(at, bodies, clients)}
+            print(json.dumps(row), flush=True)
+            rows.append(row)
+    return rows
+
+
+async def measure(url: str, bodies: Sequence[dict[str, Any]], clients: int) -> dict[str, float]:
+    """Send the bodies from so many clients, each one after the other."""
+    pending, ttft_s, num_tokens = iter(bodies), list[float](), 0
+
+    async def loop(client: httpx.AsyncClient) -> None:
+        nonlocal num_tokens
+        for body in pending:
+            started, first_s = time.perf_counter(), None
+            async with client.stream("POST", "/v1/chat/completions", json=body) as response:
+                response.raise_for_status()
+                async for line in response.aiter_lines():
+                    if not line.startswith("data: {"):
+                        continue
+                    said = json.loads(line[6:])
+                    if "error" in said:
+                        raise RuntimeError(said["error"]["message"])
+                    if first_s is None and said["choices"] and said["choices"][0]["delta"].get("content"):
+                        first_s = time.perf_counter() - started
+                    num_tokens += (said.get("usage") or {}).get("completion_tokens", 0)
+            ttft_s.append(first_s if first_s is not None else time.perf_counter() - started)
+
+    async with httpx.AsyncClient(base_url=url, timeout=600) as client:
+        started = time.perf_counter()
+        await asyncio.gather(*(loop(client) for _ in range(clients)))
+        elapsed_s = time.perf_counter() - started
+    cuts = quantiles(ttft_s, n=100, method="inclusive")
+    return {
+        "requests_per_s": len(bodies) / elapsed_s,
+        "tokens_per_s": num_tokens / elapsed_s,
+        "ttft_p50_s": cuts[49],
+        "ttft_p99_s": cuts[98],
+    }
+
+
+def measure_hostile(url: str, process_id: int, model: str, num_requests: int) -> dict[str, Any]:
+    """Send broken and harmful requests; count statuses, and compare memory after the first thousand and the last."""
+    statuses: Counter[int] = Counter()
+    warm_bytes = 0
+    with httpx.Client(base_url=url, timeout=120) as client:
+        for number, request in enumerate(hostile.requests(num_requests, model)):
+            if number == min(_WARM_UP, num_requests // 2):
+                warm_bytes = _resident_bytes(process_id)
+            answer = client.request(request.method, request.path, content=request.body, headers=request.headers)
+            statuses[answer.status_code] += 1
+        client.get("/health").raise_for_status()
+    end_bytes = _resident_bytes(process_id)
+    return {
+        "requests": num_requests,
+        "failures": sum(count for status, count in statuses.items() if status >= 500),
+        "statuses": dict(sorted(statuses.items())),
+        "warm_bytes": warm_bytes,
+        "end_bytes": end_bytes,
+        "growth": end_bytes / warm_bytes - 1,
+    }
+
+
+@contextmanager
+def _server(model: str) -> Iterator[tuple[str, int]]:
+    """Run `samkv serve` and yield its address and process id."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "samkv_rag.cli.main", "serve", "--model", model, "--store", f"{folder}/kv"]
+        log = Path(folder) / "log"
+        with log.open("w") as stderr, subprocess.Popen([*command, "--port", "0"], stderr=stderr) as process:
+            try:
+                yield _address(process, log), process.pid
+            finally:
+                process.terminate()
+
+
+def _address(process: subprocess.Popen[bytes], log: Path) -> str:
+    while process.poll() is None:
+        if found := re.search(r"http://[\d.]+:\d+", log.read_text()):
+            return found[0]
+        time.sleep(0.1)
+    raise RuntimeError(f"the server ended: {log.read_text()[-1000:]}")
+
+
+def _resident_bytes(process_id: int) -> int:
+    pages = int(Path(f"/proc/{process_id}/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def _body(model: str, documents: Sequence[str], number: int, options: argparse.Namespace) -> dict[str, Any]:
+    """The same request for every server: documents stand in the message."""
+    question = f"Tell the story of the {_SUBJECTS[number % len(_SUBJECTS)]}, at length."
+    return {
+        "model": model,
+        "messages": [{"role": "user", "content": "\n\n".join([*documents, question])}],
+        "max_tokens": options.new_tokens,
+        "temperature": 0,
+        "stream": True,
+        "stream_options": {"include_usage": True},
+    }
+
+
+def _documents(number: int, chunk_tokens: int) -> list[str]:
+    """Eight documents of about so many tokens together."""
+    num_lines = max(1, round(chunk_tokens / 8 / (14 * _TOKENS_PER_WORD)))
+    return [
+        " ".join(
+            f"In the year {1800 + line}, says entry {number}-{i}, the {subject} was mended {line} times over."
+            for line in range(num_lines)
+        )
+        for i, subject in enumerate(_SUBJECTS[:8])
+    ]
+
+
+if __name__ == "__main__":
+    main()
