@@ -79,7 +79,7 @@ def test_scores_are_those_of_the_selection(tiny_engine: SamKVEngine, monkeypatch
         return scores, text_below
 
     monkeypatch.setattr(Scout, "score_tokens", watched)
-    explained = explain(tiny_engine, sequence_ratio=0.4)
+    explained = explain(tiny_engine, sequence_ratio=0.4, placement="prompt")
     ((layout, scores),) = seen
     whole: list[float] = []
     dropped: list[float] = []
