@@ -25,7 +25,6 @@ ENGINE_OPTIONS = (
 )
 """Options of ``SamKVEngine.from_pretrained`` that an LLM takes beside the model."""
 
-
 CALL_OPTIONS = ("max_tokens", "max_new_tokens", "temperature", "top_p", "stop", "seed", "method")
 """Options of one call; ``max_tokens`` is the frameworks' name of ``max_new_tokens``."""
 

@@ -79,6 +79,10 @@ class PromptTokenizer:
         """Number of token ids, added ones included."""
         return len(self.tokenizer)
 
+    def has_control(self, token_ids: Sequence[int]) -> bool:
+        """Whether a control token is among ``token_ids``."""
+        return not self._control_ids.isdisjoint(token_ids)
+
     def chunk_ids(self, text: str) -> list[int]:
         """Token ids of a chunk, without any control token."""
         return self._continuation(self._text_only, text)
@@ -189,7 +193,7 @@ class PromptTokenizer:
     def _text_only(self, text: str) -> list[int]:
         """Ids of ``text`` with no control token among them."""
         ids = self._plain.ids(text)
-        if self._control_ids.isdisjoint(ids):
+        if not self.has_control(ids):
             return ids
         # A vocabulary that lists control tokens as words: none is left once each is cut in two.
         halves = self._control_pattern.sub(lambda found: f"{found[0][0]}\0{found[0][1:]}", text).split("\0")

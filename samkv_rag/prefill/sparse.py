@@ -113,9 +113,8 @@ class SparsePrefill(CachedPrefill):
     def resume_layer(self, context: PrefillContext) -> int:
         """Layer at which recomputation of the retained tokens starts."""
         from_bottom = not self.recompute or self.update == "fusion" or self.resume is False
-        if from_bottom or (self.resume is None and self.computed_ratio == 1):
-            return 0
-        return context.spec.resume_layer
+        from_bottom |= self.resume is None and self.computed_ratio == 1
+        return 0 if from_bottom else context.spec.resume_layer
 
     def _recomputed(self, layout: PromptLayout, selected: Selected) -> torch.Tensor:
         """Which of the retained chunk tokens are recomputed, ``[tokens]``."""

@@ -115,7 +115,8 @@ class PromptAssembler:
         for span, ids, reader, hit in parts:
             kind: SegmentKind = "chunk" if span.text_digest else "prefix" if reader is not None else "text"
             chunk = (span.text_digest or "", span.start_char, span.text)
-            segments.append(Segment(kind, ids, position, reader, *chunk, hit, span.is_label))
+            is_structure = self._tokenizer.has_control(ids.tolist())
+            segments.append(Segment(kind, ids, position, reader, *chunk, hit, span.is_label, is_structure))
             position += len(ids)
         return PromptLayout(segments, self._decoder.device)
 

@@ -31,9 +31,8 @@ def split_labels(spans: Sequence[TextSpan]) -> list[TextSpan]:
         num_breaks = between[0].count("\n", start)
         cuts = [_nth_line_from_end(text, num_breaks) for text in texts]
         labels = [text[cut:] for text, cut in zip(texts, cuts, strict=True)]
-        if {text[:cut] for text, cut in zip(between, cuts[1:], strict=True)} != {between[0][:start]}:
-            continue
-        if cuts[0] and _begin_alike(labels):
+        dividing = {text[:cut] for text, cut in zip(between, cuts[1:], strict=True)}
+        if cuts[0] and len(dividing) == 1 and _begin_alike(labels):
             cut_at = dict(zip((number - 1 for number in chunks), cuts, strict=True))
             return [part for number, span in enumerate(spans) for part in _cut(span, cut_at.get(number))]
     return list(spans)

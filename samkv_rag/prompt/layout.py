@@ -36,6 +36,8 @@ class Segment:
     """Whether the store had the chunk, rather than it being computed for this prompt."""
     is_label: bool = False
     """Text that belongs to the chunk behind it, and moves with it."""
+    is_structure: bool = False
+    """Text with a control token in it, such as the end of a message."""
 
     @property
     def stop(self) -> int:
@@ -81,22 +83,16 @@ class PromptLayout:
         """The prompt with its chunks in rising order of ``scores`` ``[chunks]``, the best next to the tail.
 
         Also which of the present chunks each one of it is. Labels move with their chunks. Chunks change places
-        only with those that the same text divides from them: other text may say something of them.
+        only with those of their message that the same text divides from them: other text may say something of them.
         """
         chunks = self.chunks
         order = list(range(len(chunks)))
         for run in self._runs():
             order[run.start : run.stop] = sorted(run, key=lambda number: (scores[number], chunks[number].digest))
         labels = [[s for s in self.segments[place - 1 : place] if s.is_label] for place in self._chunk_places]
-        moving = iter(order)
-        moved: list[Segment] = []
-        for segment in self.segments:
-            if segment.kind == "chunk":
-                number = next(moving)
-                moved += [*labels[number], chunks[number]]
-            elif not segment.is_label:
-                moved.append(segment)
-        return self._of(moved), order
+        units = iter([[*labels[number], chunks[number]] for number in order])
+        staying = [segment for segment in self.segments if not segment.is_label]
+        return self._of([s for one in staying for s in (next(units) if one.kind == "chunk" else [one])]), order
 
     def without_chunks(self) -> PromptLayout:
         """What precedes the first chunk and what follows the last, as if it were all of the prompt."""
@@ -117,9 +113,12 @@ class PromptLayout:
 
     def _runs(self) -> list[range]:
         """Runs of chunks that the same text, or none with letters or digits in it, divides from one another."""
-        between = [self.segments[a + 1 : b] for a, b in pairwise(self._chunk_places)]
-        dividing = ["".join(segment.text for segment in segments if not segment.is_label) for segments in between]
-        texts = [text if any(map(str.isalnum, text)) else "" for text in dividing]
+        texts: list[str | int] = []
+        for a, b in pairwise(self._chunk_places):
+            between = [segment for segment in self.segments[a + 1 : b] if not segment.is_label]
+            text = "".join(segment.text for segment in between)
+            is_structure = any(segment.is_structure for segment in between)
+            texts.append(b if is_structure else text if any(map(str.isalnum, text)) else "")  # b: like no other
         runs: list[range] = []
         first = 0
         for text, group in groupby(texts):

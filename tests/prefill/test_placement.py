@@ -19,13 +19,13 @@ CHUNKS = [tiny.text(seed, num_words) for seed, num_words in ((1, 40), (2, 65), (
 
 
 def layout_of(*texts: str) -> PromptLayout:
-    """A prompt of one token a letter; upper-case texts are chunks, those that end with a colon labels."""
+    """A prompt of one token a letter; upper-case texts are chunks, "…:" are labels, "<…" is structure."""
     segments, position = [], 0
     for text in texts:
         kind = "chunk" if text.isupper() else "text"
         ids = torch.tensor([ord(letter) for letter in text])
         segment = Segment(kind, ids, position, text=text, digest=text, start_char=position)  # type: ignore[arg-type]
-        segments.append(replace(segment, is_label=text.endswith(":")))
+        segments.append(replace(segment, is_label=text.endswith(":"), is_structure=text.startswith("<")))
         position += len(ids)
     return PromptLayout(segments, torch.device("cpu"))
 
@@ -41,6 +41,8 @@ def layout_of(*texts: str) -> PromptLayout:
         (("a", "BB", "of 2", "CCC", "\n", "D", "?"), [3, 2, 1], ["a", "BB", "of 2", "D", "\n", "CCC", "?"]),
         (("a", "BB", "\n", "CCC", "of 3", "D", "?"), [3, 2, 1], ["a", "CCC", "\n", "BB", "of 3", "D", "?"]),
         (("a", "1:", "BB", "\n", "2:", "C", "?"), [3, 1], ["a", "2:", "C", "\n", "1:", "BB", "?"]),
+        (("a", "BB", "<", "CCC", "<", "D", "?"), [3, 2, 1], ["a", "BB", "<", "CCC", "<", "D", "?"]),
+        (("a", "BB", "\n", "CCC", "<", "D", "?"), [3, 2, 1], ["a", "CCC", "\n", "BB", "<", "D", "?"]),
         (("BB", "?"), [1], ["BB", "?"]),
     ],
 )
@@ -112,3 +114,15 @@ def test_ranking_follows_its_formula(make_engine: MakeEngine) -> None:
                 best[number, column] = torch.cosine_similarity(question[None], (chunk - mean) / scale).max()
     expected = (best - best.mean(0)).clamp(min=0).square().sum(1).sqrt()
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_chunks_stay_in_their_messages(make_engine: MakeEngine) -> None:
+    """Of the results of two calls, the same text stands between them: none may answer for the other."""
+    engine = make_engine()
+    engine.add_chunks(CHUNKS)
+    messages = [{"role": "user", "content": chunk} for chunk in CHUNKS] + [{"role": "user", "content": "Who is it?"}]
+    layout = engine._assembler.with_cache(engine._assembler.split(engine.apply_chat_template(messages)))
+    assert len(layout.chunks) == len(CHUNKS)
+    placed, order = layout.placed([4.0, 3.0, 2.0, 1.0])
+    assert order == [0, 1, 2, 3]
+    assert placed.token_ids.tolist() == layout.token_ids.tolist()
