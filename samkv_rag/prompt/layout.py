@@ -121,9 +121,9 @@ class PromptLayout:
             texts.append(b if is_structure else text if any(map(str.isalnum, text)) else "")  # b: like no other
         runs: list[range] = []
         first = 0
-        for text, group in groupby(texts):
+        for dividing, group in groupby(texts):
             last = first + len(list(group))
-            if not text or last - first > 1:
+            if not dividing or last - first > 1:
                 runs.append(range(runs[-1].stop if runs and runs[-1].stop > first else first, last + 1))
             first = last
         return runs
