@@ -45,7 +45,7 @@ CREATE TABLE IF NOT EXISTS sources (
 CREATE INDEX IF NOT EXISTS sources_of ON sources (key);
 """
 _OPTIONS: dict[str, Any] = {"check_same_thread": False, "isolation_level": None, "timeout": _WAIT_S}
-_COLUMNS = tuple(field.name for field in fields(ChunkIdentity))
+_COLUMNS = {field.name: field.type for field in fields(ChunkIdentity)}
 
 
 class KnownText(NamedTuple):
@@ -87,7 +87,7 @@ class Catalog:
             ).fetchall()
             if rows:
                 self._seen[fingerprint] = rows[-1][0]
-            return [KnownText(*row[1:]) for row in rows]
+            return [KnownText(*row[1:]) for row in rows if _is_sound(KnownText._fields, row[1:])]
 
         return self._read(read)
 
@@ -122,7 +122,7 @@ class Catalog:
         rows = self._read(
             lambda c: c.execute(f"SELECT {', '.join(_COLUMNS)} FROM chunks {where} ORDER BY id", values).fetchall()
         )
-        return [ChunkIdentity(*row) for row in rows]
+        return [ChunkIdentity(*row) for row in rows if _is_sound(_COLUMNS, row)]
 
     # Sources
 
@@ -153,7 +153,7 @@ class Catalog:
         rows = self._read(
             lambda c: c.execute("SELECT source, key FROM sources WHERE fingerprint = ?", (fingerprint,)).fetchall()
         )
-        return {_as_source(source): key for source, key in rows}
+        return {source: key for source, key in rows if isinstance(source, str)}
 
     def close(self) -> None:
         """Let go of the file."""
@@ -301,13 +301,12 @@ class Catalog:
 
 
 def _is_damage(error: Exception) -> bool:
-    if isinstance(error, UnicodeDecodeError):  # a damaged text, or SQLite's own message that quotes one
-        return True
     code = getattr(error, "sqlite_errorcode", None)
-    if code is None:
-        return "schema is" in str(error) or "decode to UTF-8" in str(error)
+    if code is None:  # a damaged text, or SQLite's own message that quotes one
+        return isinstance(error, UnicodeDecodeError) or "schema is" in str(error) or "decode to UTF-8" in str(error)
     return code & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR, sqlite3.SQLITE_SCHEMA)
 
 
-def _as_source(source: object) -> str:
-    return source if isinstance(source, str) else repr(source)
+def _is_sound(columns: Iterable[str], row: Iterable[object]) -> bool:
+    """Whether a row has what was written: a damaged file may hold anything in any column."""
+    return all(type(value).__name__ == _COLUMNS[name] for name, value in zip(columns, row, strict=True))

@@ -242,6 +242,21 @@ def test_a_damaged_catalog_is_made_again_from_the_chunks(make_engine: MakeEngine
     assert again.sources() == ["new"]
 
 
+@pytest.mark.parametrize("change", ["num_chars = 'many'", "suffix = x'00'", "digest = x'00'", "model_name = x'ff'"])
+def test_a_row_of_other_types_is_none(make_engine: MakeEngine, tmp_path: Path, change: str) -> None:
+    """SQLite gives back what a damaged page holds: any type in any column."""
+    store = DiskStore(tmp_path / "kv")
+    engine = make_engine(store=store)
+    engine.add_chunks(CHUNKS)
+    with sqlite3.connect(tmp_path / "kv" / "catalog.sqlite") as connection:
+        connection.execute(f"UPDATE chunks SET {change} WHERE id = 1")
+    connection.close()
+    again = make_engine(store=tmp_path / "kv")
+    assert len(again._library._catalog.chunks()) == len(CHUNKS) - 1
+    again.announce(CHUNKS)
+    assert again.generate(tiny.rag_prompt(CHUNKS), max_new_tokens=1).metrics.chunks_hit == len(CHUNKS)
+
+
 @pytest.mark.parametrize(
     "changes", [{"prefix": 7}, {"digest": [1]}, {"namespace": "\ud800"}, {"num_tokens": -5}, {"kv_dtype": None}]
 )
