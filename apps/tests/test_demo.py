@@ -85,7 +85,7 @@ def test_a_model_in_the_cache_is_not_fetched_again(cache: Path, monkeypatch: pyt
 def run_demo(folder: Path, name: str, *more: str) -> tuple[str, dict[str, Any]]:
     """What the demo printed, and its figures."""
     figures = folder / f"{name}.json"
-    options = ["--store", str(folder / "store"), "--questions", "4", "--json", str(figures), *more]
+    options = ["--store", str(folder / "store"), "--questions", "2", "--json", str(figures), *more]
     finished = subprocess.run(
         [sys.executable, "-m", "samkv_rag.cli.main", "demo", *options],
         capture_output=True,
@@ -101,14 +101,14 @@ def run_demo(folder: Path, name: str, *more: str) -> tuple[str, dict[str, Any]]:
 @pytest.mark.slow
 def test_the_demo_twice_and_with_langchain(tmp_path: Path) -> None:
     """The second run and LangChain read what the first stored; the second run gives the same answers."""
-    num_chunks, expected = len(corpus.sections()), corpus.questions(4)
+    num_chunks, expected = len(corpus.sections()), corpus.questions(2)
     runs = [run_demo(tmp_path, "first"), run_demo(tmp_path, "second")]
     runs.append(run_demo(tmp_path, "langchain", "--framework", "langchain"))
     found = [(figures["ingested_chunks"], figures["reused_chunks"]) for _, figures in runs]
     assert found == [(num_chunks, 0), (0, num_chunks), (0, num_chunks)]
     for printed, figures in runs:
         assert "\x1b" not in printed, "a pipe gets no colour"
-        assert len(figures["questions"]) == 4
+        assert len(figures["questions"]) == 2
         for question in figures["questions"]:
             assert question["question"] in printed
             assert question["sequence_ratio"] <= 0.15
@@ -116,7 +116,7 @@ def test_the_demo_twice_and_with_langchain(tmp_path: Path) -> None:
             assert question["chunk_tokens"] == sum(source["tokens"] for source in question["sources"])
             assert question["kv_bytes_resident"] < 0.25 * question["kv_bytes_full"]
         right = [e.is_answered_by(q["answer"]) for e, q in zip(expected, figures["questions"], strict=True)]
-        assert sum(right) >= 2  # of a small model, in the frameworks' own template and order
+        assert sum(right) >= 1  # of a small model, in the frameworks' own template and order
         assert right == [q["correct"] for q in figures["questions"]]
         assert figures["ttft_ratio_median"] < 1
     for name in ("answer", "answer_full", "chunk_tokens", "prompt_tokens", "sequence_ratio"):
