@@ -29,10 +29,10 @@ import httpx
 
 from benchmarks import hostile
 from benchmarks.machine import describe_machine
+from benchmarks.serving import SUBJECTS
 from samkv_apps.models import language_model
 
 _TOKENS_PER_WORD = 1.3
-_SUBJECTS = ["tower", "lamp", "boat", "well", "garden", "signal", "stair", "wall", "gate", "mast"]
 _WARM_UP = 1000
 """Hostile requests after which memory is looked at first."""
 
@@ -166,7 +166,7 @@ def _resident_bytes(process_id: int) -> int:
 
 def _body(model: str, documents: Sequence[str], number: int, options: argparse.Namespace) -> dict[str, Any]:
     """The same request for every server: documents stand in the message."""
-    question = f"Tell the story of the {_SUBJECTS[number % len(_SUBJECTS)]}, at length."
+    question = f"Tell the story of the {SUBJECTS[number % len(SUBJECTS)]}, at length."
     return {
         "model": model,
         "messages": [{"role": "user", "content": "\n\n".join([*documents, question])}],
@@ -185,7 +185,7 @@ def _documents(number: int, chunk_tokens: int) -> list[str]:
             f"In the year {1800 + line}, says entry {number}-{i}, the {subject} was mended {line} times over."
             for line in range(num_lines)
         )
-        for i, subject in enumerate(_SUBJECTS[:8])
+        for i, subject in enumerate(SUBJECTS[:8])
     ]
 
 

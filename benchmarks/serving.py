@@ -26,7 +26,7 @@ from samkv_rag.runtime.sequence import Sequence as RunningSequence
 from samkv_rag.runtime.sequence import Status
 from samkv_rag.runtime.step import step
 
-_SUBJECTS = ["tower", "lamp", "boat", "well", "garden", "signal", "stair", "wall", "gate", "mast"]
+SUBJECTS = ["tower", "lamp", "boat", "well", "garden", "signal", "stair", "wall", "gate", "mast"]
 _SHORT = "Question: what colour is grass?\nAnswer:"
 
 
@@ -108,7 +108,7 @@ def _prompt(engine: SamKVEngine, number: int, chunk_tokens: int) -> str:
     """A prompt over chunks of about so many tokens, which are ingested."""
     texts: list[str] = []
     while sum(map(engine.count_tokens, texts)) < chunk_tokens:
-        subject = _SUBJECTS[len(texts) % len(_SUBJECTS)]
+        subject = SUBJECTS[len(texts) % len(SUBJECTS)]
         lines = [
             f"In year {1800 + i}, entry {number}-{len(texts)}, the {subject} was mended {i} times." for i in range(20)
         ]

@@ -69,9 +69,7 @@ class PromptAssembler:
             found = self._library.find(rendered.text[position:start])
             matches += [Match(position + m.start, position + m.stop, m.text_digest) for m in found]
             position = stop
-        spans = split_prompt(rendered.text, matches)
-        if matches and not any(matches[0].stop <= start < matches[-1].start for start, _ in rendered.structure):
-            spans = split_labels(spans)
+        spans = split_labels(split_prompt(rendered.text, matches))
         counts = [self._library.num_tokens(span.text_digest, span.text) for span in spans if span.text_digest]
         return SplitPrompt(spans, sum(counts), rendered.literals, _question(rendered, matches))
 
@@ -115,7 +113,7 @@ class PromptAssembler:
         for span, ids, reader, hit in parts:
             kind: SegmentKind = "chunk" if span.text_digest else "prefix" if reader is not None else "text"
             chunk = (span.text_digest or "", span.start_char, span.text)
-            is_structure = self._tokenizer.has_control(ids.tolist())
+            is_structure = kind == "text" and self._tokenizer.has_control(ids.tolist())
             segments.append(Segment(kind, ids, position, reader, *chunk, hit, span.is_label, is_structure))
             position += len(ids)
         return PromptLayout(segments, self._decoder.device)

@@ -115,8 +115,8 @@ class PromptLayout:
         """Runs of chunks that the same text, or none with letters or digits in it, divides from one another."""
         texts: list[str | int] = []
         for a, b in pairwise(self._chunk_places):
-            between = [segment for segment in self.segments[a + 1 : b] if not segment.is_label]
-            text = "".join(segment.text for segment in between)
+            between = self.segments[a + 1 : b]
+            text = "".join(segment.text for segment in between if not segment.is_label)
             is_structure = any(segment.is_structure for segment in between)
             texts.append(b if is_structure else text if any(map(str.isalnum, text)) else "")  # b: like no other
         runs: list[range] = []

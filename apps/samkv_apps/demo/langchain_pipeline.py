@@ -19,21 +19,12 @@ from langchain_samkv import ChatSamKV, SamKVVectorStore
 from samkv_apps.demo.corpus import Section
 from samkv_apps.demo.pipeline import COSINE, MAX_ANSWER_TOKENS, TOP_K, Ingested, Passage, open_chroma
 from samkv_apps.evaluate.embedding import Embedder
+from samkv_apps.evaluate.prompts import LANGCHAIN_SYSTEM
 from samkv_rag import Diagnostic, SamKVEngine
 from samkv_rag.results import GenerationMetrics
 
 Found = list[tuple[Document, float]]
-PROMPT = ChatPromptTemplate.from_messages(  # LangChain's own, of its tutorials
-    [
-        (
-            "system",
-            "You are an assistant for question-answering tasks. Use the following pieces of retrieved context to "
-            "answer the question. If you don't know the answer, say that you don't know. Use three sentences maximum "
-            "and keep the answer concise.\n\n{context}",
-        ),
-        ("human", "{question}"),
-    ]
-)
+PROMPT = ChatPromptTemplate.from_messages([("system", f"{LANGCHAIN_SYSTEM}\n\n{{context}}"), ("human", "{question}")])
 
 
 class LangChainPipeline:

@@ -13,14 +13,15 @@ from samkv_apps.evaluate.retrieval import in_order, open_retriever
 def arranged(cases: Sequence[Case], every: Sequence[Case], options: EvaluationOptions) -> list[Case]:
     """``cases`` with the chunks that ``options`` ask for, in their order.
 
-    With ``options.corpus`` the chunks of ``every`` case are one corpus, from which each question gets the nearest.
+    With ``options.corpus`` the chunks of ``every`` case are one corpus, from which each question gets the nearest;
+    else ``every`` is ``cases``, whose chunks are put in order.
     """
     order = options.chunk_order
     if order == "file":
         return list(cases)
     if not options.corpus and order == "random":
         return [replace(case, chunks=tuple(in_order(case.chunks, order, options.seed_of(case)))) for case in cases]
-    texts = list(dict.fromkeys(chunk for case in (every if options.corpus else cases) for chunk in case.chunks))
+    texts = list(dict.fromkeys(chunk for case in every for chunk in case.chunks))
     retriever = open_retriever(options.retriever, texts)
     found = []
     for case in cases:

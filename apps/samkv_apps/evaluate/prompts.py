@@ -11,7 +11,7 @@ from samkv_rag.exceptions import ConfigurationError
 Template = Literal["llama_index", "langchain", "plain"]
 _PLACEHOLDER = re.compile(r"\{passages\}|\{question\}")
 _INSTRUCTION = "Answer the question using only the passages. Reply with the short answer only, no explanation."
-_LANGCHAIN = (  # of its tutorials; a chain writes the chunks behind it
+LANGCHAIN_SYSTEM = (  # of its tutorials; a chain writes the chunks behind it
     "You are an assistant for question-answering tasks. Use the following pieces of retrieved context to answer the "
     "question. If you don't know the answer, say that you don't know. Use three sentences maximum and keep the answer "
     "concise."
@@ -44,7 +44,7 @@ def build_messages(
     if template == "llama_index":
         return _llama_index(passages, question)
     if template == "langchain":
-        return [_system(f"{_LANGCHAIN}\n\n{passages}"), _user(question)]
+        return [_system(f"{LANGCHAIN_SYSTEM}\n\n{passages}"), _user(question)]
     if template == "plain":
         return [_user(f"{passages}\n\n{question}")]
     asked = f"{_INSTRUCTION}\n\nPassages:\n\n{passages}\n\nQuestion: {question}\nReply with the short answer only."

@@ -41,7 +41,7 @@ def evaluate(options: EvaluationOptions) -> EvaluationMetrics:
     loaded = [load_cases(file, options.limit, options.seed) for file in options.data]
     folder = RunFolder(options.output_dir)
     data_sets = [
-        _DataSet(file.stem, arranged(cases, load_cases(file), options))
+        _DataSet(file.stem, arranged(cases, load_cases(file) if options.corpus else cases, options))
         for file, cases in zip(options.data, loaded, strict=True)
     ]
     engine = SamKVEngine.from_pretrained(
