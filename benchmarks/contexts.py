@@ -34,6 +34,8 @@ class Row:
     ttft_s: float
     ttft_ratio: float
     """To full prefill."""
+    phase_s: dict[str, float]
+    """Where that time goes; only what the host waits for."""
     kv_bytes_resident: int
     kv_ratio: float
     """To full prefill."""
@@ -89,6 +91,7 @@ def _rows(engine: SamKVEngine, texts: list[str], context: int, options: argparse
             method=name,
             ttft_s=ttft_s,
             ttft_ratio=ttft_s / full_s,
+            phase_s={phase: median(m.phase_s[phase] for m, _ in measured) for phase in metrics.phase_s},
             kv_bytes_resident=metrics.kv_bytes_resident,
             kv_ratio=metrics.kv_bytes_resident / metrics.kv_bytes_full,
             decode_tokens_per_s=median(m.decode_tokens_per_s for m, _ in measured),

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal, get_args
 
 import torch
+from torch.nn.functional import normalize
 
 from samkv_rag.checks import require_choice, require_integer, require_number
 from samkv_rag.exceptions import ConfigurationError
@@ -19,17 +20,18 @@ from samkv_rag.model.decoder import Decoder
 from samkv_rag.prefill.base import PrefillContext
 from samkv_rag.prefill.passes.plan import make_plan
 from samkv_rag.prefill.passes.planned_pass import PlannedPass
-from samkv_rag.prefill.passes.ranking import rank_chunks
 from samkv_rag.prefill.passes.recomputation import TextBelow, run_text_below
 from samkv_rag.prefill.passes.selection import Anchors, Blocks, BlockScores, Budget, anchor_mask
 from samkv_rag.prefill.sparse import Selected, SparsePrefill
-from samkv_rag.prompt.layout import PromptLayout
+from samkv_rag.prompt.layout import PromptLayout, Segment
 
 Placement = Literal["by_score", "prompt"]
 _MIN_MATCH = 1e-3
 """Where chunks do not differ, attention alone tells their blocks apart."""
-_MAX_SCORING_TOKENS = 64
-"""Of a long tail (a chat history) only the last tokens score; all of it is run."""
+_MAX_QUESTION_TOKENS = 64
+"""Of a long tail (a chat history) only the last tokens rank and score; all of it is run."""
+_CHUNK_HEAD_TOKENS = 4
+"""A chunk's first tokens have like states whatever they say: all others attend to them."""
 
 
 @dataclass(frozen=True)
@@ -115,6 +117,44 @@ class Scout(SparsePrefill):
         return scores.scores, below
 
 
+def rank_chunks(decoder: Decoder, layout: PromptLayout, layer: int) -> torch.Tensor:
+    """How much better each chunk matches the question than the chunks do on average, ``[chunks]``, at least 0.
+
+    Each token of the question is compared with the most similar one of each chunk, by the hidden states that
+    enter ``layer``: the chunk's are the stored ones, or at layer 0 the embeddings. A word of the prompt's
+    template matches all chunks alike, and counts nothing. The chunks' order plays no part.
+
+    Source: late interaction, as in ColBERT (arXiv 2004.12832, section 3.2), over hidden states in place of trained
+    embeddings. They are stored for recomputation anyway: ranking costs the question's tokens in the layers below.
+    """
+    question = _question_hidden(decoder, layout, layer)
+    chunks = [_chunk_hidden(decoder, chunk, layer) for chunk in layout.chunks]
+    every = torch.cat(chunks)
+    # A few channels are large in every token, and would hide all others.
+    mean, scale = every.mean(0), every.std(0).clamp(min=1e-6)
+    question = normalize((question - mean) / scale, dim=-1)
+    similarity = torch.stack([(question @ normalize((c - mean) / scale, dim=-1).T).amax(1) for c in chunks])
+    match: torch.Tensor = (similarity - similarity.mean(0)).clamp(min=0).norm(dim=1)
+    return match
+
+
+def _question_hidden(decoder: Decoder, layout: PromptLayout, layer: int) -> torch.Tensor:
+    """Of the tail behind the text before the first chunk, ``[tokens, hidden]``."""
+    question = layout.without_chunks()
+    plan = make_plan(question, retained=torch.ones_like(question.is_text))
+    hidden = decoder.embed(question.token_ids[plan.row_positions][None])
+    hidden = decoder.run_layers(hidden, plan.row_positions, PlannedPass(decoder, plan), range(layer))
+    num_tokens = min(layout.tail.stop - layout.tail.start, _MAX_QUESTION_TOKENS)
+    return hidden[0, -num_tokens:].float()
+
+
+def _chunk_hidden(decoder: Decoder, chunk: Segment, layer: int) -> torch.Tensor:
+    """Of a chunk read alone, without its first tokens, ``[tokens, hidden]``."""
+    assert chunk.reader is not None
+    hidden = chunk.reader.resume_hidden().to(decoder.device) if layer else decoder.embed(chunk.token_ids[None])[0]
+    return (hidden[_CHUNK_HEAD_TOKENS:] if len(hidden) > _CHUNK_HEAD_TOKENS else hidden).float()
+
+
 class AttentionScores:
     """Sums the attention of the question's tokens over heads and layers."""
 
@@ -124,7 +164,7 @@ class AttentionScores:
         self.last_layer = max(self.first_layer + 1, round(last * num_layers))
         self.scores = torch.zeros(layout.num_tokens, device=layout.device)
         num_tail = layout.tail.stop - layout.tail.start
-        num_scoring = min(num_tail, _MAX_SCORING_TOKENS)
+        num_scoring = min(num_tail, _MAX_QUESTION_TOKENS)
         self._rows = slice(num_rows - num_scoring, num_rows)
         # These rows follow every chunk and see all of it: only among the tail is there a future to mask.
         self._tail = layout.tail

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from samkv_rag import SamKVEngine
-from samkv_rag.prefill.passes.ranking import rank_chunks
+from samkv_rag.prefill.scout import rank_chunks
 from samkv_rag.prompt.layout import PromptLayout, Segment
 from support import tiny
 
