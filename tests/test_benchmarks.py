@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import contexts, faults, server, serving
+from benchmarks import contexts, faults, server, serving, variants
 from benchmarks import store as store_benchmark
 from support import tiny
 
@@ -86,3 +86,16 @@ def test_a_disk_store_keeps_its_promises(tmp_path: Path, suite: str) -> None:
     few = {"kill_writers": (12, random.Random(0)), "damage_files": (24, random.Random(0))}
     result = run(tmp_path, *few.get(suite, ()))
     assert result.get("passed", True), result
+
+
+def test_variants_are_compared_on_the_same_cases(tmp_path: Path) -> None:
+    tiny.model("llama").save_pretrained(tmp_path / "model")
+    tiny.tokenizer().save_pretrained(tmp_path / "model")
+    case = {"question": "Who?", "answers": ["Ada"], "chunks": [{"title": "", "text": "Ada wrote it. " * 9}]}
+    data, found = tmp_path / "cases.jsonl", tmp_path / "variants.json"
+    data.write_text("".join(json.dumps(case | {"id": str(number)}) + "\n" for number in range(2)))
+    options = ["--model", str(tmp_path / "model"), "--dtype", "float32", "--data", str(data), "--json", str(found)]
+    variants.main([*options, "--variant", '{"sequence_ratio": 0.15}', "--variant", '{"sequence_ratio": 1}'])
+    full, scout, same, everything = json.loads(found.read_text())["rows"]
+    assert scout["gold_nll"] == same["gold_nll"] != full["gold_nll"]
+    assert everything["gold_nll"] == pytest.approx(full["gold_nll"], abs=1e-4)
