@@ -123,7 +123,7 @@ def _random_chunk(shape: str, seed: int) -> ChunkCache:
         draw(layers, kv_heads, head_dim),
         draw(layers, heads, head_dim),
     )
-    return ChunkCache(ids, keys, values, means, draw(CHUNK_TOKENS, config["hidden_size"]))
+    return ChunkCache(ids, keys, values, means)
 
 
 def _dimensions(shape: str) -> tuple[int, int, int, int]:
@@ -158,8 +158,6 @@ def _read_chunks(store: Store, keys: Sequence[str], shape: str, verify: bool) ->
         for number, chunk in enumerate(chunks):
             target = buffer[:, :, number * CHUNK_TOKENS : (number + 1) * CHUNK_TOKENS]
             chunk.fill_layer(layer, target[0], target[1])
-    for chunk in chunks:
-        chunk.resume_hidden()
 
 
 def _read_by_library(files: Sequence[Path], shape: str) -> None:
@@ -168,8 +166,6 @@ def _read_by_library(files: Sequence[Path], shape: str) -> None:
     for layer in range(_dimensions(shape)[0]):
         for number, file in enumerate(opened):
             buffer[:, :, number * CHUNK_TOKENS : (number + 1) * CHUNK_TOKENS] = file.get_tensor(f"kv.{layer:03}")
-    for file in opened:
-        file.get_tensor("hidden").clone()
 
 
 if __name__ == "__main__":

@@ -11,12 +11,11 @@ import torch
 
 @dataclass(frozen=True)
 class SummarySpec:
-    """What is computed of a chunk at ingestion; all in tokens, ``resume_layer`` a layer."""
+    """What is computed of a chunk at ingestion; all in tokens."""
 
     initial_tokens: int
     local_tokens: int
     block_tokens: int
-    resume_layer: int = 0
 
     def middle(self, num_tokens: int) -> tuple[int, int]:
         """Token range between the anchors; empty where the anchors cover the chunk."""
@@ -37,7 +36,6 @@ class ChunkShape:
     num_heads: int
     num_kv_heads: int
     head_dim: int
-    hidden_size: int
     vocab_size: int
     dtype: torch.dtype
     spec: SummarySpec
@@ -74,9 +72,6 @@ class ChunkReader(Protocol):
     def summary(self) -> Summary:
         """What the paper's selection works on."""
 
-    def resume_hidden(self) -> torch.Tensor:
-        """``[tokens, hidden]`` entering the resume layer."""
-
 
 @dataclass(frozen=True)
 class ChunkCache:
@@ -89,8 +84,6 @@ class ChunkCache:
     values: torch.Tensor
     """``[layers, kv_heads, tokens, head_dim]``"""
     means: Summary
-    hidden: torch.Tensor | None = None
-    """``[tokens, hidden]`` entering the resume layer, where there is one"""
 
     @property
     def num_tokens(self) -> int:
@@ -106,11 +99,6 @@ class ChunkCache:
 
     def summary(self) -> Summary:
         return self.means
-
-    def resume_hidden(self) -> torch.Tensor:
-        if self.hidden is None:
-            raise LookupError("this chunk was ingested without a resume layer")
-        return self.hidden
 
 
 def chunk_key(fingerprint: str, digest: str) -> str:

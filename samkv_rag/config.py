@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from samkv_rag.checks import require_choice, require_integer
-from samkv_rag.exceptions import ConfigurationError
 
 KVDtype = Literal["auto", "bfloat16", "int8"]
 
@@ -22,8 +21,6 @@ class EngineConfig:
         initial_tokens: a chunk's first tokens, part of its anchors in the ``SamKV`` method's summary.
         local_tokens: a chunk's last tokens, the other part; their mean query speaks for the chunk.
         block_tokens: tokens per block of the summary.
-        resume_layer: the layer whose incoming hidden states are stored, so that recomputation can start
-            there instead of at the bottom. None: a quarter of the depth. 0: none are stored.
         kv_dtype: what keys and values are stored in: ``"auto"`` (the model's own dtype), ``"bfloat16"``,
             or ``"int8"``, quantised in groups (KIVI, arXiv 2402.02750). All of them can be read.
 
@@ -34,27 +31,10 @@ class EngineConfig:
     initial_tokens: int = 4
     local_tokens: int = 4
     block_tokens: int = 16
-    resume_layer: int | None = None
     kv_dtype: KVDtype = "auto"
 
     def __post_init__(self) -> None:
         require_integer("initial_tokens", self.initial_tokens, 0)
         require_integer("local_tokens", self.local_tokens, 1)
         require_integer("block_tokens", self.block_tokens, 1)
-        if self.resume_layer is not None:
-            require_integer("resume_layer", self.resume_layer, 0)
         require_choice("kv_dtype", self.kv_dtype, get_args(KVDtype))
-
-    def stored_resume_layer(self, num_layers: int) -> int:
-        """Layer whose incoming hidden states are stored; 0: none are.
-
-        Raises:
-            ConfigurationError: the model has no such layer.
-        """
-        if self.resume_layer is None:
-            return num_layers // 4
-        if self.resume_layer >= num_layers:
-            raise ConfigurationError(
-                f"resume_layer is {self.resume_layer}; the model has {num_layers} layers, give a lower one"
-            )
-        return self.resume_layer

@@ -91,12 +91,7 @@ class SamKVEngine:
         self.store = open_store(store)
         self.fingerprint = fingerprint(model, tokenizer)
         self.namespace = namespace
-        self._spec = SummarySpec(
-            self.config.initial_tokens,
-            self.config.local_tokens,
-            self.config.block_tokens,
-            self.config.stored_resume_layer(self.decoder.num_layers),
-        )
+        self._spec = SummarySpec(self.config.initial_tokens, self.config.local_tokens, self.config.block_tokens)
         self._runtime = Runtime(self.decoder, self._read, self._prefill, self._finish, max_running, max_waiting)
         computed_as = f"{self.fingerprint}\n{FORMAT_VERSION}\n{self._spec}"
         scope = scoped_fingerprint(computed_as, namespace, store_secret)

@@ -359,17 +359,11 @@ def test_wrong_options_are_refused_at_once(engine: SamKVEngine, options: dict[st
         (lambda: EngineConfig(block_tokens=0), "block_tokens is 0; it must be an integer of at least 1"),
         (lambda: Scout(recompute=1), "recompute is 1; it must be True or False"),
         (lambda: Scout(score_layers=(0.9, 0.1)), "score_layers is"),
-        (lambda: Scout(resume=True, update="fusion"), "needs recompute=True and update='overwrite'"),
     ],
 )
 def test_wrong_options_are_refused_where_they_are_given(make: Callable[[], Any], message: str) -> None:
     with pytest.raises(ConfigurationError, match=message):
         make()
-
-
-def test_a_resume_layer_that_the_model_lacks_is_refused(make_engine: MakeEngine) -> None:
-    with pytest.raises(ConfigurationError, match="resume_layer is 99; the model has 4 layers"):
-        make_engine(resume_layer=99)
 
 
 def test_a_model_that_is_not_there(tmp_path: Path) -> None:

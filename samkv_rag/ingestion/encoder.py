@@ -22,16 +22,8 @@ def encode(decoder: Decoder, chunks: Sequence[Sequence[int]], spec: SummarySpec)
     for row, ids in enumerate(chunks):
         token_ids[row, : len(ids)] = torch.tensor(ids)
     recorder = _Recorder(_local_weights(lengths, spec).to(decoder.device))
-    hidden = _run(decoder, token_ids, spec.resume_layer, recorder)
-    return [recorder.cache(row, token_ids[row, :length], spec, hidden) for row, length in enumerate(lengths)]
-
-
-def _run(decoder: Decoder, token_ids: torch.Tensor, resume_layer: int, recorder: _Recorder) -> torch.Tensor | None:
-    """Run the batch and return the hidden states ``[batch, tokens, hidden]`` entering ``resume_layer``."""
-    position_ids = torch.arange(token_ids.shape[1])
-    below = decoder.run_layers(decoder.embed(token_ids), position_ids, recorder, range(resume_layer))
-    decoder.run_layers(below, position_ids, recorder, range(resume_layer, decoder.num_layers))
-    return below if resume_layer else None
+    decoder.run_layers(decoder.embed(token_ids), torch.arange(token_ids.shape[1]), recorder)
+    return [recorder.cache(row, token_ids[row, :length], spec) for row, length in enumerate(lengths)]
 
 
 class _Recorder:
@@ -52,15 +44,14 @@ class _Recorder:
         self._mean_queries.append(mean.to(query.dtype))
         return attention(query, key, value, scaling, is_causal=True)
 
-    def cache(self, row: int, token_ids: torch.Tensor, spec: SummarySpec, hidden: torch.Tensor | None) -> ChunkCache:
+    def cache(self, row: int, token_ids: torch.Tensor, spec: SummarySpec) -> ChunkCache:
         """Cut one chunk's cache out of the batch; its tensors own their bytes."""
         length = token_ids.shape[0]
         keys = torch.stack([key[row, :, :length] for key in self._keys]).cpu()
         values = torch.stack([value[row, :, :length] for value in self._values]).cpu()
         query = torch.stack([mean[row] for mean in self._mean_queries]).cpu()
         summary = Summary(_block_means(keys, spec), _anchor_mean(keys, spec), query)
-        own_hidden = None if hidden is None else hidden[row, :length].to("cpu", copy=True)
-        return ChunkCache(token_ids.clone(), keys, values, summary, own_hidden)
+        return ChunkCache(token_ids.clone(), keys, values, summary)
 
 
 def _local_weights(lengths: Sequence[int], spec: SummarySpec) -> torch.Tensor:

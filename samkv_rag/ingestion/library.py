@@ -95,7 +95,6 @@ class ChunkLibrary:
             decoder.num_heads,
             decoder.num_kv_heads,
             decoder.head_dim,
-            decoder.hidden_size,
             tokenizer.vocab_size,
             decoder.dtype,
             spec,

@@ -37,7 +37,6 @@ class Decoder:
         self.num_heads = int(self.config.num_attention_heads)
         self.num_kv_heads = int(getattr(self.config, "num_key_value_heads", None) or self.num_heads)
         self.head_dim = int(attention_module.head_dim)
-        self.hidden_size = int(self.config.hidden_size)
         self.context_window = int(self.config.max_position_embeddings)
         parameter = next(model.parameters())
         self.dtype: torch.dtype = parameter.dtype

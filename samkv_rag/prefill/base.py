@@ -19,8 +19,8 @@ from samkv_rag.prefill.passes.selection import BlockScores
 from samkv_rag.prompt.layout import PromptLayout
 from samkv_rag.results import Diagnostic
 
-Need = Literal["kv", "hidden", "summary"]
-"""What a method reads of a stored chunk: keys and values, hidden states at the resume layer, block means."""
+Need = Literal["kv", "summary"]
+"""What a method reads of a stored chunk: keys and values, block means."""
 
 
 class Clock:

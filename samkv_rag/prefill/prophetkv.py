@@ -32,7 +32,7 @@ class ProphetKV(RecomputingPrefill):
     def prefill(self, context: PrefillContext) -> Prefilled:
         layout = context.layout
         with context.clock.phase("select"):
-            scores, _ = _SCAN.score_tokens(context.decoder, layout, resume_layer=0)
+            scores = _SCAN.score_tokens(context.decoder, layout)
             recomputed = best_tokens(scores, layout, self.recompute_ratio)
         everything = torch.ones_like(recomputed)
         with context.clock.phase("recompute"):

@@ -20,7 +20,6 @@ from samkv_rag.model.decoder import Decoder
 from samkv_rag.prefill.base import PrefillContext
 from samkv_rag.prefill.passes.plan import make_plan
 from samkv_rag.prefill.passes.planned_pass import PlannedPass
-from samkv_rag.prefill.passes.recomputation import TextBelow, run_text_below
 from samkv_rag.prefill.passes.selection import Anchors, Blocks, BlockScores, Budget, anchor_mask
 from samkv_rag.prefill.sparse import Selected, SparsePrefill
 from samkv_rag.prompt.layout import PromptLayout, Segment
@@ -31,7 +30,7 @@ _MIN_MATCH = 1e-3
 _MAX_QUESTION_TOKENS = 64
 """Of a long tail (a chat history) only the last tokens rank and score; all of it is run."""
 _CHUNK_HEAD_TOKENS = 4
-"""A chunk's first tokens have like states whatever they say: all others attend to them."""
+"""A chunk's first tokens have like values whatever they say: all others attend to them."""
 
 
 @dataclass(frozen=True)
@@ -85,50 +84,50 @@ class Scout(SparsePrefill):
 
     def select(self, context: PrefillContext, budget: Budget) -> Selected:
         layout, match = self.place(context)
-        token_scores, text_below = self.score_tokens(context.decoder, layout, self.resume_layer(context))
+        token_scores = self.score_tokens(context.decoder, layout)
         anchors = anchor_mask(layout, budget.anchors)
         blocks = Blocks(layout, budget.anchors, self.block_tokens)
         scores = blocks.top_token_mean(token_scores * match, self.block_top_tokens)
         retained = anchors | blocks.best_within(scores, budget.num_tokens - int(anchors.sum()))
-        return Selected(retained, BlockScores(blocks, scores), text_below, layout)
+        return Selected(retained, BlockScores(blocks, scores), layout)
 
     def place(self, context: PrefillContext) -> tuple[PromptLayout, torch.Tensor | float]:
         """The prompt as it is scouted, and what scores are multiplied by, each position's ``[tokens]`` or all."""
         layout = context.layout
         if self.placement == "prompt" or len(layout.chunks) < 2:
             return layout, 1.0
-        match = rank_chunks(context.decoder, layout, context.spec.resume_layer)
+        match = rank_chunks(context.decoder, layout)
         placed, order = layout.placed(match.tolist())
         weights = match[order].clamp(min=_MIN_MATCH) ** self.match_power
         return placed, torch.where(placed.is_chunk, weights[placed.chunk_number], 1.0)
 
-    def score_tokens(self, decoder: Decoder, layout: PromptLayout, resume_layer: int) -> tuple[torch.Tensor, TextBelow]:
+    def score_tokens(self, decoder: Decoder, layout: PromptLayout) -> torch.Tensor:
         """Run the prompt's text over all cached KV; return each position's score, ``[tokens]``.
 
         The score is the attention that the question's tokens pay to a position, summed over heads and
-        the layers of ``score_layers``. Costs the text's tokens only. The text's state at the layer where
-        recomputation resumes, which it passes, is returned too.
+        the layers of ``score_layers``. Costs the text's tokens only.
         """
         plan = make_plan(layout, retained=torch.ones_like(layout.is_text))
         scores = AttentionScores(layout, decoder.num_layers, len(plan.row_positions), self)
+        hidden = decoder.embed(layout.token_ids[plan.row_positions][None])
         attend = PlannedPass(decoder, plan, observer=scores)
-        below = run_text_below(decoder, layout, attend, resume_layer)
-        decoder.run_layers(below.hidden, plan.row_positions, attend, range(resume_layer, scores.last_layer))
-        return scores.scores, below
+        decoder.run_layers(hidden, plan.row_positions, attend, range(scores.last_layer))
+        return scores.scores
 
 
-def rank_chunks(decoder: Decoder, layout: PromptLayout, layer: int) -> torch.Tensor:
+def rank_chunks(decoder: Decoder, layout: PromptLayout) -> torch.Tensor:
     """How much better each chunk matches the question than the chunks do on average, ``[chunks]``, at least 0.
 
-    Each token of the question is compared with the most similar one of each chunk, by the hidden states that
-    enter ``layer``: the chunk's are the stored ones, or at layer 0 the embeddings. A word of the prompt's
-    template matches all chunks alike, and counts nothing. The chunks' order plays no part.
+    Each token of the question is compared with the most similar one of each chunk, by their values at a quarter
+    of the depth. A word of the prompt's template matches all chunks alike, and counts nothing. The chunks' order
+    plays no part.
 
-    Source: late interaction, as in ColBERT (arXiv 2004.12832, section 3.2), over hidden states in place of trained
-    embeddings. They are stored for recomputation anyway: ranking costs the question's tokens in the layers below.
+    Source: late interaction, as in ColBERT (arXiv 2004.12832, section 3.2), over the model's own values in place of
+    trained embeddings. They are cached anyway, and know no positions.
     """
-    question = _question_hidden(decoder, layout, layer)
-    chunks = [_chunk_hidden(decoder, chunk, layer) for chunk in layout.chunks]
+    layer = decoder.num_layers // 4
+    question = _question_values(decoder, layout, layer)
+    chunks = [_chunk_values(decoder, chunk, layer) for chunk in layout.chunks]
     every = torch.cat(chunks)
     # A few channels are large in every token, and would hide all others.
     mean, scale = every.mean(0), every.std(0).clamp(min=1e-6)
@@ -138,21 +137,22 @@ def rank_chunks(decoder: Decoder, layout: PromptLayout, layer: int) -> torch.Ten
     return match
 
 
-def _question_hidden(decoder: Decoder, layout: PromptLayout, layer: int) -> torch.Tensor:
-    """Of the tail behind the text before the first chunk, ``[tokens, hidden]``."""
+def _question_values(decoder: Decoder, layout: PromptLayout, layer: int) -> torch.Tensor:
+    """Of the tail behind the text before the first chunk, ``[tokens, kv_heads·head_dim]``."""
     question = layout.without_chunks()
     plan = make_plan(question, retained=torch.ones_like(question.is_text))
     hidden = decoder.embed(question.token_ids[plan.row_positions][None])
     hidden = decoder.run_layers(hidden, plan.row_positions, PlannedPass(decoder, plan), range(layer))
+    _, values = decoder.project(hidden, plan.row_positions, layer)
     num_tokens = min(layout.tail.stop - layout.tail.start, _MAX_QUESTION_TOKENS)
-    return hidden[0, -num_tokens:].float()
+    return values[0, :, -num_tokens:].transpose(0, 1).flatten(1).float()
 
 
-def _chunk_hidden(decoder: Decoder, chunk: Segment, layer: int) -> torch.Tensor:
-    """Of a chunk read alone, without its first tokens, ``[tokens, hidden]``."""
+def _chunk_values(decoder: Decoder, chunk: Segment, layer: int) -> torch.Tensor:
+    """Of a chunk read alone, without its first tokens, ``[tokens, kv_heads·head_dim]``."""
     assert chunk.reader is not None
-    hidden = chunk.reader.resume_hidden().to(decoder.device) if layer else decoder.embed(chunk.token_ids[None])[0]
-    return (hidden[_CHUNK_HEAD_TOKENS:] if len(hidden) > _CHUNK_HEAD_TOKENS else hidden).float()
+    values = chunk.reader.layer(layer)[1].transpose(0, 1).flatten(1).to(decoder.device).float()
+    return values[_CHUNK_HEAD_TOKENS:] if len(values) > _CHUNK_HEAD_TOKENS else values
 
 
 class AttentionScores:

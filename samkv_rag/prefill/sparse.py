@@ -10,10 +10,9 @@ import torch
 
 from samkv_rag.checks import require_bool, require_choice, require_number
 from samkv_rag.diagnostics import cache_underflow
-from samkv_rag.exceptions import ConfigurationError
 from samkv_rag.prefill.base import CachedPrefill, PrefillContext, Prefilled
 from samkv_rag.prefill.passes.plan import View
-from samkv_rag.prefill.passes.recomputation import Recomputation, TextBelow, recompute
+from samkv_rag.prefill.passes.recomputation import Recomputation, recompute
 from samkv_rag.prefill.passes.selection import Anchors, BlockScores, Budget, plan_budget
 from samkv_rag.prompt.layout import PromptLayout
 from samkv_rag.results import Diagnostic
@@ -27,8 +26,6 @@ class Selected:
 
     tokens: torch.Tensor
     block_scores: BlockScores | None = None
-    text_below: TextBelow | None = None
-    """The text's state at the resume layer, where selecting ran through it anyway."""
     layout: PromptLayout | None = None
     """The prompt with its chunks in another order, which ``tokens`` is of; None: as it was."""
     diagnostics: tuple[Diagnostic, ...] = ()
@@ -49,8 +46,6 @@ class SparsePrefill(CachedPrefill):
         update: recomputed KV takes the place of the cached (``"overwrite"``), or is mixed with it
             (``"fusion"``, which starts at the bottom).
         fusion_theta: weight of the recomputed KV in a fusion, in [0, 1].
-        resume: start recomputation at the engine's ``resume_layer``, from stored hidden states, instead
-            of at the bottom. None: where there are any, and not everything is retained.
 
     Raises:
         ConfigurationError: a value is out of range.
@@ -62,7 +57,6 @@ class SparsePrefill(CachedPrefill):
     recompute_view: View = "retained"
     update: Update = "overwrite"
     fusion_theta: float = 0.9
-    resume: bool | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -73,11 +67,6 @@ class SparsePrefill(CachedPrefill):
         require_choice("recompute_view", self.recompute_view, get_args(View))
         require_choice("update", self.update, get_args(Update))
         require_number("fusion_theta", self.fusion_theta, 0.0, 1.0)
-        require_choice("resume", self.resume, (True, False, None))
-        if self.resume and (not self.recompute or self.update == "fusion"):
-            raise ConfigurationError(
-                "resume is True, which needs recompute=True and update='overwrite'; leave resume out or change those"
-            )
 
     @property
     def computed_ratio(self) -> float:
@@ -103,18 +92,11 @@ class SparsePrefill(CachedPrefill):
             retained=retained,
             recomputed=recomputed,
             view=self.recompute_view,
-            resume_layer=self.resume_layer(context),
             fusion_theta=self.fusion_theta if self.update == "fusion" else None,
         )
         with context.clock.phase("recompute"):
-            hidden = recompute(context.decoder, layout, context.buffer, recomputation, selected.text_below)
+            hidden = recompute(context.decoder, layout, context.buffer, recomputation)
         return Prefilled(hidden, retained, recomputed, selected.diagnostics, selected.block_scores, selected.layout)
-
-    def resume_layer(self, context: PrefillContext) -> int:
-        """Layer at which recomputation of the retained tokens starts."""
-        from_bottom = not self.recompute or self.update == "fusion" or self.resume is False
-        from_bottom |= self.resume is None and self.computed_ratio == 1
-        return 0 if from_bottom else context.spec.resume_layer
 
     def _recomputed(self, layout: PromptLayout, selected: Selected) -> torch.Tensor:
         """Which of the retained chunk tokens are recomputed, ``[tokens]``."""

@@ -1,9 +1,9 @@
 """A chunk cache as the bytes of a safetensors file, and back, layer by layer; ``docs/format.md`` specifies it.
 
 Tensors: ``token_ids`` [tokens]; ``kv.<layer>`` [2, kv_heads, tokens, head_dim], keys then values;
-``hidden`` [tokens, hidden] where there is a resume layer; ``block_mean_keys``, ``anchor_mean_key``,
-``local_mean_query``; in int8 with their scales beside them. Metadata: one JSON document with who computed
-the chunk, of which text, and an XXH3-64 checksum of every tensor and of the document itself.
+``block_mean_keys``, ``anchor_mean_key``, ``local_mean_query``; in int8 with their scales beside them.
+Metadata: one JSON document with who computed the chunk, of which text, and an XXH3-64 checksum of every
+tensor and of the document itself.
 
 The library writes the files. It reads them whole or through a memory map; here one layer at a time goes
 straight to its place in the assembled prompt, so reading is our own.
@@ -35,7 +35,7 @@ from samkv_rag.store.quantization import (
     quantize_rows,
 )
 
-FORMAT_VERSION = 5
+FORMAT_VERSION = 6
 PREFIX_CHARS = 16
 """Characters of a text's prefix and suffix, by which it is noticed in prompts; shorter texts are not worth a cache."""
 _METADATA = "samkv"
@@ -181,9 +181,6 @@ class StoredChunk:
     def summary(self) -> Summary:
         return Summary(*(self._rows(name) for name in _SUMMARY))
 
-    def resume_hidden(self) -> torch.Tensor:
-        return self._rows("hidden")
-
     def verify(self, shape: ChunkShape | None = None, token_ids: list[int] | None = None) -> None:
         """Compare every tensor with its checksum and, where given, with what the model and the text say.
 
@@ -323,8 +320,6 @@ def _span(described: dict[str, Any], data_start: int) -> _Span:
 
 def _tensors(cache: ChunkCache, stored: str) -> dict[str, torch.Tensor]:
     rows = {name: getattr(cache.means, name) for name in _SUMMARY}
-    if cache.hidden is not None:
-        rows["hidden"] = cache.hidden
     pairs = zip(cache.keys, cache.values, strict=True)
     tensors = {"token_ids": cache.token_ids}
     if stored != "int8":
@@ -347,8 +342,6 @@ def _expected(wanted: ChunkShape, num_tokens: int, kv_dtype: str) -> dict[str, t
         "anchor_mean_key": (layers, heads, dim),
         "local_mean_query": (layers, wanted.num_heads, dim),
     }
-    if wanted.spec.resume_layer:
-        rows["hidden"] = (num_tokens, wanted.hidden_size)
     codes = {f"kv.{layer:03}": (2, heads, num_tokens, dim) for layer in range(layers)} | rows
     stored = torch.int8 if kv_dtype == "int8" else _MODEL_DTYPES[kv_dtype]
     expected = {"token_ids": (torch.int64, (num_tokens,)), **{name: (stored, shape) for name, shape in codes.items()}}

@@ -6,7 +6,7 @@ float32; scales and zeros are bfloat16, rounded so that no value falls outside t
 
     keys     x = zero + scale · (code + 128), groups of 64 tokens
     values   x = scale · code, groups of 64 channels
-    rows     x = scale · code, groups of 32 channels (hidden states and summaries)
+    rows     x = scale · code, groups of 32 channels (summaries)
 """
 
 from __future__ import annotations

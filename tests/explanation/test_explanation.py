@@ -73,10 +73,10 @@ def test_scores_are_those_of_the_selection(tiny_engine: SamKVEngine, monkeypatch
     seen: list[tuple[PromptLayout, list[float]]] = []
     score_tokens = Scout.score_tokens
 
-    def watched(self: Scout, decoder: Decoder, layout: PromptLayout, resume_layer: int) -> Any:
-        scores, text_below = score_tokens(self, decoder, layout, resume_layer)
+    def watched(self: Scout, decoder: Decoder, layout: PromptLayout) -> Any:
+        scores = score_tokens(self, decoder, layout)
         seen.append((layout, scores.tolist()))
-        return scores, text_below
+        return scores
 
     monkeypatch.setattr(Scout, "score_tokens", watched)
     explained = explain(tiny_engine, sequence_ratio=0.4, placement="prompt")

@@ -85,7 +85,6 @@ def test_a_buffer_grows_and_keeps_what_it_holds() -> None:
     [
         tiny.method(score_layers=(0.5, 1.0)),  # scouting reads every layer
         tiny.method(score_layers=(0.5, 1.0), recompute_view="all"),
-        tiny.method(score_layers=(0.5, 1.0), resume=False),
         tiny.method("samkv"),
     ],
     ids=tiny.method_id,
@@ -93,7 +92,7 @@ def test_a_buffer_grows_and_keeps_what_it_holds() -> None:
 def test_one_layer_of_cached_kv_is_in_memory_at_a_time(
     make_engine: Callable[..., SamKVEngine], monkeypatch: pytest.MonkeyPatch, method: PrefillMethod, tmp_path: Any
 ) -> None:
-    engine = make_engine(store=tmp_path, method=method, resume_layer=2)
+    engine = make_engine(store=tmp_path, method=method)
     chunks = [tiny.text(seed) for seed in range(4)]
     engine.add_chunks(chunks)
     alive: dict[int, list[weakref.ref[torch.Tensor]]] = {}

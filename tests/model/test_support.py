@@ -175,7 +175,7 @@ def test_a_tokenizer_without_bos_gets_none() -> None:
 @pytest.mark.parametrize("family", sorted(tiny.FAMILIES))
 def test_projecting_gives_what_the_whole_layer_hands_to_attention(family: str) -> None:
     decoder = Decoder(tiny.model(family))
-    hidden, position_ids, seen = torch.randn(1, 7, decoder.hidden_size), torch.arange(3, 10), []
+    hidden, position_ids, seen = torch.randn(1, 7, decoder.config.hidden_size), torch.arange(3, 10), []
 
     def record(layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float) -> torch.Tensor:
         seen.append((key, value))

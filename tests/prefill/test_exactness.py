@@ -104,12 +104,9 @@ def test_naive_reuse_equals_a_forward_over_a_block_diagonal_mask(make_engine: Ma
 
 
 @pytest.mark.parametrize("method", ["scout", "samkv"])
-@pytest.mark.parametrize("resume_layer", [0, 1, 3])
 @pytest.mark.parametrize("view", ["all", "chunk", "retained"])
-def test_recomputation_equals_a_forward_over_the_mask_it_means(
-    make_engine: MakeEngine, view: str, resume_layer: int, method: str
-) -> None:
-    engine = make_engine(resume_layer=resume_layer)
+def test_recomputation_equals_a_forward_over_the_mask_it_means(make_engine: MakeEngine, view: str, method: str) -> None:
+    engine = make_engine()
     engine.add_chunks(CHUNKS)
     chosen = tiny.method(method, recompute_view=view, sequence_ratio=0.3)
     given = context(engine, chosen)
@@ -117,15 +114,12 @@ def test_recomputation_equals_a_forward_over_the_mask_it_means(
         prefilled = chosen.prefill(given)
         layout = prefilled.layout or given.layout
         found = engine.decoder.logits(prefilled.hidden)[0, -1]
-        below, above = masks(layout, prefilled.retained, prefilled.recomputed, view, method)
-        expected = slow_recomputation(layout, [below] * resume_layer + [above] * (4 - resume_layer))
+        expected = slow_recomputation(layout, mask(layout, prefilled.retained, prefilled.recomputed, view))
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
 
 
-def masks(
-    layout: Any, kept: torch.Tensor, recomputed: torch.Tensor, view: str, method: str
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Who sees whom below and from ``resume_layer``, ``[2·tokens, 2·tokens]``.
+def mask(layout: Any, kept: torch.Tensor, recomputed: torch.Tensor, view: str) -> torch.Tensor:
+    """Who sees whom, ``[2·tokens, 2·tokens]``.
 
     Every prompt token stands there twice: the first copies are the cache (chunks see only
     themselves), the second are what is computed for this prompt.
@@ -135,33 +129,30 @@ def masks(
     causal = position[None, :] <= position[:, None]
     same_chunk = layout.chunk_number[:, None] == layout.chunk_number[None, :]
     chunk_rows, nobody = layout.is_chunk[:, None], torch.zeros(n, n, dtype=torch.bool)
-    # Scouting leaves text that saw all cached KV; without it text sees what is kept.
-    alone = causal & torch.where(chunk_rows, same_chunk, kept[None, :] | (method == "scout"))
+    alone = causal & torch.where(chunk_rows, same_chunk, kept[None, :])
     computed = recomputed | layout.is_text
     wider = {"all": chunk_rows, "chunk": chunk_rows & same_chunk, "retained": nobody}[view]
     stale = causal & ~computed[None, :] & (kept[None, :] | wider)
     fresh = causal & computed[None, :]
-    cache = torch.cat((alone, nobody), 1)
-    return torch.cat((cache, cache)), torch.cat((cache, torch.cat((stale, fresh), 1)))
+    return torch.cat((torch.cat((alone, nobody), 1), torch.cat((stale, fresh), 1)))
 
 
-def slow_recomputation(layout: Any, mask_by_layer: list[torch.Tensor]) -> torch.Tensor:
+def slow_recomputation(layout: Any, mask: torch.Tensor) -> torch.Tensor:
     """Logits ``[vocab]`` of the last token, from one dense forward over both copies of the prompt."""
     model = tiny.model()
     hidden = model.model.embed_tokens(layout.token_ids.repeat(2)[None])
     rotation = model.model.rotary_emb(hidden, torch.arange(layout.num_tokens).repeat(2)[None])
-    for layer, mask in zip(model.model.layers, mask_by_layer, strict=True):
+    for layer in model.model.layers:
         hidden = layer(hidden, attention_mask=mask[None, None], position_embeddings=rotation)
     return model.lm_head(model.model.norm(hidden))[0, -1]
 
 
 @pytest.mark.parametrize("sequence_ratio", [0.3, 1.0])
 @pytest.mark.parametrize("recompute_ratio", [0.05, 0.2])
-@pytest.mark.parametrize("resume_layer", [0, 2])
 def test_recomputing_a_part_of_what_is_retained_equals_its_mask(
-    make_engine: MakeEngine, resume_layer: int, recompute_ratio: float, sequence_ratio: float
+    make_engine: MakeEngine, recompute_ratio: float, sequence_ratio: float
 ) -> None:
-    engine = make_engine(resume_layer=resume_layer)
+    engine = make_engine()
     engine.add_chunks(CHUNKS)
     options = {"recompute_view": "all", "sequence_ratio": sequence_ratio, "recompute_ratio": recompute_ratio}
     chosen = tiny.method(**options)
@@ -170,37 +161,23 @@ def test_recomputing_a_part_of_what_is_retained_equals_its_mask(
         prefilled = chosen.prefill(given)
         found = engine.decoder.logits(prefilled.hidden)[0, -1]
         layout = prefilled.layout or given.layout
-        below, above = masks(layout, prefilled.retained, prefilled.recomputed, "all", "scout")
-        expected = slow_recomputation(layout, [below] * resume_layer + [above] * (4 - resume_layer))
+        expected = slow_recomputation(layout, mask(layout, prefilled.retained, prefilled.recomputed, "all"))
     assert 0 < int(prefilled.recomputed.sum()) <= recompute_ratio * layout.num_chunk_tokens
     assert not bool((prefilled.recomputed & ~prefilled.retained).any())
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("method", ["scout", "samkv"])
-@pytest.mark.parametrize("resume_layer", [0, 2])
 @pytest.mark.parametrize("view", ["all", "chunk", "retained"])
 def test_disk_and_memory_stores_give_the_same_logits(
-    make_engine: MakeEngine, tmp_path: Path, method: str, resume_layer: int, view: str
+    make_engine: MakeEngine, tmp_path: Path, method: str, view: str
 ) -> None:
     found = []
     for store in (":memory:", tmp_path):
-        engine = make_engine(store=store, resume_layer=resume_layer)
+        engine = make_engine(store=store)
         engine.add_chunks(CHUNKS)
         found.append(prefill(engine, method, recompute_view=view, sequence_ratio=0.4)[0])
     torch.testing.assert_close(found[0], found[1], atol=0, rtol=0)
-
-
-def test_one_chunk_resumed_with_everything_kept_equals_full_prefill(make_engine: MakeEngine) -> None:
-    """Hidden states stored at ingestion are those of a prompt that begins with the chunk."""
-    engine = make_engine(resume_layer=2)
-    engine.add_chunks(CHUNKS[:1])
-    engine.tokenizer._bos_ids = []
-    prompt = CHUNKS[0] + "\nAnswer:"
-    kept = engine.generate(prompt, method=tiny.method(sequence_ratio=1.0, resume=True), max_new_tokens=8)
-    full = engine.generate(prompt, method="full_prefill", max_new_tokens=8)
-    assert kept.metrics.recompute_ratio == 1
-    assert kept.token_ids == full.token_ids
 
 
 def test_the_default_path_in_bfloat16_stays_close_to_float32() -> None:

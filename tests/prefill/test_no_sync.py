@@ -57,15 +57,15 @@ def decoder_of(num_layers: int) -> Decoder:
     return Decoder(tiny.model(num_hidden_layers=num_layers))
 
 
-def spec(resume_layer: int = 1) -> SummarySpec:
+def spec() -> SummarySpec:
     config = EngineConfig()
-    return SummarySpec(config.initial_tokens, config.local_tokens, config.block_tokens, resume_layer)
+    return SummarySpec(config.initial_tokens, config.local_tokens, config.block_tokens)
 
 
-def layout_of(decoder: Decoder, num_chunks: int = 3, resume_layer: int = 1) -> PromptLayout:
+def layout_of(decoder: Decoder, num_chunks: int = 3) -> PromptLayout:
     """A prefix, chunks with a token of text between them, a question."""
     ids = torch.arange(64).view(1, 64)
-    summary = spec(resume_layer)
+    summary = spec()
     prefix = encode(decoder, [[1, 2, 3]], SummarySpec(0, 1, 3))[0]
     segments = [Segment("prefix", prefix.token_ids, 0, prefix)]
     for number in range(num_chunks):
@@ -77,7 +77,7 @@ def layout_of(decoder: Decoder, num_chunks: int = 3, resume_layer: int = 1) -> P
 
 
 def read_backs(num_layers: int, method: PrefillMethod | None = None) -> Counter[str]:
-    """Of a whole prefill; the same resume layer for every depth, so that the same steps are taken."""
+    """Of a whole prefill."""
     decoder = decoder_of(num_layers)
     context = PrefillContext(decoder, layout_of(decoder), KVBuffer(num_layers), spec(), Clock())
     with torch.inference_mode(), ReadBacks() as found:
@@ -92,7 +92,6 @@ def read_backs(num_layers: int, method: PrefillMethod | None = None) -> Counter[
         Scout(recompute_view="all"),
         Scout(placement="prompt"),
         Scout(recompute_view="chunk"),
-        Scout(resume=False),
         Scout(update="fusion"),
         tiny.method("samkv"),
         tiny.method("naive_reuse"),

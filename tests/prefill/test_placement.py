@@ -59,7 +59,7 @@ def test_chunks_change_places_where_the_same_text_divides_them(
 
 @pytest.mark.parametrize("label", ["", "keeper"])
 def test_what_is_retained_and_answered_does_not_depend_on_the_chunks_order(make_engine: MakeEngine, label: str) -> None:
-    engine = make_engine(resume_layer=1)
+    engine = make_engine()
     engine.add_chunks(CHUNKS)
     retained, answers = set(), set()
     for order in permutations(range(len(CHUNKS))):
@@ -83,37 +83,40 @@ def test_the_order_matters_where_chunks_stay(make_engine: MakeEngine) -> None:
     assert first != second
 
 
-@pytest.mark.parametrize("resume_layer", [0, 1, 2])
-def test_the_chunk_that_says_the_questions_words_ranks_first(make_engine: MakeEngine, resume_layer: int) -> None:
-    engine = make_engine(resume_layer=resume_layer)
+def test_the_chunk_that_says_the_questions_words_ranks_first(make_engine: MakeEngine) -> None:
+    engine = make_engine()
     plain = [f"Record {n}: " + "granite island stone signal winter " * 8 for n in range(4)]
     plain[2] = "Record 2: granite island stone the seventh gannet, keeper of the paraffin. " + "winter signal " * 12
     engine.add_chunks(plain)
     prompt = engine._assembler.split(tiny.rag_prompt(plain, "Who is the seventh gannet, keeper of the paraffin?"))
     layout = engine._assembler.with_cache(prompt)
     with torch.inference_mode():
-        match = rank_chunks(engine.decoder, layout, engine._spec.resume_layer)
+        match = rank_chunks(engine.decoder, layout)
     assert int(match.argmax()) == 2
     assert bool((match >= 0).all())
 
 
 def test_ranking_follows_its_formula(make_engine: MakeEngine) -> None:
-    """At layer 0: embeddings, standardised over all chunks; the norm of what is above the chunks' mean."""
-    engine = make_engine(resume_layer=0)
+    """Values at a quarter of the depth, standardised over all chunks; the norm of what is above the chunks' mean."""
+    engine = make_engine()
     engine.add_chunks(CHUNKS)
     layout = engine._assembler.with_cache(engine._assembler.split(tiny.rag_prompt(CHUNKS)))
-    embeddings = engine.decoder.model.get_input_embeddings().weight
+    model = engine.decoder.model
     with torch.inference_mode():
-        found = rank_chunks(engine.decoder, layout, 0)
-        states = [embeddings[chunk.token_ids][4:] for chunk in layout.chunks]
+        found = rank_chunks(engine.decoder, layout)
+        cached = [model(chunk.token_ids[None], use_cache=True).past_key_values for chunk in layout.chunks]
+        states = [cache.layers[1].values[0].transpose(0, 1).flatten(1)[4:] for cache in cached]
+        before, after = layout.segments[0], layout.segments[-1]
+        ids = torch.cat((before.token_ids, after.token_ids))
+        own = model(ids[None], use_cache=True).past_key_values.layers[1].values[0].transpose(0, 1).flatten(1)
         mean, scale = torch.cat(states).mean(0), torch.cat(states).std(0)
-        best = torch.zeros(len(states), layout.tail.stop - layout.tail.start)
-        for column, token in enumerate(layout.token_ids[layout.tail].tolist()):
-            question = (embeddings[token] - mean) / scale
+        best = torch.zeros(len(states), len(after.token_ids))
+        for column, value in enumerate(own[-len(after.token_ids) :]):
+            question = (value - mean) / scale
             for number, chunk in enumerate(states):
                 best[number, column] = torch.cosine_similarity(question[None], (chunk - mean) / scale).max()
     expected = (best - best.mean(0)).clamp(min=0).square().sum(1).sqrt()
-    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
 
 
 def test_chunks_stay_in_their_messages(make_engine: MakeEngine) -> None:

@@ -157,7 +157,7 @@ def test_scouting_scores_are_the_questions_attention(make_engine: Callable[..., 
     model.set_attn_implementation("eager")
     mask = torch.zeros(seen.shape).masked_fill(~seen, -1e30)[None, None]
     with torch.inference_mode():
-        found, _ = method.score_tokens(engine.decoder, layout, engine._spec.resume_layer)
+        found = method.score_tokens(engine.decoder, layout)
         attention = model(layout.token_ids[None], attention_mask=mask, output_attentions=True).attentions
     num_rows = layout.tail.stop - layout.tail.start
     weights = torch.full((num_rows,), 1 / (num_rows - 3))
