@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import pytest
 import torch
 
-from samkv_rag import SamKVEngine
 from samkv_rag.prefill import Scout
-from samkv_rag.prefill.passes.plan import make_plan
 from samkv_rag.prefill.passes.planned_pass import fuse
 from samkv_rag.prefill.passes.selection import Anchors, Blocks, Budget, anchor_mask, plan_budget
 from samkv_rag.prefill.samkv import dynamic_share, personalized_queries
 from samkv_rag.prompt.layout import PromptLayout, Segment
-from support import tiny
+from support import engines, tiny
 
 
 def layout_of(*lengths: int, gap: int = 2, tail: int = 5) -> PromptLayout:
@@ -120,47 +116,15 @@ def test_fusion_mixes_chunks_and_leaves_text() -> None:
     torch.testing.assert_close(fused[:, :, 1], recomputed[:, :, 1])
 
 
-def test_a_narrow_plan_holds_only_what_is_retained() -> None:
-    layout = layout_of(6, 6)
-    retained = layout.is_prefix | layout.is_text
-    retained[[4, 12]] = True
-    plan = make_plan(layout, retained, recomputed=retained & layout.is_chunk)
-    assert plan.positions.tolist() == retained.nonzero()[:, 0].tolist()
-    assert plan.retained_columns is None
-    assert plan.row_positions.tolist() == (retained & ~layout.is_prefix).nonzero()[:, 0].tolist()
-
-
-def test_a_wide_plan_shows_chunk_rows_everything_before_them_and_text_only_the_retained() -> None:
-    layout = layout_of(6, 6)
-    retained = layout.is_prefix | layout.is_text
-    retained[[4, 12]] = True
-    plan = make_plan(layout, retained, recomputed=retained & layout.is_chunk, view="all")
-    assert plan.positions.tolist() == list(range(layout.num_tokens))
-    text, first, second = plan.groups
-    assert text.columns is None
-    assert text.mask.sum(1).tolist() == [int(retained[: p + 1].sum()) for p in layout.is_text.nonzero()[:, 0].tolist()]
-    assert (first.columns, second.columns) == (slice(0, 9), slice(0, 17))
-    assert (int(first.mask.sum()), int(second.mask.sum())) == (5, 13)
-
-
-def test_scouting_scores_are_the_questions_attention(make_engine: Callable[..., SamKVEngine]) -> None:
+def test_scouting_scores_are_the_questions_attention(make_engine: engines.MakeEngine) -> None:
     """Against the attention weights of transformers' own eager forward over the same mask."""
-    engine = make_engine()
-    method = Scout(emphasis_tokens=3, emphasis_weight=2.0, score_layers=(0.5, 1.0))
     chunks = [tiny.text(1, 30), tiny.text(2, 20)]
-    engine.add_chunks(chunks)
-    layout = engine._assembler.with_cache(engine._assembler.split(tiny.rag_prompt(chunks)))
-    position = torch.arange(layout.num_tokens)
-    same_chunk = layout.chunk_number[:, None] == layout.chunk_number[None, :]
-    seen = (position[None, :] <= position[:, None]) & (~layout.is_chunk[:, None] | same_chunk)
-    model = tiny.model()
-    model.set_attn_implementation("eager")
-    mask = torch.zeros(seen.shape).masked_fill(~seen, -1e30)[None, None]
+    engine = make_engine(chunks=chunks)
+    method = Scout(emphasis_tokens=3, emphasis_weight=2.0, score_layers=(0.5, 1.0))
+    layout = engines.layout_of(engine, tiny.rag_prompt(chunks))
     with torch.inference_mode():
         found, _ = method.score_tokens(engine.decoder, layout, engine._spec.resume_layer)
-        attention = model(layout.token_ids[None], attention_mask=mask, output_attentions=True).attentions
-    num_rows = layout.tail.stop - layout.tail.start
-    weights = torch.full((num_rows,), 1 / (num_rows - 3))
+    attention = engines.attention_of_tail(layout)
+    weights = torch.full((attention.shape[2],), 1 / (attention.shape[2] - 3))
     weights[-3:] = 2.0 / 3
-    expected = sum(weights @ layer[0, :, layout.tail] for layer in attention[2:]).sum(0)  # type: ignore[union-attr, misc]
-    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(found, (weights @ attention[2:]).sum((0, 1)), atol=1e-4, rtol=1e-4)
