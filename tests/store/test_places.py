@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +21,7 @@ from samkv_rag.store.testing import data_of, key_of
 from samkv_rag.store.tiers import TieredStore
 from samkv_rag.store.unreachable import without_secrets
 from support import stores, tiny
-
-MakeEngine = Callable[..., SamKVEngine]
-CHUNKS = [tiny.text(seed) for seed in range(4)]
-PROMPT = tiny.rag_prompt(CHUNKS)
+from support.engines import CHUNKS, PROMPT, MakeEngine
 
 
 class Far(MemoryStore):
@@ -129,13 +126,11 @@ def test_what_the_far_store_does_not_take_is_reported_and_stays_near(tiers: Tier
 
 
 def test_a_remote_that_is_away_costs_misses_only(make_engine: MakeEngine, far: Far) -> None:
-    expected = make_engine()
-    expected.add_chunks(CHUNKS)
-    engine = make_engine(store=far)
-    engine.add_chunks(CHUNKS)
+    engine = make_engine(store=far, chunks=CHUNKS)
+    expected = engine.generate(PROMPT, max_new_tokens=4)
     far.away = True
     result = engine.generate(PROMPT, max_new_tokens=4)
-    assert result.token_ids == expected.generate(PROMPT, max_new_tokens=4).token_ids
+    assert result.token_ids == expected.token_ids
     assert result.metrics.chunks_missed == 4
     far.away = False
     assert engine.generate(PROMPT, max_new_tokens=4).metrics.chunks_hit == 4
