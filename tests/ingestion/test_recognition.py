@@ -36,18 +36,6 @@ def test_one_changed_character_is_no_match() -> None:
         assert found(index, A[:i] + "#" + A[i + 1 :]) == []
 
 
-def test_the_longest_of_nested_chunks_wins() -> None:
-    longer = f"{A} {B}"
-    assert found(index_of(A, B, longer), f"x {longer} y") == [longer]
-    assert found(index_of(A, B, longer), f"x {A} y {B}") == [A, B]
-
-
-def test_many_chunks_with_one_beginning_are_told_apart() -> None:
-    texts = [f"Company handbook, page header. Section {i}: {'word ' * (i % 7)}end." for i in range(500)]
-    prompt = "\n".join(texts[::50])
-    assert found(index_of(*texts), prompt) == texts[::50]
-
-
 def test_short_chunks_are_left_to_ordinary_prefill() -> None:
     assert found(index_of("fifteen letters"), "fifteen letters") == []
     assert found(index_of("sixteen  letters"), "sixteen  letters") == ["sixteen  letters"]
@@ -91,12 +79,6 @@ def test_what_is_found_is_what_the_obvious_way_finds() -> None:
         assert found(index, prompt) == slowly_found(left, prompt)
         num_found += len(found(index, prompt))
     assert num_found > 1000
-
-
-def test_where_texts_overlap_the_walk_goes_on_behind_the_first() -> None:
-    prompt = f"{A} {B}"
-    assert found(index_of(A, prompt[20:80], B), prompt) == [A, B]
-    assert found(index_of(prompt[20:80], B), prompt) == [prompt[20:80]]
 
 
 def test_texts_that_differ_in_the_middle_alone_are_told_apart() -> None:

@@ -6,8 +6,6 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from tokenizers import Tokenizer, decoders, models, normalizers
-from transformers import PreTrainedTokenizerFast
 
 from samkv_rag.model.tokenization import PromptTokenizer
 from support import tiny
@@ -19,17 +17,8 @@ HARD_TEXTS = [
 ]  # fmt: skip
 
 
-def _space_prefixing() -> PreTrainedTokenizerFast:
-    """Puts a space before every text, as sentencepiece does; unknown characters become their bytes."""
-    vocabulary = ["<unk>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁", *map(chr, range(33, 127))]
-    bpe = Tokenizer(models.BPE({t: i for i, t in enumerate(vocabulary)}, [], unk_token="<unk>", byte_fallback=True))
-    bpe.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
-    bpe.decoder = decoders.Metaspace(prepend_scheme="always")
-    return PreTrainedTokenizerFast(tokenizer_object=bpe, unk_token="<unk>")
-
-
 @pytest.mark.parametrize("text", HARD_TEXTS, ids=ascii)
-@pytest.mark.parametrize("make", [tiny.tokenizer, _space_prefixing])
+@pytest.mark.parametrize("make", [tiny.tokenizer, tiny.space_prefixing_tokenizer])
 def test_every_token_of_a_text_has_its_place(make: Callable[[], Any], text: str) -> None:
     tokenizer = PromptTokenizer(make())
     offsets = tokenizer.chunk_offsets(text)

@@ -6,9 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
-from tokenizers.processors import TemplateProcessing
-from transformers import PreTrainedTokenizerFast
 
 from samkv_rag.exceptions import UnsupportedModelError
 from samkv_rag.model.decoder import Decoder
@@ -132,26 +129,14 @@ def test_whatever_changes_keys_changes_the_fingerprint(other: Any) -> None:
 
 
 def test_another_tokenizer_changes_the_fingerprint() -> None:
-    assert fingerprint(tiny.model(), sentencepiece_like()) != fingerprint(tiny.model(), tiny.tokenizer())
+    assert fingerprint(tiny.model(), tiny.space_prefixing_tokenizer()) != fingerprint(tiny.model(), tiny.tokenizer())
 
 
 # -- tokens --------------------------------------------------------------------------------------
 
 
-def sentencepiece_like() -> Any:
-    """A tokenizer that puts a space before every text, as Llama 2's and Mistral's do, and a BOS."""
-    bpe = Tokenizer(models.BPE(unk_token="<unk>"))
-    bpe.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
-    bpe.pre_tokenizer = pre_tokenizers.Split("\n", "isolated")
-    bpe.decoder = decoders.Metaspace(prepend_scheme="always")
-    trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=["<unk>", "<s>", "</s>"], show_progress=False)
-    bpe.train_from_iterator([tiny.text(seed) + "\n\n" + tiny.text(seed + 1) for seed in range(30)], trainer)
-    bpe.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
-    return PreTrainedTokenizerFast(tokenizer_object=bpe, unk_token="<unk>", bos_token="<s>", eos_token="</s>")
-
-
 def test_segments_joined_are_the_prompt_without_added_spaces() -> None:
-    raw = sentencepiece_like()
+    raw = tiny.space_prefixing_tokenizer()
     tokenizer = PromptTokenizer(raw)
     parts = ["Use these.\n\n", tiny.text(1), "\n\n", tiny.text(2), "\n\nQuestion: who?"]
     ids = tokenizer.text_ids(parts[0], starts_prompt=True)
@@ -161,7 +146,7 @@ def test_segments_joined_are_the_prompt_without_added_spaces() -> None:
 
 
 def test_a_second_bos_is_never_added() -> None:
-    tokenizer = PromptTokenizer(sentencepiece_like())
+    tokenizer = PromptTokenizer(tiny.space_prefixing_tokenizer())
     assert tokenizer.bos_ids == [1]
     assert tokenizer.text_ids("keeper", starts_prompt=True).count(1) == 1
     assert tokenizer.text_ids("<s>keeper", starts_prompt=True).count(1) == 1
