@@ -42,14 +42,6 @@ def test_chunks_are_added_once(make_engine: MakeEngine) -> None:
     assert all(map(engine.has_chunk, CHUNKS))
 
 
-def test_chunks_are_removed_and_pruned(engine: SamKVEngine) -> None:
-    assert engine.remove_chunks(CHUNKS[:1]) == 1
-    assert not engine.has_chunk(CHUNKS[0])
-    assert engine.generate(PROMPT, max_new_tokens=1).metrics.chunks_total == 3
-    assert engine.prune(keep_texts=CHUNKS[2:3]) == 2
-    assert [engine.has_chunk(chunk) for chunk in CHUNKS] == [False, False, True, False]
-
-
 def test_batching_does_not_change_a_cache(make_engine: MakeEngine) -> None:
     """Right padding must not be seen by anybody."""
     texts = [tiny.text(seed, num_words) for seed, num_words in enumerate((5, 80, 33, 12, 61))]
@@ -210,13 +202,6 @@ def test_chunks_may_stand_anywhere(engine: SamKVEngine) -> None:
         assert kept.token_ids == engine.generate(prompt, max_new_tokens=6, method="full_prefill").token_ids
 
 
-def test_special_tokens_spelled_out_in_a_document_stay_text(make_engine: MakeEngine) -> None:
-    text = "A document that says </s> in the middle of a sentence."
-    engine = make_engine(chunks=[text])
-    ((reader, _),) = engine._library.read([text])
-    assert tiny.tokenizer().eos_token_id not in reader.token_ids.tolist()
-
-
 # -- options and bad input -----------------------------------------------------------------------
 
 
@@ -248,7 +233,8 @@ def test_what_is_no_text_is_refused_everywhere(engine: SamKVEngine, call: str) -
 def test_one_text_is_a_list_of_it(engine: SamKVEngine) -> None:
     assert engine.announce(CHUNKS[0]).digests == engine.announce([CHUNKS[0]]).digests
     assert engine.prune(CHUNKS[0]) == 3
-    assert engine.has_chunk(CHUNKS[0])
+    assert [engine.has_chunk(chunk) for chunk in CHUNKS] == [True, False, False, False]
+    assert engine.generate(PROMPT, max_new_tokens=1).metrics.chunks_total == 1
     engine.add_chunks(CHUNKS[0], sources=["a"])
     assert engine.remove_sources("a", keep_texts=CHUNKS[0]) == 0
     assert engine.remove_chunks(CHUNKS[0]) == 1
@@ -300,6 +286,10 @@ def test_wrong_options_are_refused_at_once(engine: SamKVEngine, options: dict[st
         engine.stream(PROMPT, **options)
 
 
+def opened(**options: Any) -> SamKVEngine:
+    return SamKVEngine.from_pretrained(tiny.model(), **({"tokenizer": tiny.tokenizer()} | options))
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -307,6 +297,9 @@ def test_wrong_options_are_refused_at_once(engine: SamKVEngine, options: dict[st
         (lambda: Scout(recompute=1), "recompute is 1; it must be True or False"),
         (lambda: Scout(score_layers=(0.9, 0.1)), "score_layers is"),
         (lambda: Scout(resume=True, update="fusion"), "needs recompute=True and update='overwrite'"),
+        (lambda: opened(config=EngineConfig(resume_layer=99)), "resume_layer is 99; the model has 4 layers"),
+        (lambda: opened(tokenizer=None), "needs its tokenizer"),
+        (lambda: opened(dtype="float32"), "apply to a model given by name"),
     ],
 )
 def test_wrong_options_are_refused_where_they_are_given(make: Callable[[], Any], message: str) -> None:
@@ -314,21 +307,9 @@ def test_wrong_options_are_refused_where_they_are_given(make: Callable[[], Any],
         make()
 
 
-def test_a_resume_layer_that_the_model_lacks_is_refused(make_engine: MakeEngine) -> None:
-    with pytest.raises(ConfigurationError, match="resume_layer is 99; the model has 4 layers"):
-        make_engine(resume_layer=99)
-
-
 def test_a_model_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(ModelNotFoundError, match="no causal language model could be loaded from"):
         SamKVEngine.from_pretrained(str(tmp_path / "nothing"))
-
-
-def test_a_model_object_needs_its_tokenizer_and_nothing_else() -> None:
-    with pytest.raises(ConfigurationError, match="needs its tokenizer"):
-        SamKVEngine.from_pretrained(tiny.model())
-    with pytest.raises(ConfigurationError, match="apply to a model given by name"):
-        SamKVEngine.from_pretrained(tiny.model(), tokenizer=tiny.tokenizer(), dtype="float32")
 
 
 def test_a_saved_model_is_loaded_from_its_folder(tmp_path: Path) -> None:

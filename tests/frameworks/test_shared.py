@@ -6,8 +6,8 @@ import copy
 import pickle
 import subprocess
 import sys
-import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -54,20 +54,17 @@ class TestHandle:
             loads.append(engine := object())
             return engine
 
-        handle, got = EngineHandle(load), []
+        handle = EngineHandle(load)
         assert handle.loaded is None
-        threads = [threading.Thread(target=lambda: got.append(handle.get())) for _ in range(4)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        assert len(loads) == 1 and set(map(id, got)) == {id(handle.loaded)}
+        with ThreadPoolExecutor(4) as pool:
+            got = [pool.submit(handle.get) for _ in range(4)]
+        assert len(loads) == 1 and {id(one.result()) for one in got} == {id(handle.loaded)}
 
     def test_a_failed_load_is_tried_again(self) -> None:
-        results: list[Any] = [ConfigurationError("no model"), "engine"]
+        results = iter([ConfigurationError("no model"), "engine"])
 
         def load() -> Any:
-            result = results.pop(0)
+            result = next(results)
             if isinstance(result, Exception):
                 raise result
             return result

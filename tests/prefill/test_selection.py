@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import pytest
 import torch
 
@@ -35,35 +37,32 @@ def test_layout_masks() -> None:
     assert layout.num_chunk_tokens == 7
 
 
-def test_personalised_queries_follow_the_formula() -> None:
+@pytest.mark.parametrize("num_chunks", [1, 4])
+def test_personalised_queries_follow_the_formula(num_chunks: int) -> None:
     torch.manual_seed(0)
-    query, local = torch.randn(2, 3, 8), torch.randn(4, 2, 3, 8)
+    query, local = torch.randn(2, 3, 8), torch.randn(num_chunks, 2, 3, 8)
     found = personalized_queries(query, local)
-    for i in range(4):
-        for layer in range(2):
-            for head in range(3):
-                q = query[layer, head]
-                others = [local[j, layer, head] for j in range(4) if j != i]
-                mean = sum(torch.cosine_similarity(q, o, dim=0).abs() * o for o in others) / 3
-                torch.testing.assert_close(found[i, layer, head], q + mean)
-
-
-def test_one_chunk_has_nobody_to_agree_with() -> None:
-    query, local = torch.randn(2, 3, 8), torch.randn(1, 2, 3, 8)
-    assert torch.equal(personalized_queries(query, local)[0], query)
+    for i, layer, head in product(range(num_chunks), range(2), range(3)):
+        q = query[layer, head]
+        others = [local[j, layer, head] for j in range(num_chunks) if j != i]
+        agreement = sum(torch.cosine_similarity(q, o, dim=0).abs() * o for o in others)
+        torch.testing.assert_close(found[i, layer, head], q + agreement / max(1, num_chunks - 1))
 
 
 @pytest.mark.parametrize(
-    ("scores", "anchor", "expected"),
-    [([1.0, 3.0, 5.0], 4.0, 0.25), ([1.0, 3.0, 5.0], 5.0, 0.0), ([1.0, 3.0, 5.0], 1.0, 0.0), ([1.0, 5.0], 9.0, 0.0)],
+    ("scores", "anchors", "expected"),
+    [
+        ([[1.0, 3.0, 5.0]], [4.0], 0.25),
+        ([[1.0, 3.0, 5.0]], [5.0], 0.0),
+        ([[1.0, 3.0, 5.0]], [1.0], 0.0),
+        ([[1.0, 5.0]], [9.0], 0.0),
+        ([[0.0, 4.0], [0.0, 4.0]], [1.0, 3.0], (0.75 + 0.25) / 2),
+    ],
 )
-def test_dynamic_share(scores: list[float], anchor: float, expected: float) -> None:
-    assert float(dynamic_share(torch.tensor([scores]), torch.tensor([anchor]))) == pytest.approx(expected)
-
-
-def test_dynamic_share_is_averaged_over_layers() -> None:
-    share = dynamic_share(torch.tensor([[0.0, 4.0], [0.0, 4.0]]), torch.tensor([1.0, 3.0]))
-    assert float(share) == pytest.approx((0.75 + 0.25) / 2)
+def test_dynamic_share_is_the_mean_over_layers(
+    scores: list[list[float]], anchors: list[float], expected: float
+) -> None:
+    assert float(dynamic_share(torch.tensor(scores), torch.tensor(anchors))) == pytest.approx(expected)
 
 
 def test_anchors_are_both_ends_of_every_chunk() -> None:

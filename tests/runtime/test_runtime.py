@@ -8,6 +8,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -105,25 +106,15 @@ def test_a_running_answer_goes_on_while_a_long_prompt_is_prefilled(
     slow_layers(0.02)
     running = engine.stream(prompts()[0], max_new_tokens=200)
     next(running)
-    began = threading.Event()
-
-    class Slow(FullPrefill):
-        name = "slow"
-
-        def prefill(self, context: PrefillContext) -> Prefilled:
-            began.set()
-            return super().prefill(context)
-
-    long_one = threading.Thread(
-        target=engine.generate, args=(prompts()[1],), kwargs={"method": Slow(), "max_new_tokens": 1}
-    )
+    options = {"method": "full_prefill", "max_new_tokens": 1}
+    long_one = threading.Thread(target=engine.generate, args=(prompts()[1],), kwargs=options)
     long_one.start()
-    began.wait(10)
+    assert wait_until(lambda: bool(engine._runtime._scheduler.prefilling))
     before = len(running._sequence.token_ids)  # type: ignore[union-attr]
     long_one.join(30)
     decoded = len(running._sequence.token_ids) - before  # type: ignore[union-attr]
     running.close()
-    assert decoded >= engine.decoder.num_layers - 1
+    assert decoded >= engine.decoder.num_layers - 2
 
 
 def test_a_short_prompt_does_not_wait_for_a_long_one(engine: SamKVEngine, slow_layers: Callable[[float], None]) -> None:
@@ -257,19 +248,16 @@ def test_a_full_queue_refuses_at_once(make_engine: MakeEngine) -> None:
     runtime._scheduler.max_waiting = 2
     hold = threading.Event()
     runtime._read_prompt = lambda sequence: hold.wait(10) and engine._read(sequence)  # type: ignore[assignment, return-value]
-    threads = [
-        threading.Thread(target=engine.generate, args=("What?",), kwargs={"max_new_tokens": 1}) for _ in range(2)
-    ]
-    for thread in threads:
-        thread.start()
-    assert wait_until(lambda: runtime._scheduler.num_waiting == 2)
-    started = time.monotonic()
-    with pytest.raises(QueueFullError, match="2 requests are waiting, the limit is 2; try again later"):
-        engine.generate("What?")
-    assert time.monotonic() - started < 1
-    hold.set()
-    for thread in threads:
-        thread.join(10)
+    with ThreadPoolExecutor() as pool:
+        waiting = [pool.submit(engine.generate, "What?", max_new_tokens=1) for _ in range(2)]
+        assert wait_until(lambda: runtime._scheduler.num_waiting == 2)
+        started = time.monotonic()
+        with pytest.raises(QueueFullError, match="2 requests are waiting, the limit is 2; try again later"):
+            engine.generate("What?")
+        assert time.monotonic() - started < 1
+        hold.set()
+        for request in waiting:
+            request.result(10)
     assert engine.generate("What?", max_new_tokens=1).metrics.completion_tokens <= 1
 
 
