@@ -232,7 +232,7 @@ def test_one_text_is_a_list_of_it(engine: SamKVEngine) -> None:
     assert [engine.has_chunk(chunk) for chunk in CHUNKS] == [True, False, False, False]
     assert engine.generate(PROMPT, max_new_tokens=1).metrics.chunks_total == 1
     engine.add_chunks(CHUNKS[0], sources=["a"])
-    assert engine.remove_sources("a", keep_texts=CHUNKS[0]) == 0
+    assert (engine.remove_sources("a", keep_texts=CHUNKS[0]), engine.sources()) == (0, ["a"])
     assert engine.remove_chunks(CHUNKS[0]) == 1
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -135,11 +135,9 @@ def test_threads_that_tokenise_chunks_and_prompts_do_not_disturb_each_other() ->
             shared(chunk, truncation=True, max_length=3, split_special_tokens=True)
 
     calls = [("chunk", lambda: tokenizer.chunk_ids(chunk)), ("text", lambda: tokenizer.text_ids(text, False))]
-    threads = [threading.Thread(target=work, args=call) for call in calls * 3] + [threading.Thread(target=disturb)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(7) as pool:
+        done = [pool.submit(work, *call) for call in calls * 3] + [pool.submit(disturb)]
+    assert [one.exception() for one in done] == [None] * 7
     shared.backend_tokenizer.no_truncation()
     assert wrong == []
 

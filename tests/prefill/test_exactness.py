@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import DynamicCache
 
 from samkv_rag import SamKVEngine
 from samkv_rag.prefill import PrefillMethod
@@ -58,7 +59,7 @@ def test_a_stored_and_rotated_chunk_equals_a_direct_prefill_there(
     ((reader, hit),) = engine._library.read(CHUNKS[:1])
     assert hit
     offset, decoder = 1000, engine.decoder
-    cache = DirectCache()
+    cache: Any = DynamicCache()  # with one given, positions are not mistaken for packed sequences
     with torch.inference_mode():
         tiny.model(family)(
             reader.token_ids[None],
@@ -70,13 +71,6 @@ def test_a_stored_and_rotated_chunk_equals_a_direct_prefill_there(
         keys, values = reader.layer(layer)
         torch.testing.assert_close(rotate(keys), cache.layers[layer].keys[0], atol=1e-4, rtol=0)
         torch.testing.assert_close(values, cache.layers[layer].values[0], atol=1e-4, rtol=0)
-
-
-def DirectCache() -> Any:
-    """transformers' own cache: with one given, positions are not mistaken for packed sequences."""
-    from transformers import DynamicCache
-
-    return DynamicCache()
 
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)

@@ -93,11 +93,7 @@ def read_backs(num_layers: int, method: PrefillMethod | None = None) -> Counter[
         Scout(recompute_view="chunk"),
         Scout(resume=False),
         Scout(update="fusion"),
-        tiny.method("samkv"),
-        tiny.method("naive_reuse"),
-        tiny.method("cacheblend"),
-        tiny.method("epic"),
-        tiny.method("prophetkv"),
+        *map(tiny.method, ("samkv", "naive_reuse", "cacheblend", "epic", "prophetkv")),
     ],
     ids=tiny.method_id,
 )

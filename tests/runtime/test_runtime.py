@@ -7,7 +7,7 @@ import gc
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -33,19 +33,14 @@ def engine(make_engine: MakeEngine) -> SamKVEngine:
 
 
 @pytest.fixture
-def slow_layers(engine: SamKVEngine) -> Iterator[Callable[[float], None]]:
+def slow_layers(engine: SamKVEngine, monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
     """A function that makes every layer take so many seconds longer."""
     between_layers = engine.decoder.between_layers
 
     def slow(seconds: float) -> None:
-        def wait() -> None:
-            time.sleep(seconds)
-            between_layers()
+        monkeypatch.setattr(engine.decoder, "between_layers", lambda: (time.sleep(seconds), between_layers()))
 
-        engine.decoder.between_layers = wait
-
-    yield slow
-    engine.decoder.between_layers = between_layers
+    return slow
 
 
 def together(engine: SamKVEngine, asked: list[str], **options: Any) -> list[GenerationResult]:
@@ -89,12 +84,16 @@ def test_sampled_answers_are_their_own(engine: SamKVEngine) -> None:
     assert [result.text for result in together(engine, prompts(), **options)] == alone
 
 
-def test_sequences_really_decode_in_one_batch(engine: SamKVEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("max_running", [2, len(prompts())])
+def test_as_many_decode_in_one_batch_as_may_run(
+    engine: SamKVEngine, monkeypatch: pytest.MonkeyPatch, max_running: int
+) -> None:
     sizes: list[int] = []
     logits = engine.decoder.logits
     monkeypatch.setattr(engine.decoder, "logits", lambda hidden: sizes.append(len(hidden)) or logits(hidden))
+    engine._runtime._scheduler.max_running = max_running
     together(engine, prompts(), max_new_tokens=100)
-    assert max(sizes) == len(prompts())
+    assert max(sizes) == max_running
 
 
 # -- turns ---------------------------------------------------------------------------------------
@@ -259,22 +258,6 @@ def test_a_full_queue_refuses_at_once(make_engine: MakeEngine) -> None:
         for request in waiting:
             request.result(10)
     assert engine.generate("What?", max_new_tokens=1).metrics.completion_tokens <= 1
-
-
-def test_no_more_run_than_may(make_engine: MakeEngine) -> None:
-    engine = make_engine(chunks=CHUNKS)
-    engine._runtime._scheduler.max_running = 2
-    most = 0
-    step = engine._runtime._step
-
-    def watched() -> None:
-        nonlocal most
-        most = max(most, len(engine._runtime._scheduler.running))
-        step()
-
-    engine._runtime._step = watched  # type: ignore[method-assign]
-    together(engine, prompts(), max_new_tokens=100)
-    assert most == 2
 
 
 def test_the_thread_ends_when_there_is_nothing_to_do_and_comes_back(
