@@ -62,8 +62,3 @@ def test_prose_is_taken_over_where_the_code_is_as_it_was(tmp_path: Path) -> None
     script.write_text(cells("New", "print(3)"), encoding="utf-8")
     with pytest.raises(SystemExit, match="code has changed"):
         run.take_prose(script)
-
-
-def test_unknown_notebook_is_refused() -> None:
-    with pytest.raises(SystemExit, match="no notebook begins with 99"):
-        run.main(["99"])

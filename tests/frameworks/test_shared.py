@@ -148,9 +148,6 @@ class TestMessages:
         messages = [*said(("assistant", "a")), call, call, *said(("tool", "1"), ("tool", "2"))]
         assert join_same_roles(messages) == messages
 
-    def test_a_prompt_is_what_the_template_makes_of_them(self, tiny_engine: SamKVEngine) -> None:
-        assert render(tiny_engine, said(("user", "Hi"))).text == "<|user|>\nHi</s>\n<|assistant|>\n"
-
     def test_a_template_without_tools_is_refused_as_such(self, tiny_engine: SamKVEngine) -> None:
         with pytest.raises(ToolsUnsupportedError, match="takes no tools, 1 given; take a model made for tool calls"):
             render(tiny_engine, said(("user", "Hi")), [TOOL])

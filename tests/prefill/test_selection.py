@@ -65,11 +65,6 @@ def test_dynamic_share_is_the_mean_over_layers(
     assert float(dynamic_share(torch.tensor(scores), torch.tensor(anchors))) == pytest.approx(expected)
 
 
-def test_anchors_are_both_ends_of_every_chunk() -> None:
-    layout = layout_of(7, 3)
-    assert anchor_mask(layout, Anchors(2, 1)).nonzero()[:, 0].tolist() == [3, 4, 9, 12, 13, 14]
-
-
 def test_anchors_shrink_to_half_the_budget() -> None:
     layout = layout_of(100, 100)
     assert plan_budget(layout, 0.2, Anchors(4, 4)) == Budget(40, Anchors(4, 4))
