@@ -7,7 +7,7 @@ import os
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import pytest
@@ -15,6 +15,7 @@ import torch
 
 from samkv_rag import EngineConfig, SamKVEngine
 from support import servers, tiny
+from support.engines import MakeEngine
 
 # Tiny models gain nothing from threads, and spinning threads of two runs slow each other down.
 torch.set_num_threads(1)
@@ -40,20 +41,28 @@ def own_folder(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mon
 
 
 @pytest.fixture
-def make_engine() -> Callable[..., SamKVEngine]:
-    """A function: options of EngineConfig to an engine; ``family``, ``store`` and ``method`` beside them."""
+def make_engine() -> MakeEngine:
+    """A function: options of EngineConfig to an engine; ``family``, ``store``, ``method``, ``chunks`` beside them."""
 
-    def make(family: str = "llama", store: Any = ":memory:", method: Any = "scout", **options: Any) -> SamKVEngine:
+    def make(
+        family: str = "llama",
+        store: Any = ":memory:",
+        method: Any = "scout",
+        chunks: Iterable[str] = (),
+        **options: Any,
+    ) -> SamKVEngine:
         config = EngineConfig(**({"block_tokens": 8} | options))
         chosen = tiny.method(method) if isinstance(method, str) else method
         model, tokenizer = tiny.model(family), tiny.tokenizer()
-        return SamKVEngine.from_pretrained(model, tokenizer=tokenizer, store=store, config=config, method=chosen)
+        engine = SamKVEngine.from_pretrained(model, tokenizer=tokenizer, store=store, config=config, method=chosen)
+        engine.add_chunks(chunks)
+        return engine
 
     return make
 
 
 @pytest.fixture
-def tiny_engine(make_engine: Callable[..., SamKVEngine]) -> SamKVEngine:
+def tiny_engine(make_engine: MakeEngine) -> SamKVEngine:
     """Llama family, in-memory store, caches used however short the prompt."""
     return make_engine()
 

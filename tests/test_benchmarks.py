@@ -31,12 +31,6 @@ def test_contexts_are_measured_against_full_prefill(tmp_path: Path, capsys: pyte
     assert len(capsys.readouterr().out.splitlines()) == 2 + len(rows)
 
 
-def test_chunks_longer_than_the_context_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        contexts.main(["--shape", "tiny", "--contexts", "32", "--chunk-tokens", "64"])
-    assert "--chunk-tokens is 64, more than the shortest of --contexts" in capsys.readouterr().err
-
-
 def test_the_store_benchmark_reads_every_dtype_and_opens_a_store(tmp_path: Path) -> None:
     path = tmp_path / "store.json"
     store_benchmark.main(["--shape", "tiny", "--rounds", "1", "--chunks", "50", "--json", str(path)])

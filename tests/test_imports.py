@@ -31,7 +31,7 @@ STORE_LAYERS = [
     {"admin", "open"},
 ]
 STORE_LEVEL = {name: level for level, names in enumerate(STORE_LAYERS) for name in names}
-MODULES = sorted(PACKAGE.rglob("*.py"))
+MODULES = sorted({*PACKAGE.rglob("*.py")} - {PACKAGE / "__init__.py"})
 STORE_MODULES = sorted({*(PACKAGE / "store").rglob("*.py")} - {PACKAGE / "store" / "__init__.py"})
 
 
@@ -53,12 +53,10 @@ def part(path: Path, package: Path = PACKAGE) -> str:
 
 def test_there_are_at_most_nine_layers() -> None:
     assert len(LAYERS) <= 9
-    assert set(LEVEL) == {part(path) for path in MODULES} - {"__init__"}
+    assert set(LEVEL) == {part(path) for path in MODULES}
 
 
-@pytest.mark.parametrize(
-    "path", [m for m in MODULES if part(m) != "__init__"], ids=lambda p: str(p.relative_to(PACKAGE))
-)
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))
 def test_imports_point_one_way(path: Path) -> None:
     own = part(path)
     for name in imported(path):

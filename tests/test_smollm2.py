@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -61,13 +60,3 @@ def test_segments_tokenise_as_the_whole_prompt_does_but_for_their_edges(engine: 
     )
     num_edges = 2 * len(CHUNKS)
     assert max(len(found), len(whole)) - same <= 2 * num_edges
-
-
-def test_a_store_on_disk_serves_the_next_process(engine: SamKVEngine) -> None:
-    again = SamKVEngine.from_pretrained(language_model(say=print), store=Path(engine.store.folder), dtype="float32")  # type: ignore[attr-defined]
-    assert again.add_chunks(CHUNKS).num_reused == 8
-    first, second = (e.generate(messages(), max_new_tokens=8) for e in (engine, again))
-    assert first.token_ids == second.token_ids
-    assert second.metrics.chunks_hit == 8
-    assert second.metrics.sequence_ratio <= 0.15
-    assert second.metrics.kv_bytes_resident < 0.25 * second.metrics.kv_bytes_full

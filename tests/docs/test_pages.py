@@ -15,7 +15,7 @@ from typing import Any
 from urllib.parse import unquote
 
 import pytest
-from docs.snippets import difference, run, snippets
+from docs.snippets import run, snippets
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
@@ -79,25 +79,13 @@ def test_relative_links_lead_somewhere(page: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("expected", "printed", "equal"),
-    [
-        ("a\nb", "a  \nb\n\n", True),
-        ("in … s", "in 2 s", True),
-        ("a … b", "a\nb", False),
-        ("a\n…\nb", "a\n1\n2\nb", True),
-        ("a.c", "abc", False),
-        (None, "a", False),
-    ],
-)
-def test_what_counts_as_equal(expected: str | None, printed: str, equal: bool) -> None:
-    assert (difference(expected, printed) == "") is equal
-
-
-@pytest.mark.parametrize(
     ("text", "wrong"),
     [
         ("```python\nx = 1\n```\n\n```python\nprint(x)\n```\n\n```text\n1\n```\n", ""),
         ("```python\nprint(1)\n```\n\n```text\n2\n```\n", r"page\.md:1: "),
+        ("```python\nprint('in 2 s\\n1\\n2\\nend ')\n```\n\n```text\nin … s\n…\nend\n```\n", ""),
+        ("```python\nprint('a\\nb')\n```\n\n```text\na … b\n```\n", r"page\.md:1: "),
+        ("```python\nprint('abc')\n```\n\n```text\na.c\n```\n", r"page\.md:1: "),
         ("```python\nprint(1)\n```\n", "does not show it"),
         ("\n```python\n1 / 0\n```\n", r"page\.md:2: ZeroDivisionError"),
         ("<!-- not run: it fails -->\n```python\n1 / 0\n```\n", ""),

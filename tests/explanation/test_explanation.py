@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -17,6 +16,7 @@ from samkv_rag.model.decoder import Decoder
 from samkv_rag.prefill import Scout
 from samkv_rag.prompt.layout import PromptLayout
 from support import tiny
+from support.engines import MakeEngine
 
 BIRDS = "A gull 🐦🐦 and a café — 東京タワー.\n\n\ttabs  and   spaces\u0301 <b>&amp;</b>"
 CHUNKS = [tiny.text(1), BIRDS, tiny.text(3, 90)]
@@ -104,7 +104,7 @@ def test_methods_that_retain_everything_score_nothing(tiny_engine: SamKVEngine, 
         assert chunk.text[whole.start_char : whole.stop_char].strip() == chunk.text.strip()
 
 
-def test_blocks_outside_a_dynamic_share_have_no_score(make_engine: Callable[..., SamKVEngine]) -> None:
+def test_blocks_outside_a_dynamic_share_have_no_score(make_engine: MakeEngine) -> None:
     engine = make_engine(method="samkv")
     shares = [explain(engine, method="samkv", dynamic_share=share) for share in (True, False)]
     without = [[block.score for chunk in one.chunks for block in chunk.blocks].count(None) for one in shares]

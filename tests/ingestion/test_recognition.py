@@ -36,34 +36,9 @@ def test_one_changed_character_is_no_match() -> None:
         assert found(index, A[:i] + "#" + A[i + 1 :]) == []
 
 
-def test_the_longest_of_nested_chunks_wins() -> None:
-    longer = f"{A} {B}"
-    assert found(index_of(A, B, longer), f"x {longer} y") == [longer]
-    assert found(index_of(A, B, longer), f"x {A} y {B}") == [A, B]
-
-
-def test_many_chunks_with_one_beginning_are_told_apart() -> None:
-    texts = [f"Company handbook, page header. Section {i}: {'word ' * (i % 7)}end." for i in range(500)]
-    prompt = "\n".join(texts[::50])
-    assert found(index_of(*texts), prompt) == texts[::50]
-
-
 def test_short_chunks_are_left_to_ordinary_prefill() -> None:
     assert found(index_of("fifteen letters"), "fifteen letters") == []
     assert found(index_of("sixteen  letters"), "sixteen  letters") == ["sixteen  letters"]
-
-
-def test_every_random_cut_is_found_and_nothing_is_lost() -> None:
-    chooser = random.Random(5)
-    alphabet = "ab \n漢🦭"
-    for _ in range(50):
-        chunks = ["".join(chooser.choices(alphabet, k=chooser.randint(16, 60))) for _ in range(6)]
-        between = ["".join(chooser.choices("xyz", k=chooser.randint(1, 9))) for _ in range(7)]
-        prompt = between[0] + "".join(c + b for c, b in zip(chunks, between[1:], strict=True))
-        matches = index_of(*chunks).find(prompt)
-        spans = split_prompt(prompt, matches)
-        assert "".join(span.text for span in spans) == prompt
-        assert [span.text for span in spans if span.text_digest] == chunks
 
 
 def slowly_found(texts: list[str], prompt: str) -> list[str]:
@@ -76,27 +51,24 @@ def slowly_found(texts: list[str], prompt: str) -> list[str]:
     return found
 
 
-def test_what_is_found_is_what_the_obvious_way_finds() -> None:
+def test_what_is_found_is_what_the_obvious_way_finds_and_nothing_is_lost() -> None:
     """Texts of two letters overlap, nest, begin and end alike."""
     chooser = random.Random(7)
     num_found = 0
     for _ in range(200):
-        source = "".join(chooser.choices("ab", [9, 1], k=200))
+        source = "".join(chooser.choices("a漢", [9, 1], k=200))
         cuts = [(chooser.randint(0, 150), chooser.randint(16, 50)) for _ in range(30)]
         texts = [source[start : start + length] for start, length in cuts]
-        prompt = "".join(chooser.choices([*texts, "a", "b", source[20:60]], k=20))
-        index = index_of(*texts, "abba" * 10)
-        index.remove([describe("abba" * 10).digest, *(describe(text).digest for text in texts[20:])])
+        prompt = "".join(chooser.choices([*texts, "a", "漢", source[20:60]], k=20))
+        index = index_of(*texts, "a漢漢a" * 10)
+        index.remove([describe("a漢漢a" * 10).digest, *(describe(text).digest for text in texts[20:])])
         left = [text for text in texts if text not in texts[20:]]
-        assert found(index, prompt) == slowly_found(left, prompt)
-        num_found += len(found(index, prompt))
+        spans = split_prompt(prompt, index.find(prompt))
+        assert "".join(span.text for span in spans) == prompt
+        chunks = [span.text for span in spans if span.text_digest]
+        assert chunks == slowly_found(left, prompt)
+        num_found += len(chunks)
     assert num_found > 1000
-
-
-def test_where_texts_overlap_the_walk_goes_on_behind_the_first() -> None:
-    prompt = f"{A} {B}"
-    assert found(index_of(A, prompt[20:80], B), prompt) == [A, B]
-    assert found(index_of(prompt[20:80], B), prompt) == [prompt[20:80]]
 
 
 def test_texts_that_differ_in_the_middle_alone_are_told_apart() -> None:

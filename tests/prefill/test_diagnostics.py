@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -21,10 +20,8 @@ from samkv_rag.diagnostics import (
 )
 from samkv_rag.prefill import method_classes
 from support import tiny
+from support.engines import CHUNKS, PROMPT, MakeEngine
 
-MakeEngine = Callable[..., SamKVEngine]
-CHUNKS = [tiny.text(seed) for seed in range(4)]
-PROMPT = tiny.rag_prompt(CHUNKS)
 SPARSE = ["scout", "samkv"]
 
 
@@ -43,27 +40,15 @@ def messages(metrics: GenerationMetrics) -> dict[str, str]:
     return found
 
 
-@pytest.fixture
-def engine_of(make_engine: MakeEngine) -> MakeEngine:
-    """An engine of a method, with the chunks ingested."""
-
-    def make(method: str, **options: Any) -> SamKVEngine:
-        engine = make_engine(method=method, **options)
-        engine.add_chunks(CHUNKS)
-        return engine
-
-    return make
-
-
-@pytest.mark.parametrize("num_chunks", [1, 2, 4])
+@pytest.mark.parametrize("num_chunks", [0, 1, 2, 4])
 @pytest.mark.parametrize("method", method_classes())
-def test_nothing_is_said_where_nothing_is_wrong(engine_of: MakeEngine, method: str, num_chunks: int) -> None:
-    engine = engine_of(method, family="qwen2" if num_chunks == 2 else "llama")
+def test_nothing_is_said_where_nothing_is_wrong(make_engine: MakeEngine, method: str, num_chunks: int) -> None:
+    engine = make_engine("qwen2" if num_chunks == 2 else "llama", method=method, chunks=CHUNKS)
     assert ask(engine, tiny.rag_prompt(CHUNKS[:num_chunks])).diagnostics == ()
 
 
-def test_diagnostics_are_plain_values_in_json(engine_of: MakeEngine) -> None:
-    metrics = ask(engine_of("scout"), sequence_ratio=0.001)
+def test_diagnostics_are_plain_values_in_json(make_engine: MakeEngine) -> None:
+    metrics = ask(make_engine(chunks=CHUNKS), sequence_ratio=0.001)
     (diagnostic,) = metrics.to_dict()["diagnostics"]
     assert diagnostic == {"name": CACHE_UNDERFLOW, "message": metrics.diagnostics[0].message}
 
@@ -72,8 +57,9 @@ def test_diagnostics_are_plain_values_in_json(engine_of: MakeEngine) -> None:
 
 
 @pytest.mark.parametrize("method", SPARSE)
-def test_anchors_that_the_budget_does_not_hold_are_shrunk_and_it_is_said(engine_of: MakeEngine, method: str) -> None:
-    engine, anchors = engine_of(method, initial_tokens=9), {"initial_tokens": 9} if method == "scout" else {}
+def test_anchors_that_the_budget_does_not_hold_are_shrunk_and_it_is_said(make_engine: MakeEngine, method: str) -> None:
+    engine = make_engine(method=method, chunks=CHUNKS, initial_tokens=9)
+    anchors = {"initial_tokens": 9} if method == "scout" else {}
     metrics = ask(engine, sequence_ratio=0.1, **anchors)
     budget = int(0.1 * metrics.chunk_tokens)
     message = messages(metrics)[CACHE_UNDERFLOW]
@@ -85,8 +71,9 @@ def test_anchors_that_the_budget_does_not_hold_are_shrunk_and_it_is_said(engine_
 
 @pytest.mark.parametrize("method", SPARSE)
 @pytest.mark.parametrize("initial_tokens", [0, 4])
-def test_a_budget_of_no_token_is_no_error_but_said(engine_of: MakeEngine, method: str, initial_tokens: int) -> None:
-    metrics = ask(engine_of(method, initial_tokens=initial_tokens), sequence_ratio=0.001)
+def test_a_budget_of_no_token_is_no_error_but_said(make_engine: MakeEngine, method: str, initial_tokens: int) -> None:
+    engine = make_engine(method=method, chunks=CHUNKS, initial_tokens=initial_tokens)
+    metrics = ask(engine, sequence_ratio=0.001)
     assert (metrics.sequence_ratio, metrics.completion_tokens) == (0.0, 1)
     message = messages(metrics)[CACHE_UNDERFLOW]
     assert "a budget of 0 tokens for 4 chunks: nothing of the chunks is kept" in message
@@ -97,8 +84,8 @@ def test_a_budget_of_no_token_is_no_error_but_said(engine_of: MakeEngine, method
 
 
 @pytest.mark.parametrize("method", ["scout", "samkv", "naive_reuse", "cacheblend", "epic", "prophetkv"])
-def test_chunks_that_were_not_stored_count_as_recomputed(engine_of: MakeEngine, method: str) -> None:
-    engine = engine_of(method)
+def test_chunks_that_were_not_stored_count_as_recomputed(make_engine: MakeEngine, method: str) -> None:
+    engine = make_engine(method=method, chunks=CHUNKS)
     engine.remove_chunks(CHUNKS[1:3])
     engine.announce(CHUNKS)
     metrics = ask(engine)
@@ -112,15 +99,15 @@ def test_chunks_that_were_not_stored_count_as_recomputed(engine_of: MakeEngine, 
     assert ask(engine).diagnostics == ()  # they are stored now
 
 
-def test_a_recomputed_token_of_a_chunk_that_was_not_stored_counts_once(engine_of: MakeEngine) -> None:
-    engine = engine_of("scout")
+def test_a_recomputed_token_of_a_chunk_that_was_not_stored_counts_once(make_engine: MakeEngine) -> None:
+    engine = make_engine(chunks=CHUNKS)
     engine.remove_chunks(CHUNKS)
     engine.announce(CHUNKS)
     assert messages(ask(engine))[EXCESSIVE_RECOMPUTATION].startswith("1.00 of the chunk tokens were computed")
 
 
-def test_few_missed_tokens_within_the_bound_are_not_excessive(engine_of: MakeEngine) -> None:
-    engine = engine_of("epic")
+def test_few_missed_tokens_within_the_bound_are_not_excessive(make_engine: MakeEngine) -> None:
+    engine = make_engine(method="epic", chunks=CHUNKS)
     engine.remove_chunks(CHUNKS[:1])
     engine.announce(CHUNKS)
     metrics = ask(engine, recompute_ratio=1.0)
@@ -136,22 +123,14 @@ def test_few_missed_tokens_within_the_bound_are_not_excessive(engine_of: MakeEng
     ids=["few", "no question"],
 )
 def test_a_fallback_to_full_prefill_is_excessive(
-    engine_of: MakeEngine, prompt: str, options: dict[str, Any], reason: str
+    make_engine: MakeEngine, prompt: str, options: dict[str, Any], reason: str
 ) -> None:
-    metrics = ask(engine_of("scout"), prompt, **options)
-    assert metrics.recompute_ratio == 1.0
+    metrics = ask(make_engine(chunks=CHUNKS), prompt, **options)
+    assert (metrics.method, metrics.sequence_ratio, metrics.recompute_ratio) == ("full_prefill", 1.0, 1.0)
+    assert metrics.fallback_reason is not None and reason in metrics.fallback_reason
     message = messages(metrics)[EXCESSIVE_RECOMPUTATION]
     assert "full prefill ran: " in message and reason in message
     assert message.endswith("or lower min_chunk_tokens")
-
-
-def test_a_prompt_without_chunks_recomputes_none(engine_of: MakeEngine) -> None:
-    assert ask(engine_of("scout"), "What does the keeper record?").diagnostics == ()
-
-
-def test_full_prefill_that_was_asked_for_is_not_excessive(engine_of: MakeEngine) -> None:
-    metrics = ask(engine_of("full_prefill"))
-    assert (metrics.recompute_ratio, metrics.diagnostics) == (1.0, ())
 
 
 # -- consensus failure ---------------------------------------------------------------------------
@@ -159,8 +138,8 @@ def test_full_prefill_that_was_asked_for_is_not_excessive(engine_of: MakeEngine)
 
 def test_queries_of_a_crowd_of_chunks_do_not_tell_them_apart(make_engine: MakeEngine) -> None:
     """Each gets the mean of all others, which is all but the same for 60 chunks."""
-    engine, crowd = make_engine(method="samkv"), [tiny.text(seed, num_words=30) for seed in range(60)]
-    engine.add_chunks(crowd)
+    crowd = [tiny.text(seed, num_words=30) for seed in range(60)]
+    engine = make_engine(method="samkv", chunks=crowd)
     message = messages(ask(engine, tiny.rag_prompt(crowd)))[CONSENSUS_FAILURE]
     assert message.startswith("the personalised queries of 60 chunks have a mean cosine of 0.9999")
     assert message.endswith("or use the method Scout")
@@ -169,8 +148,8 @@ def test_queries_of_a_crowd_of_chunks_do_not_tell_them_apart(make_engine: MakeEn
     assert CONSENSUS_FAILURE not in messages(ask(engine, tiny.rag_prompt(crowd[:10])))
 
 
-def test_chunks_of_one_block_never_stand_out_from_their_anchors(engine_of: MakeEngine) -> None:
-    engine = engine_of("samkv", block_tokens=500)
+def test_chunks_of_one_block_never_stand_out_from_their_anchors(make_engine: MakeEngine) -> None:
+    engine = make_engine(method="samkv", chunks=CHUNKS, block_tokens=500)
     metrics = ask(engine)
     message = messages(metrics)[CONSENSUS_FAILURE]
     assert message.startswith("none of 4 blocks stands out from its chunk's anchors, so these alone are kept")
@@ -179,14 +158,9 @@ def test_chunks_of_one_block_never_stand_out_from_their_anchors(engine_of: MakeE
 
 
 def test_both_failures_make_one_diagnostic() -> None:
-    same, nothing = torch.ones(3, 2, 4, 8), torch.full((5,), -torch.inf)
-    (both,) = consensus_failure(same, nothing, personalised=True)
+    (both,) = consensus_failure(torch.ones(3, 2, 4, 8), torch.full((5,), -torch.inf), personalised=True)
     assert "mean cosine of 1.00000, above 0.9999" in both.message
     assert "none of 5 blocks" in both.message
-    (one,) = consensus_failure(same, nothing, personalised=False)
-    assert "cosine" not in one.message
-    assert consensus_failure(same, torch.tensor([1.0, -torch.inf]), personalised=False) == []
-    assert consensus_failure(same[:1], torch.tensor([]), personalised=True) == []
 
 
 def test_the_mean_cosine_is_that_of_all_pairs() -> None:
@@ -203,7 +177,7 @@ def test_the_mean_cosine_is_that_of_all_pairs() -> None:
 def test_chunks_summarised_otherwise_are_others(
     make_engine: MakeEngine, tmp_path: Path, ingested: dict[str, int]
 ) -> None:
-    make_engine(store=tmp_path, **ingested).add_chunks(CHUNKS)
+    make_engine(store=tmp_path, chunks=CHUNKS, **ingested)
     engine = make_engine(store=tmp_path)
     assert not engine.has_chunk(CHUNKS[0])
     assert engine.add_chunks(CHUNKS).num_added == 4

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from itertools import permutations
 
 import pytest
 import torch
 
-from samkv_rag import SamKVEngine
 from samkv_rag.prefill.scout import rank_chunks
 from samkv_rag.prompt.layout import PromptLayout, Segment
-from support import tiny
+from support import engines, tiny
+from support.engines import MakeEngine
 
-MakeEngine = Callable[..., SamKVEngine]
 CHUNKS = [tiny.text(seed, num_words) for seed, num_words in ((1, 40), (2, 65), (3, 30), (4, 52))]
 
 
@@ -59,8 +57,7 @@ def test_chunks_change_places_where_the_same_text_divides_them(
 
 @pytest.mark.parametrize("label", ["", "keeper"])
 def test_what_is_retained_and_answered_does_not_depend_on_the_chunks_order(make_engine: MakeEngine, label: str) -> None:
-    engine = make_engine()
-    engine.add_chunks(CHUNKS)
+    engine = make_engine(chunks=CHUNKS)
     retained, answers = set(), set()
     for order in permutations(range(len(CHUNKS))):
         chunks = [CHUNKS[number] for number in order]
@@ -75,8 +72,7 @@ def test_what_is_retained_and_answered_does_not_depend_on_the_chunks_order(make_
 
 
 def test_the_order_matters_where_chunks_stay(make_engine: MakeEngine) -> None:
-    engine = make_engine()
-    engine.add_chunks(CHUNKS)
+    engine = make_engine(chunks=CHUNKS)
     method = tiny.method(placement="prompt")
     both = (engine.generate(tiny.rag_prompt(c), max_new_tokens=1, method=method).chunks for c in (CHUNKS, CHUNKS[::-1]))
     first, second = ({use.text: use.retained_tokens for use in uses} for uses in both)
@@ -84,12 +80,10 @@ def test_the_order_matters_where_chunks_stay(make_engine: MakeEngine) -> None:
 
 
 def test_the_chunk_that_says_the_questions_words_ranks_first(make_engine: MakeEngine) -> None:
-    engine = make_engine()
     plain = [f"Record {n}: " + "granite island stone signal winter " * 8 for n in range(4)]
     plain[2] = "Record 2: granite island stone the seventh gannet, keeper of the paraffin. " + "winter signal " * 12
-    engine.add_chunks(plain)
-    prompt = engine._assembler.split(tiny.rag_prompt(plain, "Who is the seventh gannet, keeper of the paraffin?"))
-    layout = engine._assembler.with_cache(prompt)
+    engine = make_engine(chunks=plain)
+    layout = engines.layout_of(engine, tiny.rag_prompt(plain, "Who is the seventh gannet, keeper of the paraffin?"))
     with torch.inference_mode():
         match = rank_chunks(engine.decoder, layout)
     assert int(match.argmax()) == 2
@@ -98,9 +92,8 @@ def test_the_chunk_that_says_the_questions_words_ranks_first(make_engine: MakeEn
 
 def test_ranking_follows_its_formula(make_engine: MakeEngine) -> None:
     """Values at a quarter of the depth, standardised over all chunks; the norm of what is above the chunks' mean."""
-    engine = make_engine()
-    engine.add_chunks(CHUNKS)
-    layout = engine._assembler.with_cache(engine._assembler.split(tiny.rag_prompt(CHUNKS)))
+    engine = make_engine(chunks=CHUNKS)
+    layout = engines.layout_of(engine, tiny.rag_prompt(CHUNKS))
     model = engine.decoder.model
     with torch.inference_mode():
         found = rank_chunks(engine.decoder, layout)
@@ -121,10 +114,9 @@ def test_ranking_follows_its_formula(make_engine: MakeEngine) -> None:
 
 def test_chunks_stay_in_their_messages(make_engine: MakeEngine) -> None:
     """Of the results of two calls, the same text stands between them: none may answer for the other."""
-    engine = make_engine()
-    engine.add_chunks(CHUNKS)
+    engine = make_engine(chunks=CHUNKS)
     messages = [{"role": "user", "content": chunk} for chunk in CHUNKS] + [{"role": "user", "content": "Who is it?"}]
-    layout = engine._assembler.with_cache(engine._assembler.split(engine.apply_chat_template(messages)))
+    layout = engines.layout_of(engine, engine.apply_chat_template(messages))
     assert len(layout.chunks) == len(CHUNKS)
     placed, order = layout.placed([4.0, 3.0, 2.0, 1.0])
     assert order == [0, 1, 2, 3]

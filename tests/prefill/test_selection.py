@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from itertools import product
 
 import pytest
 import torch
 
-from samkv_rag import SamKVEngine
 from samkv_rag.prefill import Scout
-from samkv_rag.prefill.passes.plan import make_plan
 from samkv_rag.prefill.passes.planned_pass import fuse
 from samkv_rag.prefill.passes.selection import Anchors, Blocks, Budget, anchor_mask, plan_budget
 from samkv_rag.prefill.samkv import dynamic_share, personalized_queries
 from samkv_rag.prompt.layout import PromptLayout, Segment
-from support import tiny
+from support import engines, tiny
 
 
 def layout_of(*lengths: int, gap: int = 2, tail: int = 5) -> PromptLayout:
@@ -39,40 +37,32 @@ def test_layout_masks() -> None:
     assert layout.num_chunk_tokens == 7
 
 
-def test_personalised_queries_follow_the_formula() -> None:
+@pytest.mark.parametrize("num_chunks", [1, 4])
+def test_personalised_queries_follow_the_formula(num_chunks: int) -> None:
     torch.manual_seed(0)
-    query, local = torch.randn(2, 3, 8), torch.randn(4, 2, 3, 8)
+    query, local = torch.randn(2, 3, 8), torch.randn(num_chunks, 2, 3, 8)
     found = personalized_queries(query, local)
-    for i in range(4):
-        for layer in range(2):
-            for head in range(3):
-                q = query[layer, head]
-                others = [local[j, layer, head] for j in range(4) if j != i]
-                mean = sum(torch.cosine_similarity(q, o, dim=0).abs() * o for o in others) / 3
-                torch.testing.assert_close(found[i, layer, head], q + mean)
-
-
-def test_one_chunk_has_nobody_to_agree_with() -> None:
-    query, local = torch.randn(2, 3, 8), torch.randn(1, 2, 3, 8)
-    assert torch.equal(personalized_queries(query, local)[0], query)
+    for i, layer, head in product(range(num_chunks), range(2), range(3)):
+        q = query[layer, head]
+        others = [local[j, layer, head] for j in range(num_chunks) if j != i]
+        agreement = sum(torch.cosine_similarity(q, o, dim=0).abs() * o for o in others)
+        torch.testing.assert_close(found[i, layer, head], q + agreement / max(1, num_chunks - 1))
 
 
 @pytest.mark.parametrize(
-    ("scores", "anchor", "expected"),
-    [([1.0, 3.0, 5.0], 4.0, 0.25), ([1.0, 3.0, 5.0], 5.0, 0.0), ([1.0, 3.0, 5.0], 1.0, 0.0), ([1.0, 5.0], 9.0, 0.0)],
+    ("scores", "anchors", "expected"),
+    [
+        ([[1.0, 3.0, 5.0]], [4.0], 0.25),
+        ([[1.0, 3.0, 5.0]], [5.0], 0.0),
+        ([[1.0, 3.0, 5.0]], [1.0], 0.0),
+        ([[1.0, 5.0]], [9.0], 0.0),
+        ([[0.0, 4.0], [0.0, 4.0]], [1.0, 3.0], (0.75 + 0.25) / 2),
+    ],
 )
-def test_dynamic_share(scores: list[float], anchor: float, expected: float) -> None:
-    assert float(dynamic_share(torch.tensor([scores]), torch.tensor([anchor]))) == pytest.approx(expected)
-
-
-def test_dynamic_share_is_averaged_over_layers() -> None:
-    share = dynamic_share(torch.tensor([[0.0, 4.0], [0.0, 4.0]]), torch.tensor([1.0, 3.0]))
-    assert float(share) == pytest.approx((0.75 + 0.25) / 2)
-
-
-def test_anchors_are_both_ends_of_every_chunk() -> None:
-    layout = layout_of(7, 3)
-    assert anchor_mask(layout, Anchors(2, 1)).nonzero()[:, 0].tolist() == [3, 4, 9, 12, 13, 14]
+def test_dynamic_share_is_the_mean_over_layers(
+    scores: list[list[float]], anchors: list[float], expected: float
+) -> None:
+    assert float(dynamic_share(torch.tensor(scores), torch.tensor(anchors))) == pytest.approx(expected)
 
 
 def test_anchors_shrink_to_half_the_budget() -> None:
@@ -80,6 +70,7 @@ def test_anchors_shrink_to_half_the_budget() -> None:
     assert plan_budget(layout, 0.2, Anchors(4, 4)) == Budget(40, Anchors(4, 4))
     assert plan_budget(layout, 0.06, Anchors(4, 4)) == Budget(12, Anchors(1, 1))
     assert plan_budget(layout, 0.001, Anchors(4, 4)) == Budget(0, Anchors(0, 0))
+    assert plan_budget(layout_of(3, 97), 0.15, Anchors(4, 4)) == Budget(15, Anchors(2, 2)), "a chunk of 3 has no more"
 
 
 def test_blocks_cover_every_middle_once_and_no_anchor() -> None:
@@ -120,47 +111,15 @@ def test_fusion_mixes_chunks_and_leaves_text() -> None:
     torch.testing.assert_close(fused[:, :, 1], recomputed[:, :, 1])
 
 
-def test_a_narrow_plan_holds_only_what_is_retained() -> None:
-    layout = layout_of(6, 6)
-    retained = layout.is_prefix | layout.is_text
-    retained[[4, 12]] = True
-    plan = make_plan(layout, retained, recomputed=retained & layout.is_chunk)
-    assert plan.positions.tolist() == retained.nonzero()[:, 0].tolist()
-    assert plan.retained_columns is None
-    assert plan.row_positions.tolist() == (retained & ~layout.is_prefix).nonzero()[:, 0].tolist()
-
-
-def test_a_wide_plan_shows_chunk_rows_everything_before_them_and_text_only_the_retained() -> None:
-    layout = layout_of(6, 6)
-    retained = layout.is_prefix | layout.is_text
-    retained[[4, 12]] = True
-    plan = make_plan(layout, retained, recomputed=retained & layout.is_chunk, view="all")
-    assert plan.positions.tolist() == list(range(layout.num_tokens))
-    text, first, second = plan.groups
-    assert text.columns is None
-    assert text.mask.sum(1).tolist() == [int(retained[: p + 1].sum()) for p in layout.is_text.nonzero()[:, 0].tolist()]
-    assert (first.columns, second.columns) == (slice(0, 9), slice(0, 17))
-    assert (int(first.mask.sum()), int(second.mask.sum())) == (5, 13)
-
-
-def test_scouting_scores_are_the_questions_attention(make_engine: Callable[..., SamKVEngine]) -> None:
+def test_scouting_scores_are_the_questions_attention(make_engine: engines.MakeEngine) -> None:
     """Against the attention weights of transformers' own eager forward over the same mask."""
-    engine = make_engine()
-    method = Scout(emphasis_tokens=3, emphasis_weight=2.0, score_layers=(0.5, 1.0))
     chunks = [tiny.text(1, 30), tiny.text(2, 20)]
-    engine.add_chunks(chunks)
-    layout = engine._assembler.with_cache(engine._assembler.split(tiny.rag_prompt(chunks)))
-    position = torch.arange(layout.num_tokens)
-    same_chunk = layout.chunk_number[:, None] == layout.chunk_number[None, :]
-    seen = (position[None, :] <= position[:, None]) & (~layout.is_chunk[:, None] | same_chunk)
-    model = tiny.model()
-    model.set_attn_implementation("eager")
-    mask = torch.zeros(seen.shape).masked_fill(~seen, -1e30)[None, None]
+    engine = make_engine(chunks=chunks)
+    method = Scout(emphasis_tokens=3, emphasis_weight=2.0, score_layers=(0.5, 1.0))
+    layout = engines.layout_of(engine, tiny.rag_prompt(chunks))
     with torch.inference_mode():
         found = method.score_tokens(engine.decoder, layout)
-        attention = model(layout.token_ids[None], attention_mask=mask, output_attentions=True).attentions
-    num_rows = layout.tail.stop - layout.tail.start
-    weights = torch.full((num_rows,), 1 / (num_rows - 3))
+    attention = engines.attention_of_tail(layout)
+    weights = torch.full((attention.shape[2],), 1 / (attention.shape[2] - 3))
     weights[-3:] = 2.0 / 3
-    expected = sum(weights @ layer[0, :, layout.tail] for layer in attention[2:]).sum(0)  # type: ignore[union-attr, misc]
-    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(found, (weights @ attention[2:]).sum((0, 1)), atol=1e-4, rtol=1e-4)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -12,14 +11,14 @@ import pytest
 import safetensors.torch
 import torch
 
-from samkv_rag import SamKVEngine
 from samkv_rag.chunk_cache import ChunkCache, ChunkShape, Summary, SummarySpec
 from samkv_rag.exceptions import ConfigurationError, DamagedChunkError, DamagedChunkWarning, StoreError
-from samkv_rag.store.base import Blob, BytesBlob, read_bytes
+from samkv_rag.store.base import BytesBlob, read_bytes
 from samkv_rag.store.codec import ChunkIdentity, StoredChunk, encode_chunk, stored_dtype
 from samkv_rag.store.quantization import dequantize_layer, dequantize_rows, quantize_layer, quantize_rows
 from support import tiny
 from support.crafting import ABSENT, rewritten, with_token_ids_of_shape
+from support.engines import MakeEngine
 
 IDENTITY = ChunkIdentity("f" * 64, "d" * 64, 100, "The lamp burns p", "lit at sunset 漢🦭", 70)
 SHAPE = ChunkShape(3, 4, 2, 16, 512, torch.float32, SummarySpec(8, 8, 16))
@@ -67,10 +66,6 @@ def test_a_layer_is_read_into_any_place(kv_dtype: Any) -> None:
     assert torch.equal(strided.movedim(-1, 0), torch.stack(expected))
 
 
-def test_equal_chunks_are_equal_bytes() -> None:
-    assert encode_chunk(cache(), IDENTITY) == encode_chunk(cache(), IDENTITY)
-
-
 @pytest.mark.parametrize(
     ("kv_dtype", "golden"),
     [("auto", "b4d0ca77c7454ef5"), ("bfloat16", "03d93e72ceec83d0"), ("int8", "4bdbcba475d64f9e")],
@@ -82,12 +77,6 @@ def test_the_format_does_not_change_unnoticed(kv_dtype: Any, golden: str) -> Non
     chunk = ChunkCache(torch.arange(8), ramp, -ramp, means)
     data = encode_chunk(chunk, replace(IDENTITY, num_tokens=8), kv_dtype)
     assert hashlib.sha256(data).hexdigest()[:16] == golden
-
-
-def test_the_file_is_one_that_the_library_reads() -> None:
-    original = cache(torch.bfloat16)
-    tensors = safetensors.torch.load(encode_chunk(original, IDENTITY))
-    assert torch.equal(tensors["kv.002"], torch.stack(original.layer(2)))
 
 
 def test_every_flipped_bit_is_found() -> None:
@@ -126,7 +115,6 @@ FORGED = {
     "nan keys": {"keys": NAN},
     "inf values": {"values": NAN.nan_to_num(torch.inf)},
     "other dtype": {"keys": torch.zeros(3, 2, 70, 16).double(), "values": torch.zeros(3, 2, 70, 16).double()},
-    "other ids": {"token_ids": torch.arange(70) + 1},
     "ids past the vocabulary": {"token_ids": torch.arange(70) + 500},
     "negative ids": {"token_ids": torch.arange(70) - 1},
     "no ids": {"token_ids": torch.arange(0)},
@@ -143,16 +131,10 @@ FORGED = {
 
 
 @pytest.mark.parametrize("changes", FORGED.values(), ids=FORGED)
-@pytest.mark.parametrize("with_text", [True, False])
-def test_a_forged_chunk_is_not_trusted(changes: dict[str, Any], with_text: bool) -> None:
-    if not with_text and "other ids" in FORGED and changes is FORGED["other ids"]:
-        pytest.skip("only the text tells")
+@pytest.mark.parametrize("token_ids", [list(range(70)), None], ids=["with text", "without"])
+def test_a_forged_chunk_is_not_trusted(changes: dict[str, Any], token_ids: list[int] | None) -> None:
     with pytest.raises(DamagedChunkError):
-        read(forged(**changes)).verify(SHAPE, list(range(70)) if with_text else None)
-
-
-def test_an_honest_chunk_is_trusted() -> None:
-    read(forged()).verify(SHAPE, list(range(70)))
+        read(forged(**changes)).verify(SHAPE, token_ids)
 
 
 HALF_A_PAIR = "\ud800"
@@ -227,46 +209,32 @@ def test_a_tensor_that_no_writer_writes_is_damage(kv_dtype: Any, name: str) -> N
         read(rewritten(data, {name: torch.zeros(2)})).verify(SHAPE)
 
 
-def stored_chunk(engine: SamKVEngine) -> tuple[str, Blob]:
-    """Key and bytes of CHUNK."""
-    (found,) = [m for m in engine._library.find(PROMPT) if PROMPT[m.start : m.stop] == CHUNK]
-    key = engine._library._key(found.text_digest)
-    blob = engine.store.get(key)
-    assert blob is not None
-    return key, blob
+POISONED = tiny.tokenizer()(CHUNK)["input_ids"][::-1]
+"""Right checksums, right shapes, another text's tokens: what a race once stored."""
 
 
 @pytest.mark.parametrize(
-    "changes", [{"num_chars": 3}, {"prefix": "x"}, {"suffix": ""}, {"namespace": "another"}, {"model": "another"}]
+    ("tensors", "metadata", "message"),
+    [
+        ({"token_ids": torch.tensor(POISONED)}, {}, "its token ids are not those of its text"),
+        *(
+            ({}, {name: value}, "its metadata is not that of its text")
+            for name, value in [("num_chars", 3), ("prefix", "x"), ("suffix", ""), ("namespace", "b"), ("model", "b")]
+        ),
+    ],
+    ids=["token_ids", "num_chars", "prefix", "suffix", "namespace", "model"],
 )
-def test_metadata_of_another_text_is_a_miss_and_mended(
-    make_engine: Callable[..., SamKVEngine], changes: dict[str, Any]
+def test_what_is_of_another_text_is_a_miss_and_mended(
+    make_engine: MakeEngine, tensors: dict[str, torch.Tensor], metadata: dict[str, Any], message: str
 ) -> None:
-    engine = make_engine()
-    engine.add_chunks([CHUNK, tiny.text(2)])
+    engine = make_engine(chunks=[CHUNK, tiny.text(2)])
     expected = engine.generate(PROMPT, max_new_tokens=4)
-    key, blob = stored_chunk(engine)
-    engine.store.put(key, rewritten(bytes(read_bytes(blob)), **changes))
-    with pytest.warns(DamagedChunkWarning, match="its metadata is not that of its text; it is computed again"):
-        result = engine.generate(PROMPT, max_new_tokens=4)
-    assert (result.token_ids, result.metrics.chunks_missed) == (expected.token_ids, 1)
-    assert engine.generate(PROMPT, max_new_tokens=4).metrics.chunks_hit == 2
-
-
-def test_a_poisoned_chunk_is_a_miss_and_mended(make_engine: Callable[..., SamKVEngine]) -> None:
-    """Right checksums, right shapes, another text's tokens: what a race once stored."""
-    engine = make_engine()
-    engine.add_chunks([CHUNK, tiny.text(2)])
-    expected = engine.generate(PROMPT, max_new_tokens=4)
-    key, blob = stored_chunk(engine)
-    stored = StoredChunk(blob)
-    ids = stored.token_ids.clone()
-    ids[3] = tiny.tokenizer().eos_token_id
-    layers = [stored.layer(layer) for layer in range(4)]
-    keys, values = (torch.stack(states) for states in zip(*layers, strict=True))
-    poisoned = ChunkCache(ids, keys, values, stored.summary())
-    engine.store.put(key, encode_chunk(poisoned, stored.identity))
-    with pytest.warns(DamagedChunkWarning, match="its token ids are not those of its text; it is computed again"):
+    (found,) = [match for match in engine._library.find(PROMPT) if PROMPT[match.start : match.stop] == CHUNK]
+    key = engine._library._key(found.text_digest)
+    blob = engine.store.get(key)
+    assert blob is not None
+    engine.store.put(key, rewritten(bytes(read_bytes(blob)), tensors, **metadata))
+    with pytest.warns(DamagedChunkWarning, match=f"{message}; it is computed again"):
         result = engine.generate(PROMPT, max_new_tokens=4)
     assert result.token_ids == expected.token_ids
     assert (result.metrics.chunks_hit, result.metrics.chunks_missed) == (1, 1)
@@ -305,10 +273,9 @@ def test_equal_and_zero_values_survive() -> None:
         assert torch.allclose(dequantize_rows(*quantize_rows(rows), torch.float32), rows, rtol=0.01)
 
 
-def test_a_chunk_without_blocks_is_read_in_int8(make_engine: Callable[..., SamKVEngine]) -> None:
-    engine = make_engine(kv_dtype="int8", method="samkv", initial_tokens=64, local_tokens=64)
+def test_a_chunk_without_blocks_is_read_in_int8(make_engine: MakeEngine) -> None:
     short = tiny.text(3, 10)
-    engine.add_chunks([CHUNK, short])
+    engine = make_engine(kv_dtype="int8", method="samkv", initial_tokens=64, local_tokens=64, chunks=[CHUNK, short])
     assert engine.generate(tiny.rag_prompt([CHUNK, short]), max_new_tokens=2).metrics.chunks_hit == 2
 
 
@@ -320,9 +287,3 @@ def test_what_is_not_finite_cannot_be_int8() -> None:
 def test_float16_is_not_stored_as_bfloat16() -> None:
     with pytest.raises(ConfigurationError, match="use 'auto' or 'int8'"):
         stored_dtype("bfloat16", torch.float16)
-
-
-def test_metadata_is_one_document() -> None:
-    data = encode_chunk(cache(), IDENTITY)
-    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-    assert list(header["__metadata__"]) == ["samkv"]

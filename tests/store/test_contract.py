@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from samkv_rag import SamKVEngine
 from samkv_rag.exceptions import DamagedChunkWarning
 from samkv_rag.store import Store
 from samkv_rag.store.base import read_bytes
 from samkv_rag.store.testing import StoreContract
-from support import stores, tiny
-
-CHUNKS = [tiny.text(seed) for seed in range(4)]
-PROMPT = tiny.rag_prompt(CHUNKS)
+from support import stores
+from support.engines import CHUNKS, PROMPT, MakeEngine
 
 
 @pytest.fixture(params=stores.KINDS)
@@ -29,9 +26,8 @@ class TestEveryStore(StoreContract):
     """The public suite."""
 
 
-def test_an_engine_answers_from_it(store: Store, make_engine: Callable[..., SamKVEngine]) -> None:
-    expected = make_engine()
-    expected.add_chunks(CHUNKS)
+def test_an_engine_answers_from_it(store: Store, make_engine: MakeEngine) -> None:
+    expected = make_engine(chunks=CHUNKS)
     engine = make_engine(store=store)
     engine.add_chunks(CHUNKS, sources=["a", "b", "c", "d"])
     result = engine.generate(PROMPT, max_new_tokens=6)
@@ -42,9 +38,8 @@ def test_an_engine_answers_from_it(store: Store, make_engine: Callable[..., SamK
     assert again.generate(PROMPT, max_new_tokens=6).metrics.chunks_hit == 4
 
 
-def test_damage_is_a_miss_that_is_named_and_mended(store: Store, make_engine: Callable[..., SamKVEngine]) -> None:
-    engine = make_engine(store=store)
-    engine.add_chunks(CHUNKS)
+def test_damage_is_a_miss_that_is_named_and_mended(store: Store, make_engine: MakeEngine) -> None:
+    engine = make_engine(store=store, chunks=CHUNKS)
     expected = engine.generate(PROMPT, max_new_tokens=6)
     store.flush()
     keys = {engine._library._key(match.text_digest) for match in engine._library.find(PROMPT)}

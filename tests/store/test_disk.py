@@ -5,12 +5,11 @@ from __future__ import annotations
 import errno
 import os
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from samkv_rag import SamKVEngine, open_store
+from samkv_rag import open_store
 from samkv_rag.exceptions import (
     ConfigurationError,
     DamagedChunkWarning,
@@ -21,10 +20,7 @@ from samkv_rag.exceptions import (
 from samkv_rag.store.disk import DiskStore
 from samkv_rag.store.testing import data_of, key_of
 from support import tiny
-
-MakeEngine = Callable[..., SamKVEngine]
-CHUNKS = [tiny.text(seed) for seed in range(4)]
-PROMPT = tiny.rag_prompt(CHUNKS)
+from support.engines import CHUNKS, PROMPT, MakeEngine
 
 
 def used(store: DiskStore, number: int, seconds_ago: float) -> None:
@@ -106,8 +102,7 @@ def test_leftovers_of_dead_writers_go_after_a_day(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("place", ["fifo", "folder", "link"])
 def test_what_is_no_file_in_a_chunks_place_is_a_miss(make_engine: MakeEngine, tmp_path: Path, place: str) -> None:
-    engine = make_engine(store=tmp_path / "kv")
-    engine.add_chunks(CHUNKS)
+    engine = make_engine(store=tmp_path / "kv", chunks=CHUNKS)
     expected = engine.generate(PROMPT, max_new_tokens=4).token_ids
     path = next((tmp_path / "kv" / "chunks").rglob("*.safetensors"))
     path.unlink()
@@ -126,8 +121,7 @@ def test_what_is_no_file_in_a_chunks_place_is_a_miss(make_engine: MakeEngine, tm
 def test_a_file_cut_after_it_was_checked_is_a_miss(
     make_engine: MakeEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    engine = make_engine(store=tmp_path / "kv")
-    engine.add_chunks(CHUNKS)
+    engine = make_engine(store=tmp_path / "kv", chunks=CHUNKS)
     expected = engine.generate(PROMPT, max_new_tokens=4).token_ids
     prefill = engine._runtime._prefill_sequence
     paths = sorted((tmp_path / "kv" / "chunks").rglob("*.safetensors"))
@@ -196,8 +190,7 @@ def descriptors() -> int:
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="no /proc here")
 def test_open_streams_hold_no_files(make_engine: MakeEngine, tmp_path: Path) -> None:
-    engine = make_engine(store=tmp_path / "kv")
-    engine.add_chunks(CHUNKS)
+    engine = make_engine(store=tmp_path / "kv", chunks=CHUNKS)
     engine.generate(PROMPT, max_new_tokens=1)
     before = descriptors()
     streams = [engine.stream(PROMPT, max_new_tokens=2) for _ in range(100)]
@@ -212,9 +205,8 @@ def test_open_streams_hold_no_files(make_engine: MakeEngine, tmp_path: Path) -> 
 def test_a_prompt_of_many_chunks_opens_few_files(make_engine: MakeEngine, tmp_path: Path) -> None:
     import resource
 
-    engine = make_engine(store=tmp_path / "kv")
     many = [f"Note {number:04}: {tiny.text(number, 4)}" for number in range(150)]
-    engine.add_chunks(many)
+    engine = make_engine(store=tmp_path / "kv", chunks=many)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (descriptors() + 30, hard))
     try:

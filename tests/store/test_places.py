@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +21,7 @@ from samkv_rag.store.testing import data_of, key_of
 from samkv_rag.store.tiers import TieredStore
 from samkv_rag.store.unreachable import without_secrets
 from support import stores, tiny
-
-MakeEngine = Callable[..., SamKVEngine]
-CHUNKS = [tiny.text(seed) for seed in range(4)]
-PROMPT = tiny.rag_prompt(CHUNKS)
+from support.engines import CHUNKS, PROMPT, MakeEngine
 
 
 class Far(MemoryStore):
@@ -129,36 +126,25 @@ def test_what_the_far_store_does_not_take_is_reported_and_stays_near(tiers: Tier
 
 
 def test_a_remote_that_is_away_costs_misses_only(make_engine: MakeEngine, far: Far) -> None:
-    expected = make_engine()
-    expected.add_chunks(CHUNKS)
-    engine = make_engine(store=far)
-    engine.add_chunks(CHUNKS)
+    engine = make_engine(store=far, chunks=CHUNKS)
+    expected = engine.generate(PROMPT, max_new_tokens=4)
     far.away = True
     result = engine.generate(PROMPT, max_new_tokens=4)
-    assert result.token_ids == expected.generate(PROMPT, max_new_tokens=4).token_ids
+    assert result.token_ids == expected.token_ids
     assert result.metrics.chunks_missed == 4
     far.away = False
     assert engine.generate(PROMPT, max_new_tokens=4).metrics.chunks_hit == 4
 
 
 @pytest.mark.parametrize("scheme", ["redis", "s3"])
-def test_a_server_that_never_answers_takes_bounded_time(
-    make_engine: MakeEngine, scheme: str, request: pytest.FixtureRequest
-) -> None:
+def test_a_server_that_never_answers_takes_bounded_time(make_engine: MakeEngine, scheme: str) -> None:
     with socket.socket() as silent:  # accepts connections, says nothing
         silent.bind(("127.0.0.1", 0))
         silent.listen(50)
-        port = silent.getsockname()[1]
-        options: dict[str, Any] = {}
-        if scheme == "s3":
-            options = {
-                "endpoint": f"http://127.0.0.1:{port}",
-                "region": "us-east-1",
-                "access_key_id": "a",
-                "secret_access_key": "b",
-            }
-        url = f"redis://127.0.0.1:{port}" if scheme == "redis" else "s3://samkv/kv"
-        store = open_store(url, timeout_s=0.3, storage_options=options)
+        host = f"127.0.0.1:{silent.getsockname()[1]}"
+        options: dict[str, Any] = {"endpoint": f"http://{host}", "region": "us-east-1", "skip_signature": True}
+        url = f"redis://{host}" if scheme == "redis" else "s3://samkv/kv"
+        store = open_store(url, timeout_s=0.3, storage_options=options if scheme == "s3" else {})
         engine = make_engine(store=store)
         engine.announce(CHUNKS)
         started = time.monotonic()
@@ -279,9 +265,10 @@ def test_tenants_do_not_see_each_other(other: dict[str, str]) -> None:
 
 
 @pytest.mark.parametrize("kind", stores.LASTING)
-def test_a_model_of_other_weights_gets_nothing(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+def test_a_model_of_other_weights_gets_nothing(
+    make_engine: MakeEngine, kind: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
     store = stores.KINDS[kind](request, tmp_path)
-    make = lambda family: SamKVEngine.from_pretrained(tiny.model(family), tokenizer=tiny.tokenizer(), store=store)  # noqa: E731
-    make("llama").add_chunks(CHUNKS)
-    assert not make("mistral").has_chunk(CHUNKS[0])
-    assert make("llama").has_chunk(CHUNKS[0])
+    make_engine("llama", store, chunks=CHUNKS)
+    assert not make_engine("mistral", store).has_chunk(CHUNKS[0])
+    assert make_engine("llama", store).has_chunk(CHUNKS[0])

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from io import BytesIO
-
-from pypdf import PdfReader, PdfWriter
 
 
 def pdf(pages: Sequence[str]) -> bytes:
@@ -22,14 +19,6 @@ def pdf(pages: Sequence[str]) -> bytes:
         objects.append(f"<< /Type /Page /Parent 2 0 R {resources} /Contents {5 + 2 * i} 0 R >>".encode())
         objects.append(b"<< /Length %d >>\nstream\n%s\nendstream" % (len(content), content))
     return _file(objects)
-
-
-def encrypted(data: bytes, password: str) -> bytes:
-    """The same PDF, readable with a password; the empty one opens it to everybody."""
-    writer, target = PdfWriter(PdfReader(BytesIO(data))), BytesIO()
-    writer.encrypt(password, "owner's password", algorithm="AES-256")
-    writer.write(target)
-    return target.getvalue()
 
 
 def _content(page: str) -> bytes:

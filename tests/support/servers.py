@@ -9,7 +9,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -19,7 +19,7 @@ BUCKET = "samkv"
 @contextmanager
 def s3_server(port: int = 0) -> Iterator[dict[str, Any]]:
     """Storage options of a server that speaks S3, with an empty bucket."""
-    require_free(port)
+    free_port(port)
     moto = pytest.importorskip("moto.server", reason="moto[server], an S3 server, is not installed")
     boto3 = pytest.importorskip("boto3", reason="boto3 is not installed")
     pytest.importorskip("obstore", reason="obstore is not installed")
@@ -40,67 +40,43 @@ def s3_server(port: int = 0) -> Iterator[dict[str, Any]]:
         server.stop()
 
 
-class RedisServer:
-    """A process of its own, with nothing kept on disk."""
+class RedisServer(NamedTuple):
+    """Where it listens."""
 
-    def __init__(self, port: int = 0) -> None:
-        require_free(port)
-        self.port = port or free_port()
-        self.url = f"redis://127.0.0.1:{self.port}"
-        self._folder = tempfile.TemporaryDirectory()
-        self._process: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> None:
-        """Return when it answers."""
-        redis = pytest.importorskip("redis", reason="the package redis is not installed")
-        binary = shutil.which("valkey-server") or shutil.which("redis-server")
-        if binary is None:
-            pytest.skip("neither valkey-server nor redis-server is installed")
-        options = ["--port", str(self.port), "--dir", self._folder.name, "--bind", "127.0.0.1"]
-        command = [binary, *options, "--save", "", "--appendonly", "no"]
-        self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-        client = redis.Redis.from_url(self.url)
-        for _ in range(200):
-            try:
-                client.ping()
-                return
-            except redis.exceptions.ConnectionError:
-                time.sleep(0.05)
-        raise RuntimeError("redis-server does not answer")
-
-    def stop(self) -> None:
-        """End the process."""
-        if self._process is not None:
-            self._process.terminate()
-            self._process.wait(timeout=10)
-            self._process = None
-
-    def close(self) -> None:
-        """End the process and leave nothing behind."""
-        self.stop()
-        self._folder.cleanup()
+    url: str
 
 
 @contextmanager
 def redis_server(port: int = 0) -> Iterator[RedisServer]:
-    """A started server."""
-    server = RedisServer(port)
-    try:
-        server.start()
-        yield server
-    finally:
-        server.close()
+    """A process of its own, with nothing kept on disk, that answers."""
+    port = free_port(port)
+    redis = pytest.importorskip("redis", reason="the package redis is not installed")
+    binary = shutil.which("valkey-server") or shutil.which("redis-server")
+    if binary is None:
+        pytest.skip("neither valkey-server nor redis-server is installed")
+    server = RedisServer(f"redis://127.0.0.1:{port}")
+    with tempfile.TemporaryDirectory() as folder:
+        options = ["--port", str(port), "--dir", folder, "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]
+        process = subprocess.Popen([binary, *options], stdout=subprocess.DEVNULL)
+        try:
+            client, until = redis.Redis.from_url(server.url), time.monotonic() + 10
+            while True:
+                try:
+                    client.ping()
+                    break
+                except redis.exceptions.ConnectionError:
+                    if time.monotonic() > until:
+                        raise
+                    time.sleep(0.05)
+            yield server
+        finally:
+            process.terminate()
+            process.wait(timeout=10)
 
 
-def free_port() -> int:
-    """A port that nothing listens on."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
-
-
-def require_free(port: int) -> None:
-    """Raise OSError where something listens on the port; 0 is any free one."""
+def free_port(port: int = 0) -> int:
+    """``port``, or any for 0; OSError where something listens on it."""
     with socket.socket() as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(("127.0.0.1", port))
+        return int(listener.getsockname()[1])
