@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
 
 import pytest
-from evaluating import lines_of, runs_without_times, write_cases
+from evaluating import Answered, Options, lines_of, runs_without_times, write_cases
 
-from samkv_apps.evaluate import EvaluationOptions, evaluate, plots
+from samkv_apps.evaluate import evaluate, plots
 from samkv_apps.evaluate.compressors import COMPRESSORS, Compressor
 from samkv_apps.evaluate.errors import EvaluationError
 from samkv_apps.evaluate.run import _DataSet, _Run
@@ -70,7 +70,7 @@ def test_the_command_line_from_end_to_end(
         assert f"({plot})" in report
 
 
-def test_every_method_runs_and_keeps_its_figures_apart(options: Callable[..., EvaluationOptions]) -> None:
+def test_every_method_runs_and_keeps_its_figures_apart(options: Options) -> None:
     metrics = evaluate(options(methods=list(method_classes()), limit=1))
     assert {run.method for run in metrics.runs} == set(method_classes())
     full, naive = (next(run for run in metrics.runs if run.method == m) for m in ("full_prefill", "naive_reuse"))
@@ -83,7 +83,7 @@ def test_every_method_runs_and_keeps_its_figures_apart(options: Callable[..., Ev
     assert scout.gold_nll != full.gold_nll and math.isfinite(scout.gold_nll)
 
 
-def test_a_prediction_is_the_engines_answer(options: Callable[..., EvaluationOptions], tmp_path: Path) -> None:
+def test_a_prediction_is_the_engines_answer(options: Options, tmp_path: Path) -> None:
     evaluate(options(limit=1))
     keys = {
         "data", "case", "method", "ratio", "prediction", "f1", "em", "recall", "gold_nll", "ttft_s", "total_s",
@@ -100,9 +100,7 @@ def test_a_prediction_is_the_engines_answer(options: Callable[..., EvaluationOpt
     assert all(line["total_s"] > line["ttft_s"] > 0 for line in lines)
 
 
-def test_diagnostics_are_counted_by_name(
-    options: Callable[..., EvaluationOptions], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_diagnostics_are_counted_by_name(options: Options, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     diagnostics = {run.method: run.diagnostics for run in evaluate(options(sequence_ratios=[0.02])).runs}
     assert diagnostics == {"full_prefill": {}, "naive_reuse": {}, "scout": {"cache_underflow": 3}}
     report = (tmp_path / "out" / "report.md").read_text()
@@ -118,9 +116,7 @@ def test_diagnostics_are_counted_by_name(
     )
 
 
-def test_every_method_is_warmed_up_once_a_file_and_the_order_rotates(
-    options: Callable[..., EvaluationOptions], answered: list[tuple[str, str, float | None]]
-) -> None:
+def test_every_method_is_warmed_up_once_a_file_and_the_order_rotates(options: Options, answered: Answered) -> None:
     evaluate(options(sequence_ratios=[0.4, 0.6]))
     warm_up, timed = answered[:3], answered[3:]
     assert warm_up == [("case-0", "full_prefill", None), ("case-0", "scout", 0.6), ("case-0", "naive_reuse", None)]
@@ -133,7 +129,7 @@ def test_every_method_is_warmed_up_once_a_file_and_the_order_rotates(
 
 
 def test_an_intermediate_result_stands_after_every_file(
-    options: Callable[..., EvaluationOptions], cases: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    options: Options, cases: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     warm_up = _Run._warm_up
 
@@ -172,7 +168,7 @@ def keep_first(monkeypatch: pytest.MonkeyPatch) -> type[KeepFirst]:
 
 
 def test_a_compressor_is_judged_by_the_whole_prompt(
-    options: Callable[..., EvaluationOptions], tmp_path: Path, keep_first: type[KeepFirst]
+    options: Options, tmp_path: Path, keep_first: type[KeepFirst]
 ) -> None:
     evaluate(options(methods=["keep_first"], limit=1))
     full, shortened = lines_of(tmp_path / "out")
@@ -186,7 +182,7 @@ def test_a_compressor_is_judged_by_the_whole_prompt(
 
 
 def test_a_compressor_past_its_budget_is_an_error(
-    options: Callable[..., EvaluationOptions], keep_first: type[KeepFirst], monkeypatch: pytest.MonkeyPatch
+    options: Options, keep_first: type[KeepFirst], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(keep_first, "greedy", True)
     with pytest.raises(EvaluationError, match=r"keep_first kept .* tokens of a budget of"):

@@ -6,28 +6,16 @@ from collections.abc import Callable, Sequence
 
 import pytest
 import torch
+from evaluating import LetterEmbedder
 
 from samkv_apps.evaluate.compressors import COMPRESSORS, Compressor, FewerChunks, LLMLingua
 from samkv_apps.evaluate.compressors.fewer_chunks import cut_to_tokens, fitting
 from samkv_apps.evaluate.compressors.llmlingua import RESTRICTION, Retained, quotas, until_full
-from samkv_apps.evaluate.embedding import Embedder
 from samkv_rag import SamKVEngine
 from support import tiny
 
 CHUNKS = [tiny.text(seed, num_words) for seed, num_words in ((1, 30), (2, 140), (3, 12), (4, 60))]
 QUESTION = "What does the seventh keeper record of the tide?"
-
-
-class LetterEmbedder(Embedder):
-    """Counts letters; no model."""
-
-    def __init__(self) -> None:
-        self.texts: list[str] = []
-
-    def embed(self, text: str) -> torch.Tensor:
-        self.texts.append(text)
-        counts = torch.tensor([[float(text.lower().count(chr(97 + i))) for i in range(26)]])
-        return torch.nn.functional.normalize(counts, dim=1)
 
 
 @pytest.fixture(params=sorted(COMPRESSORS))
