@@ -47,16 +47,14 @@ def test_the_budget_is_a_hard_cap(compressor: Compressor, tiny_engine: SamKVEngi
     assert all(texts)
 
 
-def test_what_remains_keeps_its_order(compressor: Compressor, tiny_engine: SamKVEngine) -> None:
+def test_what_remains_keeps_its_order_and_is_the_same_each_time(
+    compressor: Compressor, tiny_engine: SamKVEngine
+) -> None:
     max_tokens = int(0.6 * sum(lengths(tiny_engine, CHUNKS)))
     texts = compressor.compress(QUESTION, CHUNKS, max_tokens)
     assert len(texts) > 1
     assert is_within("".join("".join(texts).split()), "".join("".join(CHUNKS).split()))
-
-
-def test_the_same_request_twice_gives_the_same_texts(compressor: Compressor, tiny_engine: SamKVEngine) -> None:
-    max_tokens = int(0.4 * sum(lengths(tiny_engine, CHUNKS)))
-    assert compressor.compress(QUESTION, CHUNKS, max_tokens) == compressor.compress(QUESTION, CHUNKS, max_tokens)
+    assert compressor.compress(QUESTION, CHUNKS, max_tokens) == texts
 
 
 def test_chunks_that_fit_stay_as_they_are(compressor: Compressor, tiny_engine: SamKVEngine) -> None:

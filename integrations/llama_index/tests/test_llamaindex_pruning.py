@@ -90,13 +90,6 @@ class TestSharedStore:
         assert other.prune(other_index.docstore.docs.values()) == 1
         assert engine.has_chunk(own) and not engine.has_chunk(both)
 
-    def test_an_empty_index_lets_go_of_its_own_alone(
-        self, index: VectorStoreIndex, ingestion: SamKVIngestion, other: SamKVIngestion, engine: SamKVEngine
-    ) -> None:
-        indexed(other, [Document(text=tiny.text(50))])
-        assert ingestion.prune([]) == 4
-        assert engine.has_chunk(tiny.text(50)) and len(engine.sources()) == 1
-
     def test_kv_without_a_node_goes_only_when_asked(
         self, index: VectorStoreIndex, ingestion: SamKVIngestion, other: SamKVIngestion, engine: SamKVEngine
     ) -> None:
@@ -106,6 +99,8 @@ class TestSharedStore:
         assert ingestion.prune(keep) == 0
         assert ingestion.prune(keep, unreferenced=True) == 1
         assert [engine.has_chunk(tiny.text(number)) for number in (60, 61, 50, 0)] == [False, True, True, True]
+        assert ingestion.prune([]) == 4
+        assert engine.has_chunk(tiny.text(50)) and len(engine.sources()) == 1
 
 
 @pytest.mark.parametrize(

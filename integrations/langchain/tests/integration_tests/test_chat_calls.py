@@ -42,6 +42,23 @@ def num_decoded(engine: SamKVEngine, monkeypatch: pytest.MonkeyPatch) -> list[in
     return threads
 
 
+@pytest.fixture
+def open_streams(engine: SamKVEngine, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """One entry for each stream of the engine's that is being read."""
+    streams: list[int] = []
+    stream = engine.stream
+
+    def noted(*args: Any, **options: Any) -> Iterator[Any]:
+        streams.append(1)
+        try:
+            yield from stream(*args, **options)
+        finally:
+            streams.pop()
+
+    monkeypatch.setattr(engine, "stream", noted)
+    return streams
+
+
 class Recorder(BaseCallbackHandler):
     """Notes tokens and errors, and keeps them, as tracers do."""
 
@@ -130,45 +147,30 @@ class TestStreams:
         answer = llm.invoke(QUESTION, config={"callbacks": [recorder]})
         assert "".join(recorder.tokens) == answer.content and len(recorder.tokens) > 3
 
-    def test_closing_ends_the_generation_at_once(self, llm: ChatSamKV, num_decoded: list[int]) -> None:
+    def test_closing_ends_the_generation_at_once(
+        self, llm: ChatSamKV, num_decoded: list[int], open_streams: list[int]
+    ) -> None:
         """Also with a tracer that keeps the exception, and so the frames, of the closed stream."""
         recorder = Recorder()
-        stream = llm.stream(QUESTION, max_tokens=200, config={"callbacks": [recorder]})
+        stream: Any = llm.stream(QUESTION, max_tokens=200, config={"callbacks": [recorder]})
         next(stream)
         decoded = len(num_decoded)
-        stream.close()  # type: ignore[attr-defined]
+        assert open_streams
+        stream.close()
+        assert not open_streams
         assert list(stream) == [] and [type(error) for error in recorder.errors] == [GeneratorExit]
         assert len(num_decoded) == decoded < 20
 
-    @pytest.mark.parametrize("form", ["stream", "astream"])
-    def test_closing_frees_the_prompts_kv(self, llm: ChatSamKV, monkeypatch: pytest.MonkeyPatch, form: str) -> None:
-        open_streams: list[int] = []
-        stream_of_engine = llm.engine.stream
-
-        def noted(*args: Any, **options: Any) -> Iterator[Any]:
-            open_streams.append(1)
-            try:
-                yield from stream_of_engine(*args, **options)
-            finally:
-                open_streams.pop()
-
+    def test_closing_an_async_stream_ends_the_generation(self, llm: ChatSamKV, open_streams: list[int]) -> None:
         async def read_one() -> None:
-            stream: Any = llm.astream(QUESTION, config={"callbacks": [Recorder()]})
+            stream: Any = llm.astream(QUESTION, max_tokens=2000, config={"callbacks": [Recorder()]})
             await anext(stream)
             assert open_streams
             await stream.aclose()
             while open_streams:  # LangChain leaves closing its inner stream to the event loop
                 await asyncio.sleep(0.01)
 
-        monkeypatch.setattr(llm.engine, "stream", noted)
-        if form == "astream":
-            asyncio.run(asyncio.wait_for(read_one(), timeout=30))
-        else:
-            stream: Any = llm.stream(QUESTION, config={"callbacks": [Recorder()]})
-            next(stream)
-            assert open_streams
-            stream.close()
-        assert not open_streams
+        asyncio.run(asyncio.wait_for(read_one(), timeout=5))
 
     @awaited_forms
     def test_a_cancelled_caller_ends_the_generation(self, llm: ChatSamKV, num_decoded: list[int], form: str) -> None:
