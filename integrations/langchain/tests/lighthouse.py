@@ -12,8 +12,8 @@ from langchain_core.embeddings import Embeddings
 from langchain_core.vectorstores import VectorStore
 
 from langchain_samkv import SamKVVectorStore
-from samkv_rag import EngineConfig, SamKVEngine
-from support import tiny
+from samkv_rag import SamKVEngine
+from tests.scripted import tiny_engine
 
 LAMP = "The lamp of the lighthouse turns once in a minute, and it is never dark at night."
 KEEPER = "The keeper of the lighthouse rests on Sundays, when his daughter minds the lamp."
@@ -39,7 +39,7 @@ class WordEmbeddings(Embeddings):
 @cache
 def shared_engine() -> SamKVEngine:
     """For tests to which other tests' chunks do not matter: making an engine takes longer than they do."""
-    return SamKVEngine(tiny.model(), tiny.tokenizer(), config=EngineConfig(block_tokens=8), method=tiny.method())
+    return tiny_engine()
 
 
 def live_chunks(engine: SamKVEngine, *texts: str) -> bool:

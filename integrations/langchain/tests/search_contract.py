@@ -11,7 +11,6 @@ import pytest
 
 from langchain_samkv import SamKVVectorStore
 from samkv_rag import SamKVEngine
-from support import tiny
 from tests.lighthouse import KEEPER, LAMP, QUERY, SEA, TEXTS, StoreFixtures, WordEmbeddings, documents, live_chunks
 
 
@@ -75,14 +74,6 @@ class SearchContract(StoreFixtures):
         found = [document.page_content for document in retriever.invoke(QUERY)]
         again = [document.page_content for document in asyncio.run(retriever.ainvoke(QUERY))]
         assert found[0] == KEEPER and again == found and announced == [found, found]
-
-    def test_a_document_that_was_never_prefilled_is_cached_once_it_was_answered_from(
-        self, store: SamKVVectorStore, engine: SamKVEngine
-    ) -> None:
-        store.vectorstore.add_texts([LAMP])
-        (found,) = store.similarity_search(QUERY, k=1)
-        first, second = (engine.generate(tiny.rag_prompt([found.page_content]), max_new_tokens=1) for _ in range(2))
-        assert (first.metrics.chunks_missed, second.metrics.chunks_hit) == (1, 1)
 
     # -- from an event loop
 

@@ -170,17 +170,15 @@ class TestQueryEngines:
         assert [call.chunks_hit for call in calls] == ONE_CALL
         assert is_made_of(response, "compact", direct())
 
-    def test_citations(self, index: Any, llm: SamKVLLM, calls: list[Any], direct: Any) -> None:
-        engine = CitationQueryEngine.from_args(index, similarity_top_k=3, node_postprocessors=[SamKVPostprocessor(llm)])
-        response = engine.query(QUESTION)
+    @pytest.mark.parametrize("streaming", [False, True])
+    def test_citations(self, index: Any, llm: SamKVLLM, calls: list[Any], direct: Any, streaming: bool) -> None:
+        processors = [SamKVPostprocessor(llm)]
+        engine = CitationQueryEngine.from_args(
+            index, similarity_top_k=3, node_postprocessors=processors, streaming=streaming
+        )
+        response = streamed(engine, is_async=False) if streaming else str(engine.query(QUESTION))
         assert [call.chunks_hit for call in calls] == ONE_CALL
-        assert is_made_of(str(response), "compact", direct())
-        assert asyncio.run(engine.aquery(QUESTION)).response == str(response)
-
-    def test_streamed_citations(self, index: Any, llm: SamKVLLM, calls: list[Any], direct: Any) -> None:
-        engine = CitationQueryEngine.from_args(index, similarity_top_k=3, streaming=True)
-        assert "".join(engine.query(QUESTION).response_gen) == direct()[-1]
-        assert [call.chunks_hit for call in calls] == ONE_CALL
+        assert is_made_of(response, "compact", direct())
 
 
 def test_announced_chunks_are_computed_once_and_then_reused(llm: SamKVLLM, calls: list[Any], direct: Any) -> None:

@@ -11,7 +11,6 @@ from langchain_core.load import dumps
 from langchain_core.runnables import ConfigurableField
 
 from langchain_samkv import ChatSamKV
-from langchain_samkv._engine import handle_for
 from samkv_rag import EngineConfig
 from samkv_rag.exceptions import ConfigurationError
 from samkv_rag.prefill import Scout
@@ -54,9 +53,6 @@ class TestArguments:
         with pytest.raises(ConfigurationError, match=words):
             ChatSamKV(**bad)
 
-    def test_the_model_goes_by_both_names(self) -> None:
-        assert ChatSamKV(model="a/b").model_name == ChatSamKV(model_name="a/b").model_name == "a/b"
-
     def test_plain_values_are_understood(self, tmp_path: Path) -> None:
         llm = ChatSamKV(
             model=Path("a/b"),
@@ -68,6 +64,7 @@ class TestArguments:
         )
         assert (llm.model_name, llm.stop, llm.store, llm.dtype) == ("a/b", ["END"], str(tmp_path), "bfloat16")
         assert (llm.config, llm.method) == (EngineConfig(block_tokens=8), Scout())
+        assert ChatSamKV(model_name="a/b").model_name == "a/b"
 
     def test_an_unknown_method_of_structured_output_is_refused(self) -> None:
         llm = ChatSamKV(model="a/b")
@@ -121,10 +118,6 @@ class TestEngine:
         assert (warmer.temperature, warmer.engine_handle) == (0.5, llm.engine_handle)
         assert other.engine_handle is not llm.engine_handle
         assert other.engine and loads[-1][0] == "c/d"
-
-    def test_a_handle_knows_what_it_loads(self) -> None:
-        llm = ChatSamKV(model="a/b")
-        assert llm.engine_handle.origin == handle_for(vars(llm)).origin
 
 
 class TestIdentity:
