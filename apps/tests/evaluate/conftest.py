@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from evaluating import write_cases
+from evaluating import Answered, Options, write_cases
 
 from samkv_apps.evaluate import EvaluationOptions
 from samkv_apps.evaluate.answering import Answerer
@@ -27,7 +26,7 @@ def cases(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def options(model_folder: Path, store: Path, cases: Path, tmp_path: Path) -> Callable[..., EvaluationOptions]:
+def options(model_folder: Path, store: Path, cases: Path, tmp_path: Path) -> Options:
     def make(**changes: Any) -> EvaluationOptions:
         defaults: dict[str, Any] = {
             "model": str(model_folder),
@@ -46,9 +45,8 @@ def options(model_folder: Path, store: Path, cases: Path, tmp_path: Path) -> Cal
 
 
 @pytest.fixture
-def answered(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str, float | None]]:
-    """Case, method and ratio of every answer that is made, warm-ups included."""
-    made: list[tuple[str, str, float | None]] = []
+def answered(monkeypatch: pytest.MonkeyPatch) -> Answered:
+    made: Answered = []
     answer = Answerer.answer
 
     def record(self: Answerer, data: str, case: Case, task: Task, earlier: Any) -> Any:

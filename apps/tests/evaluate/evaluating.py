@@ -1,14 +1,35 @@
-"""Made-up cases, and what an evaluation wrote about them."""
+"""Made-up cases, an embedding without a model, and what an evaluation wrote."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from samkv_apps.evaluate import EvaluationOptions
+from samkv_apps.evaluate.embedding import Embedder
 from support import tiny
 
+Options = Callable[..., EvaluationOptions]
+Answered = list[tuple[str, str, float | None]]
+"""Case, method and ratio of every answer that was made, warm-ups included."""
+
 TIMES = {"ttft_s_median", "ttft_ratio_median", "phase_s_median", "ttft_s", "total_s", "phase_s"}
+
+
+class LetterEmbedder(Embedder):
+    """Counts letters, and notes the texts."""
+
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+
+    def embed(self, text: str) -> torch.Tensor:
+        self.texts.append(text)
+        counts = torch.tensor([[float(text.lower().count(chr(97 + i))) for i in range(26)]])
+        return torch.nn.functional.normalize(counts, dim=1)
 
 
 def write_cases(file: Path, **keys: Any) -> Path:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from evaluating import lines_of, write_cases
+from evaluating import Options, lines_of, write_cases
 
 from samkv_apps.evaluate import EvaluationOptions, evaluate
 from samkv_apps.evaluate.answering import Answerer
@@ -17,10 +16,8 @@ from samkv_apps.evaluate.corpus import arranged
 from samkv_apps.evaluate.datasets import Case
 from samkv_apps.evaluate.prompts import build_messages
 from samkv_apps.evaluate.retrieval import BM25, in_order
-from samkv_rag.exceptions import ConfigurationError
 from support.commands import Run
 
-Options = Callable[..., EvaluationOptions]
 TIDE = Case("tide", "When is the ebb?", ("noon",), ("the flood of March", "an ebb at noon"), frozenset(["ebb ebb"]))
 LAMP = Case("lamp", "Who lit the lamp?", ("Innes",), ("the lamp burns oil", "ebb ebb"), None)
 BEST_FIRST = ["ebb ebb", "an ebb at noon"]
@@ -125,50 +122,6 @@ def test_a_corpus_from_the_command_line_and_a_reference_for_it(
     status, _, errors = run("evaluate", *arguments, "--output-dir", more, "--reference", out)
     assert (status, errors) == (0, "")
     assert lines_of(more)[0] == lines_of(out)[0]
-
-
-@pytest.mark.parametrize(
-    ("changes", "words"),
-    [
-        ({"template": "plain"}, "template is 'plain', but None in reference"),
-        ({"order": "random"}, "retrieval is {'corpus': False, .*, but None in reference"),
-    ],
-    ids=["template", "order"],
-)
-def test_a_reference_with_other_prompts_is_refused(
-    options: Options, tmp_path: Path, changes: dict[str, Any], words: str
-) -> None:
-    evaluate(options(output_dir=tmp_path / "full", methods=["full_prefill"], limit=1))
-    with pytest.raises(ConfigurationError, match=words):
-        evaluate(options(reference=tmp_path / "full", limit=1, **changes))
-
-
-def test_a_reference_from_before_a_figure_was_added_is_read(options: Options, tmp_path: Path) -> None:
-    evaluate(options(output_dir=tmp_path / "full", methods=["full_prefill"], limit=1))
-    predictions = tmp_path / "full" / "predictions.jsonl"
-    (line,) = lines_of(tmp_path / "full")
-    predictions.write_text(json.dumps({k: v for k, v in line.items() if k != "answer_retained"}) + "\n")
-    evaluate(options(reference=tmp_path / "full", methods=["full_prefill"], limit=1))
-    assert lines_of(tmp_path / "out") == [line | {"answer_retained": None}]
-
-
-@pytest.mark.parametrize(
-    ("changes", "words"),
-    [
-        ({"prompt": "{passages}{question}", "template": "plain"}, "template is 'plain' and a prompt is given too"),
-        ({"corpus": True, "order": "file"}, "order is 'file', which a corpus has not"),
-        ({"methods": ["more_chunks"]}, "more_chunks reads more of a corpus; give corpus too"),
-        ({"methods": ["more_chunks"], "corpus": True, "more_top_k": 3}, "more_top_k is 3; it must be at least top_k"),
-        ({"template": "haystack"}, "template is 'haystack'"),
-        ({"retriever": "magic"}, "retriever is 'magic'"),
-        ({"order": "upside_down"}, "order is 'upside_down'"),
-        ({"top_k": 0}, "top_k is 0"),
-    ],
-    ids=str,
-)
-def test_what_does_not_go_together_is_refused(options: Options, changes: dict[str, Any], words: str) -> None:
-    with pytest.raises(ConfigurationError, match=words):
-        options(**changes)
 
 
 def test_a_limit_leaves_the_corpus_whole(options: Options, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
 
 import pytest
-from evaluating import lines_of, runs_without_times, write_cases
+from evaluating import Answered, Options, lines_of, runs_without_times, write_cases
 
-from samkv_apps.evaluate import EvaluationOptions, evaluate, plots
+from samkv_apps.evaluate import evaluate, plots
 from samkv_apps.evaluate.compressors import COMPRESSORS, Compressor
 from samkv_apps.evaluate.errors import EvaluationError
 from samkv_apps.evaluate.run import _DataSet, _Run
@@ -20,14 +20,11 @@ from samkv_rag.prefill import method_classes
 from samkv_rag.store.disk import DiskStore
 from support.commands import Run
 
-SCHEMA = {
+RUN_KEYS = {
     "data", "method", "sequence_ratio", "n", "f1", "em", "gold_nll", "f1_full", "f1_diff_ci95", "gold_nll_diff_ci95",
     "ttft_s_median", "ttft_ratio_median", "sequence_ratio_mean", "recompute_ratio_mean", "kv_bytes_resident_mean",
-    "kv_bytes_full_mean", "supporting_recall",
-}  # fmt: skip
-EXTRA = {
-    "gold_nll_full", "phase_s_median", "diagnostics", "recall", "recall_full", "recall_diff_ci95", "answer_retained",
-    "n_full_right", "recall_full_right", "f1_full_right",
+    "kv_bytes_full_mean", "supporting_recall", "gold_nll_full", "phase_s_median", "diagnostics", "recall",
+    "recall_full", "recall_diff_ci95", "answer_retained", "n_full_right", "recall_full_right", "f1_full_right",
 }  # fmt: skip
 PNG = b"\x89PNG\r\n"
 
@@ -49,7 +46,7 @@ def test_the_command_line_from_end_to_end(
     metrics = json.loads((out / "metrics.json").read_text())
     assert list(metrics) == ["runs"]
     assert "more  scout 0.4  recall " in printed
-    assert all(set(run) == SCHEMA | EXTRA for run in metrics["runs"])
+    assert all(set(run) == RUN_KEYS for run in metrics["runs"])
     assert [(run["data"], run["method"], run["sequence_ratio"], run["n"]) for run in metrics["runs"]] == [
         (data, method, ratio, 2)
         for data in ("more", "tides")
@@ -70,7 +67,7 @@ def test_the_command_line_from_end_to_end(
         assert f"({plot})" in report
 
 
-def test_every_method_runs_and_keeps_its_figures_apart(options: Callable[..., EvaluationOptions]) -> None:
+def test_every_method_runs_and_keeps_its_figures_apart(options: Options) -> None:
     metrics = evaluate(options(methods=list(method_classes()), limit=1))
     assert {run.method for run in metrics.runs} == set(method_classes())
     full, naive = (next(run for run in metrics.runs if run.method == m) for m in ("full_prefill", "naive_reuse"))
@@ -83,7 +80,7 @@ def test_every_method_runs_and_keeps_its_figures_apart(options: Callable[..., Ev
     assert scout.gold_nll != full.gold_nll and math.isfinite(scout.gold_nll)
 
 
-def test_a_prediction_is_the_engines_answer(options: Callable[..., EvaluationOptions], tmp_path: Path) -> None:
+def test_a_prediction_is_the_engines_answer(options: Options, tmp_path: Path) -> None:
     evaluate(options(limit=1))
     keys = {
         "data", "case", "method", "ratio", "prediction", "f1", "em", "recall", "gold_nll", "ttft_s", "total_s",
@@ -100,9 +97,7 @@ def test_a_prediction_is_the_engines_answer(options: Callable[..., EvaluationOpt
     assert all(line["total_s"] > line["ttft_s"] > 0 for line in lines)
 
 
-def test_diagnostics_are_counted_by_name(
-    options: Callable[..., EvaluationOptions], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_diagnostics_are_counted_by_name(options: Options, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     diagnostics = {run.method: run.diagnostics for run in evaluate(options(sequence_ratios=[0.02])).runs}
     assert diagnostics == {"full_prefill": {}, "naive_reuse": {}, "scout": {"cache_underflow": 3}}
     report = (tmp_path / "out" / "report.md").read_text()
@@ -118,9 +113,7 @@ def test_diagnostics_are_counted_by_name(
     )
 
 
-def test_every_method_is_warmed_up_once_a_file_and_the_order_rotates(
-    options: Callable[..., EvaluationOptions], answered: list[tuple[str, str, float | None]]
-) -> None:
+def test_every_method_is_warmed_up_once_a_file_and_the_order_rotates(options: Options, answered: Answered) -> None:
     evaluate(options(sequence_ratios=[0.4, 0.6]))
     warm_up, timed = answered[:3], answered[3:]
     assert warm_up == [("case-0", "full_prefill", None), ("case-0", "scout", 0.6), ("case-0", "naive_reuse", None)]
@@ -133,7 +126,7 @@ def test_every_method_is_warmed_up_once_a_file_and_the_order_rotates(
 
 
 def test_an_intermediate_result_stands_after_every_file(
-    options: Callable[..., EvaluationOptions], cases: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    options: Options, cases: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     warm_up = _Run._warm_up
 
@@ -152,28 +145,24 @@ def test_an_intermediate_result_stands_after_every_file(
 
 
 class KeepFirst(Compressor):
-    """As many whole chunks as fit, or words beyond the budget."""
+    """The first chunk, also where it does not fit."""
 
     name: ClassVar[str] = "keep_first"
-    greedy: ClassVar[bool] = False
 
     def __init__(self, engine: SamKVEngine) -> None:
-        self.engine = engine
+        pass
 
     def compress(self, question: str, chunks: Sequence[str], max_tokens: int) -> list[str]:
-        kept = [chunks[0]]
-        return [*kept, chunks[1]] if self.greedy else kept
+        return list(chunks[:1])
 
 
 @pytest.fixture
-def keep_first(monkeypatch: pytest.MonkeyPatch) -> type[KeepFirst]:
+def keep_first(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(COMPRESSORS, "keep_first", KeepFirst)
-    return KeepFirst
 
 
-def test_a_compressor_is_judged_by_the_whole_prompt(
-    options: Callable[..., EvaluationOptions], tmp_path: Path, keep_first: type[KeepFirst]
-) -> None:
+@pytest.mark.usefixtures("keep_first")
+def test_a_compressor_is_judged_by_the_whole_prompt(options: Options, tmp_path: Path) -> None:
     evaluate(options(methods=["keep_first"], limit=1))
     full, shortened = lines_of(tmp_path / "out")
     for name in ("prompt_tokens", "chunk_tokens", "kv_bytes_full"):
@@ -185,9 +174,7 @@ def test_a_compressor_is_judged_by_the_whole_prompt(
     assert shortened["gold_nll"] != full["gold_nll"]
 
 
-def test_a_compressor_past_its_budget_is_an_error(
-    options: Callable[..., EvaluationOptions], keep_first: type[KeepFirst], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(keep_first, "greedy", True)
+@pytest.mark.usefixtures("keep_first")
+def test_a_compressor_past_its_budget_is_an_error(options: Options) -> None:
     with pytest.raises(EvaluationError, match=r"keep_first kept .* tokens of a budget of"):
-        evaluate(options(methods=["keep_first"]))
+        evaluate(options(methods=["keep_first"], sequence_ratios=[0.2]))

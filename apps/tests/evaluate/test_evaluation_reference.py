@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from evaluating import lines_of, write_cases
+from evaluating import Answered, Options, lines_of, write_cases
 
-from samkv_apps.evaluate import EvaluationOptions, evaluate
+from samkv_apps.evaluate import evaluate
 from samkv_rag.exceptions import ConfigurationError
-
-Options = Callable[..., EvaluationOptions]
-Answered = list[tuple[str, str, float | None]]
 
 
 @pytest.fixture
@@ -71,6 +67,8 @@ def test_a_reference_is_read_though_another_process_is_writing_its_last_line(
         ({"max_new_tokens": 5}, "max_new_tokens is 5, but 4 in reference"),
         ({"dtype": "bfloat16"}, "dtype is 'bfloat16', but 'float32' in reference"),
         ({"data": "changed"}, "sha256 of data tides is"),
+        ({"template": "plain"}, "template is 'plain', but None in reference"),
+        ({"order": "random"}, "retrieval is {'corpus': False, .*, but None in reference"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
@@ -92,6 +90,15 @@ def test_a_reference_of_another_machine_is_refused(
     (reference / "config.json").write_text(json.dumps(config | {name: value}))
     with pytest.raises(ConfigurationError, match=f"{name} is .* in reference .*; evaluate without it"):
         evaluate(options(reference=reference))
+
+
+def test_a_reference_from_before_a_figure_was_added_is_read(options: Options, tmp_path: Path) -> None:
+    evaluate(options(output_dir=tmp_path / "full", methods=["full_prefill"], limit=1))
+    predictions = tmp_path / "full" / "predictions.jsonl"
+    (line,) = lines_of(tmp_path / "full")
+    predictions.write_text(json.dumps({k: v for k, v in line.items() if k != "answer_retained"}) + "\n")
+    evaluate(options(reference=tmp_path / "full", methods=["full_prefill"], limit=1))
+    assert lines_of(tmp_path / "out") == [line | {"answer_retained": None}]
 
 
 def test_a_folder_without_an_evaluation_is_no_reference(options: Options, tmp_path: Path) -> None:

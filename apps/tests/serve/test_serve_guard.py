@@ -102,12 +102,17 @@ def test_a_full_queue_answers_at_once(serve: Serve, gated: Gated) -> None:
     assert running.http.get("/ready").status_code == 200
 
 
-def test_a_client_that_leaves_while_it_reads_frees_its_place(serve: Serve) -> None:
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_client_that_leaves_frees_its_place(serve: Serve, stream: bool) -> None:
     running = serve()
-    with running.http.stream("POST", "/v1/completions", json=LONG | {"stream": True}) as response:
-        lines = response.iter_lines()
-        next(lines)
-        assert running.figure("samkv_running") == 1
+    if stream:
+        with running.http.stream("POST", "/v1/completions", json=LONG | {"stream": True}) as response:
+            lines = response.iter_lines()
+            next(lines)
+            assert running.figure("samkv_running") == 1
+    else:
+        with pytest.raises(httpx.ReadTimeout):
+            running.http.post("/v1/completions", json=LONG, timeout=0.5)
     running.wait_for("samkv_running", 0)
     wait_until(lambda: not running.engine._runtime._scheduler.running)
     assert running.figure("samkv_answer_seconds_count") == 0  # it was given up, not finished
@@ -122,14 +127,6 @@ def test_a_client_that_leaves_while_it_waits_frees_its_place(serve: Serve, gated
     gated.gate.set()
     wait_until(lambda: not running.engine._runtime._scheduler.prefilling)
     assert not running.engine._runtime._scheduler.running
-
-
-def test_a_client_that_leaves_before_a_whole_answer_frees_its_place(serve: Serve) -> None:
-    running = serve()
-    with pytest.raises(httpx.ReadTimeout):
-        running.http.post("/v1/completions", json=LONG, timeout=0.5)
-    running.wait_for("samkv_running", 0)
-    wait_until(lambda: not running.engine._runtime._scheduler.running)
 
 
 def test_what_fails_within_a_stream_is_told_in_it(serve: Serve) -> None:

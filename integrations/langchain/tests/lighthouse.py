@@ -1,4 +1,4 @@
-"""Documents about a lighthouse, an embedding without a model, and what tests of stores have in common."""
+"""Documents about a lighthouse, and an embedding without a model."""
 
 from __future__ import annotations
 
@@ -6,14 +6,11 @@ import hashlib
 import re
 from functools import cache
 
-import pytest
 from langchain_core.documents import Document
 from langchain_core.embeddings import Embeddings
-from langchain_core.vectorstores import VectorStore
 
-from langchain_samkv import SamKVVectorStore
-from samkv_rag import EngineConfig, SamKVEngine
-from support import tiny
+from samkv_rag import SamKVEngine
+from tests.scripted import tiny_engine
 
 LAMP = "The lamp of the lighthouse turns once in a minute, and it is never dark at night."
 KEEPER = "The keeper of the lighthouse rests on Sundays, when his daughter minds the lamp."
@@ -39,7 +36,7 @@ class WordEmbeddings(Embeddings):
 @cache
 def shared_engine() -> SamKVEngine:
     """For tests to which other tests' chunks do not matter: making an engine takes longer than they do."""
-    return SamKVEngine(tiny.model(), tiny.tokenizer(), config=EngineConfig(block_tokens=8), method=tiny.method())
+    return tiny_engine()
 
 
 def live_chunks(engine: SamKVEngine, *texts: str) -> bool:
@@ -50,19 +47,3 @@ def live_chunks(engine: SamKVEngine, *texts: str) -> bool:
 
 def documents(*texts: str) -> list[Document]:
     return [Document(page_content=text, metadata={"length": len(text)}) for text in texts]
-
-
-class StoreFixtures:
-    """Subclasses override ``wrapped``: an empty store, new for every test."""
-
-    @pytest.fixture
-    def wrapped(self) -> VectorStore:
-        raise NotImplementedError
-
-    @pytest.fixture
-    def engine(self, tiny_engine: SamKVEngine) -> SamKVEngine:
-        return tiny_engine
-
-    @pytest.fixture
-    def store(self, wrapped: VectorStore, engine: SamKVEngine) -> SamKVVectorStore:
-        return SamKVVectorStore(wrapped, engine=engine)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from copy import copy
 from dataclasses import replace
 from functools import cache
 from typing import Any
@@ -28,15 +29,11 @@ TOOL_TEMPLATE = (
 PIECE_CHARS = 7
 
 
-def tiny_engine(chat_template: str | None = tiny.CHAT_TEMPLATE, **options: Any) -> SamKVEngine:
+def tiny_engine(chat_template: str | None = tiny.CHAT_TEMPLATE) -> SamKVEngine:
     """An engine on a tiny random model that speaks the template."""
-    tokenizer = tiny.tokenizer().__class__(
-        tokenizer_object=tiny.tokenizer().backend_tokenizer,
-        bos_token="<s>",
-        eos_token="</s>",
-        chat_template=chat_template,
-    )
-    config = EngineConfig(**({"block_tokens": 8} | options))
+    tokenizer = copy(tiny.tokenizer())
+    tokenizer.chat_template = chat_template
+    config = EngineConfig(block_tokens=8)
     return SamKVEngine.from_pretrained(tiny.model(), tokenizer=tokenizer, config=config, method=tiny.method())
 
 

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-from collections.abc import Awaitable, Callable
-from typing import Any
 
 import pytest
+from calling import ask, every_form, text_of
 from llama_index.core import VectorStoreIndex
-from llama_index.core.base.llms.types import ChatMessage
 from llama_index.core.schema import TextNode
 from llama_index.llms.samkv import SamKVIngestion, SamKVLLM, SamKVPostprocessor
 
@@ -19,24 +16,6 @@ from support import tiny
 
 CHUNKS = [tiny.text(seed) for seed in range(4)]
 PROMPT = tiny.rag_prompt(CHUNKS)
-MESSAGES = [ChatMessage(role="user", content=PROMPT)]
-
-
-async def drain(stream: Awaitable[Any]) -> Any:
-    return [response async for response in await stream][-1]
-
-
-FORMS: dict[str, Callable[..., Any]] = {
-    "complete": lambda llm, **options: llm.complete(PROMPT, **options),
-    "chat": lambda llm, **options: llm.chat(MESSAGES, **options),
-    "stream_complete": lambda llm, **options: list(llm.stream_complete(PROMPT, **options))[-1],
-    "stream_chat": lambda llm, **options: list(llm.stream_chat(MESSAGES, **options))[-1],
-    "acomplete": lambda llm, **options: asyncio.run(llm.acomplete(PROMPT, **options)),
-    "achat": lambda llm, **options: asyncio.run(llm.achat(MESSAGES, **options)),
-    "astream_complete": lambda llm, **options: asyncio.run(drain(llm.astream_complete(PROMPT, **options))),
-    "astream_chat": lambda llm, **options: asyncio.run(drain(llm.astream_chat(MESSAGES, **options))),
-}
-every_form = pytest.mark.parametrize("form", FORMS)
 
 
 @pytest.fixture
@@ -46,30 +25,24 @@ def engine(tiny_engine: SamKVEngine) -> SamKVEngine:
 
 
 @every_form
-def test_every_form_explains_itself_where_asked(engine: SamKVEngine, form: str) -> None:
-    llm = SamKVLLM.from_engine(engine, max_tokens=4, explain=True)
-    response = FORMS[form](llm)
+def test_every_form_explains_itself_only_where_asked(engine: SamKVEngine, form: str) -> None:
+    llm = SamKVLLM.from_engine(engine, max_tokens=4)
+    silent = ask(llm, form, PROMPT)
+    assert "explanation" not in silent.raw
+    assert CHUNKS[0] not in str(silent), "documents stay out of responses"
+    response = ask(llm, form, PROMPT, explain=True)
     told = Explanation.from_dict(json.loads(json.dumps(response.raw["explanation"])))
     assert [chunk.text for chunk in told.chunks] == CHUNKS
-    assert told.answer == (response.text if hasattr(response, "text") else response.message.content)
+    assert told.answer == text_of(response)
     assert told == llm.last_explanation
     assert 0 < told.num_retained <= 0.15 * told.num_tokens + 1
     assert told.chunks[0].blocks
 
 
-@every_form
-def test_documents_stay_out_of_responses_unless_asked_for(engine: SamKVEngine, form: str) -> None:
-    llm = SamKVLLM.from_engine(engine, max_tokens=4)
-    response = FORMS[form](llm)
-    assert "explanation" not in response.raw
-    assert CHUNKS[0] not in str(response)
-    assert "explanation" in FORMS[form](llm, explain=True).raw
-
-
 def test_a_call_may_say_no(engine: SamKVEngine) -> None:
     llm = SamKVLLM.from_engine(engine, max_tokens=4, explain=True)
-    assert "explanation" not in llm.complete(PROMPT, explain=False).raw
-    assert "explanation" in llm.complete(PROMPT, explain=None).raw
+    for explain in (True, False, None):
+        assert ("explanation" in llm.complete(PROMPT, explain=explain).raw) == (explain is not False)
     with pytest.raises(ConfigurationError, match="explain is 'yes'; it must be True or False"):
         llm.complete(PROMPT, explain="yes")
 

@@ -16,7 +16,7 @@ from llama_index.core.query_engine import CitationQueryEngine
 from llama_index.core.response_synthesizers import ResponseMode
 from llama_index.llms.samkv import SamKVIngestion, SamKVLLM, SamKVPostprocessor
 
-from samkv_rag import GenerationMetrics
+from samkv_rag import GenerationMetrics, SamKVEngine
 
 TEXTS = [
     "The lamp of the lighthouse turns once a minute.\nIts keeper winds the clockwork every evening at dusk.",
@@ -24,6 +24,7 @@ TEXTS = [
     "The boat to the lighthouse is called Marigold.\nIt carries the keeper's oil and flour twice a month.",
 ]
 QUESTION = "Who is the keeper of the lighthouse?"
+QUESTIONS = [QUESTION, "And its lamp?"]
 ONE_CALL, CALL_PER_CHUNK = [3], [1, 1, 1]
 HITS = {
     "compact": ONE_CALL,
@@ -33,8 +34,7 @@ HITS = {
     "compact_accumulate": ONE_CALL,
     "simple_summarize": [0],  # LlamaIndex sends repr() of the list of texts: nothing stands there verbatim
 }
-every_mode = pytest.mark.parametrize("mode", HITS)
-streaming_modes = pytest.mark.parametrize("mode", ["compact", "refine", "tree_summarize", "simple_summarize"])
+awaited_or_not = pytest.mark.parametrize("is_async", [False, True])
 
 
 @pytest.fixture
@@ -107,33 +107,44 @@ async def joined(pieces: AsyncIterator[str]) -> str:
     return "".join([piece async for piece in pieces])
 
 
+def streamed(engine: Any, is_async: bool) -> str:
+    async def ask() -> str:
+        return await joined((await engine.aquery(QUESTION)).async_response_gen())
+
+    return asyncio.run(ask()) if is_async else "".join(engine.query(QUESTION).response_gen)
+
+
+def talk(engine: Any, how: str) -> list[str]:
+    """Answers to two questions of one conversation."""
+
+    async def converse() -> list[str]:
+        if how == "achat":
+            return [(await engine.achat(question)).response for question in QUESTIONS]
+        return [await joined((await engine.astream_chat(question)).async_response_gen()) for question in QUESTIONS]
+
+    if how.startswith("a"):
+        return asyncio.run(converse())
+    if how == "chat":
+        return [engine.chat(question).response for question in QUESTIONS]
+    return ["".join(engine.stream_chat(question).response_gen) for question in QUESTIONS]
+
+
 class TestQueryEngines:
-    @every_mode
-    def test_query(self, index: Any, llm: SamKVLLM, calls: list[Any], direct: Any, mode: str) -> None:
-        response = str(query_engine(index, llm, mode).query(QUESTION))
+    @awaited_or_not
+    @pytest.mark.parametrize("mode", HITS)
+    def test_query(self, index: Any, llm: SamKVLLM, calls: list[Any], direct: Any, mode: str, is_async: bool) -> None:
+        engine = query_engine(index, llm, mode)
+        response = str(asyncio.run(engine.aquery(QUESTION)) if is_async else engine.query(QUESTION))
         assert [call.chunks_hit for call in calls] == HITS[mode]
         assert all(call.chunks_missed == 0 for call in calls)
         assert is_made_of(response, mode, direct())
 
-    @every_mode
-    def test_aquery(self, index: Any, llm: SamKVLLM, calls: list[Any], direct: Any, mode: str) -> None:
-        response = str(asyncio.run(query_engine(index, llm, mode).aquery(QUESTION)))
-        assert [call.chunks_hit for call in calls] == HITS[mode]
-        assert is_made_of(response, mode, direct())
-
-    @streaming_modes
-    def test_streaming_query(self, index: Any, llm: SamKVLLM, calls: list[Any], direct: Any, mode: str) -> None:
-        response = query_engine(index, llm, mode, streaming=True).query(QUESTION)
-        assert "".join(response.response_gen) == direct()[-1]
-        assert [call.chunks_hit for call in calls][: len(HITS[mode])] == HITS[mode]
-
-    @streaming_modes
-    def test_streaming_aquery(self, index: Any, llm: SamKVLLM, calls: list[Any], direct: Any, mode: str) -> None:
-        async def ask() -> str:
-            response = await query_engine(index, llm, mode, streaming=True).aquery(QUESTION)
-            return await joined(response.async_response_gen())
-
-        assert asyncio.run(ask()) == direct()[-1]
+    @awaited_or_not
+    @pytest.mark.parametrize("mode", ["compact", "refine", "tree_summarize", "simple_summarize"])
+    def test_streaming_query(
+        self, index: Any, llm: SamKVLLM, calls: list[Any], direct: Any, mode: str, is_async: bool
+    ) -> None:
+        assert streamed(query_engine(index, llm, mode, streaming=True), is_async) == direct()[-1]
         assert [call.chunks_hit for call in calls][: len(HITS[mode])] == HITS[mode]
 
     @pytest.mark.parametrize("mode", ["no_text", "context_only"])
@@ -144,10 +155,6 @@ class TestQueryEngines:
         assert calls == []
         assert {node.get_content() for node in response.source_nodes} == set(TEXTS)
 
-    def test_sources_come_back_untouched(self, index: Any, llm: SamKVLLM) -> None:
-        response = query_engine(index, llm, "compact").query(QUESTION)
-        assert {node.get_content() for node in response.source_nodes} == set(TEXTS)
-
     def test_metadata_before_a_text_does_not_hide_it(self, llm: SamKVLLM, calls: list[Any]) -> None:
         documents = [Document(text=text, metadata={"file_path": f"{n}.md"}) for n, text in enumerate(TEXTS)]
         index = VectorStoreIndex.from_documents(documents, transformations=[SamKVIngestion(llm)])
@@ -155,86 +162,45 @@ class TestQueryEngines:
         assert calls[0].chunks_hit == 3
 
     def test_a_model_without_chat_template(
-        self, index: Any, llm: SamKVLLM, calls: list[Any], direct: Any, tiny_engine: Any, monkeypatch: Any
+        self, index: Any, llm: SamKVLLM, calls: list[Any], direct: Any, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(type(tiny_engine), "has_chat_template", False)
+        monkeypatch.setattr(SamKVEngine, "has_chat_template", False)
         assert not llm.metadata.is_chat_model
         response = str(query_engine(index, llm, "compact").query(QUESTION))
         assert [call.chunks_hit for call in calls] == ONE_CALL
         assert is_made_of(response, "compact", direct())
 
-    def test_citations(self, index: Any, llm: SamKVLLM, calls: list[Any], direct: Any) -> None:
-        engine = CitationQueryEngine.from_args(index, similarity_top_k=3, node_postprocessors=[SamKVPostprocessor(llm)])
-        response = engine.query(QUESTION)
+    @pytest.mark.parametrize("streaming", [False, True])
+    def test_citations(self, index: Any, llm: SamKVLLM, calls: list[Any], direct: Any, streaming: bool) -> None:
+        processors = [SamKVPostprocessor(llm)]
+        engine = CitationQueryEngine.from_args(
+            index, similarity_top_k=3, node_postprocessors=processors, streaming=streaming
+        )
+        response = streamed(engine, is_async=False) if streaming else str(engine.query(QUESTION))
         assert [call.chunks_hit for call in calls] == ONE_CALL
-        assert is_made_of(str(response), "compact", direct())
-        assert asyncio.run(engine.aquery(QUESTION)).response == str(response)
-
-    def test_streamed_citations(self, index: Any, llm: SamKVLLM, calls: list[Any], direct: Any) -> None:
-        engine = CitationQueryEngine.from_args(index, similarity_top_k=3, streaming=True)
-        assert "".join(engine.query(QUESTION).response_gen) == direct()[-1]
-        assert [call.chunks_hit for call in calls] == ONE_CALL
+        assert is_made_of(response, "compact", direct())
 
 
-class TestNeverIngested:
-    def test_announced_chunks_are_computed_once_and_then_reused(
-        self, llm: SamKVLLM, calls: list[Any], direct: Any
-    ) -> None:
-        """As after a pipeline-cache hit, or with an index that is older than the KV store."""
-        index = VectorStoreIndex.from_documents([Document(text=text) for text in TEXTS], transformations=[])
-        engine = query_engine(index, llm, "compact")
-        first, second = str(engine.query(QUESTION)), str(engine.query(QUESTION))
-        assert [(call.chunks_hit, call.chunks_missed) for call in calls] == [(0, 3), (3, 0)]
-        assert first == second and is_made_of(second, "compact", direct())
-
-    def test_pruned_chunks_are_computed_again(
-        self, index: VectorStoreIndex, llm: SamKVLLM, calls: list[Any], tiny_engine: Any
-    ) -> None:
-        assert tiny_engine.prune([]) == 3
-        assert not any(map(tiny_engine.has_chunk, TEXTS))
-        query_engine(index, llm, "compact").query(QUESTION)
-        assert calls[0].chunks_missed == 3
+def test_announced_chunks_are_computed_once_and_then_reused(llm: SamKVLLM, calls: list[Any], direct: Any) -> None:
+    """As after a pipeline-cache hit, or with an index that is older than the KV store."""
+    index = VectorStoreIndex.from_documents([Document(text=text) for text in TEXTS], transformations=[])
+    engine = query_engine(index, llm, "compact")
+    first, second = str(engine.query(QUESTION)), str(engine.query(QUESTION))
+    assert [(call.chunks_hit, call.chunks_missed) for call in calls] == [(0, 3), (3, 0)]
+    assert first == second and is_made_of(second, "compact", direct())
 
 
-@pytest.mark.parametrize("mode", ["context", "condense_plus_context"])
-class TestChatEngines:
-    """Two turns each: the second has a history between the context and the question."""
-
-    @pytest.fixture
-    def chat_engine(self, index: VectorStoreIndex, llm: SamKVLLM, mode: Any) -> Any:
-        return index.as_chat_engine(chat_mode=mode, similarity_top_k=3, node_postprocessors=[SamKVPostprocessor(llm)])
-
-    @pytest.fixture
-    def hits(self, mode: str) -> list[int]:
-        return [3, 3] if mode == "context" else [3, 0, 3]  # the second question is condensed first
-
-    def test_chat(self, chat_engine: Any, calls: list[Any], direct: Any, hits: list[int]) -> None:
-        answers = [chat_engine.chat(question).response for question in (QUESTION, "And its lamp?")]
-        assert [call.chunks_hit for call in calls] == hits
-        expected = direct()
-        assert answers == [expected[0], expected[-1]]
-
-    def test_achat(self, chat_engine: Any, calls: list[Any], direct: Any, hits: list[int]) -> None:
-        async def talk() -> list[str]:
-            return [(await chat_engine.achat(question)).response for question in (QUESTION, "And its lamp?")]
-
-        answers = asyncio.run(talk())
-        assert [call.chunks_hit for call in calls] == hits
-        expected = direct()
-        assert answers == [expected[0], expected[-1]]
-
-    def test_stream_chat(self, chat_engine: Any, calls: list[Any], direct: Any, hits: list[int]) -> None:
-        answers = ["".join(chat_engine.stream_chat(question).response_gen) for question in (QUESTION, "And its lamp?")]
-        assert [call.chunks_hit for call in calls] == hits
-        expected = direct()
-        assert answers == [expected[0], expected[-1]]
-
-    def test_astream_chat(self, chat_engine: Any, calls: list[Any], direct: Any, hits: list[int]) -> None:
-        async def talk() -> list[str]:
-            questions = (QUESTION, "And its lamp?")
-            return [await joined((await chat_engine.astream_chat(q)).async_response_gen()) for q in questions]
-
-        answers = asyncio.run(talk())
-        assert [call.chunks_hit for call in calls] == hits
-        expected = direct()
-        assert answers == [expected[0], expected[-1]]
+@pytest.mark.parametrize("how", ["chat", "achat", "stream_chat", "astream_chat"])
+@pytest.mark.parametrize(
+    ("mode", "hits"),
+    [("context", [3, 3]), ("condense_plus_context", [3, 0, 3])],  # the second question is condensed first
+)
+def test_a_chat_of_two_turns(
+    index: Any, llm: SamKVLLM, calls: list[Any], direct: Any, mode: Any, hits: list[int], how: str
+) -> None:
+    """The second turn has a history between the context and the question."""
+    engine = index.as_chat_engine(chat_mode=mode, similarity_top_k=3, node_postprocessors=[SamKVPostprocessor(llm)])
+    answers = talk(engine, how)
+    assert [call.chunks_hit for call in calls] == hits
+    expected = direct()
+    assert answers == [expected[0], expected[-1]]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from llama_index.core import StorageContext, VectorStoreIndex, load_index_from_storage
@@ -29,30 +30,18 @@ def ingestion(engine: SamKVEngine) -> SamKVIngestion:
     return SamKVIngestion(engine=engine, id_scope="manuals")
 
 
-@pytest.fixture
-def index(ingestion: SamKVIngestion) -> VectorStoreIndex:
-    return VectorStoreIndex.from_documents(DOCUMENTS, transformations=[SentenceSplitter(chunk_size=1024), ingestion])
-
-
 def indexed(ingestion: SamKVIngestion, documents: Sequence[Document]) -> VectorStoreIndex:
     steps = [SentenceSplitter(chunk_size=1024), ingestion]
     return VectorStoreIndex.from_documents(documents, transformations=steps)
 
 
+@pytest.fixture
+def index(ingestion: SamKVIngestion) -> VectorStoreIndex:
+    return indexed(ingestion, DOCUMENTS)
+
+
 def num_files(folder: Path) -> int:
     return sum(1 for _ in (folder / "kv").rglob("*.safetensors"))
-
-
-def test_the_kv_of_a_deleted_document_goes_with_the_prune(
-    index: VectorStoreIndex, ingestion: SamKVIngestion, engine: SamKVEngine, tmp_path: Path
-) -> None:
-    assert num_files(tmp_path) == 4
-    index.delete_ref_doc("document 1", delete_from_docstore=True)
-    assert engine.has_chunk(tiny.text(1)), "LlamaIndex tells nobody"
-    assert ingestion.prune(index.docstore.docs.values()) == 1
-    assert not engine.has_chunk(tiny.text(1))
-    assert all(engine.has_chunk(text) for text in (tiny.text(0), tiny.text(2), SHARED))
-    assert num_files(tmp_path) == 3
 
 
 def test_a_text_that_another_document_still_has_stays(
@@ -73,9 +62,12 @@ def test_an_index_loaded_by_another_process_prunes_what_was_deleted_there(
     loaded = load_index_from_storage(StorageContext.from_defaults(persist_dir=str(tmp_path / "index")))
     for number in (0, 2):
         loaded.delete_ref_doc(f"document {number}", delete_from_docstore=True)
-    later = SamKVIngestion(engine=make_engine(store=tmp_path / "kv"), id_scope="manuals")
+    engine = make_engine(store=tmp_path / "kv")
+    assert num_files(tmp_path) == 4, "LlamaIndex tells nobody"
+    later = SamKVIngestion(engine=engine, id_scope="manuals")
     assert later.prune(loaded.docstore.docs.values()) == 2
     assert num_files(tmp_path) == 2
+    assert [engine.has_chunk(tiny.text(number)) for number in (0, 1, 2, 100)] == [False, True, False, True]
 
 
 class TestSharedStore:
@@ -98,13 +90,6 @@ class TestSharedStore:
         assert other.prune(other_index.docstore.docs.values()) == 1
         assert engine.has_chunk(own) and not engine.has_chunk(both)
 
-    def test_an_empty_index_lets_go_of_its_own_alone(
-        self, index: VectorStoreIndex, ingestion: SamKVIngestion, other: SamKVIngestion, engine: SamKVEngine
-    ) -> None:
-        indexed(other, [Document(text=tiny.text(50))])
-        assert ingestion.prune([]) == 4
-        assert engine.has_chunk(tiny.text(50)) and len(engine.sources()) == 1
-
     def test_kv_without_a_node_goes_only_when_asked(
         self, index: VectorStoreIndex, ingestion: SamKVIngestion, other: SamKVIngestion, engine: SamKVEngine
     ) -> None:
@@ -114,22 +99,21 @@ class TestSharedStore:
         assert ingestion.prune(keep) == 0
         assert ingestion.prune(keep, unreferenced=True) == 1
         assert [engine.has_chunk(tiny.text(number)) for number in (60, 61, 50, 0)] == [False, True, True, True]
+        assert ingestion.prune([]) == 4
+        assert engine.has_chunk(tiny.text(50)) and len(engine.sources()) == 1
 
 
-def test_texts_that_are_kept_stay_though_their_nodes_are_gone(
-    index: VectorStoreIndex, ingestion: SamKVIngestion, engine: SamKVEngine
+@pytest.mark.parametrize(
+    ("keep", "text"),
+    [([f" {SHARED}\n"], SHARED), (SentenceSplitter(chunk_size=1024)(DOCUMENTS[:1]), tiny.text(0))],
+    ids=["text", "node that was never recorded"],
+)
+def test_what_is_kept_stays_though_no_node_of_the_index_stands_for_it(
+    index: VectorStoreIndex, ingestion: SamKVIngestion, engine: SamKVEngine, keep: Any, text: str
 ) -> None:
-    assert ingestion.prune([f" {SHARED}\n"]) == 3
-    assert engine.has_chunk(SHARED)
+    assert ingestion.prune(keep) == 3
+    assert engine.has_chunk(text)
     assert ingestion.prune([]) == 1
-
-
-def test_a_node_that_was_never_recorded_keeps_its_text(
-    index: VectorStoreIndex, ingestion: SamKVIngestion, engine: SamKVEngine
-) -> None:
-    again = SentenceSplitter(chunk_size=1024)(DOCUMENTS[:1])
-    assert ingestion.prune(again) == 3
-    assert engine.has_chunk(tiny.text(0))
 
 
 def test_a_prune_forgets_the_node_ids_of_earlier_runs(

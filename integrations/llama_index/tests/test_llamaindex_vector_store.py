@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 
 import pytest
 from llama_index.core import Document, StorageContext, VectorStoreIndex
@@ -24,13 +23,8 @@ TWIN = Document(text=TEXTS[0], id_="twin of 0")
 
 
 @pytest.fixture
-def engine(make_engine: Callable[..., SamKVEngine]) -> SamKVEngine:
-    return make_engine()
-
-
-@pytest.fixture
-def store(engine: SamKVEngine) -> SamKVVectorStore:
-    return SamKVVectorStore(SimpleVectorStore(stores_text=False), engine=engine)
+def store(tiny_engine: SamKVEngine) -> SamKVVectorStore:
+    return SamKVVectorStore(SimpleVectorStore(stores_text=False), engine=tiny_engine)
 
 
 @pytest.fixture
@@ -44,22 +38,23 @@ def stored(engine: SamKVEngine) -> list[bool]:
     return [engine.has_chunk(text) for text in TEXTS]
 
 
-def test_deleting_a_document_deletes_its_chunks(index: VectorStoreIndex, engine: SamKVEngine) -> None:
-    assert stored(engine) == [True] * 4
+def test_deleting_a_document_deletes_its_chunks(
+    index: VectorStoreIndex, store: SamKVVectorStore, tiny_engine: SamKVEngine
+) -> None:
+    assert stored(tiny_engine) == [True] * 4
     index.delete_ref_doc("document 1", delete_from_docstore=True)
-    assert stored(engine) == [True, False, True, True]
+    assert stored(tiny_engine) == [True, False, True, True]
     index.delete_ref_doc("document 0", delete_from_docstore=True)
-    assert stored(engine)[0], "another document has the same text"
+    assert stored(tiny_engine)[0], "another document has the same text"
     index.delete_ref_doc("twin of 0", delete_from_docstore=True)
-    assert stored(engine) == [False, False, True, True]
-
-
-def test_an_async_deletion_does_too(index: VectorStoreIndex, store: SamKVVectorStore, engine: SamKVEngine) -> None:
+    assert stored(tiny_engine) == [False, False, True, True]
     asyncio.run(store.adelete("document 2"))
-    assert stored(engine) == [True, True, False, True]
+    assert stored(tiny_engine) == [False, False, False, True]
 
 
-def test_a_pipeline_that_replaces_a_document_replaces_its_chunks(store: SamKVVectorStore, engine: SamKVEngine) -> None:
+def test_a_pipeline_that_replaces_a_document_replaces_its_chunks(
+    store: SamKVVectorStore, tiny_engine: SamKVEngine
+) -> None:
     pipeline = IngestionPipeline(
         transformations=[SentenceSplitter(chunk_size=1024), BagOfWords()],
         docstore=SimpleDocumentStore(),
@@ -67,15 +62,15 @@ def test_a_pipeline_that_replaces_a_document_replaces_its_chunks(store: SamKVVec
         vector_store=store,
     )
     pipeline.run(documents=DOCUMENTS)
-    assert stored(engine) == [True] * 4
+    assert stored(tiny_engine) == [True] * 4
     changed = Document(text=tiny.text(50), id_="document 1")
     pipeline.run(documents=[DOCUMENTS[0], changed, DOCUMENTS[2]])
-    assert stored(engine) == [True, False, True, False]
-    assert engine.has_chunk(tiny.text(50))
+    assert stored(tiny_engine) == [True, False, True, False]
+    assert tiny_engine.has_chunk(tiny.text(50))
 
 
-def test_queries_are_the_wrapped_stores(index: VectorStoreIndex, engine: SamKVEngine) -> None:
-    llm = SamKVLLM.from_engine(engine, max_tokens=4)
+def test_queries_are_the_wrapped_stores(index: VectorStoreIndex, tiny_engine: SamKVEngine) -> None:
+    llm = SamKVLLM.from_engine(tiny_engine, max_tokens=4)
     query_engine = index.as_query_engine(llm=llm, similarity_top_k=2, node_postprocessors=[SamKVPostprocessor(llm)])
     response = query_engine.query(TEXTS[3][:60])
     assert response.source_nodes[0].text == TEXTS[3]

@@ -29,6 +29,7 @@ from tests.lighthouse import KEEPER, QUERY, TEXTS, WordEmbeddings
 from tests.scripted import TOOL_TEMPLATE, ScriptedEngine, tiny_engine
 
 RULES = "Answer from these passages alone."
+QUESTIONS = [QUERY, "And the lamp?", "What is the sea like in winter?"]
 PROMPT = ChatPromptTemplate.from_messages([("system", RULES + "\n\n{context}"), ("human", "{input}")])
 
 
@@ -112,20 +113,7 @@ def test_documents_with_metadata_around_them(llm: ChatSamKV, retriever: BaseRetr
     check(answers.messages[0])
 
 
-def test_an_agent_with_the_passages_in_its_prompt(
-    llm: ChatSamKV, retriever: BaseRetriever, engine: SamKVEngine
-) -> None:
-    @dynamic_prompt
-    def with_passages(request: ModelRequest) -> str:
-        return expected_context(retriever, request.state["messages"][-1].text)
-
-    agent = create_agent(llm, tools=[], middleware=[with_passages])
-    answer = agent.invoke({"messages": [HumanMessage(QUERY)]})["messages"][-1]
-    check(answer)
-    assert answer.text == direct_answer(engine, expected_context(retriever))
-
-
-def test_an_agent_that_remembers_by_a_checkpointer(
+def test_an_agent_with_the_passages_in_its_prompt_that_remembers_by_a_checkpointer(
     llm: ChatSamKV, retriever: BaseRetriever, engine: SamKVEngine
 ) -> None:
     @dynamic_prompt
@@ -134,11 +122,13 @@ def test_an_agent_that_remembers_by_a_checkpointer(
 
     agent = create_agent(llm, tools=[], middleware=[with_passages], checkpointer=InMemorySaver())
     thread: Any = {"configurable": {"thread_id": "one"}}
-    agent.invoke({"messages": [HumanMessage(QUERY)]}, thread)
-    *_, first, _, second = agent.invoke({"messages": [HumanMessage("And the lamp?")]}, thread)["messages"]
-    check(second)
-    context = expected_context(retriever, "And the lamp?")
-    assert second.text == direct_answer(engine, context, QUERY, first.text, question="And the lamp?")
+    turns: list[str] = []
+    for question in QUESTIONS[:2]:
+        answer = agent.invoke({"messages": [HumanMessage(question)]}, thread)["messages"][-1]
+        check(answer)
+        context = expected_context(retriever, question)
+        assert answer.text == direct_answer(engine, context, *turns, question=question)
+        turns += [question, answer.text]
 
 
 def test_an_agent_that_searches_by_a_tool() -> None:
@@ -166,7 +156,7 @@ def test_a_conversation_with_message_history(llm: ChatSamKV, retriever: BaseRetr
         passages | prompt | llm, lambda _: history, input_messages_key="input", history_messages_key="history"
     )
     turns: list[str] = []
-    for question in (QUERY, "And the lamp?", "What is the sea like in winter?"):
+    for question in QUESTIONS:
         answer = chain.invoke({"input": question}, {"configurable": {"session_id": "one"}})
         check(answer)
         context = expected_context(retriever, question)
@@ -185,10 +175,9 @@ async def test_events_of_a_stream(lcel: Runnable[str, str], retriever: BaseRetri
 
 
 async def test_many_questions_at_once(lcel: Runnable[str, str]) -> None:
-    questions = [QUERY, "And the lamp?", "What is the sea like in winter?"]
     answers = Answers()
-    expected = [lcel.invoke(question) for question in questions]
-    assert lcel.batch(questions) == expected
-    assert await lcel.abatch(questions, {"callbacks": [answers]}) == expected
+    expected = [lcel.invoke(question) for question in QUESTIONS]
+    assert lcel.batch(QUESTIONS) == expected
+    assert await lcel.abatch(QUESTIONS, {"callbacks": [answers]}) == expected
     for message in answers.messages:
         check(message)

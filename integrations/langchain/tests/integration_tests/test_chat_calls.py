@@ -10,23 +10,17 @@ from typing import Any
 import pytest
 from langchain_core.caches import InMemoryCache
 from langchain_core.callbacks import BaseCallbackHandler
-from langchain_core.globals import set_llm_cache
 
 from langchain_samkv import ChatSamKV
 from samkv_rag import SamKVEngine
 from samkv_rag.exceptions import ConfigurationError, PromptTooLongError
 from support import tiny
-from tests.scripted import tiny_engine
-
-CHUNKS = [tiny.text(seed, num_words=30) for seed in range(3)]
-QUESTION = "\n\n".join([*CHUNKS, "What does the seventh keeper record?"])
+from tests.calling import CHUNKS, QUESTION, aask, ask, awaited_forms, every_form, ingested_engine
 
 
 @pytest.fixture(scope="module")
 def engine() -> SamKVEngine:
-    engine = tiny_engine()
-    engine.add_chunks(CHUNKS)
-    return engine
+    return ingested_engine()
 
 
 @pytest.fixture
@@ -48,6 +42,23 @@ def num_decoded(engine: SamKVEngine, monkeypatch: pytest.MonkeyPatch) -> list[in
     return threads
 
 
+@pytest.fixture
+def open_streams(engine: SamKVEngine, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """One entry for each stream of the engine's that is being read."""
+    streams: list[int] = []
+    stream = engine.stream
+
+    def noted(*args: Any, **options: Any) -> Iterator[Any]:
+        streams.append(1)
+        try:
+            yield from stream(*args, **options)
+        finally:
+            streams.pop()
+
+    monkeypatch.setattr(engine, "stream", noted)
+    return streams
+
+
 class Recorder(BaseCallbackHandler):
     """Notes tokens and errors, and keeps them, as tracers do."""
 
@@ -62,26 +73,14 @@ class Recorder(BaseCallbackHandler):
         self.errors.append(error)
 
 
-async def text_of(stream: Any) -> str:
-    return "".join([chunk.text async for chunk in stream])
-
-
 class TestAnswers:
-    def test_every_form_gives_the_engines_answer(self, llm: ChatSamKV, engine: SamKVEngine) -> None:
-        expected = engine.generate([{"role": "user", "content": QUESTION}], max_new_tokens=8).text
-        assert llm.invoke(QUESTION).content == expected
-        assert "".join(chunk.text for chunk in llm.stream(QUESTION)) == expected
-        assert asyncio.run(llm.ainvoke(QUESTION)).content == expected
-        assert asyncio.run(text_of(llm.astream(QUESTION))) == expected
-        assert [answer.content for answer in llm.batch([QUESTION, QUESTION])] == [expected] * 2
-        assert [answer.content for answer in asyncio.run(llm.abatch([QUESTION] * 3))] == [expected] * 3
-
-    @pytest.mark.parametrize("streamed", [False, True])
-    def test_figures_are_the_engines(self, llm: ChatSamKV, engine: SamKVEngine, streamed: bool) -> None:
-        message: Any = None
-        for part in llm.stream(QUESTION) if streamed else [llm.invoke(QUESTION)]:
-            message = part if message is None else message + part
-        figures = engine.generate([{"role": "user", "content": QUESTION}], max_new_tokens=8).metrics
+    @every_form
+    def test_every_form_gives_the_engines_answer_and_figures(
+        self, llm: ChatSamKV, engine: SamKVEngine, form: str
+    ) -> None:
+        message, expected = ask(llm, form), engine.generate([{"role": "user", "content": QUESTION}], max_new_tokens=8)
+        figures = expected.metrics
+        assert message.content == expected.text
         assert message.usage_metadata == {
             "input_tokens": figures.prompt_tokens,
             "output_tokens": figures.completion_tokens,
@@ -97,6 +96,13 @@ class TestAnswers:
     def test_tokens_are_counted_with_the_models_tokenizer(self, llm: ChatSamKV, engine: SamKVEngine) -> None:
         assert llm.get_num_tokens(CHUNKS[0]) == engine.count_tokens(CHUNKS[0])
 
+    @every_form
+    def test_errors_of_a_generation_reach_caller_and_callbacks(self, llm: ChatSamKV, form: str) -> None:
+        recorder = Recorder()
+        with pytest.raises(PromptTooLongError, match="context window is 4096"):
+            ask(llm, form, "tide " * tiny.CONTEXT_WINDOW, config={"callbacks": [recorder]})
+        assert [type(error) for error in recorder.errors] == [PromptTooLongError]
+
 
 class TestOptions:
     def test_a_call_and_a_binding_override_the_models(self, llm: ChatSamKV) -> None:
@@ -105,9 +111,6 @@ class TestOptions:
             message = bound.invoke(QUESTION, **given)
             assert message.usage_metadata and message.usage_metadata["output_tokens"] == 2
             assert message.response_metadata["metrics"]["method"] == "full_prefill"
-
-    def test_none_changes_nothing(self, llm: ChatSamKV) -> None:
-        assert llm.invoke(QUESTION, max_tokens=None, top_p=None).content == llm.invoke(QUESTION).content
 
     @pytest.mark.parametrize("where", ["call", "binding", "model"])
     def test_stops_end_the_answer(self, llm: ChatSamKV, engine: SamKVEngine, where: str) -> None:
@@ -125,20 +128,10 @@ class TestOptions:
         one, same, other = (llm.invoke(QUESTION, temperature=2.0, seed=seed).content for seed in (1, 1, 2))
         assert one == same != other
 
-    @pytest.mark.parametrize("form", ["invoke", "stream", "ainvoke", "astream"])
+    @every_form
     def test_an_unknown_one_is_refused_in_every_form(self, llm: ChatSamKV, form: str) -> None:
-        def call() -> Any:
-            result = getattr(llm, form)("Hello", num_beams=4)
-            if form == "stream":
-                return list(result)
-            return asyncio.run(text_of(result) if form == "astream" else result) if form[0] == "a" else result
-
         with pytest.raises(ConfigurationError, match="unknown option num_beams; known are"):
-            call()
-
-    def test_both_names_of_the_length_limit_are_refused(self, llm: ChatSamKV) -> None:
-        with pytest.raises(ConfigurationError, match="same option"):
-            llm.invoke("Hello", max_tokens=1, max_new_tokens=2)
+            ask(llm, form, num_beams=4)
 
 
 class TestStreams:
@@ -150,68 +143,39 @@ class TestStreams:
 
     def test_invoke_reports_tokens_where_streaming_is_asked_for(self, engine: SamKVEngine) -> None:
         recorder = Recorder()
-        answer = ChatSamKV(engine=engine, max_tokens=8, streaming=True).invoke(
-            QUESTION, config={"callbacks": [recorder]}
-        )
+        llm = ChatSamKV(engine=engine, max_tokens=8, streaming=True)
+        answer = llm.invoke(QUESTION, config={"callbacks": [recorder]})
         assert "".join(recorder.tokens) == answer.content and len(recorder.tokens) > 3
 
-    def test_closing_ends_the_generation_at_once(self, llm: ChatSamKV, num_decoded: list[int]) -> None:
+    def test_closing_ends_the_generation_at_once(
+        self, llm: ChatSamKV, num_decoded: list[int], open_streams: list[int]
+    ) -> None:
         """Also with a tracer that keeps the exception, and so the frames, of the closed stream."""
         recorder = Recorder()
-        stream = llm.stream(QUESTION, max_tokens=200, config={"callbacks": [recorder]})
+        stream: Any = llm.stream(QUESTION, max_tokens=200, config={"callbacks": [recorder]})
         next(stream)
         decoded = len(num_decoded)
-        stream.close()  # type: ignore[attr-defined]
+        assert open_streams
+        stream.close()
+        assert not open_streams
         assert list(stream) == [] and [type(error) for error in recorder.errors] == [GeneratorExit]
         assert len(num_decoded) == decoded < 20
 
-    @pytest.mark.parametrize("form", ["stream", "astream"])
-    def test_closing_frees_the_prompts_kv(self, llm: ChatSamKV, monkeypatch: pytest.MonkeyPatch, form: str) -> None:
-        open_streams: list[int] = []
-        stream_of_engine = llm.engine.stream
-
-        def noted(*args: Any, **options: Any) -> Iterator[Any]:
-            open_streams.append(1)
-            try:
-                yield from stream_of_engine(*args, **options)
-            finally:
-                open_streams.pop()
-
+    def test_closing_an_async_stream_ends_the_generation(self, llm: ChatSamKV, open_streams: list[int]) -> None:
         async def read_one() -> None:
-            stream: Any = llm.astream(QUESTION, config={"callbacks": [Recorder()]})
+            stream: Any = llm.astream(QUESTION, max_tokens=2000, config={"callbacks": [Recorder()]})
             await anext(stream)
             assert open_streams
             await stream.aclose()
             while open_streams:  # LangChain leaves closing its inner stream to the event loop
                 await asyncio.sleep(0.01)
 
-        monkeypatch.setattr(llm.engine, "stream", noted)
-        if form == "astream":
-            asyncio.run(asyncio.wait_for(read_one(), timeout=30))
-        else:
-            stream: Any = llm.stream(QUESTION, config={"callbacks": [Recorder()]})
-            next(stream)
-            assert open_streams
-            stream.close()
-        assert not open_streams
+        asyncio.run(asyncio.wait_for(read_one(), timeout=5))
 
-    def test_closing_an_async_stream_ends_the_generation(self, llm: ChatSamKV, num_decoded: list[int]) -> None:
-        async def read_one() -> int:
-            stream: Any = llm.astream(QUESTION, max_tokens=200)
-            await anext(stream)
-            await stream.aclose()
-            await asyncio.sleep(0.05)  # the step that was running as it was closed
-            decoded = len(num_decoded)
-            await asyncio.sleep(0.1)
-            return decoded
-
-        assert asyncio.run(read_one()) == len(num_decoded) < 20
-
-    @pytest.mark.parametrize("form", ["ainvoke", "astream"])
+    @awaited_forms
     def test_a_cancelled_caller_ends_the_generation(self, llm: ChatSamKV, num_decoded: list[int], form: str) -> None:
         async def cancel_midway() -> None:
-            call = getattr(llm, form)(QUESTION, max_tokens=2000)
-            task = asyncio.create_task(text_of(call) if form == "astream" else call)
+            task = asyncio.create_task(aask(llm, form, max_tokens=2000))
             while not num_decoded:
                 await asyncio.sleep(0.001)
             task.cancel()
@@ -221,11 +185,10 @@ class TestStreams:
         asyncio.run(cancel_midway())
         assert len(num_decoded) < 1000
 
-    @pytest.mark.parametrize("form", ["ainvoke", "astream"])
+    @awaited_forms
     def test_the_event_loop_stays_free(self, llm: ChatSamKV, num_decoded: list[int], form: str) -> None:
         async def main() -> int:
-            call = getattr(llm, form)(QUESTION)
-            task, turns = asyncio.create_task(text_of(call) if form == "astream" else call), 0
+            task, turns = asyncio.create_task(aask(llm, form)), 0
             while not task.done():
                 turns += bool(num_decoded)
                 await asyncio.sleep(0)
@@ -235,38 +198,15 @@ class TestStreams:
         assert len(set(num_decoded)) == 1 and threading.get_ident() not in num_decoded
 
 
-class TestErrors:
-    @pytest.mark.parametrize("form", ["invoke", "stream", "ainvoke", "astream", "batch"])
-    def test_those_of_a_generation_reach_caller_and_callbacks(self, llm: ChatSamKV, form: str) -> None:
-        recorder, text = Recorder(), "tide " * tiny.CONTEXT_WINDOW
-
-        def call() -> Any:
-            config = {"callbacks": [recorder]}
-            result = getattr(llm, form)([text] if form == "batch" else text, config=config)
-            if form == "stream":
-                return list(result)
-            return asyncio.run(text_of(result) if form == "astream" else result) if form[0] == "a" else result
-
-        with pytest.raises(PromptTooLongError, match="context window is 4096"):
-            call()
-        assert [type(error) for error in recorder.errors] == [PromptTooLongError]
-
-
-class TestCacheOfAnswers:
-    @pytest.fixture(autouse=True)
-    def cache(self) -> Iterator[None]:
-        set_llm_cache(InMemoryCache())
-        yield
-        set_llm_cache(None)
-
-    def test_the_same_call_is_answered_once_and_no_other_by_its_answer(
-        self, engine: SamKVEngine, num_decoded: list[int]
-    ) -> None:
-        calls = [{}, {"method": "naive_reuse"}, {"stop": "tide"}, {"max_tokens": 7}, {"temperature": 1.0, "seed": 1}]
-        for options in calls:
-            before = len(num_decoded)
-            ChatSamKV(engine=engine, **({"max_tokens": 6} | options)).invoke(QUESTION)
-            assert len(num_decoded) > before, options
+def test_a_cache_answers_the_same_call_once_and_no_other_by_its_answer(
+    engine: SamKVEngine, num_decoded: list[int]
+) -> None:
+    plain: dict[str, Any] = {"max_tokens": 6, "cache": InMemoryCache()}
+    others = [{"method": "naive_reuse"}, {"stop": "tide"}, {"max_tokens": 7}, {"temperature": 1.0, "seed": 1}]
+    for options in ({}, *others):
         before = len(num_decoded)
-        ChatSamKV(engine=engine, max_tokens=6).invoke(QUESTION)
-        assert len(num_decoded) == before
+        ChatSamKV(engine=engine, **plain | options).invoke(QUESTION)
+        assert len(num_decoded) > before, options
+    before = len(num_decoded)
+    ChatSamKV(engine=engine, **plain).invoke(QUESTION)
+    assert len(num_decoded) == before

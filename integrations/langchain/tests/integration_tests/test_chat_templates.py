@@ -19,40 +19,35 @@ ALTERNATING = (
 )
 NO_SYSTEM = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}" + ALTERNATING
 SYSTEM = [SystemMessage("Be brief."), SystemMessage("Be kind.")]
-TALK = [
-    HumanMessage("Hello"),
-    HumanMessage("How are you?"),
-    AIMessage("Well."),
-    AIMessage("Thanks."),
-    HumanMessage("Good."),
-]
+TALK = [*map(HumanMessage, ("Hello", "How are you?")), *map(AIMessage, ("Well.", "Thanks.")), HumanMessage("Good.")]
 
 
-def prompt_of(chat_template: str, messages: Sequence[BaseMessage], monkeypatch: pytest.MonkeyPatch) -> str:
-    """The prompt that reaches the engine."""
+@pytest.mark.parametrize(
+    ("chat_template", "messages", "expected"),
+    [
+        (
+            tiny.CHAT_TEMPLATE,
+            [*SYSTEM, *TALK],
+            "<|system|>\nBe brief.\n\nBe kind.</s>\n<|user|>\nHello</s>\n<|user|>\nHow are you?</s>\n"
+            "<|assistant|>\nWell.</s>\n<|assistant|>\nThanks.</s>\n<|user|>\nGood.</s>\n<|assistant|>\n",
+        ),
+        (ALTERNATING, TALK, "user: Hello\n\nHow are you?\nassistant: Well.\n\nThanks.\nuser: Good.\n"),
+        (
+            NO_SYSTEM,
+            [*SYSTEM, *TALK],
+            "user: Be brief.\n\nBe kind.\n\nHello\n\nHow are you?\nassistant: Well.\n\nThanks.\nuser: Good.\n",
+        ),
+    ],
+    ids=["usual", "alternating roles", "no system role"],
+)
+def test_messages_are_joined_as_far_as_the_template_wants_it(
+    chat_template: str, messages: Sequence[BaseMessage], expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     engine, prompts = tiny_engine(chat_template), []
     stream = engine.stream
-    monkeypatch.setattr(engine, "stream", lambda prompt, **rest: prompts.append(prompt) or stream(prompt, **rest))
+    monkeypatch.setattr(engine, "stream", lambda prompt, **rest: prompts.append(str(prompt)) or stream(prompt, **rest))
     ChatSamKV(engine=engine, max_tokens=1).invoke(messages)
-    (prompt,) = prompts
-    return str(prompt)
-
-
-def test_system_messages_are_joined_and_all_else_is_as_sent(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert prompt_of(tiny.CHAT_TEMPLATE, [*SYSTEM, *TALK], monkeypatch) == (
-        "<|system|>\nBe brief.\n\nBe kind.</s>\n<|user|>\nHello</s>\n<|user|>\nHow are you?</s>\n"
-        "<|assistant|>\nWell.</s>\n<|assistant|>\nThanks.</s>\n<|user|>\nGood.</s>\n<|assistant|>\n"
-    )
-
-
-def test_one_that_wants_roles_to_alternate_gets_them_joined(monkeypatch: pytest.MonkeyPatch) -> None:
-    prompt = prompt_of(ALTERNATING, TALK, monkeypatch)
-    assert prompt == "user: Hello\n\nHow are you?\nassistant: Well.\n\nThanks.\nuser: Good.\n"
-
-
-def test_one_without_system_role_gets_its_text_with_the_users(monkeypatch: pytest.MonkeyPatch) -> None:
-    prompt = prompt_of(NO_SYSTEM, [*SYSTEM, *TALK], monkeypatch)
-    assert prompt.startswith("user: Be brief.\n\nBe kind.\n\nHello\n\nHow are you?\nassistant: Well.")
+    assert prompts == [expected]
 
 
 def test_what_fits_in_no_form_is_refused_with_the_templates_words() -> None:

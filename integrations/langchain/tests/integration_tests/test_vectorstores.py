@@ -13,11 +13,10 @@ from langchain_tests.integration_tests.vectorstores import VectorStoreIntegratio
 from langchain_samkv import SamKVVectorStore
 from samkv_rag import SamKVEngine
 from tests.lighthouse import KEEPER, LAMP, SEA, TEXTS, WordEmbeddings, live_chunks, shared_engine
-from tests.search_contract import SearchContract
-from tests.store_contract import KVContract
+from tests.store_contract import StoreContract
 
 
-class TestChroma(KVContract, SearchContract):
+class TestChroma(StoreContract):
     @pytest.fixture
     def wrapped(self) -> Iterator[VectorStore]:
         # One client serves the process, so collections need names of their own.

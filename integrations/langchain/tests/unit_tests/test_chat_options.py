@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import pickle
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,6 @@ from langchain_core.load import dumps
 from langchain_core.runnables import ConfigurableField
 
 from langchain_samkv import ChatSamKV
-from langchain_samkv._engine import handle_for
 from samkv_rag import EngineConfig
 from samkv_rag.exceptions import ConfigurationError
 from samkv_rag.prefill import Scout
@@ -36,27 +34,24 @@ def loads(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, dict[str, Any]]]:
 
 
 class TestArguments:
-    def test_an_unknown_one_is_refused_with_the_known_ones(self) -> None:
-        with pytest.raises(ConfigurationError, match=r"unknown option api_key; known are .*max_tokens"):
-            ChatSamKV(model="some/model", api_key="x")
-
     @pytest.mark.parametrize(
-        "bad", [{"max_tokens": 0}, {"temperature": -1}, {"top_p": 2.0}, {"method": "magic"}, {"max_tokens": "many"}]
+        ("bad", "words"),
+        [
+            ({"model": "a/b", "api_key": "x"}, r"unknown option api_key; known are .*max_tokens"),
+            ({"model": "a/b", "config": {"block_size": 3}}, "unknown option block_size"),
+            ({"engine": object(), "store": "elsewhere"}, "unknown option store"),
+            ({}, "^model is missing$"),
+            ({"model": "a/b", "max_tokens": 0}, "^max_tokens is "),
+            ({"model": "a/b", "max_tokens": "many"}, "^max_tokens is "),
+            ({"model": "a/b", "temperature": -1}, "^temperature is "),
+            ({"model": "a/b", "top_p": 2.0}, "^top_p is "),
+            ({"model": "a/b", "method": "magic"}, "^method is "),
+        ],
+        ids=lambda value: next(reversed(value), "nothing") if isinstance(value, dict) else "",
     )
-    def test_one_out_of_range_is_refused_by_name(self, bad: dict[str, Any]) -> None:
-        with pytest.raises(ConfigurationError, match=f"^{next(iter(bad))} is "):
-            ChatSamKV(model="some/model", **bad)
-
-    def test_a_missing_model_is_named(self) -> None:
-        with pytest.raises(ConfigurationError, match=r"^model is missing$"):
-            ChatSamKV()
-
-    def test_an_unknown_config_option_is_refused(self) -> None:
-        with pytest.raises(ConfigurationError, match="unknown option block_size"):
-            ChatSamKV(model="some/model", config={"block_size": 3})
-
-    def test_the_model_goes_by_both_names(self) -> None:
-        assert ChatSamKV(model="a/b").model_name == ChatSamKV(model_name="a/b").model_name == "a/b"
+    def test_what_is_missing_unknown_or_out_of_range_is_refused_by_name(self, bad: dict[str, Any], words: str) -> None:
+        with pytest.raises(ConfigurationError, match=words):
+            ChatSamKV(**bad)
 
     def test_plain_values_are_understood(self, tmp_path: Path) -> None:
         llm = ChatSamKV(
@@ -69,6 +64,7 @@ class TestArguments:
         )
         assert (llm.model_name, llm.stop, llm.store, llm.dtype) == ("a/b", ["END"], str(tmp_path), "bfloat16")
         assert (llm.config, llm.method) == (EngineConfig(block_tokens=8), Scout())
+        assert ChatSamKV(model_name="a/b").model_name == "a/b"
 
     def test_an_unknown_method_of_structured_output_is_refused(self) -> None:
         llm = ChatSamKV(model="a/b")
@@ -79,13 +75,15 @@ class TestArguments:
 
 
 class TestEngine:
-    def test_is_loaded_once_with_every_option(self, loads: list[Any], tmp_path: Path) -> None:
-        llm = ChatSamKV(model="a/b", store=tmp_path, dtype="float32", config={"block_tokens": 8}, method="epic")
+    @pytest.mark.parametrize(
+        "tenant", [{}, {"store": "s3://bucket/kv", "namespace": "tenant a", "store_secret": "hidden"}]
+    )
+    def test_is_loaded_once_with_every_option(self, loads: list[Any], tmp_path: Path, tenant: dict[str, Any]) -> None:
+        options = {"store": tmp_path, "dtype": "float32", "config": {"block_tokens": 8}, "method": "epic"} | tenant
+        llm = ChatSamKV(model="a/b", **options)
         assert loads == []
         assert llm.engine is llm.engine
-        ((model, options),) = loads
-        assert model == "a/b"
-        assert options == {
+        expected = {
             "store": str(tmp_path),
             "config": EngineConfig(block_tokens=8),
             "device": None,
@@ -95,13 +93,7 @@ class TestEngine:
             "namespace": "",
             "store_secret": None,
         }
-
-    def test_gets_tenant_secret_and_url_as_they_are(self, loads: list[Any]) -> None:
-        llm = ChatSamKV(model="a/b", store="s3://bucket/kv", namespace="tenant a", store_secret="hidden")
-        assert llm.engine
-        ((_, options),) = loads
-        given = (options["store"], options["namespace"], options["store_secret"])
-        assert given == ("s3://bucket/kv", "tenant a", "hidden")
+        assert loads == [("a/b", expected | tenant)]
 
     def test_is_not_shared_between_tenants(self, loads: list[Any]) -> None:
         llm = ChatSamKV(model="a/b", namespace="a", store_secret="one")
@@ -114,13 +106,10 @@ class TestEngine:
         same, _ = configurable.prepare({"configurable": {"secret": "one"}})  # type: ignore[attr-defined]
         assert same.engine_handle is llm.engine_handle
 
-    def test_is_shared_by_copies(self, loads: list[Any]) -> None:
+    def test_is_shared_by_copies_of_the_same_model(self, loads: list[Any]) -> None:
         llm = ChatSamKV(model="a/b")
         others = [copy.copy(llm), copy.deepcopy(llm), llm.model_copy(update={"temperature": 1.0})]
         assert all(other.engine is llm.engine for other in others)
-
-    def test_is_shared_by_configured_copies_of_the_same_model(self, loads: list[Any]) -> None:
-        llm = ChatSamKV(model="a/b")
         configurable = llm.configurable_fields(
             temperature=ConfigurableField(id="temperature"), model_name=ConfigurableField(id="model")
         )
@@ -129,18 +118,6 @@ class TestEngine:
         assert (warmer.temperature, warmer.engine_handle) == (0.5, llm.engine_handle)
         assert other.engine_handle is not llm.engine_handle
         assert other.engine and loads[-1][0] == "c/d"
-
-    def test_is_never_pickled(self) -> None:
-        with pytest.raises(TypeError, match="stays in its process"):
-            pickle.dumps(ChatSamKV(model="a/b").engine_handle)
-
-    def test_what_belongs_to_it_is_refused_beside_one(self) -> None:
-        with pytest.raises(ConfigurationError, match="unknown option store"):
-            ChatSamKV(engine=object(), store="elsewhere")  # type: ignore[arg-type]
-
-    def test_a_handle_knows_what_it_loads(self) -> None:
-        llm = ChatSamKV(model="a/b")
-        assert llm.engine_handle.origin == handle_for(vars(llm)).origin
 
 
 class TestIdentity:
@@ -164,6 +141,7 @@ class TestIdentity:
         plain, changed = ChatSamKV(model="a/b"), ChatSamKV(model="a/b", **change)
         assert plain._get_llm_string() == ChatSamKV(model="a/b")._get_llm_string()
         assert plain._get_llm_string() != changed._get_llm_string()
+        assert plain._get_llm_string() != plain._get_llm_string(method="epic")
 
     def test_secrets_are_shown_nowhere(self) -> None:
         llm = ChatSamKV(model="a/b", store="redis://user:word@host:6379/2", store_secret="hidden")
@@ -178,10 +156,6 @@ class TestIdentity:
         assert "hidden" not in str(refused.value) + str(refused.value.__cause__), "tracebacks show both"
         with pytest.raises(ConfigurationError, match="store_secret is masked"):
             ChatSamKV(**ChatSamKV(model="a/b", store_secret="hidden").model_dump(mode="json", by_alias=True))
-
-    def test_so_does_what_a_call_changes(self) -> None:
-        llm = ChatSamKV(model="a/b")
-        assert llm._get_llm_string(method="epic") != llm._get_llm_string()
 
     def test_tracers_see_provider_model_and_stops(self) -> None:
         params = ChatSamKV(model="a/b", stop="END")._get_ls_params()

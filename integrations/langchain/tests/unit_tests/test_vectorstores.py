@@ -13,11 +13,10 @@ from langchain_tests.integration_tests.vectorstores import VectorStoreIntegratio
 from langchain_samkv import ChatSamKV, SamKVVectorStore
 from samkv_rag import SamKVEngine
 from tests.lighthouse import KEEPER, LAMP, QUERY, SEA, TEXTS, WordEmbeddings, live_chunks, shared_engine
-from tests.search_contract import SearchContract
-from tests.store_contract import KVContract
+from tests.store_contract import StoreContract
 
 
-class TestInMemory(KVContract, SearchContract):
+class TestInMemory(StoreContract):
     has_relevance_scores = False
 
     @pytest.fixture
