@@ -8,11 +8,11 @@ import tarfile
 import tempfile
 import time
 from collections.abc import Iterable
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from samkv_rag.exceptions import DamagedChunkError, StoreError, StoreFormatError
+from samkv_rag.exceptions import DamagedChunkError, StoreError, StoreFormatError, StoreFullError
 from samkv_rag.store.base import BytesBlob, Store, read_bytes
 from samkv_rag.store.catalog import Catalog
 from samkv_rag.store.codec import ChunkIdentity, StoredChunk, open_chunk
@@ -85,7 +85,8 @@ def open_existing(folder: str | os.PathLike[str]) -> DiskStore:
 
 def entries(store: Store, namespace: str | None = None, model: str | None = None) -> list[Entry]:
     """Every stored chunk, the one used longest ago first; of one namespace and model, or of all."""
-    known = {identity.key: identity for identity in Catalog(store).chunks()}
+    with closing(Catalog(store)) as catalog:
+        known = {identity.key: identity for identity in catalog.chunks()}
     found = [Entry(one.key, one.num_bytes, one.last_use_s, known.get(one.key)) for one in store.keys()]
     return sorted((e for e in found if _is_of(e, namespace, model)), key=lambda e: (e.last_use_s, e.key))
 
@@ -112,28 +113,29 @@ def verify(store: Store, remove_damaged: bool = False) -> Verification:
         if chunk is not None:
             sound = sound.plus(found.num_bytes)
             identities.append(chunk.identity)
-    Catalog(store).add(identities)
     if remove_damaged and damaged:
         store.delete(damaged)
+    with closing(Catalog(store)) as catalog, suppress(StoreFullError):  # what is sound is so on a full disk, too
+        catalog.add(identities)
     return Verification(sound, damaged, store.remove_leftovers() if isinstance(store, DiskStore) else 0)
 
 
 def prune(store: Store, rule: PruneRule, dry_run: bool = False) -> Amount:
     """Delete what ``rule`` names, and return how much that was; ``dry_run`` only counts."""
-    catalog = Catalog(store)
-    listed = entries(store, rule.namespace, rule.model)
-    going = {entry.key for entry in listed if _is_old(entry, rule.older_than_s)}
-    if rule.keep_sources is not None:
-        going |= _unreferenced(catalog, listed, rule, dry_run)
-    if rule.max_bytes is not None:
-        total = sum(entry.num_bytes for entry in listed if entry.key not in going)
-        for entry in listed:
-            if total > rule.max_bytes and entry.key not in going:
-                going.add(entry.key)
-                total -= entry.num_bytes
-    if not dry_run:
-        store.delete(going)
-        catalog.remove(going)
+    with closing(Catalog(store)) as catalog:
+        listed = entries(store, rule.namespace, rule.model)
+        going = {entry.key for entry in listed if _is_old(entry, rule.older_than_s)}
+        if rule.keep_sources is not None:
+            going |= _unreferenced(catalog, listed, rule, dry_run)
+        if rule.max_bytes is not None:
+            total = sum(entry.num_bytes for entry in listed if entry.key not in going)
+            for entry in listed:
+                if total > rule.max_bytes and entry.key not in going:
+                    going.add(entry.key)
+                    total -= entry.num_bytes
+        if not dry_run:
+            store.delete(going)
+            catalog.remove(going)
     sizes = [entry.num_bytes for entry in listed if entry.key in going]
     return Amount(len(sizes), sum(sizes))
 
@@ -192,7 +194,8 @@ def import_chunks(store: Store, source: Path) -> tuple[Amount, dict[str, str]]:
     except (OSError, tarfile.TarError) as error:
         raise StoreError(f"{source} cannot be read as an exported file: {error}") from error
     store.flush()
-    Catalog(store).add(identities)
+    with closing(Catalog(store)) as catalog:
+        catalog.add(identities)
     return copied, refused
 
 

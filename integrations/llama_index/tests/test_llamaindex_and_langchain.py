@@ -21,7 +21,7 @@ from support import tiny
 
 TEMPLATE = "Use these passages.\n\n{context_str}\n\nQuestion: {query_str}"
 TEXTS = [tiny.text(seed) for seed in range(8)]
-QUESTION = "What does record 3 say of the granite lantern in winter?"
+QUESTION = "What does record 5 say of the keeper at sunset?"
 TOP_K, MAX_TOKENS = 4, 12
 
 
