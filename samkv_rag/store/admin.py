@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from samkv_rag.exceptions import DamagedChunkError, StoreError, StoreFormatError
+from samkv_rag.exceptions import DamagedChunkError, StoreError, StoreFormatError, StoreFullError
 from samkv_rag.store.base import BytesBlob, Store, read_bytes
 from samkv_rag.store.catalog import Catalog
 from samkv_rag.store.codec import ChunkIdentity, StoredChunk, open_chunk
@@ -114,7 +114,8 @@ def verify(store: Store, remove_damaged: bool = False) -> Verification:
         if chunk is not None:
             sound = sound.plus(found.num_bytes)
             identities.append(chunk.identity)
-    Catalog(store).add(identities)
+    with suppress(StoreFullError):  # what was found is told all the same
+        Catalog(store).add(identities)
     if remove_damaged and damaged:
         store.delete(damaged)
     return Verification(sound, damaged, store.remove_leftovers() if isinstance(store, DiskStore) else 0)
