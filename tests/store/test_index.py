@@ -12,7 +12,7 @@ import safetensors.torch
 import torch
 
 from benchmarks.synthetic import SHAPES
-from samkv_rag import EngineConfig, SamKVEngine
+from samkv_rag import EngineConfig
 from samkv_rag.chunk_cache import ChunkCache, ChunkShape, Summary, SummarySpec, index_anchors, score_layers
 from samkv_rag.exceptions import ConfigurationError, DamagedChunkError, StoreFullError
 from samkv_rag.prefill import PrefillMethod, method_classes
@@ -20,8 +20,8 @@ from samkv_rag.store.base import BytesBlob, read_bytes
 from samkv_rag.store.codec import ChunkIdentity, StoredChunk, encode_chunk
 from support import tiny
 from support.crafting import ABSENT, rewritten
+from support.engines import MakeEngine
 
-MakeEngine = Callable[..., SamKVEngine]
 CHUNKS = [tiny.text(seed, num_words) for seed, num_words in ((1, 40), (2, 65), (3, 12))]
 PROMPT = tiny.rag_prompt(CHUNKS)
 IDENTITY = ChunkIdentity("f" * 64, "d" * 64, 100, "The lamp burns p", "lit at sunset", 70)
