@@ -25,7 +25,7 @@ class EngineConfig:
         block_tokens: tokens per block of the summary.
         storage: what is stored of a chunk. ``"full"``: all of it. ``"index"``: the keys of the layers by which
             :class:`Scout` selects, the KV of a tenth of the tokens, over which it scouts, and the values by which it
-            ranks. It takes a sixth of the bytes or less; methods that read more are refused.
+            ranks. It takes an eighth of the bytes; methods that read more are refused.
         kv_dtype: what is stored in which type: ``"bfloat16"``, ``"float32"``, or ``"int8"``, quantised in
             groups (KIVI, arXiv 2402.02750). ``"auto"``: int8 in an index, else the model's own dtype, but
             bfloat16 where that is float32. All of them can be read.

@@ -32,7 +32,7 @@ _Namespace = Annotated[str, typer.Option(help=f"Tenant to keep apart; ${terminal
 _MaxBytes = Annotated[
     str | None, typer.Option(metavar="SIZE", help="Refuse, before computing it, new KV of more than 10GB, say.")
 ]
-_Storage = Annotated[str, typer.Option(help="'full', or 'index': a fifth of the bytes or less.")]
+_Storage = Annotated[str, typer.Option(help="'full', or 'index': an eighth of the bytes.")]
 _DEFAULT_STORE = Path("samkv-library")
 _DEFAULT_MODEL = "Qwen/Qwen2.5-1.5B-Instruct"
 _DEFAULT_EMBEDDING = "sentence-transformers/all-MiniLM-L6-v2"
