@@ -66,6 +66,25 @@ def test_a_layer_is_read_into_any_place(kv_dtype: Any) -> None:
     assert torch.equal(strided.movedim(-1, 0), torch.stack(expected))
 
 
+@pytest.mark.parametrize("kv_dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("tokens", [[0], [69], [3, 4, 5, 40, 66, 67], list(range(70))])
+def test_of_a_few_tokens_no_more_is_read(kv_dtype: Any, tokens: list[int]) -> None:
+    chunk = read(encode_chunk(cache(), IDENTITY, kv_dtype))
+    before = chunk.bytes_read
+    found = chunk.layer(1, torch.tensor(tokens))
+    itemsize = 4 if kv_dtype == "float32" else 2
+    assert chunk.bytes_read - before == 2 * 2 * len(tokens) * 16 * itemsize
+    for ours, theirs in zip(found, chunk.layer(1), strict=True):
+        assert torch.equal(ours, theirs[:, tokens])
+
+
+def test_in_8_bits_a_few_tokens_are_read_with_the_layer() -> None:
+    chunk = read(encode_chunk(cache(), IDENTITY, "int8"))
+    tokens = torch.tensor([3, 4, 66])
+    for ours, theirs in zip(chunk.layer(1, tokens), chunk.layer(1), strict=True):
+        assert torch.equal(ours, theirs[:, tokens])
+
+
 @pytest.mark.parametrize(
     ("kv_dtype", "storage", "golden"),
     [

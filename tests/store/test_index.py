@@ -185,6 +185,15 @@ def test_an_index_is_read_once_a_query(make_engine: MakeEngine, tmp_path: Path) 
     assert engine.generate(PROMPT, max_new_tokens=1, method="full_prefill").metrics.bytes_read == 0
 
 
+def test_scouting_over_anchors_reads_less_of_full_storage(make_engine: MakeEngine, tmp_path: Path) -> None:
+    engine = make_engine(store=tmp_path, chunks=CHUNKS)
+    first, over_all, over_anchors = (
+        engine.generate(PROMPT, max_new_tokens=1, method=tiny.method(scouted=scouted)).metrics.bytes_read
+        for scouted in ("all", "all", "anchors")
+    )
+    assert over_anchors < 0.6 * over_all < 0.6 * first  # a process checks what it reads for the first time
+
+
 REFUSED: list[PrefillMethod] = [
     *(cls() for name, cls in method_classes().items() if name not in ("scout", "full_prefill")),
     tiny.method(recompute=False),
