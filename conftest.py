@@ -51,7 +51,8 @@ def make_engine() -> MakeEngine:
         chunks: Iterable[str] = (),
         **options: Any,
     ) -> SamKVEngine:
-        config = EngineConfig(**({"block_tokens": 8} | options))
+        # As the models compute, so that answers equal the slow path's.
+        config = EngineConfig(**({"block_tokens": 8, "kv_dtype": "float32"} | options))
         chosen = tiny.method(method) if isinstance(method, str) else method
         model, tokenizer = tiny.model(family), tiny.tokenizer()
         engine = SamKVEngine.from_pretrained(model, tokenizer=tokenizer, store=store, config=config, method=chosen)

@@ -1,6 +1,6 @@
 """What a disk store does when processes are killed, files are damaged and the disk is full.
 
-    python -m benchmarks.faults [--kills 200] [--damages 1000] [--json FILE]
+    python -m benchmarks.faults [--storage index] [--kills 200] [--damages 1000] [--json FILE]
 
 A small model with random weights answers, so that every answer can be compared with that of an engine
 which computes all by itself. Exit status 1 where anything stored was lost, anything wrong was served or
@@ -22,13 +22,14 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 
 from benchmarks.machine import describe_machine
 from benchmarks.synthetic import byte_tokenizer, chunk_text, prompt, random_model
-from samkv_rag import SamKVEngine
+from samkv_rag import EngineConfig, SamKVEngine
+from samkv_rag.chunk_cache import Storage
 from samkv_rag.exceptions import StoreFullError
 from samkv_rag.prefill import Scout
 from samkv_rag.store import Store, open_store
@@ -37,7 +38,9 @@ from samkv_rag.store.base import DamagedBlobError, read_bytes
 
 _REFERENCE = "the seventh keeper"
 _LONGEST_LIFE_S = 0.08
-_DISK_BYTES = 3_000_000
+_CATALOG_BYTES = 400_000
+_config: dict[str, Any] = {}
+"""Options of every engine's ``EngineConfig``."""
 Answer = tuple[tuple[int, ...], float]
 """Token ids and the mean negative log-likelihood of a reference."""
 
@@ -45,6 +48,7 @@ Answer = tuple[tuple[int, ...], float]
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the suite, print each result as soon as it is known, and write JSON where asked to."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--storage", choices=get_args(Storage), default="full", help="what is stored of a chunk")
     parser.add_argument("--kills", type=int, default=200, help="writers killed, four at a time at work")
     parser.add_argument("--damages", type=int, default=1000, help="byte flips, truncations and swapped files")
     parser.add_argument("--seed", type=int, default=0)
@@ -52,13 +56,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     chooser = random.Random(options.seed)
+    _config["storage"] = options.storage
     suites: dict[str, Callable[[Path], dict[str, Any]]] = {
         "killed": lambda folder: kill_writers(folder, options.kills, chooser),
         "damaged": lambda folder: damage_files(folder, options.damages, chooser),
         "full_disk": fill_disk,
         "two_stores": share_folder,
     }
-    results: dict[str, Any] = {"machine": describe_machine(), "seed": options.seed}
+    results: dict[str, Any] = {"machine": describe_machine(), "seed": options.seed, "storage": options.storage}
     for name, suite in suites.items():
         started = time.perf_counter()
         with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
@@ -73,8 +78,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def engine_on(store: Store | Path | str) -> SamKVEngine:
     """An engine that uses caches however short the prompt."""
-    method = Scout(min_chunk_tokens=0)
-    return SamKVEngine.from_pretrained(random_model("tiny"), tokenizer=byte_tokenizer(), store=store, method=method)
+    method, config = Scout(min_chunk_tokens=0), EngineConfig(**_config)
+    return SamKVEngine.from_pretrained(
+        random_model("tiny"), tokenizer=byte_tokenizer(), store=store, config=config, method=method
+    )
 
 
 def ask(engine: SamKVEngine, texts: list[str]) -> tuple[Answer, int]:
@@ -170,9 +177,15 @@ def damage_files(folder: Path, num_rounds: int, chooser: random.Random) -> dict[
 
 def fill_disk(folder: Path) -> dict[str, Any]:
     """Ingest into a store on a small disk until no more fits, and go on using it."""
-    texts = [chunk_text(number) for number in range(40)]
+    texts = [chunk_text(number) for number in range(100)]
+    with engine_on(":memory:") as engine:
+        half = engine.estimate_chunks(texts[::2]).num_bytes
     try:
-        with _small_disk(folder), engine_on(folder / "store") as engine, engine_on(":memory:") as fresh:
+        with (
+            _small_disk(folder, half + _CATALOG_BYTES),
+            engine_on(folder / "store") as engine,
+            engine_on(":memory:") as fresh,
+        ):
             said_so = False
             try:
                 engine.add_chunks(texts, show_progress=False)
@@ -183,7 +196,7 @@ def fill_disk(folder: Path) -> dict[str, Any]:
             questions = [stored[:4], [*stored[:2], *absent[:2]]]
             num_differing = sum(differ(ask(engine, some)[0], ask(fresh, some)[0]) for some in questions)
             checked = verify(engine.store)
-            engine.remove_chunks(stored[:2])
+            engine.remove_chunks(stored[:10])
             engine.add_chunks(stored[:1], show_progress=False)
             goes_on = engine.has_chunk(stored[0])
     except PermissionError as error:
@@ -272,13 +285,13 @@ def _damage(chooser: random.Random, files: list[Path], catalog: Path) -> list[Pa
 
 
 @contextmanager
-def _small_disk(folder: Path) -> Iterator[None]:
+def _small_disk(folder: Path, num_bytes: int) -> Iterator[None]:
     """A file system in memory of few bytes, mounted at ``folder``.
 
     Raises:
         PermissionError: this process may not mount one.
     """
-    command = ["mount", "-t", "tmpfs", "-o", f"size={_DISK_BYTES}", "samkv", str(folder)]
+    command = ["mount", "-t", "tmpfs", "-o", f"size={num_bytes}", "samkv", str(folder)]
     if not sys.platform.startswith("linux") or subprocess.run(command, capture_output=True, check=False).returncode:
         raise PermissionError("no file system can be mounted here")
     try:

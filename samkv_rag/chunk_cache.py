@@ -4,9 +4,40 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
+
+Storage = Literal["full", "index"]
+"""What is stored of a chunk: everything, or what it takes to select its tokens and recompute them."""
+SCORE_LAYERS = (0.5, 0.83)
+"""Share of the depth, from and to, whose keys tell which tokens a question needs."""
+_ANCHOR_SHARE = 0.1
+_FIRST_ANCHORS = 4
+"""A chunk's first tokens draw attention whatever they say: without them the rest gets too much."""
+
+
+def score_layers(num_layers: int, share: tuple[float, float] = SCORE_LAYERS) -> range:
+    """The layers between two shares of the depth, one at least."""
+    first = int(share[0] * num_layers)
+    return range(first, max(first + 1, round(share[1] * num_layers)))
+
+
+def ranking_layer(num_layers: int) -> int:
+    """The layer whose values tell how well a chunk matches a question."""
+    return num_layers // 4
+
+
+def index_anchors(num_tokens: int) -> torch.Tensor:
+    """Tokens of a chunk over which a question is scouted, ``[anchors]``: the first ones, then evenly spread, a tenth.
+
+    Source: QCFuse (arXiv 2606.05875), which chooses a tenth without the question. Spread evenly they select as well
+    as those that receive most attention, see ``docs/method.md``.
+    """
+    num_first = min(_FIRST_ANCHORS, num_tokens)
+    num_spread = max(0, round(_ANCHOR_SHARE * num_tokens) - num_first)
+    spread = torch.linspace(num_first, num_tokens - 1, num_spread).round().to(torch.int64)
+    return torch.cat((torch.arange(num_first), spread))
 
 
 @dataclass(frozen=True)
@@ -16,6 +47,7 @@ class SummarySpec:
     initial_tokens: int
     local_tokens: int
     block_tokens: int
+    storage: Storage = "full"
 
     def middle(self, num_tokens: int) -> tuple[int, int]:
         """Token range between the anchors; empty where the anchors cover the chunk."""
@@ -63,11 +95,20 @@ class ChunkReader(Protocol):
     def token_ids(self) -> torch.Tensor:
         """``[tokens]``, int64."""
 
-    def layer(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Keys and values of one layer, each ``[kv_heads, tokens, head_dim]``, at positions 0..tokens-1."""
+    def layer(self, layer: int, tokens: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values of one layer, each ``[kv_heads, tokens, head_dim]``, at positions 0..tokens-1.
 
-    def fill_layer(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> None:
-        """Write what :meth:`layer` returns into ``keys`` and ``values``, on the host and of any strides."""
+        With ``tokens`` ``[n]``, rising, of these alone: the rest is not read. An index holds its anchors only.
+        """
+
+    def fill_layer(self, layer: int, keys: torch.Tensor, values: torch.Tensor | None) -> None:
+        """Write what :meth:`layer` returns into ``keys`` and ``values``, on the host and of any strides.
+
+        Without ``values`` keys alone are read, which an index has of the scoring layers.
+        """
+
+    def layer_values(self, layer: int) -> torch.Tensor:
+        """Values alone, ``[kv_heads, tokens, head_dim]``; an index has those of the ranking layer."""
 
     def summary(self) -> Summary:
         """What the paper's selection works on."""
@@ -90,12 +131,17 @@ class ChunkCache:
         """Tokens of the chunk."""
         return int(self.token_ids.shape[0])
 
-    def layer(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
-        return self.keys[layer], self.values[layer]
+    def layer(self, layer: int, tokens: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+        keys, values = self.keys[layer], self.values[layer]
+        return (keys, values) if tokens is None else (keys[:, tokens], values[:, tokens])
 
-    def fill_layer(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> None:
+    def fill_layer(self, layer: int, keys: torch.Tensor, values: torch.Tensor | None) -> None:
         keys.copy_(self.keys[layer])
-        values.copy_(self.values[layer])
+        if values is not None:
+            values.copy_(self.values[layer])
+
+    def layer_values(self, layer: int) -> torch.Tensor:
+        return self.values[layer]
 
     def summary(self) -> Summary:
         return self.means

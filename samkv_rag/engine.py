@@ -25,7 +25,7 @@ from samkv_rag.model.support import check_config, self_test
 from samkv_rag.model.tokenization import PromptTokenizer, RenderedPrompt
 from samkv_rag.prefill import PrefillMethod, Scout, resolve_method
 from samkv_rag.prompt.assembly import PromptAssembler
-from samkv_rag.results import IngestionReport
+from samkv_rag.results import IngestionEstimate, IngestionReport
 from samkv_rag.runtime.prefilling import prefill, read_prompt, reference_nll
 from samkv_rag.runtime.result import result
 from samkv_rag.runtime.sampling import Sampling
@@ -83,21 +83,26 @@ class SamKVEngine:
         check_config(model)
         self.config = config or EngineConfig()
         self.method = Scout() if method is None else resolve_method(method)
+        self.method.require(self.config.storage)
         self.tokenizer = PromptTokenizer(tokenizer)
         self.decoder = Decoder(model)
-        stored_dtype(self.config.kv_dtype, self.decoder.dtype)  # refuses one that the model cannot have
+        # Refuses one that the model cannot have.
+        stored_dtype(self.config.kv_dtype, self.decoder.dtype, self.config.storage)
         self_test(self.decoder)
         self.model_name = model_name or str(getattr(model, "name_or_path", "") or model.config.model_type)
         self.store = open_store(store)
         self.fingerprint = fingerprint(model, tokenizer)
         self.namespace = namespace
-        self._spec = SummarySpec(self.config.initial_tokens, self.config.local_tokens, self.config.block_tokens)
+        config = self.config
+        self._spec = SummarySpec(config.initial_tokens, config.local_tokens, config.block_tokens, config.storage)
         self._runtime = Runtime(self.decoder, self._read, self._prefill, self._finish, max_running, max_waiting)
         computed_as = f"{self.fingerprint}\n{FORMAT_VERSION}\n{self._spec}"
         scope = scoped_fingerprint(computed_as, namespace, store_secret)
         owner = Owner(scope, namespace, self.fingerprint, PurePath(self.model_name).name)
         run, kv_dtype = self._runtime.call, self.config.kv_dtype
-        self._library = ChunkLibrary(self.decoder, self.tokenizer, self.store, owner, self._spec, kv_dtype, run)
+        self._library = ChunkLibrary(
+            self.decoder, self.tokenizer, self.store, owner, self._spec, kv_dtype, run, self.config.admit
+        )
         self._assembler = PromptAssembler(self.decoder, self.tokenizer, self._library, run)
         self._end_ids = _end_of_text_ids(model, tokenizer)
 
@@ -173,20 +178,35 @@ class SamKVEngine:
 
     # Chunks
 
+    def estimate_chunks(self, texts: Iterable[str]) -> IngestionEstimate:
+        """How many of ``texts`` are not stored yet, and what :meth:`add_chunks` would make of them.
+
+        Raises:
+            EmptyChunkError, ChunkTooLongError: a text cannot be a chunk.
+        """
+        return self._library.estimate(_as_texts(texts))
+
     def add_chunks(
-        self, texts: Iterable[str], *, sources: Sequence[str | None] | None = None, show_progress: bool | None = None
+        self,
+        texts: Iterable[str],
+        *,
+        sources: Sequence[str | None] | None = None,
+        show_progress: bool | None = None,
+        max_bytes: int | None = None,
     ) -> IngestionReport:
         """Compute and store the caches of chunk texts that are not stored yet.
 
         White space around a text is not part of the chunk. ``sources`` are names of what the texts come
         from, such as document ids, one or None for each: a chunk stays until :meth:`remove_sources`, or a
         new text under the same name, takes its last. ``show_progress=None`` shows a bar on a terminal only.
+        New chunks that would together take more than ``max_bytes`` are refused before any is computed.
 
         Raises:
             ConfigurationError, EmptyChunkError, ChunkTooLongError: nothing was computed.
-            StoreFullError: the chunks stored until then stay; sources are as before.
+            StoreFullError: more than ``max_bytes``, or no room left; the chunks stored until then stay, sources are
+                as before.
         """
-        return self._library.add(_as_texts(texts), show_progress, sources)
+        return self._library.add(_as_texts(texts), show_progress, sources, max_bytes)
 
     def remove_sources(self, sources: Iterable[str], *, keep_texts: Iterable[str] = ()) -> int:
         """Forget sources, delete the chunks that have none left, and return how many those were.
@@ -308,6 +328,7 @@ class SamKVEngine:
         method, stop = given.pop("method", None), given.pop("stop", None)
         sampling = Sampling(stop=(stop,) if isinstance(stop, str) else tuple(stop or ()), **given)
         chosen = self.method if method is None else resolve_method(method)
+        chosen.require(self.config.storage)
         return Request(self._rendered(prompt), chosen, sampling, reference_ids)
 
     def _maker(self, request: Request) -> Callable[[Callable[[Delivery], None]], RunningSequence]:

@@ -53,7 +53,8 @@ class GenerationMetrics:
     tokens run through the model again ÷ chunk tokens in the prompt; both are 1 under full prefill.
     ``kv_bytes_resident`` is what decoding reads for the prompt, ``kv_bytes_full`` what full prefill
     would hold. ``tokens_reused`` counts prompt tokens whose stored KV was read instead of computed,
-    those of the prompt's exactly cached beginning included. Times include what was spent on other
+    those of the prompt's exactly cached beginning included; ``bytes_read`` is what was read of stored chunks,
+    where a process reads a chunk for the first time with what checking it takes. Times include what was spent on other
     requests meanwhile.
     """
 
@@ -73,6 +74,7 @@ class GenerationMetrics:
     ttft_s: float
     decode_tokens_per_s: float
     total_s: float
+    bytes_read: int = 0
     phase_s: dict[str, float] = field(default_factory=dict)
     """Seconds of the phases before the first token: recognise, assemble, wait, then prefill or select and recompute."""
     diagnostics: tuple[Diagnostic, ...] = ()
@@ -98,6 +100,22 @@ class Piece:
 
 
 @dataclass(frozen=True)
+class IngestionEstimate:
+    """What ingesting texts would take, before any of it is computed."""
+
+    num_chunks: int
+    """Those that are not stored yet."""
+    num_tokens: int
+    num_bytes: int
+    """At rest."""
+
+    @property
+    def bytes_per_token(self) -> float:
+        """0 where there is nothing to compute."""
+        return self.num_bytes / max(1, self.num_tokens)
+
+
+@dataclass(frozen=True)
 class IngestionReport:
     """What one ingestion did."""
 
@@ -108,3 +126,5 @@ class IngestionReport:
     num_tokens: int
     """Tokens computed; reused chunks cost none."""
     elapsed_s: float
+    num_bytes: int = 0
+    """Written for the chunks added."""

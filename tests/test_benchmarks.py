@@ -72,10 +72,14 @@ def test_clients_of_a_server_are_timed_and_hostile_ones_counted(tmp_path: Path) 
 
 
 @pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("storage", ["full", "index"])
 @pytest.mark.parametrize("suite", ["kill_writers", "damage_files", "fill_disk", "share_folder"])
-def test_a_disk_store_keeps_its_promises(tmp_path: Path, suite: str) -> None:
+def test_a_disk_store_keeps_its_promises(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suite: str, storage: str
+) -> None:
     import random
 
+    monkeypatch.setitem(faults._config, "storage", storage)
     run = getattr(faults, suite)
     few = {"kill_writers": (12, random.Random(0)), "damage_files": (24, random.Random(0))}
     result = run(tmp_path, *few.get(suite, ()))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import time
-from dataclasses import asdict
+from dataclasses import asdict, astuple
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -37,12 +37,12 @@ def store_commands(context: typer.Context) -> None:
 
 @app.command()
 def stat(store: _Store, as_json: _Json = False) -> None:
-    """Count what is stored, by namespace and model."""
+    """Count what is stored, by namespace and model, and what a character of text takes."""
     from samkv_rag.store.admin import Amount, amounts, open_existing
 
     with open_existing(store) as opened:
         groups = amounts(opened)
-    total = Amount(sum(a.num_chunks for a in groups.values()), sum(a.num_bytes for a in groups.values()))
+    total = Amount(*(sum(figures) for figures in zip(*map(astuple, groups.values()), strict=True)))
     if as_json:
         listed = [{"namespace": n, "model": m, "model_name": name, **asdict(a)} for (n, m, name), a in groups.items()]
         _print_json({**asdict(total), "groups": listed})
@@ -195,7 +195,8 @@ def _scaled(text: str, units: dict[str, int], default: str, wanted: str) -> floa
 
 def _in_words(amount: Amount) -> str:
     chunks = "1 chunk" if amount.num_chunks == 1 else f"{amount.num_chunks:,} chunks"
-    return f"{chunks}, {format_bytes(amount.num_bytes)}"
+    per_char = f", {amount.num_bytes / amount.num_chars:,.0f} for a character of text" if amount.num_chars else ""
+    return f"{chunks}, {format_bytes(amount.num_bytes)}{per_char}"
 
 
 def _as_dict(entry: Entry) -> dict[str, Any]:

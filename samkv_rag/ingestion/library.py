@@ -14,7 +14,7 @@ from functools import partial
 from tqdm import tqdm
 
 from samkv_rag.chunk_cache import ChunkCache, ChunkReader, ChunkShape, SummarySpec, chunk_key
-from samkv_rag.config import KVDtype
+from samkv_rag.config import Admit, KVDtype
 from samkv_rag.exceptions import (
     ChunkTooLongError,
     ConfigurationError,
@@ -22,16 +22,17 @@ from samkv_rag.exceptions import (
     DamagedChunkWarning,
     EmptyChunkError,
     StoreError,
+    StoreFullError,
     StoreUnreachableError,
 )
 from samkv_rag.ingestion.encoder import encode
 from samkv_rag.ingestion.recognition import ChunkIndex, Match, describe, text_digest
 from samkv_rag.model.decoder import Decoder
 from samkv_rag.model.tokenization import PromptTokenizer, printable
-from samkv_rag.results import IngestionReport
-from samkv_rag.store.base import Store
+from samkv_rag.results import IngestionEstimate, IngestionReport
+from samkv_rag.store.base import BytesBlob, Store
 from samkv_rag.store.catalog import Catalog, KnownText
-from samkv_rag.store.codec import PREFIX_CHARS, ChunkIdentity, StoredChunk, encode_chunk, open_chunk
+from samkv_rag.store.codec import PREFIX_CHARS, ChunkIdentity, StoredChunk, encode_chunk, encoded_bytes, open_chunk
 
 logger = logging.getLogger(__name__)
 
@@ -81,6 +82,7 @@ class ChunkLibrary:
         spec: SummarySpec,
         kv_dtype: KVDtype,
         run: Run,
+        admit: Admit = "always",
     ) -> None:
         self._decoder = decoder
         self._tokenizer = tokenizer
@@ -89,6 +91,7 @@ class ChunkLibrary:
         self._spec = spec
         self._kv_dtype = kv_dtype
         self._run = run
+        self._used_once: OrderedDict[str, None] | None = OrderedDict() if admit == "second_use" else None
         self._catalog = Catalog(store)
         self._shape = ChunkShape(
             decoder.num_layers,
@@ -131,16 +134,38 @@ class ChunkLibrary:
 
     # Ingestion
 
+    def estimate(self, texts: Iterable[str]) -> IngestionEstimate:
+        """What :meth:`add` would compute and store of ``texts``.
+
+        Raises:
+            EmptyChunkError, ChunkTooLongError: a text cannot be a chunk.
+        """
+        worthwhile = [text for text in dict.fromkeys(_cleaned(texts)) if len(text) >= PREFIX_CHARS]
+        keys = {text: self._key(text_digest(text)) for text in worthwhile}
+        stored = self._store.contains(keys.values())
+        return self._estimate(self._tokenised(text for text in worthwhile if keys[text] not in stored))
+
+    def _estimate(self, pending: dict[str, list[int]]) -> IngestionEstimate:
+        lengths = [len(ids) for ids in pending.values()]
+        num_bytes = sum(encoded_bytes(self._shape, length, self._kv_dtype) for length in lengths)
+        return IngestionEstimate(len(lengths), sum(lengths), num_bytes)
+
     def add(
-        self, texts: Iterable[str], show_progress: bool | None = None, sources: Sequence[str | None] | None = None
+        self,
+        texts: Iterable[str],
+        show_progress: bool | None = None,
+        sources: Sequence[str | None] | None = None,
+        max_bytes: int | None = None,
     ) -> IngestionReport:
         """Compute and store what is missing; then record that the n-th source refers to the n-th text.
 
-        All texts are checked before any is computed. ``show_progress=None`` shows a bar on a terminal only.
+        All texts are checked before any is computed, and what they would take is compared with ``max_bytes``.
+        ``show_progress=None`` shows a bar on a terminal only.
 
         Raises:
             ConfigurationError: there is not one source, or None, for every text.
             EmptyChunkError, ChunkTooLongError: a text cannot be a chunk.
+            StoreFullError: they would take more than ``max_bytes``; nothing was computed.
             StoreError: no room, or no answer; the chunks stored until then stay, sources are as before.
         """
         cleaned = list(_cleaned(texts))
@@ -151,10 +176,17 @@ class ChunkLibrary:
         keys = {text: self._key(text_digest(text)) for text in worthwhile}
         stored = self._store.contains(keys.values())
         pending = self._tokenised(text for text in worthwhile if keys[text] not in stored)
+        estimate, num_bytes = self._estimate(pending), 0
+        if max_bytes is not None and estimate.num_bytes > max_bytes:
+            raise StoreFullError(
+                f"{estimate.num_chunks:,} new chunks of {estimate.num_tokens:,} tokens would take about "
+                f"{estimate.num_bytes:,} bytes, the limit is {max_bytes:,}; raise max_bytes or give fewer texts"
+                + ("" if self._spec.storage == "index" else ", or open the engine with storage='index'")
+            )
         disable = None if show_progress is None and pending else not (show_progress and pending)
         with tqdm(total=len(pending), desc="Caching chunks", unit="chunk", disable=disable) as bar:
             for text, cache in self._encoded(pending):
-                self._put(text, cache)
+                num_bytes += self._put(text, cache)
                 bar.update()
         known = [text for text in worthwhile if keys[text] in stored]
         self._write_down(known)
@@ -162,13 +194,14 @@ class ChunkLibrary:
         if references:
             self._delete(self._catalog.refer(self._owner.fingerprint, references))
         if pending:
-            logger.info("stored %d chunks, reused %d", len(pending), len(known))
+            logger.info("stored %d chunks in %d bytes, reused %d", len(pending), num_bytes, len(known))
         return IngestionReport(
             num_added=len(pending),
             num_reused=len(known),
             num_skipped=len(unique) - len(worthwhile),
             num_tokens=sum(map(len, pending.values())),
             elapsed_s=time.perf_counter() - started,
+            num_bytes=num_bytes,
         )
 
     # Forgetting
@@ -238,7 +271,7 @@ class ChunkLibrary:
             readers = [self._open(text) for text in texts]
         finally:
             stop_prefetch()
-        computed = self._compute(text for text, reader in zip(texts, readers, strict=True) if reader is None)
+        computed = self._compute([text for text, reader in zip(texts, readers, strict=True) if reader is None])
         return [(reader, True) if reader else (computed[t], False) for t, reader in zip(texts, readers, strict=True)]
 
     def distrust(self, texts: Iterable[str]) -> None:
@@ -283,12 +316,16 @@ class ChunkLibrary:
             if len(self._verified) > _MAX_VERIFIED:
                 self._verified.popitem(last=False)
 
-    def _compute(self, texts: Iterable[str]) -> dict[str, ChunkCache]:
-        computed = {}
+    def _compute(self, texts: Iterable[str]) -> dict[str, ChunkReader]:
+        """Readers of chunks computed now, of what is stored of them: a first answer is like those that follow."""
+        computed: dict[str, ChunkReader] = {}
         for text, cache in self._encoded(self._tokenised(texts)):
             computed[text] = cache
             try:
-                self._put(text, cache)
+                identity, data = self._encode(text, cache)
+                computed[text] = StoredChunk(BytesBlob(data))
+                if self._admits(identity.key):
+                    self._store_chunk(identity, data)
             except StoreError as error:  # the question at hand can be answered all the same
                 warnings.warn(str(error), stacklevel=2)
         return computed
@@ -302,10 +339,32 @@ class ChunkLibrary:
             self._announced.pop(text.digest, None)
         self._index.add(news)
 
-    def _put(self, text: str, cache: ChunkCache) -> None:
+    def _put(self, text: str, cache: ChunkCache) -> int:
+        """Store a chunk and return its bytes."""
+        identity, data = self._encode(text, cache)
+        self._store_chunk(identity, data)
+        return len(data)
+
+    def _encode(self, text: str, cache: ChunkCache) -> tuple[ChunkIdentity, bytes]:
         identity = self._identity(describe(text, cache.num_tokens))
-        self._store.put(identity.key, encode_chunk(cache, identity, self._kv_dtype))
+        return identity, encode_chunk(cache, identity, self._kv_dtype, self._spec.storage)
+
+    def _store_chunk(self, identity: ChunkIdentity, data: bytes) -> None:
+        self._store.put(identity.key, data)
         self._catalog.add([identity], replace=True)
+
+    def _admits(self, key: str) -> bool:
+        """Whether a chunk that a prompt brought is to be stored; remembers that it was asked for."""
+        if self._used_once is None:
+            return True
+        with self._lock:
+            if key in self._used_once:
+                del self._used_once[key]
+                return True
+            self._used_once[key] = None
+            if len(self._used_once) > _MAX_VERIFIED:
+                self._used_once.popitem(last=False)
+            return False
 
     def _write_down(self, texts: Sequence[str]) -> None:
         """Put texts that are stored, but not rightly known here, into the catalog: another machine stored them."""

@@ -12,15 +12,16 @@ from typing import Any, ClassVar, Literal
 import torch
 
 from samkv_rag.checks import require_integer, require_number
-from samkv_rag.chunk_cache import SummarySpec
+from samkv_rag.chunk_cache import Storage, SummarySpec
+from samkv_rag.exceptions import ConfigurationError
 from samkv_rag.model.decoder import Decoder
 from samkv_rag.model.kv_buffer import KVBuffer
 from samkv_rag.prefill.passes.selection import BlockScores
 from samkv_rag.prompt.layout import PromptLayout
 from samkv_rag.results import Diagnostic
 
-Need = Literal["kv", "summary"]
-"""What a method reads of a stored chunk: keys and values, block means."""
+Need = Literal["index", "kv", "summary"]
+"""What a method reads of a stored chunk: what an index holds, all keys and values, block means."""
 
 
 class Clock:
@@ -80,8 +81,24 @@ class PrefillMethod(ABC):
     """
 
     name: ClassVar[str]
-    needs: ClassVar[frozenset[Need]] = frozenset({"kv"})
-    """What it reads of stored chunks; empty: it uses no cache."""
+
+    @property
+    def needs(self) -> frozenset[Need]:
+        """What it reads of stored chunks; empty: it uses no cache."""
+        return frozenset({"kv"})
+
+    def require(self, storage: Storage) -> None:
+        """Let a method pass whose ``needs`` the engine's chunks meet.
+
+        Raises:
+            ConfigurationError: it reads more of a chunk than an index holds.
+        """
+        if storage == "index" and (more := sorted(self.needs - {"index"})):
+            raise ConfigurationError(
+                f"method {self.name!r} with these options needs a chunk's {' and '.join(more)}, storage='index' keeps "
+                "what Scout() reads; open the engine with storage='full', or use Scout and leave out recompute, "
+                "recompute_ratio, recompute_view, update, score_layers and scouted"
+            )
 
     @abstractmethod
     def prefill(self, context: PrefillContext) -> Prefilled:

@@ -16,7 +16,10 @@ class FullPrefill(PrefillMethod):
     """What a model does without samkv_rag; uses no cache."""
 
     name: ClassVar[str] = "full_prefill"
-    needs: ClassVar[frozenset[Need]] = frozenset()
+
+    @property
+    def needs(self) -> frozenset[Need]:
+        return frozenset()
 
     def prefill(self, context: PrefillContext) -> Prefilled:
         decoder, layout = context.decoder, context.layout

@@ -39,7 +39,6 @@ class SamKV(SparsePrefill):
     """
 
     name: ClassVar[str] = "samkv"
-    needs: ClassVar[frozenset[Need]] = frozenset({"kv", "summary"})
 
     stable_layers: int = 4
     personalization: bool = True
@@ -50,6 +49,10 @@ class SamKV(SparsePrefill):
         require_integer("stable_layers", self.stable_layers, 1)
         require_bool("personalization", self.personalization)
         require_bool("dynamic_share", self.dynamic_share)
+
+    @property
+    def needs(self) -> frozenset[Need]:
+        return frozenset({"kv", "summary"})
 
     def anchors(self, context: PrefillContext) -> Anchors:
         return Anchors(context.spec.initial_tokens, context.spec.local_tokens)

@@ -14,17 +14,19 @@ import torch
 from torch.nn.functional import normalize
 
 from samkv_rag.checks import require_choice, require_integer, require_number
+from samkv_rag.chunk_cache import SCORE_LAYERS, index_anchors, ranking_layer, score_layers
 from samkv_rag.exceptions import ConfigurationError
 from samkv_rag.model.attention import fold_heads
 from samkv_rag.model.decoder import Decoder
-from samkv_rag.prefill.base import PrefillContext
-from samkv_rag.prefill.passes.plan import make_plan
-from samkv_rag.prefill.passes.planned_pass import PlannedPass
+from samkv_rag.prefill.base import Need, PrefillContext
+from samkv_rag.prefill.passes.plan import Plan, make_plan
+from samkv_rag.prefill.passes.planned_pass import LayerReader, Observer, PlannedPass
 from samkv_rag.prefill.passes.selection import Anchors, Blocks, BlockScores, Budget, anchor_mask
 from samkv_rag.prefill.sparse import Selected, SparsePrefill
 from samkv_rag.prompt.layout import PromptLayout, Segment
 
 Placement = Literal["by_score", "prompt"]
+Scouted = Literal["all", "anchors"]
 _MIN_MATCH = 1e-3
 """Where chunks do not differ, attention alone tells their blocks apart."""
 _MAX_QUESTION_TOKENS = 64
@@ -51,6 +53,9 @@ class Scout(SparsePrefill):
             models hardly look further. Chunks divided by texts that differ ("Source 2:") stay where they are.
         match_power: where chunks are placed, their blocks' scores are multiplied by the chunk's match to this
             power; 0: not at all.
+        scouted: what the question runs over: ``"all"`` cached KV, or a tenth of each chunk, its ``"anchors"``
+            (QCFuse, arXiv 2606.05875); scores are those of all tokens either way. None: all, or the anchors where no
+            more is stored.
 
     Other arguments: see :class:`SparsePrefill`.
     """
@@ -60,11 +65,12 @@ class Scout(SparsePrefill):
     initial_tokens: int = 4
     block_tokens: int = 8
     block_top_tokens: int = 4
-    score_layers: tuple[float, float] = (0.5, 0.83)
+    score_layers: tuple[float, float] = SCORE_LAYERS
     emphasis_tokens: int = 1
     emphasis_weight: float = 3.0
     placement: Placement = "by_score"
     match_power: float = 1.0
+    scouted: Scouted | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -75,16 +81,25 @@ class Scout(SparsePrefill):
         require_number("emphasis_weight", self.emphasis_weight, 0.0, 1e6)
         require_choice("placement", self.placement, get_args(Placement))
         require_number("match_power", self.match_power, 0.0, 10.0)
+        require_choice("scouted", self.scouted, (*get_args(Scouted), None))
         if isinstance(self.score_layers, list):  # from JSON
             object.__setattr__(self, "score_layers", tuple(self.score_layers))
         _require_layer_share(self.score_layers)
+
+    @property
+    def needs(self) -> frozenset[Need]:
+        recomputes_all = self.recompute and self.computed_ratio == self.sequence_ratio
+        plainly = self.recompute_view == "retained" and self.update == "overwrite" and self.scouted != "all"
+        fits_index = recomputes_all and plainly and self.score_layers == SCORE_LAYERS
+        return frozenset({"index" if fits_index else "kv"})
 
     def anchors(self, context: PrefillContext) -> Anchors:
         return Anchors(self.initial_tokens, 0)
 
     def select(self, context: PrefillContext, budget: Budget) -> Selected:
         layout, match = self.place(context)
-        token_scores = self.score_tokens(context.decoder, layout)
+        over_anchors = self.scouted == "anchors" or context.spec.storage == "index"
+        token_scores = self.score_tokens(context.decoder, layout, over_anchors)
         anchors = anchor_mask(layout, budget.anchors)
         blocks = Blocks(layout, budget.anchors, self.block_tokens)
         scores = blocks.top_token_mean(token_scores * match, self.block_top_tokens)
@@ -101,17 +116,18 @@ class Scout(SparsePrefill):
         weights = match[order].clamp(min=_MIN_MATCH) ** self.match_power
         return placed, torch.where(placed.is_chunk, weights[placed.chunk_number], 1.0)
 
-    def score_tokens(self, decoder: Decoder, layout: PromptLayout) -> torch.Tensor:
-        """Run the prompt's text over all cached KV; return each position's score, ``[tokens]``.
+    def score_tokens(self, decoder: Decoder, layout: PromptLayout, over_anchors: bool = False) -> torch.Tensor:
+        """Run the prompt's text over the cached KV, all or the anchors'; return each position's score, ``[tokens]``.
 
         The score is the attention that the question's tokens pay to a position, summed over heads and
         the layers of ``score_layers``. Costs the text's tokens only.
         """
-        plan = make_plan(layout, retained=torch.ones_like(layout.is_text))
+        plan = make_plan(layout, retained=_all_anchors(layout) if over_anchors else torch.ones_like(layout.is_text))
         scores = AttentionScores(layout, decoder.num_layers, len(plan.row_positions), self)
+        observer: Observer = _AllKeys(decoder, layout, plan, scores) if over_anchors else scores
         hidden = decoder.embed(layout.token_ids[plan.row_positions][None])
-        attend = PlannedPass(decoder, plan, observer=scores)
-        decoder.run_layers(hidden, plan.row_positions, attend, range(scores.last_layer))
+        attend = PlannedPass(decoder, plan, observer=observer)
+        decoder.run_layers(hidden, plan.row_positions, attend, range(scores.layers.stop))
         return scores.scores
 
 
@@ -125,7 +141,7 @@ def rank_chunks(decoder: Decoder, layout: PromptLayout) -> torch.Tensor:
     Source: late interaction, as in ColBERT (arXiv 2004.12832, section 3.2), over the model's own values in place of
     trained embeddings. They are cached anyway, and know no positions.
     """
-    layer = decoder.num_layers // 4
+    layer = ranking_layer(decoder.num_layers)
     question = _question_values(decoder, layout, layer)
     chunks = [_chunk_values(decoder, chunk, layer) for chunk in layout.chunks]
     every = torch.cat(chunks)
@@ -151,7 +167,7 @@ def _question_values(decoder: Decoder, layout: PromptLayout, layer: int) -> torc
 def _chunk_values(decoder: Decoder, chunk: Segment, layer: int) -> torch.Tensor:
     """Of a chunk read alone, without its first tokens, ``[tokens, kv_heads·head_dim]``."""
     assert chunk.reader is not None
-    values = chunk.reader.layer(layer)[1].transpose(0, 1).flatten(1).to(decoder.device).float()
+    values = chunk.reader.layer_values(layer).transpose(0, 1).flatten(1).to(decoder.device).float()
     return values[_CHUNK_HEAD_TOKENS:] if len(values) > _CHUNK_HEAD_TOKENS else values
 
 
@@ -159,9 +175,7 @@ class AttentionScores:
     """Sums the attention of the question's tokens over heads and layers."""
 
     def __init__(self, layout: PromptLayout, num_layers: int, num_rows: int, method: Scout) -> None:
-        first, last = method.score_layers
-        self.first_layer = int(first * num_layers)
-        self.last_layer = max(self.first_layer + 1, round(last * num_layers))
+        self.layers = score_layers(num_layers, method.score_layers)
         self.scores = torch.zeros(layout.num_tokens, device=layout.device)
         num_tail = layout.tail.stop - layout.tail.start
         num_scoring = min(num_tail, _MAX_QUESTION_TOKENS)
@@ -173,12 +187,37 @@ class AttentionScores:
         self._weights = _row_weights(num_scoring, method).to(layout.device)
 
     def __call__(self, layer: int, query: torch.Tensor, keys: torch.Tensor, scaling: float) -> None:
-        if not self.first_layer <= layer < self.last_layer:
+        if layer not in self.layers:
             return
         scoring = fold_heads(query[:, :, self._rows], keys.shape[1])[0] * scaling
         logits = torch.unflatten(scoring @ keys[0].transpose(-1, -2), 1, (-1, len(self._weights)))
         logits[..., self._tail].masked_fill_(self._future, -torch.inf)  # [kv_heads, group, rows, columns]
         self.scores += (self._weights.to(logits.dtype) @ logits.softmax(-1)).float().sum((0, 1))
+
+
+class _AllKeys:
+    """Shows ``scores`` the keys of all tokens, where the pass that it observes runs over some of them."""
+
+    def __init__(self, decoder: Decoder, layout: PromptLayout, plan: Plan, scores: AttentionScores) -> None:
+        everything = make_plan(layout, retained=torch.ones_like(layout.is_text))
+        self._read_keys = LayerReader(decoder, everything, keys_only=True)
+        self._text_columns = everything.row_columns
+        self._columns_in_pass = plan.row_columns
+        self._scores = scores
+
+    def __call__(self, layer: int, query: torch.Tensor, keys: torch.Tensor, scaling: float) -> None:
+        if layer in self._scores.layers:
+            all_keys, _ = self._read_keys(layer)
+            all_keys.index_copy_(2, self._text_columns, keys.index_select(2, self._columns_in_pass))
+            self._scores(layer, query, all_keys, scaling)
+
+
+def _all_anchors(layout: PromptLayout) -> torch.Tensor:
+    """Text, the cached beginning and the chunks' anchors, ``[tokens]``."""
+    mask = ~layout.is_chunk
+    for chunk in layout.chunks:
+        mask[chunk.start + index_anchors(len(chunk.token_ids)).to(mask.device)] = True
+    return mask
 
 
 def _row_weights(num_rows: int, method: Scout) -> torch.Tensor:

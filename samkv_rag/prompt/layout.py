@@ -79,6 +79,11 @@ class PromptLayout:
         """Tokens whose KV was read instead of computed."""
         return sum(segment.stop - segment.start for segment in self.cached if segment.hit)
 
+    @cached_property
+    def bytes_read(self) -> int:
+        """Bytes of stored chunks read so far; those computed for this prompt were not read."""
+        return sum(getattr(segment.reader, "bytes_read", 0) for segment in self.chunks if segment.hit)
+
     def placed(self, scores: Sequence[float]) -> tuple[PromptLayout, list[int]]:
         """The prompt with its chunks in rising order of ``scores`` ``[chunks]``, the best next to the tail.
 
@@ -130,7 +135,7 @@ class PromptLayout:
 
     def release(self) -> None:
         """Let go of the chunks' readers, once nothing reads them any more."""
-        _ = self.num_tokens_reused
+        _ = self.num_tokens_reused, self.bytes_read
         self.segments = [replace(segment, reader=None) for segment in self.segments]
 
     @cached_property

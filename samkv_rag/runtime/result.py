@@ -57,6 +57,7 @@ def _metrics(sequence: Sequence, read: ReadPrompt, state: DecodingState, decoder
         ttft_s=sequence.first_token_at - sequence.submitted_at,
         decode_tokens_per_s=(num_tokens - 1) / decode_s if num_tokens > 1 else 0.0,
         total_s=finished_at - sequence.submitted_at,
+        bytes_read=layout.bytes_read,
         phase_s=dict(sequence.clock.phase_s),
         diagnostics=(*prefilled.diagnostics, *_excessive_recomputation(sequence, read, prefilled.recomputed)),
     )

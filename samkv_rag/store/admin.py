@@ -28,10 +28,12 @@ class Amount:
 
     num_chunks: int = 0
     num_bytes: int = 0
+    num_chars: int = 0
+    """Of the chunks' texts, where the catalog knows them."""
 
-    def plus(self, num_bytes: int) -> Amount:
+    def plus(self, num_bytes: int, num_chars: int = 0) -> Amount:
         """With one more chunk."""
-        return Amount(self.num_chunks + 1, self.num_bytes + num_bytes)
+        return Amount(self.num_chunks + 1, self.num_bytes + num_bytes, self.num_chars + num_chars)
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,7 @@ def amounts(store: Store) -> dict[tuple[str, str, str], Amount]:
     for entry in entries(store):
         who = entry.identity
         group = (who.namespace, who.model, who.model_name) if who else ("", "", "")
-        found[group] = found.get(group, Amount()).plus(entry.num_bytes)
+        found[group] = found.get(group, Amount()).plus(entry.num_bytes, who.num_chars if who else 0)
     return dict(sorted(found.items()))
 
 

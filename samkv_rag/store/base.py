@@ -38,6 +38,9 @@ class Blob(Protocol):
             DamagedBlobError: there are fewer bytes, or others than there were.
         """
 
+    def read_parts(self, parts: Sequence[tuple[int, Buffer]]) -> None:
+        """Fill every buffer with the bytes from its start on, by one request where the backend can."""
+
 
 class BytesBlob:
     """Bytes in memory."""
@@ -55,6 +58,10 @@ class BytesBlob:
             if target.nbytes:  # a buffer of no bytes cannot be cast
                 target.cast("B")[:] = self._view[start : start + target.nbytes]
             start += target.nbytes
+
+    def read_parts(self, parts: Sequence[tuple[int, Buffer]]) -> None:
+        for start, buffer in parts:
+            self.read_into(start, [buffer])
 
 
 def read_bytes(blob: Blob, start: int = 0, stop: int | None = None) -> bytearray:

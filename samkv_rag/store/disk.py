@@ -247,7 +247,13 @@ class FileBlob:
         self.mtime_ns = status.st_mtime_ns
 
     def read_into(self, start: int, buffers: Sequence[Buffer]) -> None:
-        wanted = sum(memoryview(buffer).nbytes for buffer in buffers)
+        self._read([(start, buffers)])
+
+    def read_parts(self, parts: Sequence[tuple[int, Buffer]]) -> None:
+        self._read([(start, [buffer]) for start, buffer in parts])
+
+    def _read(self, parts: Sequence[tuple[int, Sequence[Buffer]]]) -> None:
+        wanted = sum(memoryview(buffer).nbytes for _, buffers in parts for buffer in buffers)
         try:
             descriptor = os.open(self._path, _READ)
             try:
@@ -256,13 +262,13 @@ class FileBlob:
                     raise OSError(errno.EINVAL, "not a regular file")
                 if _identity(status) != self.identity:
                     raise DamagedBlobError("it was replaced while it was read")
-                found = _read_at(descriptor, start, buffers)
+                found = sum(_read_at(descriptor, start, buffers) for start, buffers in parts)
             finally:
                 os.close(descriptor)
         except OSError as error:
             raise DamagedBlobError(f"unreadable ({error.strerror})") from error
         if found != wanted:
-            raise DamagedBlobError(f"{found} of {wanted} bytes at {start} are there")
+            raise DamagedBlobError(f"{found} of {wanted} bytes from {parts[0][0]} on are there")
 
 
 def _read_at(descriptor: int, start: int, buffers: Sequence[Buffer]) -> int:

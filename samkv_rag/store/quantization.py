@@ -11,8 +11,6 @@ float32; scales and zeros are bfloat16, rounded so that no value falls outside t
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 
 from samkv_rag.exceptions import StoreError
@@ -24,36 +22,22 @@ VALUE_GROUP_CHANNELS = 64
 _ROW_GROUP_CHANNELS = 32
 
 
-@dataclass(frozen=True)
-class QuantizedLayer:
-    """Keys and values of one layer."""
-
-    codes: torch.Tensor
-    """``[2, kv_heads, tokens, head_dim]``, int8, keys then values"""
-    key_scales: torch.Tensor
-    """``[2, kv_heads, token groups, head_dim]``, bfloat16, scales then zeros"""
-    value_scales: torch.Tensor
-    """``[kv_heads, tokens, channel groups]``, bfloat16"""
-
-
-def quantize_layer(keys: torch.Tensor, values: torch.Tensor) -> QuantizedLayer:
-    """Quantise keys and values, each ``[kv_heads, tokens, head_dim]``.
+def quantize_keys(keys: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return int8 codes of ``keys`` ``[..., tokens, head_dim]``, and scales then zeros ``[2, ..., groups, head_dim]``.
 
     Raises:
         StoreError: a value is not finite.
     """
     parts = [_affine(group) for group in torch.split(keys.float(), KEY_GROUP_TOKENS, dim=-2)]
-    key_codes, key_scales = (torch.cat(states, dim=-2) for states in zip(*parts, strict=True))
-    value_codes, value_scales = quantize_rows(values, VALUE_GROUP_CHANNELS)
-    return QuantizedLayer(torch.stack((key_codes, value_codes)), key_scales, value_scales)
+    codes, scales = (torch.cat(states, dim=-2) for states in zip(*parts, strict=True))
+    return codes, scales
 
 
-def dequantize_layer(layer: QuantizedLayer, keys: torch.Tensor, values: torch.Tensor) -> None:
-    """Fill ``keys`` and ``values``, each ``[kv_heads, tokens, head_dim]``, of any floating type and strides."""
-    key_codes = layer.codes[0].float()
-    _dequantize_keys(key_codes, layer.key_scales.float())
-    keys.copy_(key_codes)
-    values.copy_(dequantize_rows(layer.codes[1], layer.value_scales, torch.float32))
+def dequantize_keys(codes: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
+    """Inverse of :func:`quantize_keys` for one layer, ``[kv_heads, tokens, head_dim]`` in float32."""
+    keys = codes.float()
+    _dequantize_keys(keys, scales.float())
+    return keys
 
 
 def quantize_rows(rows: torch.Tensor, group_channels: int = _ROW_GROUP_CHANNELS) -> tuple[torch.Tensor, torch.Tensor]:

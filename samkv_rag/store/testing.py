@@ -54,6 +54,10 @@ class StoreContract:
         assert bytes(first + second) == data_of(1)[17:327]
         with pytest.raises(DamagedBlobError):
             blob.read_into(991, [bytearray(10)])
+        blob.read_parts([(500, first), (3, second)])
+        assert bytes(first + second) == data_of(1)[500:510] + data_of(1)[3:303]
+        with pytest.raises(DamagedBlobError):
+            blob.read_parts([(0, first), (991, bytearray(10))])
 
     def test_putting_again_replaces(self, store: Store) -> None:
         store.put(key_of(1), data_of(1))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import tarfile
 from pathlib import Path
 
@@ -34,10 +35,10 @@ def spoil(folder: Path) -> None:
 def test_stat_counts(run: Run, folder: Path) -> None:
     status, out, _ = run("store", "stat", "--store", folder)
     assert status == 0
-    assert out.startswith("4 chunks, ")
+    assert re.match(r"4 chunks, .*, [\d,]+ for a character of text\n", out)
     assert "(no namespace)  llama" in out
     figures = json.loads(run("store", "stat", "--store", folder, "--json")[1])
-    assert (figures["num_chunks"], len(figures["groups"])) == (4, 1)
+    assert (figures["num_chunks"], figures["num_chars"], len(figures["groups"])) == (4, sum(map(len, CHUNKS)), 1)
 
 
 def test_ls_lists(run: Run, folder: Path) -> None:

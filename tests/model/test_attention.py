@@ -107,8 +107,8 @@ def test_one_layer_of_cached_kv_is_in_memory_at_a_time(
         def __getattr__(self, name: str) -> Any:
             return getattr(self._reader, name)
 
-        def layer(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
-            keys, values = self._reader.layer(layer)
+        def layer(self, layer: int, tokens: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+            keys, values = self._reader.layer(layer, tokens)
             self._note(layer, keys, values)
             return keys, values
 

@@ -15,7 +15,7 @@ from samkv_rag.chunk_cache import ChunkCache, ChunkShape, Summary, SummarySpec
 from samkv_rag.exceptions import ConfigurationError, DamagedChunkError, DamagedChunkWarning, StoreError
 from samkv_rag.store.base import BytesBlob, read_bytes
 from samkv_rag.store.codec import ChunkIdentity, StoredChunk, encode_chunk, stored_dtype
-from samkv_rag.store.quantization import dequantize_layer, dequantize_rows, quantize_layer, quantize_rows
+from samkv_rag.store.quantization import dequantize_keys, dequantize_rows, quantize_keys, quantize_rows
 from support import tiny
 from support.crafting import ABSENT, rewritten, with_token_ids_of_shape
 from support.engines import MakeEngine
@@ -42,7 +42,7 @@ def read(data: bytes) -> StoredChunk:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_what_was_encoded_is_read(dtype: torch.dtype) -> None:
     original = cache(dtype)
-    chunk = read(encode_chunk(original, IDENTITY))
+    chunk = read(encode_chunk(original, IDENTITY, "float32" if dtype == torch.float32 else "auto"))
     assert chunk.identity == IDENTITY
     assert torch.equal(chunk.token_ids, original.token_ids)
     for layer in range(3):
@@ -53,7 +53,7 @@ def test_what_was_encoded_is_read(dtype: torch.dtype) -> None:
     chunk.verify(replace(SHAPE, dtype=dtype), list(range(70)))
 
 
-@pytest.mark.parametrize("kv_dtype", ["auto", "int8", "bfloat16"])
+@pytest.mark.parametrize("kv_dtype", ["float32", "int8", "bfloat16"])
 def test_a_layer_is_read_into_any_place(kv_dtype: Any) -> None:
     chunk = read(encode_chunk(cache(), IDENTITY, kv_dtype))
     expected = chunk.layer(1)
@@ -66,17 +66,51 @@ def test_a_layer_is_read_into_any_place(kv_dtype: Any) -> None:
     assert torch.equal(strided.movedim(-1, 0), torch.stack(expected))
 
 
+@pytest.mark.parametrize("kv_dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("tokens", [[0], [69], [3, 4, 5, 40, 66, 67], list(range(70))])
+def test_of_a_few_tokens_no_more_is_read(kv_dtype: Any, tokens: list[int]) -> None:
+    chunk = read(encode_chunk(cache(), IDENTITY, kv_dtype))
+    before = chunk.bytes_read
+    found = chunk.layer(1, torch.tensor(tokens))
+    itemsize = 4 if kv_dtype == "float32" else 2
+    assert chunk.bytes_read - before == 2 * 2 * len(tokens) * 16 * itemsize
+    for ours, theirs in zip(found, chunk.layer(1), strict=True):
+        assert torch.equal(ours, theirs[:, tokens])
+
+
+def test_in_8_bits_a_few_tokens_are_read_with_the_layer() -> None:
+    chunk = read(encode_chunk(cache(), IDENTITY, "int8"))
+    tokens = torch.tensor([3, 4, 66])
+    for ours, theirs in zip(chunk.layer(1, tokens), chunk.layer(1), strict=True):
+        assert torch.equal(ours, theirs[:, tokens])
+
+
 @pytest.mark.parametrize(
-    ("kv_dtype", "golden"),
-    [("auto", "b4d0ca77c7454ef5"), ("bfloat16", "03d93e72ceec83d0"), ("int8", "4bdbcba475d64f9e")],
+    ("kv_dtype", "storage", "golden"),
+    [
+        ("float32", "full", "cda5d2e153fe8c31"),
+        ("auto", "full", "0bd277e8f7053915"),
+        ("int8", "full", "2a5026e47e1f04de"),
+        ("auto", "index", "cece6f88567c1fbd"),
+        ("bfloat16", "index", "fa4aeb33565f3111"),
+    ],
 )
-def test_the_format_does_not_change_unnoticed(kv_dtype: Any, golden: str) -> None:
+def test_the_format_does_not_change_unnoticed(kv_dtype: Any, storage: Any, golden: str) -> None:
     """Bytes of a chunk made without random numbers. Where this fails on purpose, raise FORMAT_VERSION."""
     ramp = torch.arange(3 * 2 * 8 * 16).reshape(3, 2, 8, 16) / 64
     means = Summary(ramp[:, :, :1], ramp[:, :, 0], ramp[:, :, 1].repeat(1, 2, 1))
     chunk = ChunkCache(torch.arange(8), ramp, -ramp, means)
-    data = encode_chunk(chunk, replace(IDENTITY, num_tokens=8), kv_dtype)
+    data = encode_chunk(chunk, replace(IDENTITY, num_tokens=8), kv_dtype, storage)
     assert hashlib.sha256(data).hexdigest()[:16] == golden
+
+
+def test_the_default_at_rest_is_never_float32() -> None:
+    found = {
+        dtype: stored_dtype("auto", dtype) for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+    }
+    assert list(found.values()) == ["bfloat16", "bfloat16", "bfloat16", "float16"]
+    with pytest.raises(ConfigurationError, match="use 'auto' or 'int8'"):
+        stored_dtype("float32", torch.bfloat16)
 
 
 def test_every_flipped_bit_is_found() -> None:
@@ -150,7 +184,8 @@ NOT_WRITTEN: dict[str, list[Any]] = {
     "model_name": [7, None, HALF_A_PAIR, ABSENT],
     "dtype": ["int64", "float8", [1], None, ABSENT],
     "kv_dtype": ["int16", "auto", ["auto"], None, 8, ABSENT],
-    "format": [5, 7, "6", None, ABSENT],
+    "format": [6, 8, "7", None, ABSENT],
+    "storage": ["half", 1, ["full"], None, ABSENT],
 }
 
 
@@ -259,12 +294,11 @@ def test_int8_is_close_and_half_as_large() -> None:
 def test_quantising_is_bounded_by_half_a_step(num_tokens: int) -> None:
     torch.manual_seed(1)
     keys, values = torch.randn(2, 2, num_tokens, 32) * torch.logspace(-2, 2, 32)
-    found = torch.empty(2, 2, num_tokens, 32)
-    layer = quantize_layer(keys, values)
-    dequantize_layer(layer, *found)
-    steps = layer.key_scales[0].float().repeat_interleave(64, dim=1)[:, :num_tokens]
-    assert bool(((found[0] - keys).abs() <= steps * 0.51 + 1e-6).all())
-    assert bool(((found[1] - values).abs() <= values.abs().amax(-1, keepdim=True) / 127 * 0.52 + 1e-6).all())
+    codes, scales = quantize_keys(keys)
+    steps = scales[0].float().repeat_interleave(64, dim=1)[:, :num_tokens]
+    assert bool(((dequantize_keys(codes, scales) - keys).abs() <= steps * 0.51 + 1e-6).all())
+    found = dequantize_rows(*quantize_rows(values), torch.float32)
+    assert bool(((found - values).abs() <= values.abs().amax(-1, keepdim=True) / 127 * 0.52 + 1e-6).all())
 
 
 def test_equal_and_zero_values_survive() -> None:

@@ -11,6 +11,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from samkv_rag.prefill import PrefillMethod, method_classes
+from samkv_rag.prefill.base import CachedPrefill
 
 WORDS = [
     "harbour", "lantern", "gannet", "granite", "keeper", "tide", "engine", "paraffin", "slipway", "beacon",
@@ -62,7 +63,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
 def method(name: str = "scout", **options: Any) -> PrefillMethod:
     """A method that uses caches however short the prompt."""
     cls = method_classes()[name]
-    return cls(**(({"min_chunk_tokens": 0} if cls.needs else {}) | options))
+    return cls(**(({"min_chunk_tokens": 0} if issubclass(cls, CachedPrefill) else {}) | options))
 
 
 def method_id(method: PrefillMethod) -> str:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from samkv_apps import terminal
+from samkv_rag.cli.store import parse_bytes
 from samkv_rag.exceptions import ConfigurationError, ModelNotFoundError
 
 if TYPE_CHECKING:
@@ -28,6 +29,10 @@ _Store = Annotated[Path, typer.Option(metavar="DIR", help="Folder for KV, embedd
 _Model = Annotated[str, typer.Option(help="Hub id, folder or .gguf file; 'demo' needs no hub.")]
 _Embedding = Annotated[str | None, typer.Option(help="Hub id, folder or 'demo'.", show_default="MiniLM")]
 _Namespace = Annotated[str, typer.Option(help=f"Tenant to keep apart; ${terminal.SECRET} is its secret.")]
+_MaxBytes = Annotated[
+    str | None, typer.Option(metavar="SIZE", help="Refuse, before computing it, new KV of more than 10GB, say.")
+]
+_Storage = Annotated[str, typer.Option(help="'full', or 'index': an eighth of the bytes.")]
 _DEFAULT_STORE = Path("samkv-library")
 _DEFAULT_MODEL = "Qwen/Qwen2.5-1.5B-Instruct"
 _DEFAULT_EMBEDDING = "sentence-transformers/all-MiniLM-L6-v2"
@@ -43,6 +48,8 @@ def ask(
     top_k: Annotated[int, typer.Option(min=1, help="Chunks to retrieve.")] = 8,
     max_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of the answer.")] = 256,
     explain: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a page of what was read.")] = None,
+    storage: _Storage = "full",
+    max_bytes: _MaxBytes = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print answer, sources and figures as JSON.")] = False,
 ) -> None:
     """Answer a question from documents; what was read before is not read again."""
@@ -50,8 +57,8 @@ def ask(
         raise ConfigurationError("the question is empty; give some words")
     if question != question.encode(errors="ignore").decode():
         raise ConfigurationError("the question is not valid UTF-8; set the terminal's encoding to UTF-8")
-    library, found = _open(files, store, model, embedding, namespace, max_tokens)
-    library.update(found)
+    library, found = _open(files, store, model, embedding, namespace, max_tokens, storage)
+    library.update(found, _limit(max_bytes))
     response = library.ask(question, found, top_k)
     if not response.source_nodes:
         raise ConfigurationError("nothing was found in these files; give others")
@@ -83,17 +90,19 @@ def ingest(
     model: _Model = _DEFAULT_MODEL,
     embedding: _Embedding = None,
     namespace: _Namespace = "",
+    storage: _Storage = "full",
+    max_bytes: _MaxBytes = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
     """Read documents, and compute and store the KV of their chunks, so that `samkv ask` answers at once."""
-    library, found = _open(files, store, model, embedding, namespace, max_tokens=1)
-    num_new = library.update(found)
+    library, found = _open(files, store, model, embedding, namespace, 1, storage)
+    num_new = library.update(found, _limit(max_bytes))
     report = json.dumps({"files": len(found), "new_chunks": num_new})
     typer.echo(report if as_json else f"{len(found)} files, {num_new} new chunks")
 
 
 def _open(
-    files: list[Path], store: Path, model: str, embedding: str | None, namespace: str, max_tokens: int
+    files: list[Path], store: Path, model: str, embedding: str | None, namespace: str, max_tokens: int, storage: str
 ) -> tuple[Library, list[Path]]:
     terminal.require_packages(_PACKAGES, "samkv ask", "ask")
     secret = terminal.store_secret()
@@ -102,15 +111,21 @@ def _open(
 
     found = find_files(files)  # before anything is loaded
     from samkv_apps.ask.library import Library
-    from samkv_rag import SamKVEngine
+    from samkv_rag import EngineConfig, SamKVEngine
 
+    config: Any = EngineConfig(storage=storage)  # type: ignore[arg-type]  # it checks the choice
+    options: dict[str, Any] = {"namespace": namespace, "store_secret": secret, "config": config}
     try:
         path = terminal.language_model_path(model, lambda message: typer.echo(message, err=True))
-        engine = SamKVEngine.from_pretrained(path, store=store / "kv", namespace=namespace, store_secret=secret)
+        engine = SamKVEngine.from_pretrained(path, store=store / "kv", **options)
     except ModelNotFoundError as error:
         raise terminal.with_hub_hint(error) from error
     name = embedding or (terminal.PACKAGED if model == terminal.PACKAGED else _DEFAULT_EMBEDDING)
     return Library(engine, store, terminal.embedding_model_path(name), max_tokens), found
+
+
+def _limit(max_bytes: str | None) -> int | None:
+    return None if max_bytes is None else parse_bytes(max_bytes)
 
 
 def _show(response: Any, quiet: bool) -> str:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import chromadb
+import typer
 from chromadb.config import Settings as ChromaSettings
 from llama_index.core import Settings, VectorStoreIndex
 from llama_index.core.ingestion import DocstoreStrategy, IngestionPipeline
 from llama_index.core.node_parser import SentenceSplitter
+from llama_index.core.schema import BaseNode, TransformComponent
 from llama_index.core.storage.docstore import SimpleDocumentStore
 from llama_index.core.vector_stores import FilterOperator, MetadataFilter, MetadataFilters
 from llama_index.embeddings.huggingface import HuggingFaceEmbedding
@@ -19,9 +22,30 @@ from llama_index.vector_stores.chroma import ChromaVectorStore
 
 from samkv_apps.ask.reading import cached_tokenizer, read_documents
 from samkv_rag import SamKVEngine
-from samkv_rag.exceptions import ModelNotFoundError
+from samkv_rag.cli.store import format_bytes
+from samkv_rag.exceptions import ModelNotFoundError, StoreFullError
 
 CHUNK_TOKENS = 256
+
+
+class _SayBefore(TransformComponent):
+    """Passes chunks on, after it has said what their KV will take, and refused what is too much."""
+
+    engine: Any
+    max_bytes: int | None
+
+    def __call__(self, nodes: Sequence[BaseNode], **kwargs: Any) -> Sequence[BaseNode]:
+        needed = self.engine.estimate_chunks([node.get_content() for node in nodes])
+        figures = (
+            f"{needed.num_chunks:,} new chunks of {needed.num_tokens:,} tokens take about "
+            f"{format_bytes(needed.num_bytes)}, {format_bytes(needed.bytes_per_token)} a token"
+        )
+        if self.max_bytes is not None and needed.num_bytes > self.max_bytes:
+            limit = format_bytes(self.max_bytes)
+            raise StoreFullError(f"{figures}; the limit is {limit}. Raise --max-bytes, or give --storage index")
+        if needed.num_chunks and sys.stderr.isatty():
+            typer.echo(figures, err=True)
+        return nodes
 
 
 class Library:
@@ -40,12 +64,22 @@ class Library:
         self._vectors = SamKVVectorStore(ChromaVectorStore(chroma_collection=collection), self.llm)
         self._docstore_file = folder / "documents.json"
 
-    def update(self, files: Sequence[Path]) -> int:
-        """Read files, and count the new chunks; what has not changed since the last time costs nothing."""
+    def update(self, files: Sequence[Path], max_bytes: int | None = None) -> int:
+        """Read files, and count the new chunks; what has not changed since the last time costs nothing.
+
+        What the new chunks' KV will take is said before it is computed.
+
+        Raises:
+            StoreFullError: that is more than ``max_bytes``.
+        """
         known = self._docstore_file.exists()
         docstore = SimpleDocumentStore.from_persist_path(str(self._docstore_file)) if known else SimpleDocumentStore()
         pipeline = IngestionPipeline(
-            transformations=[SentenceSplitter(chunk_size=CHUNK_TOKENS, chunk_overlap=0), Settings.embed_model],
+            transformations=[
+                SentenceSplitter(chunk_size=CHUNK_TOKENS, chunk_overlap=0),
+                _SayBefore(engine=self.llm.engine, max_bytes=max_bytes),
+                Settings.embed_model,
+            ],
             docstore=docstore,
             docstore_strategy=DocstoreStrategy.UPSERTS,
             vector_store=self._vectors,

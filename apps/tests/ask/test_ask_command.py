@@ -51,6 +51,17 @@ def test_an_answer_with_its_sources_and_figures(samkv: Samkv) -> None:
     assert json.loads(samkv("ingest")[1]) == {"files": 3, "new_chunks": 0}
 
 
+def test_what_does_not_fit_is_refused_before_it_is_computed(samkv: Samkv) -> None:
+    status, _, errors = samkv("ingest", "--max-bytes", "1KB")
+    assert status == 1
+    assert "new chunks of" in only_line(errors)
+    assert "the limit is 1.0 KB. Raise --max-bytes, or give --storage index" in only_line(errors)
+    assert json.loads(samkv("ingest", "--storage", "index", "--max-bytes", "1GB")[1])["new_chunks"] == 3
+    status, _, errors = samkv("ask", "--storage", "index")
+    assert (status, errors) == (0, "")
+    assert "storage is 'half'" in only_line(samkv("ask", "--storage", "half")[2])
+
+
 def test_json_holds_all_of_it_and_the_page_is_private(samkv: Samkv, tmp_path: Path) -> None:
     page, victim = tmp_path / "page.html", tmp_path / "victim"
     victim.write_text("mine")

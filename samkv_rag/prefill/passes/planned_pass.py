@@ -117,15 +117,16 @@ class LayerReader:
     """Reads a plan's cached KV, one layer at a time, rotated to its place in the prompt.
 
     Columns that no source fills hold leftovers of other layers: the pass writes what it computes there.
+    ``keys_only``, which takes whole sources, returns the keys twice.
     """
 
-    def __init__(self, decoder: Decoder, plan: Plan) -> None:
+    def __init__(self, decoder: Decoder, plan: Plan, keys_only: bool = False) -> None:
         self._sources = plan.sources
         self._device = decoder.device
         self._rotate = decoder.rotation_by(plan.rotate_offsets)
         # Nothing is rotated where the prompt's beginning alone is read: it stands where it was computed.
         self._rotates = any(source.offset for source in plan.sources)
-        shape = (2, 1, decoder.num_kv_heads, len(plan.positions), decoder.head_dim)
+        shape = (1 if keys_only else 2, 1, decoder.num_kv_heads, len(plan.positions), decoder.head_dim)
         self._staging = _PinnedStaging(shape, decoder.dtype) if decoder.device.type == "cuda" else None
         # Zeros, not empty: stray NaNs behind a mask would still spread through attention's values.
         self._states = torch.zeros(shape if self._staging is None else (0,), dtype=decoder.dtype)
@@ -134,22 +135,22 @@ class LayerReader:
         """Keys and values, each ``[1, kv_heads, columns, head_dim]``, to be overwritten by the caller at will."""
         if self._staging is None:
             self.assemble(self._states, layer)
-            keys, values = self._states.to(self._device)
+            states = self._states.to(self._device)
         else:
             slot = self._staging.next_slot()
             self.assemble(slot, layer)
-            keys, values = self._staging.upload(slot, self._device)
-        return (self._rotate(keys) if self._rotates else keys), values
+            states = self._staging.upload(slot, self._device)
+        return (self._rotate(states[0]) if self._rotates else states[0]), states[-1]
 
     def assemble(self, states: torch.Tensor, layer: int) -> None:
         """Read one layer of all sources into ``states`` ``[2, 1, kv_heads, columns, head_dim]``, on the host."""
-        keys, values = states[:, 0]
         for source in self._sources:
-            if source.tokens is None and isinstance(source.columns, slice):
-                source.reader.fill_layer(layer, keys[:, source.columns], values[:, source.columns])
-                continue
-            for own, cached in zip((keys, values), source.reader.layer(layer), strict=True):
-                own[:, source.columns] = cached if source.tokens is None else cached.index_select(1, source.tokens)
+            if source.tokens is None:
+                keys, *values = states[:, 0, :, source.columns]
+                source.reader.fill_layer(layer, keys, values[0] if values else None)
+            else:
+                for own, cached in zip(states[:, 0], source.reader.layer(layer, source.tokens), strict=True):
+                    own[:, source.columns] = cached
 
 
 class _PinnedStaging:
