@@ -76,7 +76,7 @@ def samkv_attention(
     # What SDPA lacks, the family's own attention has.
     seen = _continuing(query.shape[2], key.shape[2], key.device) if attention_mask is None else attention_mask
     mask = additive(seen, query.dtype)
-    eager = sys.modules[type(module).__module__].eager_attention_forward  # type: ignore[attr-defined]
+    eager = sys.modules[type(module).__module__].eager_attention_forward
     output, _ = eager(module, query, key, value, mask, scaling=scaling, softcap=softcap, **kwargs)
     return output, None
 
@@ -140,13 +140,8 @@ class Visibility:
     """
 
     def __init__(self, queries: torch.Tensor, keys: torch.Tensor) -> None:
-        self._queries, self._keys = queries, keys
+        self.queries, self.keys = queries, keys
         self._blocks: dict[int | None, list[Block]] = {}
-
-    @property
-    def num_keys(self) -> int:
-        """How many keys there are."""
-        return len(self._keys)
 
     def blocks(self, window: int | None, like: torch.Tensor) -> list[Block]:
         """The queries in blocks, with masks of the kind of ``like``; computed once for all layers of a ``window``."""
@@ -155,7 +150,7 @@ class Visibility:
         return self._blocks[window]
 
     def _cut(self, window: int | None, like: torch.Tensor) -> Iterator[Block]:
-        queries, keys, start = self._queries, self._keys, 0
+        queries, keys, start = self.queries, self.keys, 0
         if not len(queries):
             return
         reach = int(queries[-1] - keys[0]) + 1
@@ -180,7 +175,7 @@ def causal_attention(
 
     The keys are the last ones that ``visibility`` knows: what a window has passed may have been let go of.
     """
-    gone = visibility.num_keys - key.shape[2]
+    gone = len(visibility.keys) - key.shape[2]
     parts = []
     for queries, keys, mask, is_causal in visibility.blocks(spec.window, query):
         seen = slice(keys.start - gone, keys.stop - gone)

@@ -130,31 +130,30 @@ class Decoder:
     @cached_property
     def windows(self) -> list[int | None]:
         """How many positions a token sees in each layer; None: all before it."""
-        here = torch.tensor([0])
-        windows = [self._leave(self._any_token, here, layer).spec.window for layer in range(self.num_layers)]
+        windows = [self._probe(layer, 0).spec.window for layer in range(self.num_layers)]
         return [window if window is not None and window < self.context_window else None for window in windows]
 
     @cached_property
     def _ropes(self) -> list[Rope | None]:
         return [self._find_rope(layer) for layer in range(self.num_layers)]
 
-    @torch.inference_mode()
     def _find_rope(self, layer: int) -> Rope | None:
         """How a layer rotates, seen by the key of the same token at two positions; None: not at all.
 
         Families say in many ways which layers go without, and nowhere which dimensions they pair.
         """
-        at = [self.project(self._any_token, torch.tensor([p]), layer)[0].float() for p in (0, 1)]
-        if torch.equal(*at):
+        here, there = (self._probe(layer, position).key.float() for position in (0, 1))
+        if torch.equal(here, there):
             return None
         name, one = f"{self._rope_kinds[layer]}_inv_freq".lstrip("_"), torch.ones(1, device=self.device)
         ropes = [Rope(name, of_neighbours) for of_neighbours in (False, True)]
-        return min(ropes, key=lambda rope: float((rope.by(self._base.rotary_emb, one)(at[0]) - at[1]).norm()))
+        return min(ropes, key=lambda rope: float((rope.by(self._base.rotary_emb, one)(here) - there).norm()))
 
-    @property
-    def _any_token(self) -> torch.Tensor:
+    @torch.inference_mode()
+    def _probe(self, layer: int, position: int) -> _LeftError:
+        """What some token at ``position`` brings to a layer's attention."""
         hidden = torch.randn(1, 1, self.config.hidden_size, generator=torch.Generator().manual_seed(0))
-        return hidden.to(self.device, self.dtype)
+        return self._leave(hidden.to(self.device, self.dtype), torch.tensor([position]), layer)
 
     def _leave(self, hidden: torch.Tensor, position_ids: torch.Tensor, layer: int) -> _LeftError:
         try:
