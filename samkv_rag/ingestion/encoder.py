@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from samkv_rag.chunk_cache import ChunkCache, Summary, SummarySpec
-from samkv_rag.model.attention import attention
+from samkv_rag.model.attention import LayerSpec, Visibility, causal_attention
 from samkv_rag.model.decoder import Decoder
 
 
@@ -31,18 +31,20 @@ class _Recorder:
 
     def __init__(self, local_weights: torch.Tensor) -> None:
         self._local_weights = local_weights  # [batch, tokens]
+        positions = torch.arange(local_weights.shape[1])
+        self._visibility = Visibility(positions, positions)
         self._keys: list[torch.Tensor] = []  # a layer: [batch, kv_heads, tokens, head_dim]
         self._values: list[torch.Tensor] = []
         self._mean_queries: list[torch.Tensor] = []  # a layer: [batch, heads, head_dim]
 
     def __call__(
-        self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float
+        self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, spec: LayerSpec
     ) -> torch.Tensor:
         self._keys.append(key)
         self._values.append(value)
         mean = torch.einsum("bhtd,bt->bhd", query.float(), self._local_weights)
         self._mean_queries.append(mean.to(query.dtype))
-        return attention(query, key, value, scaling, is_causal=True)
+        return causal_attention(query, key, value, spec, self._visibility)
 
     def cache(self, row: int, token_ids: torch.Tensor, spec: SummarySpec) -> ChunkCache:
         """Cut one chunk's cache out of the batch; its tensors own their bytes."""

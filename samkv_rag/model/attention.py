@@ -7,9 +7,12 @@ without one (somebody calls the model directly) it is transformers' SDPA.
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch.nn.functional import pad, scaled_dot_product_attention
@@ -21,11 +24,25 @@ ATTENTION_NAME = "samkv"
 _FEW_QUERIES = 64
 
 
+@dataclass(frozen=True)
+class LayerSpec:
+    """How a layer attends."""
+
+    scaling: float
+    """Factor of the products of queries and keys."""
+    window: int | None = None
+    """How many positions a token sees, its own included; None: all before it."""
+    softcap: float | None = None
+    """Scaled products are bent to stay below it (Gemma 2)."""
+    sinks: torch.Tensor | None = None
+    """``[heads]``: the logit of seeing nothing, which takes part in every softmax (gpt-oss)."""
+
+
 class Attend(Protocol):
     """What a forward pass does at each layer's attention."""
 
     def __call__(
-        self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float, /
+        self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, spec: LayerSpec, /
     ) -> torch.Tensor:
         """Return the attention's output ``[batch, heads, tokens, head_dim]``.
 
@@ -41,16 +58,27 @@ def samkv_attention(
     value: torch.Tensor,
     attention_mask: torch.Tensor | None,
     scaling: float | None = None,
+    softcap: float | None = None,
+    s_aux: torch.Tensor | None = None,
+    sliding_window: int | None = None,
     attend: Attend | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
     """Attention function in transformers' calling convention."""
-    if attend is None:
+    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    if attend is not None:
+        spec = LayerSpec(scaling, sliding_window, softcap, s_aux)
+        output = attend(int(module.layer_idx), query, key, value, spec)  # type: ignore[arg-type]
+        return output.transpose(1, 2).contiguous(), None
+    if softcap is None and s_aux is None:
         output, _ = sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
         return output, None
-    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-    output = attend(int(module.layer_idx), query, key, value, scaling)  # type: ignore[arg-type]
-    return output.transpose(1, 2).contiguous(), None
+    # What SDPA lacks, the family's own attention has.
+    seen = _continuing(query.shape[2], key.shape[2], key.device) if attention_mask is None else attention_mask
+    mask = additive(seen, query.dtype)
+    eager = sys.modules[type(module).__module__].eager_attention_forward
+    output, _ = eager(module, query, key, value, mask, scaling=scaling, softcap=softcap, **kwargs)
+    return output, None
 
 
 def register_attention() -> None:
@@ -63,14 +91,18 @@ def attention(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    scaling: float,
+    spec: LayerSpec,
     mask: torch.Tensor | None = None,
     is_causal: bool = False,
 ) -> torch.Tensor:
     """Grouped-query attention, ``[batch, heads, queries, head_dim]``.
 
-    ``mask`` is SDPA's, ``[queries, keys]``. ``is_causal`` takes the queries as the last of the keys.
+    ``mask`` is additive, ``[queries, keys]``. ``is_causal`` takes the queries as the last of the keys. The layer's
+    window is not looked at: see :func:`causal_attention`.
     """
+    if spec.softcap is not None or spec.sinks is not None:
+        return _written_out(query, key, value, spec, mask, is_causal)
+    scaling = spec.scaling
     if mask is None and (flash := _flash_attention(query)) is not None:
         states = (state.transpose(1, 2) for state in (query, key, value))
         output: torch.Tensor = flash(*states, softmax_scale=scaling, causal=is_causal)
@@ -78,7 +110,7 @@ def attention(
     num_queries, num_keys = query.shape[2], key.shape[2]
     if is_causal and num_queries != num_keys:
         if num_queries > _FEW_QUERIES and num_keys <= 2 * num_queries:
-            return _continuing_attention(query, key, value, scaling)
+            return _continuing_attention(query, key, value, spec)
         mask, is_causal = _continuing(num_queries, num_keys, query.device), False
     # On CUDA, SDPA's flash kernel takes no mask and its memory-efficient one no grouped heads.
     if not is_causal and query.shape[2] <= _FEW_QUERIES and (mask is not None or not query.is_cuda):
@@ -88,6 +120,110 @@ def attention(
     return scaled_dot_product_attention(
         query, key, value, attn_mask=mask, is_causal=is_causal, scale=scaling, enable_gqa=True
     )
+
+
+class Block(NamedTuple):
+    """Queries that see the same run of keys."""
+
+    queries: slice
+    keys: slice
+    mask: torch.Tensor | None
+    """``[queries, keys]``, additive; None: all is seen, or causally."""
+    is_causal: bool
+
+
+class Visibility:
+    """What queries see: keys at their own and at lower positions, as far back as a layer's window reaches.
+
+    ``queries`` and ``keys`` are positions in the prompt, rising, on the host, where looking at them waits for no
+    device. Tokens that were dropped leave gaps, so a window holds fewer keys than positions.
+    """
+
+    def __init__(self, queries: torch.Tensor, keys: torch.Tensor) -> None:
+        self.queries, self.keys = queries, keys
+        self._blocks: dict[int | None, list[Block]] = {}
+
+    def blocks(self, window: int | None, like: torch.Tensor) -> list[Block]:
+        """The queries in blocks, with masks of the kind of ``like``; computed once for all layers of a ``window``."""
+        if window not in self._blocks:
+            self._blocks[window] = list(self._cut(window, like))
+        return self._blocks[window]
+
+    def _cut(self, window: int | None, like: torch.Tensor) -> Iterator[Block]:
+        queries, keys, start = self.queries, self.keys, 0
+        if not len(queries):
+            return
+        reach = int(queries[-1] - keys[0]) + 1
+        sees_all = window is None or window >= reach
+        width = reach if window is None else min(window, reach)
+        # Blocks as long as the window compute no more than twice the products that are needed.
+        for at in torch.split(queries, len(queries) if sees_all else width):
+            first, last = torch.searchsorted(keys, torch.stack((at[0] - width + 1, at[-1] + 1))).tolist()
+            seen, mask = keys[first:last], None
+            is_causal = sees_all and torch.equal(seen[len(seen) - len(at) :], at)
+            if not is_causal and len(at) > 1:
+                back = at.to(like.device)[:, None] - seen.to(like.device)
+                mask = additive((back >= 0) & (back < width), like.dtype)
+            yield Block(slice(start, start + len(at)), slice(first, last), mask, is_causal and len(at) > 1)
+            start += len(at)
+
+
+def causal_attention(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, spec: LayerSpec, visibility: Visibility
+) -> torch.Tensor:
+    """Attention of a layer with its window, ``[batch, heads, queries, head_dim]``.
+
+    The keys are the last ones that ``visibility`` knows: what a window has passed may have been let go of.
+    """
+    gone = len(visibility.keys) - key.shape[2]
+    parts = []
+    for queries, keys, mask, is_causal in visibility.blocks(spec.window, query):
+        seen = slice(keys.start - gone, keys.stop - gone)
+        parts.append(attention(query[:, :, queries], key[:, :, seen], value[:, :, seen], spec, mask, is_causal))
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2) if parts else torch.empty_like(query)
+
+
+def additive(seen: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """A boolean mask as SDPA adds it: 0 where True, else -inf."""
+    return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, -torch.inf)
+
+
+def attention_weights(products: torch.Tensor, spec: LayerSpec, mask: torch.Tensor | None) -> torch.Tensor:
+    """Softmax of ``products`` ``[..., kv_heads, group, queries, keys]`` as the layer takes it; writes over them.
+
+    ``products`` are scaled, ``mask`` is additive.
+    """
+    if spec.softcap is not None:
+        products = products.div_(spec.softcap).tanh_().mul_(spec.softcap)
+    if mask is not None:
+        products += mask
+    if spec.sinks is None:
+        return products.softmax(-1)
+    sinks = spec.sinks.to(products.dtype).view(*products.shape[-4:-2], 1, 1).expand(*products.shape[:-1], 1)
+    return torch.cat((products, sinks), dim=-1).softmax(-1)[..., :-1]
+
+
+def _written_out(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    spec: LayerSpec,
+    mask: torch.Tensor | None,
+    is_causal: bool,
+) -> torch.Tensor:
+    """Attention that SDPA cannot compute, a few queries at a time, for it holds all their weights."""
+    grouped = torch.unflatten(query, 1, (key.shape[1], -1))
+    keys, values, output = key[:, :, None].transpose(-1, -2), value[:, :, None], torch.empty_like(grouped)
+    num_queries, num_keys = query.shape[2], key.shape[2]
+    for start in range(0, num_queries, _FEW_QUERIES):
+        rows = slice(start, min(start + _FEW_QUERIES, num_queries))
+        stop = num_keys - num_queries + rows.stop if is_causal else num_keys
+        own = None if mask is None else mask[rows]
+        if is_causal:
+            own = additive(_continuing(rows.stop - start, stop, query.device), query.dtype)
+        weights = attention_weights(grouped[..., rows, :] @ keys[..., :stop] * spec.scaling, spec, own)
+        output[..., rows, :] = weights @ values[..., :stop, :]
+    return output.flatten(1, 2)
 
 
 def fold_heads(query: torch.Tensor, num_kv_heads: int) -> torch.Tensor:
@@ -114,13 +250,13 @@ def _few_queries_attention(
     return output.reshape(query.shape)  # not a view: on CUDA, kernels return heads and tokens in another order
 
 
-def _continuing_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float) -> torch.Tensor:
+def _continuing_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, spec: LayerSpec) -> torch.Tensor:
     """Causal attention of the last tokens of the keys, without a mask, of which SDPA would compute both halves.
 
     SDPA takes the queries as the first of the keys; queries of zeros put in front move them to the end.
     """
     num_before = key.shape[2] - query.shape[2]
-    output = attention(pad(query, (0, 0, num_before, 0)), key, value, scaling, is_causal=True)
+    output = attention(pad(query, (0, 0, num_before, 0)), key, value, spec, is_causal=True)
     return output[:, :, num_before:]
 
 

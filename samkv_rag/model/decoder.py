@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import cached_property
 from typing import Any
 
 import torch
 
-from samkv_rag.model.attention import ATTENTION_NAME, Attend, attention, register_attention
+from samkv_rag.model.attention import (
+    ATTENTION_NAME,
+    Attend,
+    LayerSpec,
+    Visibility,
+    causal_attention,
+    register_attention,
+)
 from samkv_rag.model.kv_buffer import KVBuffer
-from samkv_rag.model.rotary import Rotation, rotation_by
+from samkv_rag.model.rotary import Rope
 
 
 class Decoder:
@@ -27,27 +35,35 @@ class Decoder:
         model.set_attn_implementation(ATTENTION_NAME)
         self.model = model
         self.config = model.config
-        self._base = model.get_decoder()
+        self._base = base_of(model)
         self._head = model.get_output_embeddings()
         self._embedding_scale = float(getattr(self.config, "embedding_multiplier", 1.0))  # Granite
         self._logits_scale = float(getattr(self.config, "logits_scaling", 1.0))  # Granite
+        self._logits_scale /= float(getattr(self.config, "logit_scale", None) or 1.0)  # Cohere
+        self._logits_softcap = getattr(self.config, "final_logit_softcapping", None)  # Gemma 2
 
         attention_module = self._base.layers[0].self_attn
         self.num_layers = len(self._base.layers)
         self.num_heads = int(self.config.num_attention_heads)
         self.num_kv_heads = int(getattr(self.config, "num_key_value_heads", None) or self.num_heads)
         self.head_dim = int(attention_module.head_dim)
-        self.context_window = int(self.config.max_position_embeddings)
+        self.context_window = _context_window(self.config)
         parameter = next(model.parameters())
         self.dtype: torch.dtype = parameter.dtype
         self.device: torch.device = parameter.device
         self.between_layers: Callable[[], None] = lambda: None
         """Called after every layer of :meth:`run_layers`: where a long pass makes way for others."""
 
-    @property
-    def kv_bytes_per_token(self) -> int:
-        """Bytes of one token's keys and values over all layers."""
-        return 2 * self.num_layers * self.num_kv_heads * self.head_dim * self.dtype.itemsize
+    def kv_bytes(self, num_tokens: int) -> int:
+        """Bytes of the keys and values that decoding behind ``num_tokens`` reads."""
+        held = sum(num_tokens if window is None else min(num_tokens, window - 1) for window in self.windows)
+        return 2 * held * self.num_kv_heads * self.head_dim * self.dtype.itemsize
+
+    @cached_property
+    def widest_layers(self) -> list[int]:
+        """The layers that see furthest: all of them, but where some have windows or narrower ones."""
+        widths = [self.context_window if window is None else window for window in self.windows]
+        return [layer for layer, width in enumerate(widths) if width == max(widths)]
 
     def embed(self, token_ids: torch.Tensor) -> torch.Tensor:
         """``[batch, tokens]`` to hidden states ``[batch, tokens, hidden]`` entering layer 0."""
@@ -67,14 +83,16 @@ class Decoder:
         """
         position_ids = position_ids.to(self.device)
         position_ids = position_ids[None] if position_ids.dim() == 1 else position_ids
-        rotation = self._base.rotary_emb(hidden, position_ids)
+        rotations: dict[str, Any] = {}
         for layer in range(self.num_layers) if layers is None else layers:
+            if (kind := self._rope_kinds[layer]) not in rotations:
+                rotations[kind] = self._base.rotary_emb(hidden, position_ids, *([kind] if kind else []))
             output = self._base.layers[layer](
                 hidden,
                 attention_mask=None,
                 position_ids=position_ids,
                 use_cache=False,
-                position_embeddings=rotation,
+                position_embeddings=rotations[kind],
                 attend=attend,
             )
             hidden = output[0] if isinstance(output, tuple) else output
@@ -89,45 +107,104 @@ class Decoder:
         Families norm, project and rotate differently; leaving the layer half way serves them all, and
         spares its attention and feed-forward part.
         """
-        try:
-            self.run_layers(hidden, position_ids, _leave, [layer])
-        except _ProjectedError as projected:
-            return projected.key, projected.value
-        raise AssertionError("a decoder layer without attention")
+        left = self._leave(hidden, position_ids, layer)
+        return left.key, left.value
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Last layer's hidden states ``[batch, tokens, hidden]`` to logits ``[batch, tokens, vocab]``."""
         logits: torch.Tensor = self._head(self._base.norm(hidden))
-        return logits / self._logits_scale if self._logits_scale != 1.0 else logits
+        logits = logits / self._logits_scale if self._logits_scale != 1.0 else logits
+        return logits if self._logits_softcap is None else self._logits_softcap * (logits / self._logits_softcap).tanh()
 
-    def rotation_by(self, offsets: torch.Tensor) -> Rotation:
-        """Rotation that moves cached keys by ``offsets`` ``[tokens]`` positions."""
-        return rotation_by(self._base.rotary_emb, offsets.to(self.device))
+    def rotation_by(self, offsets: torch.Tensor) -> list[Callable[[torch.Tensor], torch.Tensor]]:
+        """What moves each layer's cached keys by ``offsets`` ``[tokens]`` positions."""
+        made = {rope: rope.by(self._base.rotary_emb, offsets.to(self.device)) for rope in self._ropes if rope}
+        return [made[rope] if rope else lambda keys: keys for rope in self._ropes]
+
+    @cached_property
+    def _rope_kinds(self) -> list[str]:
+        """Each layer's argument of the rotary module; empty where it serves all layers alike."""
+        alike = "rope_type" in self.config.rope_parameters
+        return [""] * self.num_layers if alike else list(self.config.layer_types)
+
+    @cached_property
+    def windows(self) -> list[int | None]:
+        """How many positions a token sees in each layer; None: all before it."""
+        windows = [self._probe(layer, 0).spec.window for layer in range(self.num_layers)]
+        return [window if window is not None and window < self.context_window else None for window in windows]
+
+    @cached_property
+    def _ropes(self) -> list[Rope | None]:
+        return [self._find_rope(layer) for layer in range(self.num_layers)]
+
+    def _find_rope(self, layer: int) -> Rope | None:
+        """How a layer rotates, seen by the key of the same token at two positions; None: not at all.
+
+        Families say in many ways which layers go without, and nowhere which dimensions they pair.
+        """
+        here, there = (self._probe(layer, position).key.float() for position in (0, 1))
+        if torch.equal(here, there):
+            return None
+        name, one = f"{self._rope_kinds[layer]}_inv_freq".lstrip("_"), torch.ones(1, device=self.device)
+        ropes = [Rope(name, of_neighbours) for of_neighbours in (False, True)]
+        return min(ropes, key=lambda rope: float((rope.by(self._base.rotary_emb, one)(here) - there).norm()))
+
+    @torch.inference_mode()
+    def _probe(self, layer: int, position: int) -> _LeftError:
+        """What some token at ``position`` brings to a layer's attention."""
+        hidden = torch.randn(1, 1, self.config.hidden_size, generator=torch.Generator().manual_seed(0))
+        return self._leave(hidden.to(self.device, self.dtype), torch.tensor([position]), layer)
+
+    def _leave(self, hidden: torch.Tensor, position_ids: torch.Tensor, layer: int) -> _LeftError:
+        try:
+            self.run_layers(hidden, position_ids, _leave, [layer])
+        except _LeftError as left:
+            return left
+        raise AssertionError("a decoder layer without attention")
+
+
+def base_of(model: Any) -> Any:
+    """The part of ``model`` that has the layers."""
+    found = model.get_decoder()
+    return found if hasattr(found, "layers") else getattr(found, "model", found)  # Llama 4's text model is its own
+
+
+def _context_window(config: Any) -> int:
+    """Positions that a model is used for."""
+    limits = [config.max_position_embeddings]
+    # Llama 4: up to here its chunks are all that there is to see, and queries are not scaled by their place in a pass.
+    if "chunked_attention" in (getattr(config, "layer_types", None) or ()):
+        limits.append(config.attention_chunk_size)
+    if getattr(config, "attn_temperature_tuning", False):
+        limits.append(config.floor_scale - 1)
+    return int(min(limits))
 
 
 class CausalPass:
     """Every token attends to the tokens held before this pass and, causally, to one another.
 
-    Appends what it computes to ``buffer``. Right-padded batches need no mask: padding comes after
-    the real tokens, which therefore never see it.
+    Appends what it computes, at ``position_ids`` ``[tokens]`` on the host, to ``buffer``. Right-padded
+    batches need no mask: padding comes after the real tokens, which therefore never see it.
     """
 
-    def __init__(self, buffer: KVBuffer) -> None:
+    def __init__(self, buffer: KVBuffer, position_ids: torch.Tensor) -> None:
         self._buffer = buffer
+        buffer.positions = torch.cat((buffer.positions, position_ids))
+        self._visibility = Visibility(position_ids, buffer.positions)
 
     def __call__(
-        self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float
+        self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, spec: LayerSpec
     ) -> torch.Tensor:
         keys, values = self._buffer.append(layer, key, value)
-        return attention(query, keys, values, scaling, is_causal=query.shape[2] > 1)
+        return causal_attention(query, keys, values, spec, self._visibility)
 
 
-class _ProjectedError(Exception):
+class _LeftError(Exception):
     """Leaves a decoder layer with its keys and values, before attention."""
 
-    def __init__(self, key: torch.Tensor, value: torch.Tensor) -> None:
-        self.key, self.value = key, value
+    def __init__(self, key: torch.Tensor, value: torch.Tensor, spec: LayerSpec) -> None:
+        self.key, self.value, self.spec = key, value, spec
 
 
-def _leave(layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float) -> torch.Tensor:
-    raise _ProjectedError(key, value)
+def _leave(layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, spec: LayerSpec) -> torch.Tensor:
+    raise _LeftError(key, value, spec)

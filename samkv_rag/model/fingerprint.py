@@ -28,8 +28,9 @@ def _config_bytes(config: Any) -> bytes:
     kept = {
         name: value
         for name, value in config.to_dict().items()
-        if name.endswith(("_scaling", "_multiplier", "_eps", "_heads", "_theta", "_factor", "_act"))
+        if name.endswith(("_scaling", "_multiplier", "_eps", "_heads", "_theta", "_factor", "_act", "_softcapping"))
         or name in ("model_type", "rope_parameters", "head_dim", "hidden_size", "layer_types", "sliding_window")
+        or name in ("query_pre_attn_scalar", "no_rope_layers")
     }
     return json.dumps(kept, sort_keys=True, default=str).encode()
 

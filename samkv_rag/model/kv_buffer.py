@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 
 class KVBuffer:
     """Keys and values of the tokens kept for decoding, ``[batch, kv_heads, tokens, head_dim]`` a layer.
 
-    ``cache_length`` (tokens held) and ``next_position_id`` (where the next token stands in the full
-    prompt) differ once tokens are dropped: the kept ones stay at their original positions.
+    The kept tokens stay at their original positions. A layer whose window has passed the first of them
+    may hold the last ones only.
     """
 
     def __init__(self, num_layers: int, reserve_tokens: int = 0) -> None:
@@ -17,11 +19,13 @@ class KVBuffer:
         self._values: list[torch.Tensor | None] = [None] * num_layers
         self._lengths = [0] * num_layers
         self._reserve_tokens = reserve_tokens
+        self.positions = torch.empty(0, dtype=torch.int64)
+        """``[tokens]`` in the prompt, rising, on the host; set by the pass that fills the layers."""
 
     @property
     def cache_length(self) -> int:
-        """Tokens held in the last layer, which is written last."""
-        return self._lengths[-1]
+        """Tokens held in the layer that holds most."""
+        return max(self._lengths)
 
     @property
     def nbytes(self) -> int:
@@ -45,9 +49,21 @@ class KVBuffer:
             raise IndexError(f"layer {layer} holds nothing yet")
         return keys[:, :, : self._lengths[layer]], values[:, :, : self._lengths[layer]]
 
-    def truncate(self, num_tokens: int) -> None:
-        """Forget what was appended behind the first ``num_tokens`` of each layer."""
-        self._lengths = [min(length, num_tokens) for length in self._lengths]
+    def truncate(self, position: int) -> None:
+        """Forget the tokens that stand at ``position`` or behind it."""
+        num_left = int((self.positions < position).sum())
+        self._lengths = [length - len(self.positions) + num_left for length in self._lengths]
+        self.positions = self.positions[:num_left]
+
+    def narrow(self, windows: Sequence[int | None]) -> None:
+        """Let go of what the next token, and so every later one, cannot see through its layer's window."""
+        for layer, window in enumerate(windows):
+            passed = 0 if window is None else int((self.positions <= self.positions[-1] + 1 - window).sum())
+            if passed:
+                keys, values = (states[:, :, passed:] for states in self.layer(layer))
+                self._keys[layer] = self._values[layer] = None
+                self._lengths[layer] = 0
+                self.append(layer, keys, values)
 
     def _with_room(self, layer: int, like: torch.Tensor, tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
         keys, values = self._keys[layer], self._values[layer]

@@ -8,6 +8,7 @@ rotated once, by a constant, when the chunk's place in the prompt is known.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
@@ -22,30 +23,35 @@ class Rotation:
 
     cos: torch.Tensor
     sin: torch.Tensor
+    of_neighbours: bool = False
+    """RoPE pairs dimension 2i with 2i + 1 (Cohere, Llama 4) instead of i with i + rotary_dim / 2."""
 
     def __call__(self, states: torch.Tensor) -> torch.Tensor:
         """Rotation ``states`` ``[..., tokens, head_dim]`` (keys or queries after RoPE) into new ones.
 
-        RoPE pairs dimension i with i + rotary_dim / 2. Dimensions past ``rotary_dim`` (partial RoPE)
-        pass through.
+        Dimensions past ``rotary_dim`` (partial RoPE) pass through.
         """
         half = self.cos.shape[-1]
         cos, sin = self.cos.to(states.dtype), self.sin.to(states.dtype)
-        first, second = states[..., :half], states[..., half : 2 * half]
+        halves = slice(half), slice(half, 2 * half)
+        neighbours = slice(0, 2 * half, 2), slice(1, 2 * half, 2)
+        at_first, at_second = neighbours if self.of_neighbours else halves
+        first, second = states[..., at_first], states[..., at_second]
         rotated = torch.empty_like(states)
-        torch.addcmul(first * cos, second, sin, value=-1, out=rotated[..., :half])
-        torch.addcmul(second * cos, first, sin, out=rotated[..., half : 2 * half])
+        torch.addcmul(first * cos, second, sin, value=-1, out=rotated[..., at_first])
+        torch.addcmul(second * cos, first, sin, out=rotated[..., at_second])
         rotated[..., 2 * half :] = states[..., 2 * half :]
         return rotated
 
 
-def rotation_by(rotary: torch.nn.Module, offsets: torch.Tensor) -> Rotation:
-    """Build the rotation by ``offsets`` ``[tokens]``, in positions, from a model's rotary module.
+class Rope(NamedTuple):
+    """How a layer rotates."""
 
-    The module's attention factor (yarn) already scales the cached keys, so it is divided out.
-    """
-    probe = torch.zeros(1, dtype=torch.float32, device=offsets.device)
-    cos, sin = rotary(probe, offsets[None])
-    factor = float(getattr(rotary, "attention_scaling", 1.0))
-    half = cos.shape[-1] // 2  # transformers repeats every angle for the second half
-    return Rotation(cos[0, :, :half].float() / factor, sin[0, :, :half].float() / factor)
+    frequencies: str
+    """Where the model's rotary module keeps the angles of one position, ``[rotary_dim / 2]``."""
+    of_neighbours: bool = False
+
+    def by(self, rotary: torch.nn.Module, offsets: torch.Tensor) -> Rotation:
+        """The rotation by ``offsets`` ``[tokens]``, in positions. yarn's factor is in the cached keys already."""
+        angles = offsets.float()[:, None] * getattr(rotary, self.frequencies).float()
+        return Rotation(angles.cos(), angles.sin(), self.of_neighbours)

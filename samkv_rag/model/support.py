@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 
 from samkv_rag.exceptions import UnsupportedModelError
-from samkv_rag.model.decoder import CausalPass, Decoder
+from samkv_rag.model.decoder import CausalPass, Decoder, base_of
 from samkv_rag.model.kv_buffer import KVBuffer
 
 _LENGTH_DEPENDENT_ROPE = ("dynamic", "longrope")
+_LAYER_TYPES = {"full_attention", "sliding_attention", "chunked_attention"}
 _PROBE_TOKENS = 24
+_PROBE_WINDOW = 8
 # Relative to the norm. A wrong rotation differs by about 1.
 _TOLERANCE = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 5e-2}
 
 
 def check_config(model: Any) -> None:
-    """Refuse models whose cached keys cannot be rotated or whose attention does not see everything.
+    """Refuse models whose cached keys cannot be rotated, and those with layers that have none.
 
     Raises:
         UnsupportedModelError: with the reason and, where there is one, the remedy.
@@ -26,50 +30,65 @@ def check_config(model: Any) -> None:
     name = getattr(config, "model_type", type(model).__name__)
     if hasattr(config, "text_config"):
         raise UnsupportedModelError(f"{name}: a model of several parts; load its language model alone")
-    if reason := _sliding_window(config):
-        raise UnsupportedModelError(f"{name}: {reason}")
-    rope = getattr(config, "rope_parameters", None)
-    if not isinstance(rope, dict) or "rope_type" not in rope:
-        raise UnsupportedModelError(f"{name}: it has no rotary positions, by which cached keys are moved")
-    if rope["rope_type"] in _LENGTH_DEPENDENT_ROPE:
+    if other := sorted(set(getattr(config, "layer_types", None) or ()) - _LAYER_TYPES):
         raise UnsupportedModelError(
-            f"{name}: rope_type is {rope['rope_type']!r}, whose angles depend on the prompt's length, so cached "
-            "keys cannot be moved; use a model with default, linear, llama3 or yarn RoPE"
+            f"{name}: it has layers with {', '.join(other)}, which keep no keys and values that could be cached chunk "
+            "by chunk; let transformers' own generate() read the whole prompt (full prefill)"
         )
-    if not hasattr(model, "get_decoder") or not _has_parts(model.get_decoder()):
-        raise UnsupportedModelError(f"{name}: its decoder is not made of embed_tokens, layers, norm and rotary_emb")
-
-
-def _sliding_window(config: Any) -> str | None:
-    layer_types = getattr(config, "layer_types", None)
-    if layer_types is not None:
-        other = sorted(set(layer_types) - {"full_attention"})
-        return f"it has layers with {', '.join(other)}; every layer must see the whole prompt" if other else None
-    window = getattr(config, "sliding_window", None)
-    if window is None or window >= config.max_position_embeddings:
-        return None
-    return (
-        f"its attention sees only the last {window} tokens (sliding_window); load it with sliding_window=None "
-        f"if your prompts stay under {window} tokens"
-    )
+    rope = getattr(config, "rope_parameters", None) or {}
+    ropes = [part for part in (rope, *rope.values()) if isinstance(part, dict) and "rope_type" in part]
+    if not ropes:
+        raise UnsupportedModelError(f"{name}: it has no rotary positions, by which cached keys are moved")
+    for rope in ropes:  # one, or one for each kind of layer
+        if rope["rope_type"] in _LENGTH_DEPENDENT_ROPE:
+            raise UnsupportedModelError(
+                f"{name}: rope_type is {rope['rope_type']!r}, whose angles depend on the prompt's length, so cached "
+                "keys cannot be moved; use a model with default, linear, llama3 or yarn RoPE"
+            )
+    if not hasattr(model, "get_decoder") or not _has_parts(base_of(model)):
+        raise UnsupportedModelError(
+            f"{name}: its decoder is not made of embed_tokens, layers of usual attention, norm and rotary_emb"
+        )
 
 
 def _has_parts(decoder: Any) -> bool:
     parts = ("embed_tokens", "layers", "norm", "rotary_emb")
-    return all(hasattr(decoder, part) for part in parts) and hasattr(decoder.layers[0], "self_attn")
+    attention = getattr(decoder.layers[0], "self_attn", None) if hasattr(decoder, "layers") else None
+    return all(hasattr(decoder, part) for part in parts) and hasattr(attention, "head_dim")
 
 
 @torch.inference_mode()
 def self_test(decoder: Decoder) -> None:
-    """Compare our way of running the model with its own, on a probe of a few random tokens.
+    """Compare our way of running the model with its own, on a probe of a few random tokens that outlasts its windows.
 
     Raises:
         UnsupportedModelError: naming what differs, by how much, and the limit.
     """
     generator = torch.Generator().manual_seed(0)
     probe = torch.randint(0, decoder.config.vocab_size, (1, _PROBE_TOKENS), generator=generator)
-    _compare_forward(decoder, probe)
-    _compare_rotated(decoder, probe)
+    try:
+        with _short_windows(decoder.model):
+            _compare_forward(decoder, probe)
+        _compare_rotated(decoder, probe)
+    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        raise UnsupportedModelError(
+            f"{decoder.config.model_type}: its layers cannot be run one by one ({type(error).__name__}: {error}); "
+            "this architecture cannot be used"
+        ) from error
+
+
+@contextmanager
+def _short_windows(model: Any) -> Iterator[None]:
+    """Where windows are, they are ``_PROBE_WINDOW`` tokens long for a while."""
+    owners = [model.config, base_of(model).config, *(layer.self_attn for layer in base_of(model).layers)]
+    windows = [(owner, owner.sliding_window) for owner in owners if getattr(owner, "sliding_window", None)]
+    try:
+        for owner, _ in windows:
+            owner.sliding_window = _PROBE_WINDOW
+        yield
+    finally:
+        for owner, window in windows:
+            owner.sliding_window = window
 
 
 def _compare_forward(decoder: Decoder, probe: torch.Tensor) -> None:
@@ -78,7 +97,7 @@ def _compare_forward(decoder: Decoder, probe: torch.Tensor) -> None:
     buffer, half = KVBuffer(decoder.num_layers), _PROBE_TOKENS // 2
     for part in (slice(0, half), slice(half, _PROBE_TOKENS)):
         positions = torch.arange(part.start, part.stop)
-        hidden = decoder.run_layers(decoder.embed(probe[:, part]), positions, CausalPass(buffer))
+        hidden = decoder.run_layers(decoder.embed(probe[:, part]), positions, CausalPass(buffer, positions))
     _require_close(decoder, "logits of a run layer by layer", decoder.logits(hidden)[:, -1], expected)
 
 
@@ -94,7 +113,7 @@ def _compare_rotated(decoder: Decoder, probe: torch.Tensor) -> None:
     for layer in range(decoder.num_layers):
         _, expected = _run_layer(decoder, hidden, here + offset, layer)
         hidden, keys = _run_layer(decoder, hidden, here, layer)
-        _require_close(decoder, f"keys of layer {layer} rotated by {offset} positions", rotate(keys), expected)
+        _require_close(decoder, f"keys of layer {layer} rotated by {offset} positions", rotate[layer](keys), expected)
 
 
 def _run_layer(
@@ -102,7 +121,7 @@ def _run_layer(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Hidden states behind ``layer`` and the keys it computed."""
     buffer = KVBuffer(decoder.num_layers)
-    behind = decoder.run_layers(hidden, position_ids, CausalPass(buffer), [layer])
+    behind = decoder.run_layers(hidden, position_ids, CausalPass(buffer, position_ids), [layer])
     return behind, buffer.layer(layer)[0]
 
 

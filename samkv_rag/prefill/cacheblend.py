@@ -7,6 +7,7 @@ from typing import ClassVar
 
 import torch
 
+from samkv_rag.model.attention import LayerSpec
 from samkv_rag.model.decoder import CausalPass, Decoder
 from samkv_rag.model.kv_buffer import KVBuffer
 from samkv_rag.prefill.base import PrefillContext, Prefilled, RecomputingPrefill
@@ -46,10 +47,10 @@ class CacheBlend(RecomputingPrefill):
             hidden = hidden[:, plan.row_positions]
 
             def attend_to_fresh(
-                layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float
+                layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, spec: LayerSpec
             ) -> torch.Tensor:
                 keys, values = buffer.append(layer, *fresh)
-                return attend_in_groups(plan.groups, query, (keys, values), (keys, values), scaling)
+                return attend_in_groups(plan.groups, query, (keys, values), (keys, values), spec)
 
             hidden = decoder.run_layers(hidden, plan.row_positions, attend_to_fresh, [CHECK_LAYER])
             above = range(CHECK_LAYER + 1, decoder.num_layers)
@@ -63,9 +64,9 @@ def run_to_check_layer(decoder: Decoder, layout: PromptLayout, buffer: KVBuffer)
     Returns the hidden states ``[1, tokens, hidden]`` entering it, and its keys and values of all tokens,
     each ``[1, kv_heads, tokens, head_dim]``.
     """
-    position_ids = torch.arange(layout.num_tokens, device=layout.device)
+    position_ids = torch.arange(layout.num_tokens)
     hidden = decoder.embed(layout.token_ids[None])
-    hidden = decoder.run_layers(hidden, position_ids, CausalPass(buffer), range(CHECK_LAYER))
+    hidden = decoder.run_layers(hidden, position_ids, CausalPass(buffer, position_ids), range(CHECK_LAYER))
     return hidden, decoder.project(hidden, position_ids, CHECK_LAYER)
 
 
@@ -78,7 +79,7 @@ def deviations(decoder: Decoder, layout: PromptLayout, fresh: _KV) -> torch.Tens
     for segment in layout.chunks:
         assert segment.reader is not None
         keys, values = (tensor.to(layout.device) for tensor in segment.reader.layer(CHECK_LAYER))
-        cached = (decoder.rotation_by(torch.tensor([segment.start]))(keys), values)
+        cached = (decoder.rotation_by(torch.tensor([segment.start]))[CHECK_LAYER](keys), values)
         differences = (ours[0, :, segment.span].float() - theirs for ours, theirs in zip(fresh, cached, strict=True))
         found[segment.span] = sum(difference.square().sum(dim=(0, 2)) for difference in differences)
     return found

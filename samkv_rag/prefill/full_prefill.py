@@ -25,5 +25,6 @@ class FullPrefill(PrefillMethod):
         decoder, layout = context.decoder, context.layout
         with context.clock.phase("prefill"):
             position_ids = torch.arange(layout.num_tokens)
-            hidden = decoder.run_layers(decoder.embed(layout.token_ids[None]), position_ids, CausalPass(context.buffer))
+            attend = CausalPass(context.buffer, position_ids)
+            hidden = decoder.run_layers(decoder.embed(layout.token_ids[None]), position_ids, attend)
         return Prefilled(hidden[:, -1:], retained=torch.ones_like(layout.is_chunk), recomputed=layout.is_chunk)

@@ -17,6 +17,7 @@ from torch.nn.functional import cosine_similarity
 from samkv_rag.checks import require_bool, require_integer
 from samkv_rag.chunk_cache import Summary
 from samkv_rag.diagnostics import consensus_failure
+from samkv_rag.model.attention import LayerSpec
 from samkv_rag.model.decoder import Decoder
 from samkv_rag.prefill.base import Need, PrefillContext
 from samkv_rag.prefill.passes.plan import make_plan
@@ -31,7 +32,7 @@ class SamKV(SparsePrefill):
     """The paper's selection. Anchors and blocks are those of the engine's ``EngineConfig``.
 
     Args:
-        stable_layers: how many last layers select.
+        stable_layers: how many last layers select, of those that see furthest where some have windows.
         personalization: add the other chunks' local queries to the question's.
         dynamic_share: the share retained follows from the scores, within the budget; else it is the budget.
 
@@ -75,7 +76,7 @@ class SamKV(SparsePrefill):
         whatever the budget. ``anchors`` is a ``[tokens]`` mask.
         """
         decoder, layout = context.decoder, context.layout
-        layers = list(range(max(0, decoder.num_layers - self.stable_layers), decoder.num_layers))
+        layers = decoder.widest_layers[-self.stable_layers :]
         query = generic_query(decoder, layout, anchors, layers)
         summaries = [_rotated_summary(decoder, segment, layers) for segment in layout.chunks]
         local_queries = torch.stack([summary.local_mean_query for summary in summaries])
@@ -104,7 +105,7 @@ def generic_query(decoder: Decoder, layout: PromptLayout, anchors: torch.Tensor,
     num_rows = layout.tail.stop - layout.tail.start
     mean_queries: dict[int, torch.Tensor] = {}
 
-    def record(layer: int, query: torch.Tensor, keys: torch.Tensor, scaling: float) -> None:
+    def record(layer: int, query: torch.Tensor, keys: torch.Tensor, spec: LayerSpec) -> None:
         mean_queries[layer] = query[0, :, -num_rows:].float().mean(dim=1)
 
     hidden = decoder.embed(layout.token_ids[plan.row_positions][None])
@@ -149,8 +150,7 @@ def _rotated_summary(decoder: Decoder, segment: Segment, layers: list[int]) -> S
     assert segment.reader is not None
     summary = segment.reader.summary()
     rotate = decoder.rotation_by(torch.tensor([segment.start]))
-    blocks, anchor, query = (
-        tensor[layers].to(decoder.device).float()
-        for tensor in (summary.block_mean_keys, summary.anchor_mean_key, summary.local_mean_query)
+    means = (summary.block_mean_keys, summary.anchor_mean_key, summary.local_mean_query)
+    return Summary(
+        *(torch.stack([rotate[layer](mean[layer].to(decoder.device).float()) for layer in layers]) for mean in means)
     )
-    return Summary(rotate(blocks), rotate(anchor), rotate(query))

@@ -16,7 +16,7 @@ from torch.nn.functional import normalize
 from samkv_rag.checks import require_choice, require_integer, require_number
 from samkv_rag.chunk_cache import SCORE_LAYERS, index_anchors, ranking_layer, score_layers
 from samkv_rag.exceptions import ConfigurationError
-from samkv_rag.model.attention import fold_heads
+from samkv_rag.model.attention import LayerSpec, additive, attention_weights, fold_heads
 from samkv_rag.model.decoder import Decoder
 from samkv_rag.prefill.base import Need, PrefillContext
 from samkv_rag.prefill.passes.plan import Plan, make_plan
@@ -123,11 +123,11 @@ class Scout(SparsePrefill):
         the layers of ``score_layers``. Costs the text's tokens only.
         """
         plan = make_plan(layout, retained=_all_anchors(layout) if over_anchors else torch.ones_like(layout.is_text))
-        scores = AttentionScores(layout, decoder.num_layers, len(plan.row_positions), self)
+        scores = AttentionScores(layout, decoder, len(plan.row_positions), self)
         observer: Observer = _AllKeys(decoder, layout, plan, scores) if over_anchors else scores
         hidden = decoder.embed(layout.token_ids[plan.row_positions][None])
         attend = PlannedPass(decoder, plan, observer=observer)
-        decoder.run_layers(hidden, plan.row_positions, attend, range(scores.layers.stop))
+        decoder.run_layers(hidden, plan.row_positions, attend, range(scores.layers[-1] + 1))
         return scores.scores
 
 
@@ -174,25 +174,25 @@ def _chunk_values(decoder: Decoder, chunk: Segment, layer: int) -> torch.Tensor:
 class AttentionScores:
     """Sums the attention of the question's tokens over heads and layers."""
 
-    def __init__(self, layout: PromptLayout, num_layers: int, num_rows: int, method: Scout) -> None:
-        self.layers = score_layers(num_layers, method.score_layers)
+    def __init__(self, layout: PromptLayout, decoder: Decoder, num_rows: int, method: Scout) -> None:
+        within = score_layers(decoder.num_layers, method.score_layers)
+        # Where some layers have windows, those without them tell far chunks apart.
+        self.layers = [layer for layer in decoder.widest_layers if layer in within] or list(within)
         self.scores = torch.zeros(layout.num_tokens, device=layout.device)
-        num_tail = layout.tail.stop - layout.tail.start
-        num_scoring = min(num_tail, _MAX_QUESTION_TOKENS)
+        num_scoring = min(layout.tail.stop - layout.tail.start, _MAX_QUESTION_TOKENS)
         self._rows = slice(num_rows - num_scoring, num_rows)
-        # These rows follow every chunk and see all of it: only among the tail is there a future to mask.
-        self._tail = layout.tail
-        future = torch.ones(num_scoring, num_tail, dtype=torch.bool, device=layout.device)
-        self._future = future.triu(1 + num_tail - num_scoring)
+        positions = torch.arange(layout.num_tokens, device=layout.device)
+        self._back = positions[-num_scoring:, None] - positions
         self._weights = _row_weights(num_scoring, method).to(layout.device)
 
-    def __call__(self, layer: int, query: torch.Tensor, keys: torch.Tensor, scaling: float) -> None:
+    def __call__(self, layer: int, query: torch.Tensor, keys: torch.Tensor, spec: LayerSpec) -> None:
         if layer not in self.layers:
             return
-        scoring = fold_heads(query[:, :, self._rows], keys.shape[1])[0] * scaling
-        logits = torch.unflatten(scoring @ keys[0].transpose(-1, -2), 1, (-1, len(self._weights)))
-        logits[..., self._tail].masked_fill_(self._future, -torch.inf)  # [kv_heads, group, rows, columns]
-        self.scores += (self._weights.to(logits.dtype) @ logits.softmax(-1)).float().sum((0, 1))
+        seen = (self._back >= 0) & (self._back < (spec.window or len(self.scores)))
+        scoring = fold_heads(query[:, :, self._rows], keys.shape[1])[0] * spec.scaling
+        products = torch.unflatten(scoring @ keys[0].transpose(-1, -2), 1, (-1, len(self._weights)))
+        weights = attention_weights(products, spec, additive(seen, products.dtype))  # [kv_heads, group, rows, columns]
+        self.scores += (self._weights.to(weights.dtype) @ weights).float().sum((0, 1))
 
 
 class _AllKeys:
@@ -205,11 +205,11 @@ class _AllKeys:
         self._columns_in_pass = plan.row_columns
         self._scores = scores
 
-    def __call__(self, layer: int, query: torch.Tensor, keys: torch.Tensor, scaling: float) -> None:
+    def __call__(self, layer: int, query: torch.Tensor, keys: torch.Tensor, spec: LayerSpec) -> None:
         if layer in self._scores.layers:
             all_keys, _ = self._read_keys(layer)
             all_keys.index_copy_(2, self._text_columns, keys.index_select(2, self._columns_in_pass))
-            self._scores(layer, query, all_keys, scaling)
+            self._scores(layer, query, all_keys, spec)
 
 
 def _all_anchors(layout: PromptLayout) -> torch.Tensor:

@@ -64,6 +64,7 @@ def prefill(decoder: Decoder, sequence: Sequence, spec: SummarySpec) -> None:
     max_tokens = min(sequence.request.sampling.max_new_tokens, decoder.context_window - layout.num_tokens)
     buffer = KVBuffer(decoder.num_layers, reserve_tokens=min(max_tokens, _RESERVED_TOKENS))
     prefilled = method.prefill(PrefillContext(decoder, layout, buffer, spec, sequence.clock))
+    buffer.narrow(decoder.windows)
     layout = prefilled.layout or layout
     layout.release()
     sequence.read = replace(sequence.read, layout=layout)
@@ -78,11 +79,12 @@ def reference_nll(decoder: Decoder, sequence: Sequence) -> float:
     """
     assert sequence.state is not None
     state = sequence.state
-    state.buffer.truncate(state.resident_tokens)
+    state.buffer.truncate(sequence.num_prompt_tokens)
     expected = torch.tensor(sequence.request.reference_ids, device=decoder.device)
     hidden = state.prefilled.hidden
     if len(expected) > 1:
         position_ids = sequence.num_prompt_tokens + torch.arange(len(expected) - 1)
-        forced = decoder.run_layers(decoder.embed(expected[None, :-1]), position_ids, CausalPass(state.buffer))
+        attend = CausalPass(state.buffer, position_ids)
+        forced = decoder.run_layers(decoder.embed(expected[None, :-1]), position_ids, attend)
         hidden = torch.cat((hidden, forced), dim=1)
     return float(cross_entropy(decoder.logits(hidden)[0].float(), expected))

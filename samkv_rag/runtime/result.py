@@ -53,7 +53,7 @@ def _metrics(sequence: Sequence, read: ReadPrompt, state: DecodingState, decoder
         sequence_ratio=_share_of_chunks(prefilled.retained, read),
         recompute_ratio=_share_of_chunks(prefilled.recomputed, read),
         kv_bytes_resident=state.resident_bytes,
-        kv_bytes_full=layout.num_tokens * decoder.kv_bytes_per_token,
+        kv_bytes_full=decoder.kv_bytes(layout.num_tokens),
         ttft_s=sequence.first_token_at - sequence.submitted_at,
         decode_tokens_per_s=(num_tokens - 1) / decode_s if num_tokens > 1 else 0.0,
         total_s=finished_at - sequence.submitted_at,

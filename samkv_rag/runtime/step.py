@@ -6,7 +6,7 @@ from collections import abc
 
 import torch
 
-from samkv_rag.model.attention import attention
+from samkv_rag.model.attention import LayerSpec, Visibility, causal_attention
 from samkv_rag.model.decoder import Decoder
 from samkv_rag.model.kv_buffer import KVBuffer
 from samkv_rag.runtime.sequence import Sequence
@@ -21,23 +21,27 @@ def step(decoder: Decoder, sequences: abc.Sequence[Sequence]) -> None:
     token_ids = torch.tensor([[sequence.token_ids[-1]] for sequence in sequences])
     position_ids = torch.tensor([[sequence.next_position_id] for sequence in sequences])
     buffers = [sequence.state.buffer for sequence in sequences if sequence.state is not None]
-    hidden = decoder.run_layers(decoder.embed(token_ids), position_ids, DecodePass(buffers))
+    hidden = decoder.run_layers(decoder.embed(token_ids), position_ids, DecodePass(buffers, position_ids))
     logits = decoder.logits(hidden)[:, -1]
     for row, sequence in enumerate(sequences):
         sequence.accept(logits[row : row + 1])
 
 
 class DecodePass:
-    """One new token a row; each row attends to its own buffer, to which it is appended."""
+    """One new token a row, at ``position_ids`` ``[rows, 1]``; it attends to its own buffer, to which it is appended."""
 
-    def __init__(self, buffers: abc.Sequence[KVBuffer]) -> None:
+    def __init__(self, buffers: abc.Sequence[KVBuffer], position_ids: torch.Tensor) -> None:
         self._buffers = buffers
+        for buffer, position in zip(buffers, position_ids, strict=True):
+            buffer.positions = torch.cat((buffer.positions, position))
+        self._visibilities = [Visibility(buffer.positions[-1:], buffer.positions) for buffer in buffers]
 
     def __call__(
-        self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float
+        self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, spec: LayerSpec
     ) -> torch.Tensor:
         output = torch.empty_like(query)
-        for i, buffer in enumerate(self._buffers):
+        for i, (buffer, visibility) in enumerate(zip(self._buffers, self._visibilities, strict=True)):
             row = slice(i, i + 1)
-            output[row] = attention(query[row], *buffer.append(layer, key[row], value[row]), scaling)
+            keys, values = buffer.append(layer, key[row], value[row])
+            output[row] = causal_attention(query[row], keys, values, spec, visibility)
         return output

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ import torch
 
 from samkv_rag import SamKVEngine
 from samkv_rag.model import attention as attention_module
-from samkv_rag.model.attention import attention
+from samkv_rag.model.attention import LayerSpec, Visibility, attention, causal_attention
 from samkv_rag.model.kv_buffer import KVBuffer
 from samkv_rag.prefill import PrefillMethod
 from support import tiny
@@ -32,7 +33,7 @@ def slow_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, 
 def test_causal_attention_takes_the_queries_as_the_last_of_the_keys(num_queries: int, num_keys: int) -> None:
     query = torch.randn(1, 6, num_queries, 8)
     key, value = torch.randn(1, 2, num_keys, 8), torch.randn(1, 2, num_keys, 8)
-    found = attention(query, key, value, 0.3, is_causal=True)
+    found = attention(query, key, value, LayerSpec(0.3), is_causal=True)
     torch.testing.assert_close(found, slow_attention(query, key, value, 0.3))
 
 
@@ -45,7 +46,7 @@ def test_flash_attention_is_called_by_its_conventions(monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(attention_module, "_flash_attention", lambda query: stand_in)
     query, key, value = torch.randn(1, 6, 5, 8), torch.randn(1, 2, 12, 8), torch.randn(1, 2, 12, 8)
-    found = attention(query, key, value, 0.3, is_causal=True)
+    found = attention(query, key, value, LayerSpec(0.3), is_causal=True)
     torch.testing.assert_close(found, slow_attention(query, key, value, 0.3))
 
 
@@ -63,8 +64,68 @@ def test_masked_attention_needs_no_grouped_heads(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(attention_module, "scaled_dot_product_attention", sdpa)
     query, key, value = torch.randn(1, 6, num_queries, 8), torch.randn(1, 2, 90, 8), torch.randn(1, 2, 90, 8)
     seen = torch.arange(90)[None, :] <= torch.arange(90 - num_queries, 90)[:, None]
-    found = attention(query.as_subclass(OnCuda), key, value, 0.3, mask=seen)
+    found = attention(query.as_subclass(OnCuda), key, value, LayerSpec(0.3), mask=seen)
     torch.testing.assert_close(found.as_subclass(torch.Tensor), slow_attention(query, key, value, 0.3))
+
+
+SPECS = {
+    "full": LayerSpec(0.3),
+    "window": LayerSpec(0.3, window=12),
+    "window of one": LayerSpec(0.3, window=1),
+    "window past the beginning": LayerSpec(0.3, window=1000),
+    "capped": LayerSpec(0.3, softcap=0.5),
+    "sinks": LayerSpec(0.3, sinks=torch.tensor([0.5, -1.0, 3.0, 0.0, 1.0, 2.0])),
+    "all": LayerSpec(0.3, window=9, softcap=0.7, sinks=torch.tensor([0.5, -1.0, 3.0, 0.0, 1.0, 2.0])),
+}
+
+
+@pytest.mark.parametrize("num_gone", [0, 20])
+@pytest.mark.parametrize("num_queries", [1, 7, 80])
+@pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
+def test_attention_by_position_equals_its_definition(spec: LayerSpec, num_queries: int, num_gone: int) -> None:
+    """Positions have gaps, queries stand among the keys, and the first keys may have been let go of."""
+    generator = torch.Generator().manual_seed(num_queries)
+    keys_at = torch.randperm(300, generator=generator)[:130].sort().values
+    queries_at = keys_at[torch.randperm(130, generator=generator)[:num_queries].sort().values]
+    if num_gone:
+        spec = replace(spec, window=spec.window or 1000)
+        keys_at = torch.cat((torch.arange(-num_gone, 0) - 2000, keys_at))
+    query = torch.randn(2, 6, len(queries_at), 8)
+    key, value = torch.randn(2, 2, len(keys_at), 8), torch.randn(2, 2, len(keys_at), 8)
+    visibility = Visibility(queries_at, keys_at)
+    found = causal_attention(query, key[:, :, num_gone:], value[:, :, num_gone:], spec, visibility)
+    products = query @ key.repeat_interleave(3, 1).transpose(-1, -2) * spec.scaling
+    if spec.softcap:
+        products = spec.softcap * (products / spec.softcap).tanh()
+    back = queries_at[:, None] - keys_at
+    products[..., (back < 0) | (back >= (spec.window or 1000))] = -torch.inf
+    sinks = torch.full((6,), -torch.inf) if spec.sinks is None else spec.sinks
+    weights = torch.cat((products, sinks.view(1, 6, 1, 1).expand(2, 6, len(queries_at), 1)), -1).softmax(-1)[..., :-1]
+    torch.testing.assert_close(found, weights @ value.repeat_interleave(3, 1))
+
+
+def test_windows_are_cut_into_blocks_that_compute_little_more_than_they_see() -> None:
+    positions = torch.arange(1000)
+    blocks = Visibility(positions, positions).blocks(50, torch.zeros(1))
+    computed = sum((b.queries.stop - b.queries.start) * (b.keys.stop - b.keys.start) for b in blocks)
+    assert 1000 * 50 * 0.97 < computed < 1000 * 50 * 2
+
+
+def test_a_buffer_lets_go_of_what_no_window_will_see_again() -> None:
+    buffer, positions = KVBuffer(3, reserve_tokens=2), torch.tensor([0, 1, 5, 8, 9, 12])
+    buffer.positions, states = positions, torch.randn(1, 2, 6, 4)
+    for layer in range(3):
+        buffer.append(layer, states, -states)
+    buffer.narrow([None, 5, 1])  # the next token stands at 13 and sees 9 to 13, or itself
+    assert [len(buffer.layer(layer)[0][0, 0]) for layer in range(3)] == [6, 2, 0]
+    assert torch.equal(buffer.layer(1)[1], -states[:, :, 4:])
+    assert buffer.nbytes == 2 * (6 + 2) * states[:, :, :1].nbytes
+    for layer in range(3):
+        buffer.append(layer, states[:, :, :1], states[:, :, :1])
+    buffer.positions = torch.cat((positions, torch.tensor([13])))
+    buffer.truncate(13)
+    assert [len(buffer.layer(layer)[0][0, 0]) for layer in range(3)] == [6, 2, 0]
+    assert buffer.positions.tolist() == positions.tolist()
 
 
 def test_a_buffer_grows_and_keeps_what_it_holds() -> None:

@@ -9,6 +9,8 @@ import pytest
 import torch
 
 from samkv_rag.exceptions import UnsupportedModelError
+from samkv_rag.model import attention
+from samkv_rag.model.attention import LayerSpec
 from samkv_rag.model.decoder import Decoder
 from samkv_rag.model.fingerprint import fingerprint
 from samkv_rag.model.support import check_config, self_test
@@ -16,17 +18,11 @@ from samkv_rag.model.tokenization import PromptTokenizer
 from support import tiny
 
 REFUSED = {
-    "gemma3": ("gemma3_text", {"head_dim": 16}, "layers with sliding_attention; every layer must see the whole prompt"),
-    "mistral-sliding": (
-        "mistral",
-        {"sliding_window": 128},
-        "sees only the last 128 tokens .* load it with sliding_window=None",
-    ),
-    "qwen2-sliding": (
-        "qwen2",
-        {"use_sliding_window": True, "sliding_window": 64, "max_window_layers": 1},
-        "layers with sliding_attention",
-    ),
+    "qwen3.5": ("qwen3_5_text", {"head_dim": 16}, r"layers with linear_attention, .* generate\(\) .* \(full prefill\)"),
+    "mamba": ("mamba", {}, "layers with linear_attention"),
+    "falcon-h1": ("falcon_h1", {}, "layers with hybrid"),
+    "recurrent-gemma": ("recurrent_gemma", {"head_dim": 16, "lru_width": 64}, "layers with linear_attention"),
+    "deepseek": ("deepseek_v3", {"n_routed_experts": 4}, "its decoder is not made of .* layers of usual attention"),
     "dynamic-rope": (
         "llama",
         {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}},
@@ -67,13 +63,47 @@ def test_supported_models_pass_the_self_test(family: str, dtype: torch.dtype) ->
     self_test(Decoder(model))
 
 
-def test_the_self_test_catches_layers_without_rope() -> None:
-    """SmolLM3 leaves RoPE out of some layers; its configuration alone does not say so to everyone."""
-    model = tiny.model("smollm3", no_rope_layers=[1, 0, 1, 1], pad_token_id=0)
-    with pytest.raises(
-        UnsupportedModelError, match="self-test failed, keys of layer 1 rotated by 4072 positions differ"
-    ):
-        self_test(Decoder(model))
+@pytest.mark.parametrize(
+    ("family", "rotated", "neighbours"), [("llama", 4, 0), ("smollm3", 3, 0), ("cohere2", 3, 3), ("llama4", 3, 3)]
+)
+def test_which_layers_rotate_which_dimensions_is_seen(family: str, rotated: int, neighbours: int) -> None:
+    ropes = [rope for rope in Decoder(tiny.model(family))._ropes if rope]
+    assert (len(ropes), sum(rope.of_neighbours for rope in ropes)) == (rotated, neighbours)
+
+
+def test_the_self_test_catches_a_wrong_rotation() -> None:
+    decoder = Decoder(tiny.model())
+    decoder._ropes[1] = None
+    with pytest.raises(UnsupportedModelError, match="self-test failed, keys of layer 1 rotated by 4072 positions"):
+        self_test(decoder)
+
+
+@pytest.mark.parametrize("family", tiny.WINDOWED)
+def test_the_self_test_catches_windows_that_are_not_kept(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However much longer than its probe they are."""
+    decoder = Decoder(tiny.model(family, sliding_window=1024))
+    monkeypatch.setattr(attention, "LayerSpec", lambda scaling, window, *rest: LayerSpec(scaling, None, *rest))
+    with pytest.raises(UnsupportedModelError, match="logits of a run layer by layer differ"):
+        self_test(decoder)
+    monkeypatch.undo()
+    self_test(decoder)
+    assert set(decoder.windows) <= {1024, None}
+    assert decoder.config.sliding_window == 1024
+
+
+def test_the_self_test_refuses_layers_that_need_more_than_they_are_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As Gemma 4's, which read other layers' keys."""
+    decoder = Decoder(tiny.model())
+    monkeypatch.setattr(decoder._base.layers[2], "forward", lambda hidden, shared, **rest: hidden)
+    with pytest.raises(UnsupportedModelError, match=r"cannot be run one by one \(TypeError: .*shared"):
+        self_test(decoder)
+
+
+def test_llama4_is_used_as_far_as_all_its_layers_see_everything() -> None:
+    """Behind that, its attention is cut and its queries are scaled by their place in the pass."""
+    assert Decoder(tiny.model("llama4", attention_chunk_size=512)).context_window == 512
+    assert Decoder(tiny.model("llama4", floor_scale=512)).context_window == 511
+    assert Decoder(tiny.model("llama4", floor_scale=512, attn_temperature_tuning=False)).context_window == 4096
 
 
 def test_the_self_test_catches_a_wrong_forward(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -83,9 +113,10 @@ def test_the_self_test_catches_a_wrong_forward(monkeypatch: pytest.MonkeyPatch) 
         self_test(decoder)
 
 
-def test_the_model_itself_still_works_after_it_was_taken() -> None:
+@pytest.mark.parametrize("family", ["llama", "gemma2", "gpt-oss"])
+def test_the_model_itself_still_works_after_it_was_taken(family: str) -> None:
     ids = torch.arange(20)[None]
-    untouched, taken = tiny.model(), tiny.model()
+    untouched, taken = tiny.model(family), tiny.model(family)
     Decoder(taken)
     with torch.inference_mode():
         torch.testing.assert_close(taken(ids).logits, untouched(ids).logits)
@@ -115,6 +146,8 @@ def edited(edit: Callable[[torch.Tensor], object]) -> Any:
         lambda: tiny.model(rope_parameters={"rope_type": "default", "rope_theta": 5e5}),
         lambda: tiny.model("qwen2"),
         lambda: tiny.model(rms_norm_eps=1e-3),
+        lambda: tiny.model("mistral-window"),
+        lambda: tiny.model("gemma2"),
     ],
 )
 def test_whatever_changes_keys_changes_the_fingerprint(other: Any) -> None:
@@ -155,7 +188,9 @@ def test_projecting_gives_what_the_whole_layer_hands_to_attention(family: str) -
     decoder = Decoder(tiny.model(family))
     hidden, position_ids, seen = torch.randn(1, 7, decoder.config.hidden_size), torch.arange(3, 10), []
 
-    def record(layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float) -> torch.Tensor:
+    def record(
+        layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, spec: LayerSpec
+    ) -> torch.Tensor:
         seen.append((key, value))
         return torch.zeros_like(query)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,10 @@ import torch
 from transformers import DynamicCache
 
 from samkv_rag import SamKVEngine
+from samkv_rag.model.attention import additive
+from samkv_rag.model.decoder import Decoder
 from samkv_rag.prefill import PrefillMethod
+from samkv_rag.runtime.step import DecodePass
 from support import tiny
 from support.engines import MakeEngine, Prefill, chunks_apart, layout_of, prefill
 
@@ -69,7 +73,7 @@ def test_a_stored_and_rotated_chunk_equals_a_direct_prefill_there(
     rotate = decoder.rotation_by(torch.tensor([offset]))
     for layer in range(decoder.num_layers):
         keys, values = reader.layer(layer)
-        torch.testing.assert_close(rotate(keys), cache.layers[layer].keys[0], atol=1e-4, rtol=0)
+        torch.testing.assert_close(rotate[layer](keys), cache.layers[layer].keys[0], atol=1e-4, rtol=0)
         torch.testing.assert_close(values, cache.layers[layer].values[0], atol=1e-4, rtol=0)
 
 
@@ -77,20 +81,30 @@ def test_a_stored_and_rotated_chunk_equals_a_direct_prefill_there(
 def test_naive_reuse_equals_a_forward_over_a_block_diagonal_mask(make_engine: MakeEngine, family: str) -> None:
     engine = make_engine(family, chunks=CHUNKS)
     layout = layout_of(engine, PROMPT)
-    mask = chunks_apart(layout)[None, None]
+    model = tiny.model(family)
+    mask = tiny.masks(model, chunks_apart(layout))
     with torch.inference_mode():
-        expected = tiny.model(family)(layout.token_ids[None], attention_mask=mask).logits[0, -1]
+        expected = model(layout.token_ids[None], attention_mask=mask).logits[0, -1]
     found = prefill(engine, tiny.method("naive_reuse"), PROMPT).logits
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("method", ["scout", "samkv"])
 @pytest.mark.parametrize("view", VIEWS)
-def test_recomputation_equals_a_forward_over_the_mask_it_means(make_engine: MakeEngine, view: str, method: str) -> None:
-    engine = make_engine(chunks=CHUNKS)
+@pytest.mark.parametrize("family", ["llama", *tiny.WINDOWED])
+def test_recomputing_and_decoding_equal_a_forward_over_the_mask_they_mean(
+    make_engine: MakeEngine, family: str, view: str, method: str
+) -> None:
+    engine = make_engine(family, chunks=CHUNKS)
     found = prefill(engine, tiny.method(method, recompute_view=view, sequence_ratio=0.3), PROMPT)
-    expected = slow_recomputation(found, mask(found, view))
-    torch.testing.assert_close(found.logits, expected, atol=1e-4, rtol=0)
+    answer_ids, logits, decoder = list(range(40, 70)), [found.logits], engine.decoder
+    found.kv.narrow(decoder.windows)
+    with torch.inference_mode():
+        for position, token_id in enumerate(answer_ids, found.layout.num_tokens):
+            hidden, at = decoder.embed(torch.tensor([[token_id]])), torch.tensor([[position]])
+            logits.append(decoder.logits(decoder.run_layers(hidden, at, DecodePass([found.kv], at)))[0, -1])
+    expected = slow_recomputation(found, mask(found, view), family, answer_ids)
+    torch.testing.assert_close(torch.stack(logits), expected, atol=1e-4, rtol=0)
 
 
 def mask(found: Prefill, view: str) -> torch.Tensor:
@@ -114,14 +128,25 @@ def mask(found: Prefill, view: str) -> torch.Tensor:
 
 
 @torch.inference_mode()
-def slow_recomputation(found: Prefill, mask: torch.Tensor) -> torch.Tensor:
-    """Logits ``[vocab]`` of the last token, from one dense forward over both copies of the prompt."""
-    model = tiny.model()
-    hidden = model.model.embed_tokens(found.layout.token_ids.repeat(2)[None])
-    rotation = model.model.rotary_emb(hidden, torch.arange(found.layout.num_tokens).repeat(2)[None])
-    for layer in model.model.layers:
-        hidden = layer(hidden, attention_mask=mask[None, None], position_embeddings=rotation)
-    return model.lm_head(model.model.norm(hidden))[0, -1]
+def slow_recomputation(
+    found: Prefill, mask: torch.Tensor, family: str = "llama", answer_ids: Sequence[int] = ()
+) -> torch.Tensor:
+    """Logits ``[1 + answered, vocab]`` of the prompt's last token and of the answer's, from one dense forward over
+    both copies of the prompt and the answer, which sees what its last token sees."""
+    model, n, m = tiny.model(family), found.layout.num_tokens, len(answer_ids)
+    position = torch.cat((torch.arange(n).repeat(2), torch.arange(n, n + m)))
+    answered = torch.cat((mask[-1].expand(m, -1), torch.ones(m, m, dtype=torch.bool).tril()), 1)
+    seen = torch.cat((torch.cat((mask, torch.zeros(2 * n, m, dtype=torch.bool)), 1), answered))
+    hidden = model.model.embed_tokens(
+        torch.cat((found.layout.token_ids.repeat(2), torch.tensor(answer_ids, dtype=torch.int64)))[None]
+    )
+    for number, (layer, window) in enumerate(zip(model.model.layers, tiny.windows(model, position), strict=True)):
+        own = seen & window
+        own |= torch.eye(len(own), dtype=torch.bool) & ~own.any(1)  # dropped: sees nothing, seen by none
+        rotation = tiny.rotary(model, number, hidden, position[None])
+        hidden = layer(hidden, attention_mask=additive(own, torch.float32)[None, None], position_embeddings=rotation)
+        hidden = hidden[0] if isinstance(hidden, tuple) else hidden
+    return Decoder(model).logits(hidden)[0, 2 * n - 1 :]
 
 
 @pytest.mark.parametrize("sequence_ratio", [0.3, 1.0])
@@ -135,7 +160,7 @@ def test_recomputing_a_part_of_what_is_retained_equals_its_mask(
     retained, recomputed = found.prefilled.retained, found.prefilled.recomputed
     assert 0 < int(recomputed.sum()) <= recompute_ratio * found.layout.num_chunk_tokens
     assert not bool((recomputed & ~retained).any())
-    expected = slow_recomputation(found, mask(found, "all"))
+    expected = slow_recomputation(found, mask(found, "all"))[0]
     torch.testing.assert_close(found.logits, expected, atol=1e-4, rtol=0)
 
 

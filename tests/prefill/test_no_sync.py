@@ -53,7 +53,9 @@ def _is_mask(index: torch.Tensor | None) -> bool:
 
 
 def decoder_of(num_layers: int) -> Decoder:
-    return Decoder(tiny.model(num_hidden_layers=num_layers))
+    decoder = Decoder(tiny.model(num_hidden_layers=num_layers))
+    decoder.rotation_by(torch.zeros(1))  # looks at each layer once, as the self-test does
+    return decoder
 
 
 def spec() -> SummarySpec:
@@ -161,15 +163,15 @@ def test_scouting_a_layer_reads_nothing_back() -> None:
     decoder = decoder_of(2)
     layout = layout_of(decoder)
     plan = make_plan(layout, retained=torch.ones_like(layout.is_text))
-    scores = AttentionScores(layout, decoder.num_layers, len(plan.row_positions), Scout())
+    scores = AttentionScores(layout, decoder, len(plan.row_positions), Scout())
     run_on_meta(on_meta(PlannedPass(decoder, plan, observer=scores)), plan.row_positions)
     assert scores.scores.device == META
 
 
 def test_decoding_a_token_reads_nothing_back() -> None:
     buffer = KVBuffer(2)
-    run_on_meta(CausalPass(buffer), torch.arange(5))
-    run_on_meta(DecodePass([buffer]), torch.arange(1))
+    run_on_meta(CausalPass(buffer, torch.arange(5)), torch.arange(5))
+    run_on_meta(DecodePass([buffer], torch.tensor([[5]])), torch.tensor([5]))
     assert buffer.cache_length == 6
 
 

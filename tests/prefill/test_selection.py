@@ -111,15 +111,21 @@ def test_fusion_mixes_chunks_and_leaves_text() -> None:
     torch.testing.assert_close(fused[:, :, 1], recomputed[:, :, 1])
 
 
-def test_scouting_scores_are_the_questions_attention(make_engine: engines.MakeEngine) -> None:
-    """Against the attention weights of transformers' own eager forward over the same mask."""
+@pytest.mark.parametrize(
+    ("family", "layers"),
+    [("llama", [2, 3]), ("mistral-window", [2, 3]), ("gemma2", [3]), ("gpt-oss", [3]), ("gemma3", [2])],
+)
+def test_scouting_scores_are_the_questions_attention(
+    make_engine: engines.MakeEngine, family: str, layers: list[int]
+) -> None:
+    """Against the attention weights of transformers' own eager forward over the same mask, in the widest layers."""
     chunks = [tiny.text(1, 30), tiny.text(2, 20)]
-    engine = make_engine(chunks=chunks)
+    engine = make_engine(family, chunks=chunks)
     method = Scout(emphasis_tokens=3, emphasis_weight=2.0, score_layers=(0.5, 1.0))
     layout = engines.layout_of(engine, tiny.rag_prompt(chunks))
     with torch.inference_mode():
         found = method.score_tokens(engine.decoder, layout)
-    attention = engines.attention_of_tail(layout)
+    attention = engines.attention_of_tail(layout, family)
     weights = torch.full((attention.shape[2],), 1 / (attention.shape[2] - 3))
     weights[-3:] = 2.0 / 3
-    torch.testing.assert_close(found, (weights @ attention[2:]).sum((0, 1)), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(found, (weights @ attention[layers]).sum((0, 1)), atol=1e-4, rtol=1e-4)

@@ -66,7 +66,7 @@ def wait_until(holds: Callable[[], bool]) -> bool:
     ("family", "method"),
     [
         *(("llama", name) for name in method_classes()),
-        *((name, "scout") for name in ("qwen3", "phi3-partial-rope", "granite")),
+        *((name, "scout") for name in ("qwen3", "phi3-partial-rope", "granite", *tiny.WINDOWED)),
     ],
 )
 def test_batched_equals_alone(make_engine: MakeEngine, family: str, method: str) -> None:
@@ -303,7 +303,9 @@ def test_a_forked_child_answers_while_the_parent_does(engine: SamKVEngine) -> No
     assert answered == [b"\x01"]
 
 
-def test_the_likelihood_of_a_reference_is_that_of_a_direct_forward(engine: SamKVEngine) -> None:
+@pytest.mark.parametrize("family", ["llama", "gemma3", "mistral-window"])
+def test_the_likelihood_of_a_reference_is_that_of_a_direct_forward(make_engine: MakeEngine, family: str) -> None:
+    engine = make_engine(family, chunks=CHUNKS)
     import torch
 
     prompt, reference = prompts()[0], " the keeper of the north"
@@ -311,7 +313,10 @@ def test_the_likelihood_of_a_reference_is_that_of_a_direct_forward(engine: SamKV
     prompt_ids = engine._assembler.without_cache(engine._assembler.split(prompt)).token_ids
     reference_ids = torch.tensor(engine.tokenize(reference))
     with torch.inference_mode():
-        logits = tiny.model()(torch.cat((prompt_ids, reference_ids))[None]).logits[0]
+        logits = tiny.model(family)(torch.cat((prompt_ids, reference_ids))[None]).logits[0]
     expected = torch.nn.functional.cross_entropy(logits[len(prompt_ids) - 1 : -1], reference_ids)
     assert result.reference_nll == pytest.approx(float(expected), abs=1e-4)
+    assert result.metrics.kv_bytes_resident == result.metrics.kv_bytes_full, (
+        "a window's layer holds no more than it sees"
+    )
     assert result.token_ids == engine.generate(prompt, method="full_prefill", max_new_tokens=5).token_ids

@@ -53,12 +53,12 @@ def chunks_apart(layout: PromptLayout) -> torch.Tensor:
     return causal & (~layout.is_chunk[:, None] | same_chunk)
 
 
-def attention_of_tail(layout: PromptLayout) -> torch.Tensor:
+def attention_of_tail(layout: PromptLayout, family: str = "llama") -> torch.Tensor:
     """Attention ``[layers, heads, tail, tokens]`` that the prompt's tail pays, where chunks see themselves alone;
     from transformers' own forward pass."""
-    mask = torch.zeros(layout.num_tokens, layout.num_tokens).masked_fill_(~chunks_apart(layout), -torch.inf)
-    model = tiny.model()
+    model = tiny.model(family)
     model.set_attn_implementation("eager")
+    mask = tiny.masks(model, chunks_apart(layout))
     with torch.inference_mode():
-        found = model(layout.token_ids[None], attention_mask=mask[None, None], output_attentions=True).attentions
+        found = model(layout.token_ids[None], attention_mask=mask, output_attentions=True).attentions
     return torch.stack(found)[:, 0, :, layout.tail]

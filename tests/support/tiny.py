@@ -10,6 +10,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
+from samkv_rag.model.attention import additive
 from samkv_rag.prefill import PrefillMethod, method_classes
 from samkv_rag.prefill.base import CachedPrefill
 
@@ -23,6 +24,7 @@ CHAT_TEMPLATE = (
 )
 VOCAB_SIZE = 512
 CONTEXT_WINDOW = 4096
+_EVERY_THIRD_FULL = ["sliding_attention", "sliding_attention", "full_attention", "sliding_attention"]
 FAMILIES: dict[str, dict[str, Any]] = {
     "llama": {"model_type": "llama"},
     "llama3-rope": {
@@ -57,7 +59,59 @@ FAMILIES: dict[str, dict[str, Any]] = {
             "original_max_position_embeddings": 1024,
         },
     },
+    # Windows, layer by layer, shorter than the tests' chunks and longer
+    "mistral-window": {"model_type": "mistral", "sliding_window": 40},
+    "qwen2-window": {"model_type": "qwen2", "use_sliding_window": True, "sliding_window": 24, "max_window_layers": 2},
+    "gemma2": {
+        "model_type": "gemma2",
+        "head_dim": 16,
+        "query_pre_attn_scalar": 24,
+        "sliding_window": 32,
+        "attn_logit_softcapping": 2.0,
+        "final_logit_softcapping": 5.0,
+    },
+    "gemma3": {"model_type": "gemma3_text", "head_dim": 16, "sliding_window": 32, "layer_types": _EVERY_THIRD_FULL},
+    "gpt-oss": {
+        "model_type": "gpt_oss",
+        "head_dim": 16,
+        "sliding_window": 16,
+        "num_local_experts": 4,
+        "num_experts_per_tok": 2,
+    },
+    "cohere2": {"model_type": "cohere2", "sliding_window": 48, "layer_types": _EVERY_THIRD_FULL, "logit_scale": 0.5},
+    "smollm3": {"model_type": "smollm3", "pad_token_id": 0, "no_rope_layers": [1, 0, 1, 1]},
+    "llama4": {
+        "model_type": "llama4_text",
+        "head_dim": 16,
+        "intermediate_size_mlp": 96,
+        "no_rope_layers": [1, 0, 1, 1],
+        "num_local_experts": 4,
+        "num_experts_per_tok": 1,
+    },
 }
+WINDOWED = ["mistral-window", "qwen2-window", "gemma2", "gemma3", "gpt-oss", "cohere2"]
+
+
+def windows(model: Any, position: torch.Tensor) -> list[torch.Tensor]:
+    """Which positions ``[tokens]`` see which through each layer's window, ``[tokens, tokens]``."""
+    config = model.config
+    kinds = getattr(config, "layer_types", None) or ["sliding_attention"] * config.num_hidden_layers
+    width = getattr(config, "sliding_window", None) or CONTEXT_WINDOW
+    back = position[:, None] - position
+    return [back < (width if kind == "sliding_attention" else CONTEXT_WINDOW) for kind in kinds]
+
+
+def masks(model: Any, seen: torch.Tensor) -> Any:
+    """``seen`` ``[tokens, tokens]`` through the layers' windows, as a model's own forward takes it."""
+    through = windows(model, torch.arange(len(seen)))
+    masks = [additive(seen & window, torch.float32)[None, None] for window in through]
+    return dict(zip(getattr(model.config, "layer_types", ()), masks, strict=False)) or masks[0]
+
+
+def rotary(model: Any, layer: int, hidden: torch.Tensor, position_ids: torch.Tensor) -> Any:
+    """What a layer's own forward rotates by."""
+    kind = () if "rope_type" in model.config.rope_parameters else (model.config.layer_types[layer],)
+    return model.model.rotary_emb(hidden, position_ids, *kind)
 
 
 def method(name: str = "scout", **options: Any) -> PrefillMethod:

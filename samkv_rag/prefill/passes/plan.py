@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 
 from samkv_rag.chunk_cache import ChunkReader
+from samkv_rag.model.attention import Visibility
 from samkv_rag.prompt.layout import PromptLayout, Segment
 
 View = Literal["all", "chunk", "retained"]
@@ -35,8 +36,8 @@ class Group:
     rows: slice | torch.Tensor
     columns: slice | torch.Tensor | None
     """What they may see; None: the retained columns."""
-    mask: torch.Tensor | None
-    """``[rows, columns seen]``, True where seen; None: the rows are the last of the columns, causally."""
+    visibility: Visibility
+    """Which of it each row sees."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,8 @@ class Plan:
     """``[rows]``"""
     retained_columns: torch.Tensor | None
     """Columns that stay for decoding; None: all."""
+    retained_positions: torch.Tensor
+    """``[retained]``, theirs in the prompt, on the host"""
     sources: list[Source]
     groups: list[Group]
 
@@ -87,7 +90,7 @@ def make_plan(
     if wide:
         groups = _wide_groups(layout, retained, is_text, row_positions, view)
     else:
-        groups = [_narrow(layout, present, row_positions)]
+        groups = [Group(slice(0, len(row_positions)), None, Visibility(row_positions, _positions(present)))]
     return Plan(
         positions=positions,
         rotate_offsets=layout.rotate_offsets[positions],
@@ -95,6 +98,7 @@ def make_plan(
         row_columns=column_of[row_positions].to(layout.device),
         row_is_chunk=layout.is_chunk[rows],
         retained_columns=column_of[_positions(retained)].to(layout.device) if drops else None,
+        retained_positions=_positions(retained),
         sources=_sources(layout, wanted, column_of),
         groups=groups,
     )
@@ -128,29 +132,18 @@ def _ranges(positions: torch.Tensor, segments: Sequence[Segment]) -> list[tuple[
     return [(first, last) for first, last in torch.searchsorted(positions, bounds.view(-1, 2)).tolist()]
 
 
-def _narrow(layout: PromptLayout, present: torch.Tensor, row_positions: torch.Tensor) -> Group:
-    """All rows, which see every column before them; ``present`` ``[tokens]`` and the rows are on the host."""
-    seen, everything = _positions(present), slice(0, len(row_positions))
-    if torch.equal(seen[len(seen) - len(row_positions) :], row_positions):
-        return Group(everything, None, None)
-    mask = seen.to(layout.device)[None, :] <= row_positions.to(layout.device)[:, None]
-    return Group(everything, None, mask)
-
-
 def _wide_groups(
     layout: PromptLayout, retained: torch.Tensor, is_text: torch.Tensor, row_positions: torch.Tensor, view: View
 ) -> list[Group]:
     """One group for all text, which sees what is retained; one for each chunk's rows. Columns are positions."""
-    device = layout.device
-    text_rows, rows = _positions(is_text[row_positions]), row_positions.to(device)
-    text_mask = _positions(retained).to(device)[None, :] <= row_positions[text_rows].to(device)[:, None]
-    groups = [Group(text_rows.to(device), None, text_mask)]
+    text_rows = _positions(is_text[row_positions])
+    visibility = Visibility(row_positions[text_rows], _positions(retained))
+    groups = [Group(text_rows.to(layout.device), None, visibility)]
     for (start, stop), segment in zip(_ranges(row_positions, layout.chunks), layout.chunks, strict=True):
         if stop > start:
             seen = torch.arange(segment.stop)
             if view == "chunk":
                 seen = seen[retained[: segment.stop] | (seen >= segment.start)]
-            seen = seen.to(device)
-            mask = seen[None, :] <= rows[start:stop, None]
-            groups.append(Group(slice(start, stop), slice(0, segment.stop) if view == "all" else seen, mask))
+            columns = slice(0, segment.stop) if view == "all" else seen.to(layout.device)
+            groups.append(Group(slice(start, stop), columns, Visibility(row_positions[start:stop], seen)))
     return groups

@@ -7,7 +7,7 @@ from typing import Protocol
 
 import torch
 
-from samkv_rag.model.attention import attention
+from samkv_rag.model.attention import LayerSpec, causal_attention
 from samkv_rag.model.decoder import Decoder
 from samkv_rag.model.kv_buffer import KVBuffer
 from samkv_rag.prefill.passes.plan import Group, Plan
@@ -18,7 +18,7 @@ _KV = tuple[torch.Tensor, torch.Tensor]
 class Observer(Protocol):
     """Watches a pass's attention."""
 
-    def __call__(self, layer: int, query: torch.Tensor, keys: torch.Tensor, scaling: float, /) -> None:
+    def __call__(self, layer: int, query: torch.Tensor, keys: torch.Tensor, spec: LayerSpec, /) -> None:
         """``query`` ``[batch, heads, rows, head_dim]``, ``keys`` ``[batch, kv_heads, columns, head_dim]``."""
 
 
@@ -42,18 +42,18 @@ class PlannedPass:
         self._buffer = buffer
         self._observer = observer
         self._fusion_theta = fusion_theta
-        # Additive masks, made once: SDPA would turn a boolean one into this at every layer.
-        self._masks = [_additive(group.mask, decoder.dtype) for group in plan.groups]
         self._read_cached = LayerReader(decoder, plan)
+        if buffer is not None:
+            buffer.positions = plan.retained_positions
 
     def __call__(
-        self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float
+        self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, spec: LayerSpec
     ) -> torch.Tensor:
         states = self._assemble(layer, key, value)
         retained = self._retain(layer, states)
         if self._observer is not None:
-            self._observer(layer, query, states[0], scaling)
-        return attend_in_groups(self._plan.groups, query, states, retained, scaling, self._masks)
+            self._observer(layer, query, states[0], spec)
+        return attend_in_groups(self._plan.groups, query, states, retained, spec)
 
     def keep(self, layer: int, key: torch.Tensor, value: torch.Tensor) -> None:
         """Keep a layer as a call would, with rows computed elsewhere, and attend to nothing."""
@@ -82,23 +82,17 @@ class PlannedPass:
 
 
 def attend_in_groups(
-    groups: Sequence[Group],
-    query: torch.Tensor,
-    states: _KV,
-    retained: _KV,
-    scaling: float,
-    masks: Sequence[torch.Tensor | None] | None = None,
+    groups: Sequence[Group], query: torch.Tensor, states: _KV, retained: _KV, spec: LayerSpec
 ) -> torch.Tensor:
     """Attention of each group's rows over the columns that it sees, ``[batch, heads, rows, head_dim]``.
 
-    ``states`` are all columns' keys and values, ``retained`` those that stay; ``masks`` take the place of
-    the groups' own.
+    ``states`` are all columns' keys and values, ``retained`` those that stay.
     """
     output = torch.empty_like(query)
-    for group, mask in zip(groups, masks or [group.mask for group in groups], strict=True):
+    for group in groups:
         keys, values = retained if group.columns is None else (state[:, :, group.columns] for state in states)
         rows = query[:, :, group.rows]
-        output[:, :, group.rows] = attention(rows, keys, values, scaling, mask, is_causal=mask is None)
+        output[:, :, group.rows] = causal_attention(rows, keys, values, spec, group.visibility)
     return output
 
 
@@ -140,7 +134,7 @@ class LayerReader:
             slot = self._staging.next_slot()
             self.assemble(slot, layer)
             states = self._staging.upload(slot, self._device)
-        return (self._rotate(states[0]) if self._rotates else states[0]), states[-1]
+        return (self._rotate[layer](states[0]) if self._rotates else states[0]), states[-1]
 
     def assemble(self, states: torch.Tensor, layer: int) -> None:
         """Read one layer of all sources into ``states`` ``[2, 1, kv_heads, columns, head_dim]``, on the host."""
@@ -175,9 +169,3 @@ class _PinnedStaging:
         states = slot.to(device, non_blocking=True)
         self._copied[self._current].record()
         return states
-
-
-def _additive(mask: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor | None:
-    if mask is None:
-        return None
-    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, -torch.inf)

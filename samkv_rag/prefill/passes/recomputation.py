@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from samkv_rag.model.attention import attention
+from samkv_rag.model.attention import LayerSpec, Visibility, causal_attention
 from samkv_rag.model.decoder import Decoder
 from samkv_rag.model.kv_buffer import KVBuffer
 from samkv_rag.prefill.passes.plan import Plan, View, make_plan
@@ -46,10 +46,11 @@ def _run_last_layer(
     """Run the prompt's last token, which sees all that is retained; of the other rows only KV is needed."""
     last_layer = decoder.num_layers - 1
     attend.keep(last_layer, *decoder.project(hidden, plan.row_positions, last_layer))
+    visibility = Visibility(buffer.positions[-1:], buffer.positions)
 
     def attend_to_retained(
-        layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float
+        layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, spec: LayerSpec
     ) -> torch.Tensor:
-        return attention(query, *buffer.layer(layer), scaling)
+        return causal_attention(query, *buffer.layer(layer), spec, visibility)
 
     return decoder.run_layers(hidden[:, -1:], plan.row_positions[-1:], attend_to_retained, [last_layer])

@@ -85,9 +85,9 @@ class LLMLingua(Compressor):
         """Log-probability of each of ``token_ids`` ``[tokens]`` behind ``before`` ``[at least 1]``, on the CPU."""
         decoder = self._engine.decoder
         read = torch.cat([before, token_ids])[None, :-1]
-        hidden = decoder.run_layers(
-            decoder.embed(read), torch.arange(read.shape[1]), CausalPass(KVBuffer(decoder.num_layers))
-        )
+        positions = torch.arange(read.shape[1])
+        attend = CausalPass(KVBuffer(decoder.num_layers), positions)
+        hidden = decoder.run_layers(decoder.embed(read), positions, attend)
         parts = torch.split(hidden[:, len(before) - 1 :], _LOGITS_TOKENS, dim=1)
         logs = [
             decoder.logits(part)[0].float().log_softmax(-1).gather(1, ids[:, None].to(part.device))[:, 0]
