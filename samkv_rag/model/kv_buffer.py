@@ -45,6 +45,13 @@ class KVBuffer:
             raise IndexError(f"layer {layer} holds nothing yet")
         return keys[:, :, : self._lengths[layer]], values[:, :, : self._lengths[layer]]
 
+    def copy(self) -> KVBuffer:
+        """Another buffer of the same tokens."""
+        buffer = KVBuffer(len(self._lengths), self._reserve_tokens)
+        for layer in range(len(self._lengths)):
+            buffer.append(layer, *self.layer(layer))
+        return buffer
+
     def truncate(self, num_tokens: int) -> None:
         """Forget what was appended behind the first ``num_tokens`` of each layer."""
         self._lengths = [min(length, num_tokens) for length in self._lengths]

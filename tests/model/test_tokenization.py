@@ -147,6 +147,12 @@ def test_threads_that_tokenise_chunks_and_prompts_do_not_disturb_each_other() ->
 
 @pytest.mark.parametrize("text", HARD_TEXTS, ids=ascii)
 @pytest.mark.parametrize("make", [tiny.tokenizer, tiny.space_prefixing_tokenizer])
+def test_texts_of_tokens_joined_are_the_text(make: Callable[[], Any]) -> None:
+    tokenizer, text = PromptTokenizer(make()), "The seventh keeper  lit the lantern."
+    assert "".join(map(tokenizer.token_text, tokenizer.chunk_ids(text))) == text
+
+
+@pytest.mark.parametrize("make", [tiny.tokenizer, tiny.space_prefixing_tokenizer])
 def test_every_token_of_a_text_has_its_place(make: Callable[[], Any], text: str) -> None:
     tokenizer = PromptTokenizer(make())
     offsets = tokenizer.chunk_offsets(text)
