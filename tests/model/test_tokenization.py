@@ -147,12 +147,6 @@ def test_threads_that_tokenise_chunks_and_prompts_do_not_disturb_each_other() ->
 
 @pytest.mark.parametrize("text", HARD_TEXTS, ids=ascii)
 @pytest.mark.parametrize("make", [tiny.tokenizer, tiny.space_prefixing_tokenizer])
-def test_texts_of_tokens_joined_are_the_text(make: Callable[[], Any]) -> None:
-    tokenizer, text = PromptTokenizer(make()), "The seventh keeper  lit the lantern."
-    assert "".join(map(tokenizer.token_text, tokenizer.chunk_ids(text))) == text
-
-
-@pytest.mark.parametrize("make", [tiny.tokenizer, tiny.space_prefixing_tokenizer])
 def test_every_token_of_a_text_has_its_place(make: Callable[[], Any], text: str) -> None:
     tokenizer = PromptTokenizer(make())
     offsets = tokenizer.chunk_offsets(text)
@@ -175,3 +169,9 @@ def test_a_tokenizer_that_knows_no_offsets_is_asked_for_texts(monkeypatch: pytes
     emoji = tokenizer.chunk_offsets(BIRDS)
     assert len(emoji) == len(tokenizer.chunk_ids(BIRDS))
     assert emoji[-1][1] == len(BIRDS)
+
+
+@pytest.mark.parametrize("make", [tiny.tokenizer, tiny.space_prefixing_tokenizer])
+def test_texts_of_tokens_joined_are_the_text(make: Callable[[], Any]) -> None:
+    tokenizer, text = PromptTokenizer(make()), "The seventh keeper  lit the lantern."
+    assert "".join(map(tokenizer.token_text, tokenizer.chunk_ids(text))) == text
