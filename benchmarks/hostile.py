@@ -40,11 +40,23 @@ _VALUES: tuple[Any, ...] = (
     {"name": "samkv", "zzz": {}},
     {"text": {}},
     ["x"] * 3000,
+    *(
+        {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
+        for schema in (
+            {"type": "string", "pattern": "(a|b)*c(a|b){2000}"},
+            {"type": "string", "pattern": "(", "maxLength": 10**12},
+            {"type": "integer", "multipleOf": 999983},
+            {"$ref": "#"},
+            {"enum": ["\ud800"]},
+            {"type": "object", "properties": {"\0": {"items": {}}}, "required": 3},
+        )
+    ),
+    [{"type": "function", "function": {"name": "f", "parameters": {"$ref": "#/x"}}}],
 )
 _OPTIONS = (
     "model", "messages", "prompt", "stream", "stream_options", "max_tokens", "max_completion_tokens", "temperature",
     "top_p", "stop", "seed", "documents", "samkv", "explain", "tools", "tool_choice", "response_format", "n",
-    "logprobs", "user", "zzz",
+    "logprobs", "top_logprobs", "top_k", "min_p", "repetition_penalty", "user", "zzz",
 )  # fmt: skip
 _PATHS = ("/v1/chat/completions", "/v1/completions", "/v1/samkv/documents")
 _RAW = (

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from samkv_rag.exceptions import DamagedCatalogWarning, DamagedChunkWarning, SamKVError
     from samkv_rag.explanation import Explanation
     from samkv_rag.generation_result import GenerationResult
-    from samkv_rag.results import ChunkUse, Diagnostic, GenerationMetrics, IngestionReport, Piece
+    from samkv_rag.grammar import Grammar
+    from samkv_rag.results import ChunkUse, Diagnostic, GenerationMetrics, IngestionReport, Piece, TokenLogprob
     from samkv_rag.store import Store, open_store
 
 __version__ = "0.1.0"
@@ -27,12 +28,14 @@ _HOMES = {
     "Explanation": "explanation",
     "GenerationMetrics": "results",
     "GenerationResult": "generation_result",
+    "Grammar": "grammar",
     "IngestionReport": "results",
     "Store": "store",
     "EngineConfig": "config",
     "SamKVEngine": "engine",
     "SamKVError": "exceptions",
     "Piece": "results",
+    "TokenLogprob": "results",
     "open_store": "store",
 }
 
@@ -45,11 +48,13 @@ __all__ = [
     "Explanation",
     "GenerationMetrics",
     "GenerationResult",
+    "Grammar",
     "IngestionReport",
     "Piece",
     "SamKVEngine",
     "SamKVError",
     "Store",
+    "TokenLogprob",
     "__version__",
     "open_store",
 ]

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Protocol
 
 import torch
 
-Storage = Literal["full", "index"]
-"""What is stored of a chunk: everything, or what it takes to select its tokens and recompute them."""
+from samkv_rag.config import Storage
+
 SCORE_LAYERS = (0.5, 0.83)
 """Share of the depth, from and to, whose keys tell which tokens a question needs."""
 _ANCHOR_SHARE = 0.1

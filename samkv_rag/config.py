@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from samkv_rag.checks import require_choice, require_integer
-from samkv_rag.chunk_cache import Storage
 
 Admit = Literal["always", "second_use"]
 KVDtype = Literal["auto", "bfloat16", "float32", "int8"]
+Storage = Literal["full", "index"]
+"""What is stored of a chunk: everything, or what it takes to select its tokens and recompute them."""
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from os import PathLike
 from pathlib import PurePath
 from types import TracebackType
@@ -16,6 +17,7 @@ from samkv_rag.chunk_cache import SummarySpec
 from samkv_rag.config import EngineConfig
 from samkv_rag.exceptions import ConfigurationError, EmptyPromptError, PromptError
 from samkv_rag.generation_result import GenerationResult
+from samkv_rag.grammar import Grammar
 from samkv_rag.ingestion.library import Announcement, ChunkLibrary, Owner
 from samkv_rag.ingestion.namespaces import scoped_fingerprint
 from samkv_rag.model.decoder import Decoder
@@ -26,6 +28,7 @@ from samkv_rag.model.tokenization import PromptTokenizer, RenderedPrompt
 from samkv_rag.prefill import PrefillMethod, Scout, resolve_method
 from samkv_rag.prompt.assembly import PromptAssembler
 from samkv_rag.results import IngestionEstimate, IngestionReport
+from samkv_rag.runtime.guiding import Guide
 from samkv_rag.runtime.prefilling import prefill, read_prompt, reference_nll
 from samkv_rag.runtime.result import result
 from samkv_rag.runtime.sampling import Sampling
@@ -50,9 +53,22 @@ class AnswerOptions(TypedDict, total=False):
     temperature: float
     """0, the default, takes the likeliest token."""
     top_p: float
+    top_k: int
+    """0, the default, keeps all tokens."""
+    min_p: float
+    repetition_penalty: float
+    """Above 1 makes tokens of the prompt and of the answer so far less likely. These options are as in transformers."""
     stop: str | Sequence[str] | None
     """Text or texts that end the answer; they are not part of it."""
     seed: int | None
+    n: int
+    """How many answers, from one prefill; ``result.others`` has those behind the first, by the seeds behind its own."""
+    logprobs: bool
+    """Whether to say of each token how likely it was."""
+    top_logprobs: int
+    """How many of the likeliest tokens to name beside it, up to 20."""
+    grammar: Grammar | None
+    """What form the answer must have."""
 
 
 class SamKVEngine:
@@ -105,6 +121,8 @@ class SamKVEngine:
         )
         self._assembler = PromptAssembler(self.decoder, self.tokenizer, self._library, run)
         self._end_ids = _end_of_text_ids(model, tokenizer)
+        self._guide = Guide(self.tokenizer, self._end_ids)
+        self._max_running = max_running
 
     @classmethod
     def from_pretrained(
@@ -320,6 +338,11 @@ class SamKVEngine:
         """Whether messages can be given."""
         return self.tokenizer.has_chat_template
 
+    @property
+    def takes_tools(self) -> bool:
+        """Whether the chat template takes tools."""
+        return self.tokenizer.takes_tools
+
     # From a request to a sequence, and from a sequence to its result
 
     def _request(self, prompt: Prompt, options: AnswerOptions, reference_ids: tuple[int, ...] = ()) -> Request:
@@ -327,6 +350,11 @@ class SamKVEngine:
         given: dict[str, Any] = {**options}
         method, stop = given.pop("method", None), given.pop("stop", None)
         sampling = Sampling(stop=(stop,) if isinstance(stop, str) else tuple(stop or ()), **given)
+        if sampling.n > self._max_running:
+            raise ConfigurationError(
+                f"n is {sampling.n} and {self._max_running} answers are decoded together; ask for fewer, or open the "
+                "engine with a larger max_running"
+            )
         chosen = self.method if method is None else resolve_method(method)
         chosen.require(self.config.storage)
         return Request(self._rendered(prompt), chosen, sampling, reference_ids)
@@ -344,10 +372,12 @@ class SamKVEngine:
     def _read(self, sequence: RunningSequence) -> ReadPrompt:
         if sequence.read is not None:  # a chunk of it proved damaged
             self._assembler.distrust(sequence.read.prompt)
-        return read_prompt(self._assembler, sequence, self.context_window)
+        grammar = sequence.request.sampling.grammar
+        matcher = self._guide.matcher(grammar) if grammar else None  # first: a wrong one costs no reading
+        return replace(read_prompt(self._assembler, sequence, self.context_window), matcher=matcher)
 
-    def _prefill(self, sequence: RunningSequence) -> None:
-        prefill(self.decoder, sequence, self._spec)
+    def _prefill(self, sequence: RunningSequence) -> list[RunningSequence]:
+        return prefill(self.decoder, sequence, self._spec)
 
     def _finish(self, sequence: RunningSequence) -> GenerationResult:
         nll = reference_nll(self.decoder, sequence) if sequence.request.reference_ids else None

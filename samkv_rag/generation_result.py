@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from samkv_rag.results import ChunkUse, GenerationMetrics
+from samkv_rag.results import ChunkUse, GenerationMetrics, TokenLogprob
 
 if TYPE_CHECKING:
     from samkv_rag.explanation import Explanation
@@ -33,6 +33,10 @@ class GenerationResult:
     """What was asked: the text behind the last chunk in its message, else the last user message without its chunks."""
     reference_nll: float | None = None
     """Mean negative log-likelihood of a reference answer's tokens, in nats, where one was given."""
+    logprobs: tuple[TokenLogprob, ...] = field(default=(), repr=False)
+    """Of ``token_ids``, where they were asked for."""
+    others: tuple[GenerationResult, ...] = ()
+    """The second answer and those behind it, where ``n`` were asked for."""
     offsets: ChunkOffsets = field(default=lambda text: (), repr=False, compare=False)
 
     def explain(self) -> Explanation:

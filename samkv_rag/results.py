@@ -91,12 +91,29 @@ class GenerationMetrics:
 
 
 @dataclass(frozen=True)
+class TokenLogprob:
+    """How likely a token of an answer was."""
+
+    token_id: int
+    text: str
+    """Half a character is a replacement character."""
+    logprob: float
+    """Natural logarithm of its probability by the model alone, before temperature, penalty and grammar."""
+    top: tuple[TokenLogprob, ...] = ()
+    """The likeliest in its place, as many as ``top_logprobs`` asks for."""
+
+
+@dataclass(frozen=True)
 class Piece:
     """A piece of an answer as it is written."""
 
     text: str
     token_ids: tuple[int, ...] = ()
     """Tokens since the piece before; some of their text may still be held back."""
+    index: int = 0
+    """Which of the ``n`` answers it is of."""
+    logprobs: tuple[TokenLogprob, ...] = ()
+    """Of its tokens, where ``logprobs`` asks for them."""
 
 
 @dataclass(frozen=True)

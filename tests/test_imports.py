@@ -14,7 +14,7 @@ import samkv_rag
 PACKAGE = Path(samkv_rag.__file__).parent
 LAYERS = [
     {"exceptions", "chunk_cache", "sources"},
-    {"checks", "results", "model"},
+    {"checks", "grammar", "results", "model"},
     {"config", "diagnostics", "explanation", "store"},
     {"generation_result", "ingestion"},
     {"prompt"},

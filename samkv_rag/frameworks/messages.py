@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -58,6 +59,18 @@ def render(engine: SamKVEngine, messages: Sequence[Message], tools: Sequence[Map
         except ChatTemplateError as config_error:
             refusals.append(config_error)
     raise refusals[0]
+
+
+def with_json_instruction(messages: Sequence[Message], schema: Mapping[str, Any]) -> list[Message]:
+    """Return ``messages`` with the wish for JSON behind the last one, as the user's."""
+    wish = (
+        "Answer with one JSON object and nothing else. It must fit this JSON schema:\n"
+        f"{json.dumps(schema, ensure_ascii=False)}"
+    )
+    if messages and messages[-1]["role"] == "user":
+        last = messages[-1]
+        return [*messages[:-1], last | {"content": f"{last['content']}\n\n{wish}"}]
+    return [*messages, {"role": "user", "content": wish}]
 
 
 def _without_system_role(messages: Iterable[Message]) -> list[Message]:

@@ -25,8 +25,23 @@ ENGINE_OPTIONS = (
 )
 """Options of ``SamKVEngine.from_pretrained`` that an LLM takes beside the model."""
 
-CALL_OPTIONS = ("max_tokens", "max_new_tokens", "temperature", "top_p", "stop", "seed", "method")
-"""Options of one call; ``max_tokens`` is the frameworks' name of ``max_new_tokens``."""
+OWN_CALL_OPTIONS = (
+    "max_tokens",
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "repetition_penalty",
+    "stop",
+    "seed",
+    "logprobs",
+    "top_logprobs",
+    "method",
+)
+"""Options of one call that an LLM has a field for; ``max_tokens`` is the frameworks' name of ``max_new_tokens``."""
+
+CALL_OPTIONS = (*OWN_CALL_OPTIONS, "max_new_tokens", "n", "grammar")
+"""Options of one call."""
 
 
 def as_config(config: object) -> object:

@@ -49,6 +49,14 @@ class KVBuffer:
             raise IndexError(f"layer {layer} holds nothing yet")
         return keys[:, :, : self._lengths[layer]], values[:, :, : self._lengths[layer]]
 
+    def copy(self) -> KVBuffer:
+        """Another buffer of the same tokens."""
+        buffer = KVBuffer(len(self._lengths), self._reserve_tokens)
+        buffer.positions = self.positions
+        for layer in range(len(self._lengths)):
+            buffer.append(layer, *self.layer(layer))
+        return buffer
+
     def truncate(self, position: int) -> None:
         """Forget the tokens that stand at ``position`` or behind it."""
         num_left = int((self.positions < position).sum())

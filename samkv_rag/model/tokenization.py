@@ -12,6 +12,7 @@ import re
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
@@ -68,6 +69,15 @@ class PromptTokenizer:
     def has_chat_template(self) -> bool:
         """Whether messages can be rendered."""
         return bool(getattr(self.tokenizer, "chat_template", None))
+
+    @cached_property
+    def takes_tools(self) -> bool:
+        """Whether messages can be rendered with tools."""
+        tool = {"type": "function", "function": {"name": "f", "description": "", "parameters": {"type": "object"}}}
+        try:
+            return bool(self.render([{"role": "user", "content": "?"}], [tool]))
+        except (ChatTemplateError, ToolsUnsupportedError):
+            return False
 
     @property
     def bos_ids(self) -> list[int]:
@@ -132,6 +142,11 @@ class PromptTokenizer:
     def decode(self, token_ids: Sequence[int]) -> str:
         """Token ids to text, without special tokens."""
         return self._parsing.text(list(token_ids))
+
+    def token_text(self, token_id: int) -> str:
+        """The text of a token that stands behind another."""
+        lead = self._sentinel_ids if self._adds_space else []
+        return self.decode([*lead, token_id])[len(self.decode(lead)) :]
 
     # Control tokens in messages: marked before the template runs, found by their marks afterwards
 

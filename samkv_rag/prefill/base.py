@@ -12,7 +12,8 @@ from typing import Any, ClassVar, Literal
 import torch
 
 from samkv_rag.checks import require_integer, require_number
-from samkv_rag.chunk_cache import Storage, SummarySpec
+from samkv_rag.chunk_cache import SummarySpec
+from samkv_rag.config import Storage
 from samkv_rag.exceptions import ConfigurationError
 from samkv_rag.model.decoder import Decoder
 from samkv_rag.model.kv_buffer import KVBuffer

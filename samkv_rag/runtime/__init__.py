@@ -8,4 +8,5 @@ scheduler.py   who waits, who runs, who goes first
 worker.py      the thread that owns the model
 stream.py      pieces of an answer, for readers in threads and in event loops
 sampling.py    token choice; token ids to text
+guiding.py     which tokens a grammar allows
 """

@@ -53,8 +53,8 @@ def _why_full_prefill(prompt: SplitPrompt, min_tokens: int) -> str | None:
     return None if prompt.has_question else "no question follows the last chunk"
 
 
-def prefill(decoder: Decoder, sequence: Sequence, spec: SummarySpec) -> None:
-    """Fill the sequence's buffer by its method and accept the first token.
+def prefill(decoder: Decoder, sequence: Sequence, spec: SummarySpec) -> list[Sequence]:
+    """Fill the sequence's buffer by its method, accept the first token of every answer, and return the answers.
 
     The chunks' readers are let go of: decoding reads the buffer alone.
     """
@@ -68,8 +68,11 @@ def prefill(decoder: Decoder, sequence: Sequence, spec: SummarySpec) -> None:
     layout = prefilled.layout or layout
     layout.release()
     sequence.read = replace(sequence.read, layout=layout)
-    sequence.state = DecodingState(prefilled, buffer, max_tokens, buffer.cache_length, buffer.nbytes)
-    sequence.accept(decoder.logits(prefilled.hidden)[:, -1])
+    logits = decoder.logits(prefilled.hidden)[:, -1]
+    answers = sequence.start(DecodingState(prefilled, buffer, max_tokens, buffer.cache_length, buffer.nbytes))
+    for answer in answers:
+        answer.accept(logits)
+    return answers
 
 
 def reference_nll(decoder: Decoder, sequence: Sequence) -> float:

@@ -30,6 +30,7 @@ def result(
         model_name=model_name,
         question=read.prompt.question,
         reference_nll=nll,
+        logprobs=tuple(sequence.logprobs),
         offsets=tokenizer.chunk_offsets,
     )
 

@@ -7,15 +7,26 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopPLogitsWarper
+from transformers import (
+    LogitsProcessorList,
+    MinPLogitsWarper,
+    RepetitionPenaltyLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
 
-from samkv_rag.checks import require_integer, require_number
+from samkv_rag.checks import require_bool, require_integer, require_number
 from samkv_rag.exceptions import ConfigurationError
+from samkv_rag.grammar import Grammar
 from samkv_rag.model.tokenization import PromptTokenizer
+from samkv_rag.results import TokenLogprob
+from samkv_rag.runtime.guiding import Matcher
 
 _MIN_TEMPERATURE = 1e-3
 """Below it logits divided by the temperature leave the range of float32."""
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+_MAX_TOP_LOGPROBS = 20
 
 
 @dataclass(frozen=True)
@@ -30,9 +41,17 @@ class Sampling:
     temperature: float = 0.0
     """0 takes the likeliest token."""
     top_p: float = 1.0
+    top_k: int = 0
+    """0 keeps all tokens."""
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
     stop: tuple[str, ...] = ()
     """Texts that end the answer; they are not part of it."""
     seed: int | None = None
+    n: int = 1
+    logprobs: bool = False
+    top_logprobs: int = 0
+    grammar: Grammar | None = None
 
     def __post_init__(self) -> None:
         require_integer("max_new_tokens", self.max_new_tokens, 1)
@@ -44,35 +63,103 @@ class Sampling:
         require_number("top_p", self.top_p, 0, 1)
         if self.top_p == 0:
             raise ConfigurationError("top_p is 0; it must be above 0 and at most 1")
+        require_integer("top_k", self.top_k, 0)
+        require_number("min_p", self.min_p, 0, 1)
+        require_number("repetition_penalty", self.repetition_penalty, 0)
+        if self.repetition_penalty == 0:
+            raise ConfigurationError("repetition_penalty is 0; it must be above 0, and 1 changes nothing")
+        require_integer("n", self.n, 1)
+        require_bool("logprobs", self.logprobs)
+        require_integer("top_logprobs", self.top_logprobs, 0, _MAX_TOP_LOGPROBS)
+        if self.top_logprobs and not self.logprobs:
+            raise ConfigurationError(f"top_logprobs is {self.top_logprobs} and logprobs is False; pass logprobs=True")
+        if not isinstance(self.grammar, Grammar | None):
+            raise ConfigurationError(
+                f"grammar is a {type(self.grammar).__name__}; it must be a Grammar, such as Grammar.json_schema(schema)"
+            )
         if wrong := [stop for stop in self.stop if not isinstance(stop, str) or not stop]:
             raise ConfigurationError(f"stop holds {wrong[0]!r}; it must be made of texts that are not empty")
         if self.seed is not None:
-            require_integer("seed", self.seed, -(2**63), 2**64 - 1)
+            require_integer("seed", self.seed, -(2**63), 2**64 - self.n)  # every answer has a seed of its own
 
 
 class TokenChooser:
-    """Chooses the next token from logits ``[batch, vocab]``."""
+    """Chooses the tokens of one answer, each from logits ``[1, vocab]``.
 
-    def __init__(self, sampling: Sampling, device: torch.device) -> None:
+    Processors are those of transformers' ``generate``, in its order; a grammar's mask comes behind the penalty.
+
+    Args:
+        sampling: how to choose.
+        device: of the logits.
+        prompt_ids: what a repetition penalty counts as said before.
+        matcher: where the answer is in its grammar.
+        index: which of the request's answers it is; the second has the seed behind the first's.
+    """
+
+    def __init__(
+        self,
+        sampling: Sampling,
+        device: torch.device,
+        prompt_ids: Sequence[int] = (),
+        matcher: Matcher | None = None,
+        index: int = 0,
+    ) -> None:
         self._greedy = sampling.temperature == 0
-        self._processors = LogitsProcessorList()
+        self._penalty = sampling.repetition_penalty
+        self._said = list(prompt_ids)
+        self._matcher = matcher
+        self._warpers = LogitsProcessorList()
         if not self._greedy:
-            self._processors.append(TemperatureLogitsWarper(float(sampling.temperature)))
+            self._warpers.append(TemperatureLogitsWarper(float(sampling.temperature)))
+            if sampling.top_k:
+                self._warpers.append(TopKLogitsWarper(sampling.top_k))
             if sampling.top_p < 1:
-                self._processors.append(TopPLogitsWarper(sampling.top_p))
+                self._warpers.append(TopPLogitsWarper(sampling.top_p))
+            if sampling.min_p > 0:
+                self._warpers.append(MinPLogitsWarper(sampling.min_p))
         self._generator = torch.Generator(device)
         if sampling.seed is None:
             self._generator.seed()
         else:
-            self._generator.manual_seed(sampling.seed)
+            self._generator.manual_seed(sampling.seed + index)
+
+    @property
+    def complete(self) -> bool:
+        """Whether the grammar lets nothing follow."""
+        return self._matcher is not None and self._matcher.complete
 
     def __call__(self, logits: torch.Tensor) -> int:
-        """Return a token id."""
+        """Return a token id.
+
+        Raises:
+            ConfigurationError: the grammar proved too much work.
+        """
+        if self._penalty != 1:
+            said: Any = torch.tensor([self._said], dtype=torch.int64, device=logits.device)
+            logits = RepetitionPenaltyLogitsProcessor(float(self._penalty))(said, logits.float())
+        if self._matcher is not None:
+            logits = self._matcher.mask(logits)
+        token_id = self._chosen(logits)
+        self._said.append(token_id)
+        if self._matcher is not None:
+            self._matcher.consume(token_id)
+        return token_id
+
+    def _chosen(self, logits: torch.Tensor) -> int:
         if self._greedy:
             return int(logits.argmax(dim=-1))
         no_history: Any = torch.empty(1, 0, dtype=torch.int64, device=logits.device)
-        probabilities = self._processors(no_history, logits.float()).softmax(-1)
+        probabilities = self._warpers(no_history, logits.float()).softmax(-1)
         return int(torch.multinomial(probabilities, 1, generator=self._generator))
+
+
+def token_logprob(token_id: int, logits: torch.Tensor, num_top: int, tokenizer: PromptTokenizer) -> TokenLogprob:
+    """How likely a token was by the model alone, from its logits ``[1, vocab]``, and the likeliest beside it."""
+    logprobs = logits[0].float().log_softmax(-1)
+    values, ids = logprobs.topk(min(num_top, len(logprobs)))
+    pairs = zip(ids.tolist(), values.tolist(), strict=True)
+    top = tuple(TokenLogprob(one, tokenizer.token_text(one), value) for one, value in pairs)
+    return TokenLogprob(token_id, tokenizer.token_text(token_id), float(logprobs[token_id]), top)
 
 
 class AnswerText:

@@ -61,11 +61,14 @@ class Scheduler:
 
     def next_prefill(self) -> Sequence | None:
         """Take the sequence to prefill now, or None where none may start."""
-        if len(self.running) + len(self.prefilling) >= self.max_running or len(self.prefilling) >= _MAX_NESTED:
+        if len(self.prefilling) >= _MAX_NESTED:
             return None
+        room = self.max_running - len(self.running) - sum(one.request.sampling.n for one in self.prefilling)
         limit = self.prefilling[-1].num_prompt_tokens / 2 if self.prefilling else float("inf")
         for sequence in self._ready:
             if sequence.cancelled or sequence.num_prompt_tokens < limit:
+                if sequence.request.sampling.n > room and not sequence.cancelled:
+                    return None
                 self._ready.remove(sequence)
                 return sequence
         return None

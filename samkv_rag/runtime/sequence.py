@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from enum import Enum
 
 import torch
@@ -15,8 +16,9 @@ from samkv_rag.model.tokenization import PromptTokenizer, RenderedPrompt
 from samkv_rag.prefill.base import Clock, Prefilled, PrefillMethod
 from samkv_rag.prompt.assembly import SplitPrompt
 from samkv_rag.prompt.layout import PromptLayout
-from samkv_rag.results import Piece
-from samkv_rag.runtime.sampling import AnswerText, Sampling, TokenChooser
+from samkv_rag.results import Piece, TokenLogprob
+from samkv_rag.runtime.guiding import Matcher
+from samkv_rag.runtime.sampling import AnswerText, Sampling, TokenChooser, token_logprob
 
 Delivery = Piece | GenerationResult | BaseException
 """What a reader gets: pieces, then a result or an error."""
@@ -53,6 +55,8 @@ class ReadPrompt:
     fallback_reason: str | None
     """Why full prefill takes the place of the method asked for."""
     prompt: SplitPrompt
+    matcher: Matcher | None = None
+    """At the beginning of the answer's grammar."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +70,14 @@ class DecodingState:
     resident_tokens: int
     """Prompt tokens in the buffer."""
     resident_bytes: int
+
+
+@dataclass
+class _Shared:
+    """What the answers to one request have in common."""
+
+    cancelled: bool = False
+    results: dict[int, GenerationResult] = field(default_factory=dict)
 
 
 class Sequence:
@@ -86,17 +98,16 @@ class Sequence:
         self.clock = Clock()
         self.read: ReadPrompt | None = None
         self.state: DecodingState | None = None
-        self.token_ids: list[int] = []
         self.finish_reason = ""
         self.submitted_at = time.perf_counter()
         self.ready_at = self.first_token_at = 0.0
-        self.cancelled = False
         self.num_readings = 0
         """How often its prompt was read: once more where a chunk was damaged in between."""
-        self._answer = AnswerText(tokenizer, request.sampling.stop)
-        self._choose = TokenChooser(request.sampling, device)
+        self._tokenizer = tokenizer
+        self._device = device
         self._end_ids = end_ids
-        self._held_back: list[int] = []
+        self._shared = _Shared()
+        self._begin(0)
 
     @property
     def text(self) -> str:
@@ -109,16 +120,48 @@ class Sequence:
         return self.read.layout.num_tokens if self.read else 0
 
     @property
+    def cancelled(self) -> bool:
+        """Whether it was given up, and all answers to the request with it."""
+        return self._shared.cancelled
+
+    @property
     def next_position_id(self) -> int:
         """Position of the token decoded last, which runs next. Follows the whole prompt, not the shorter cache."""
         return self.num_prompt_tokens + len(self.token_ids) - 1
 
     def cancel(self) -> None:
         """Give up at the next step. From any thread, any number of times."""
-        self.cancelled = True
+        self._shared.cancelled = True
+
+    def fail(self, error: BaseException) -> None:
+        """Give up because of an error, of which the reader is told."""
+        self.status = Status.CANCELLED
+        self.cancel()
+        self.state = None
+        self.deliver(error)
+
+    def start(self, state: DecodingState) -> list[Sequence]:
+        """Begin the answers that were asked for, this one's first; the others decode from copies of the prompt's KV."""
+        answers = [self, *(copy.copy(self) for _ in range(self.request.sampling.n - 1))]
+        for index, answer in enumerate(answers):
+            answer.state = replace(state, buffer=state.buffer.copy()) if index else state
+            answer._begin(index)
+        return answers
+
+    def conclude(self, result: GenerationResult) -> None:
+        """Deliver the result, once all answers to the request have theirs."""
+        results = self._shared.results
+        results[self._index] = result
+        if len(results) == self.request.sampling.n:
+            first, *others = (results[index] for index in sorted(results))
+            self.deliver(replace(first, others=tuple(others)))
 
     def accept(self, logits: torch.Tensor) -> None:
-        """Choose the next token from ``logits`` ``[1, vocab]``, deliver what it makes certain, end where it ends."""
+        """Choose the next token from ``logits`` ``[1, vocab]``, deliver what it makes certain, end where it ends.
+
+        Raises:
+            ConfigurationError: the grammar proved too much work.
+        """
         assert self.state is not None
         token_id = self._choose(logits)
         self.first_token_at = self.first_token_at or time.perf_counter()
@@ -126,19 +169,33 @@ class Sequence:
             self._finish("stop")
             return
         self.token_ids.append(token_id)
-        self._held_back.append(token_id)
+        if (sampling := self.request.sampling).logprobs:
+            self.logprobs.append(token_logprob(token_id, logits, sampling.top_logprobs, self._tokenizer))
         self._deliver_text(self._answer.add(token_id))
-        if self._answer.stopped:
+        if self._answer.stopped or self._choose.complete:
             self._finish("stop")
         elif len(self.token_ids) >= self.state.max_tokens:
             self._finish("length")
 
     def _finish(self, reason: str) -> None:
-        self._deliver_text(self._answer.finish())
+        self._deliver_text(self._answer.finish(), last=True)
         self.finish_reason = reason
         self.status = Status.FINISHED
 
-    def _deliver_text(self, text: str) -> None:
-        if text:
-            self.deliver(Piece(text, tuple(self._held_back)))
-            self._held_back.clear()
+    def _begin(self, index: int) -> None:
+        sampling, read = self.request.sampling, self.read
+        penalised = read.layout.token_ids.tolist() if read and sampling.repetition_penalty != 1 else ()
+        matcher = read.matcher.copy() if read and read.matcher else None
+        self._index = index
+        self._answer = AnswerText(self._tokenizer, sampling.stop)
+        self._choose = TokenChooser(sampling, self._device, penalised, matcher, index)
+        self.token_ids: list[int] = []
+        self.logprobs: list[TokenLogprob] = []
+        self._num_delivered = 0
+
+    def _deliver_text(self, text: str, last: bool = False) -> None:
+        held_back = slice(self._num_delivered, len(self.token_ids))
+        logprobs = tuple(self.logprobs[held_back])
+        if text or (last and logprobs):
+            self.deliver(Piece(text, tuple(self.token_ids[held_back]), self._index, logprobs))
+            self._num_delivered = held_back.stop

@@ -6,6 +6,7 @@ from collections import abc
 
 import torch
 
+from samkv_rag.exceptions import ConfigurationError
 from samkv_rag.model.attention import LayerSpec, Visibility, causal_attention
 from samkv_rag.model.decoder import Decoder
 from samkv_rag.model.kv_buffer import KVBuffer
@@ -24,7 +25,10 @@ def step(decoder: Decoder, sequences: abc.Sequence[Sequence]) -> None:
     hidden = decoder.run_layers(decoder.embed(token_ids), position_ids, DecodePass(buffers, position_ids))
     logits = decoder.logits(hidden)[:, -1]
     for row, sequence in enumerate(sequences):
-        sequence.accept(logits[row : row + 1])
+        try:
+            sequence.accept(logits[row : row + 1])
+        except ConfigurationError as error:  # its grammar proved too much work; the others go on
+            sequence.fail(error)
 
 
 class DecodePass:

@@ -46,7 +46,7 @@ class Runtime:
     Args:
         decoder: the model.
         read: reads a sequence's prompt; runs in a thread of its own.
-        prefill: fills a sequence's buffer and accepts its first token.
+        prefill: fills a sequence's buffer, and returns the answers that decode from it.
         finish: makes the result of a finished sequence.
         max_running: sequences that decode at the same time.
         max_waiting: sequences that may wait for their turn.
@@ -56,7 +56,7 @@ class Runtime:
         self,
         decoder: Decoder,
         read: Callable[[Sequence], ReadPrompt],
-        prefill: Callable[[Sequence], None],
+        prefill: Callable[[Sequence], list[Sequence]],
         finish: Callable[[Sequence], GenerationResult],
         max_running: int,
         max_waiting: int,
@@ -122,7 +122,7 @@ class Runtime:
         except BaseException as error:
             with self._changed:
                 self._scheduler.forget(sequence)
-            self._fail(sequence, error)
+            sequence.fail(error)
             return
         with self._changed:
             if sequence.cancelled or self._closed:
@@ -164,16 +164,16 @@ class Runtime:
         sequence.clock.phase_s["wait"] = sequence.clock.phase_s.get("wait", 0.0) + waited_s
         try:
             self._raise_if_cancelled(sequence)
-            self._prefill_sequence(sequence)
+            answers = self._prefill_sequence(sequence)
         except _CancelledError:
             sequence.status = Status.CANCELLED
         except DamagedChunkError as error:
             self._read_again(sequence, error)
         except BaseException as error:
-            self._fail(sequence, error)
+            sequence.fail(error)
         else:
             with self._changed:
-                self._scheduler.running.append(sequence)
+                self._scheduler.running += answers
         finally:
             with self._changed:
                 self._scheduler.prefilling.remove(sequence)
@@ -183,7 +183,7 @@ class Runtime:
     def _read_again(self, sequence: Sequence, error: DamagedChunkError) -> None:
         """A chunk was damaged after it was checked: read the prompt once more, which finds and mends it."""
         if sequence.num_readings > _MAX_READINGS or self._readers is None:
-            self._fail(sequence, error)
+            sequence.fail(error)
             return
         logger.warning("a chunk could not be read (%s); its prompt is read again", error)
         sequence.status = Status.WAITING
@@ -211,7 +211,7 @@ class Runtime:
             step(self._decoder, running)
         except BaseException as error:
             for sequence in running:
-                self._fail(sequence, error)
+                sequence.fail(error)
         finally:
             self._stepping = False
         self._drop_ended()
@@ -225,11 +225,12 @@ class Runtime:
                 sequence.state = None
                 continue
             try:
-                outcome: GenerationResult | BaseException = self._finish(sequence)
+                outcome = self._finish(sequence)
             except BaseException as error:
-                outcome = error
+                sequence.fail(error)
+                continue
             sequence.state = None  # its KV is let go of, however long the reader keeps the sequence
-            sequence.deliver(outcome)
+            sequence.conclude(outcome)
 
     def _make_way(self) -> None:
         """Between two layers: give up what was cancelled, let shorter prompts and running sequences go on."""
@@ -243,12 +244,6 @@ class Runtime:
     def _raise_if_cancelled(self, sequence: Sequence) -> None:
         if sequence.cancelled:
             raise _CancelledError
-
-    def _fail(self, sequence: Sequence, error: BaseException) -> None:
-        sequence.status = Status.CANCELLED
-        sequence.cancelled = True
-        sequence.state = None
-        sequence.deliver(error)
 
     # Beginnings and ends
 
@@ -265,7 +260,7 @@ class Runtime:
 
     def _abandon(self, error: BaseException) -> None:
         for sequence in self._scheduler.drain():
-            self._fail(sequence, error)
+            sequence.fail(error)
         while self._jobs:
             self._jobs.popleft()[1].set_exception(error)
 

@@ -27,13 +27,13 @@ from safetensors.torch import save
 from samkv_rag.chunk_cache import (
     ChunkCache,
     ChunkShape,
-    Storage,
     Summary,
     chunk_key,
     index_anchors,
     ranking_layer,
     score_layers,
 )
+from samkv_rag.config import Storage
 from samkv_rag.exceptions import ConfigurationError, DamagedChunkError, StoreError
 from samkv_rag.store.base import Blob, Buffer, BytesBlob, DamagedBlobError, Store, read_bytes, require_key
 from samkv_rag.store.quantization import (

@@ -38,7 +38,7 @@ def said(*messages: tuple[str, str]) -> list[dict[str, Any]]:
 
 
 def test_it_brings_neither_torch_nor_a_framework() -> None:
-    modules = "handle", "messages", "options", "streams"
+    modules = "handle", "logprobs", "messages", "options", "streams", "tools"
     imports = "; ".join(f"import samkv_rag.frameworks.{name}" for name in modules)
     heavy = "{'torch', 'transformers', 'numpy', 'llama_index', 'langchain_core'}"
     code = f"import sys; {imports}; sys.exit(bool({heavy} & set(sys.modules)))"

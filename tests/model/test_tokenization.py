@@ -169,3 +169,9 @@ def test_a_tokenizer_that_knows_no_offsets_is_asked_for_texts(monkeypatch: pytes
     emoji = tokenizer.chunk_offsets(BIRDS)
     assert len(emoji) == len(tokenizer.chunk_ids(BIRDS))
     assert emoji[-1][1] == len(BIRDS)
+
+
+@pytest.mark.parametrize("make", [tiny.tokenizer, tiny.space_prefixing_tokenizer])
+def test_texts_of_tokens_joined_are_the_text(make: Callable[[], Any]) -> None:
+    tokenizer, text = PromptTokenizer(make()), "The seventh keeper  lit the lantern."
+    assert "".join(map(tokenizer.token_text, tokenizer.chunk_ids(text))) == text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from copy import copy
 from functools import cache
 from typing import Any
 
@@ -21,6 +22,13 @@ WORDS = [
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|{{ message['role'] }}|>\n{{ message['content'] }}</s>\n{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
+)
+TOOL_TEMPLATE = (
+    "{% if tools %}{{ '<|system|>\n<tools>\n' }}{% for tool in tools %}{{ tool | tojson + '\n' }}{% endfor %}"
+    '{{ \'</tools>\nCall one with <tool_call>\n{"name": ..., "arguments": ...}\n</tool_call></s>\n\' }}{% endif %}'
+    "{% for message in messages %}{{ '<|' + message['role'] + '|>\n' + message['content'] }}"
+    "{% for call in message.tool_calls or [] %}{{ '\n<tool_call>\n' + call.function | tojson + '\n</tool_call>' }}"
+    "{% endfor %}{{ '</s>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}"
 )
 VOCAB_SIZE = 512
 CONTEXT_WINDOW = 4096
@@ -162,6 +170,13 @@ def space_prefixing_tokenizer() -> Any:
     bpe.decoder = decoders.Metaspace(prepend_scheme="always")
     bpe.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
     return PreTrainedTokenizerFast(tokenizer_object=bpe, unk_token="<unk>", bos_token="<s>", eos_token="</s>")
+
+
+def tokenizer_with(chat_template: str | None) -> Any:
+    """The same tokenizer, with another template."""
+    other = copy(tokenizer())
+    other.chat_template = chat_template
+    return other
 
 
 def config(family: str, **changes: Any) -> Any:

@@ -14,10 +14,11 @@ from samkv_apps.serve.errors import ApiError, queue_full
 from samkv_apps.serve.metrics import Metrics
 from samkv_apps.serve.schema import ChatRequest, CompletionRequest, Document
 from samkv_apps.serve.tracing import span
-from samkv_rag import GenerationResult, SamKVEngine
+from samkv_rag import GenerationResult, Grammar, Piece, SamKVEngine
 from samkv_rag.engine import Prompt
 from samkv_rag.exceptions import ConfigurationError
-from samkv_rag.frameworks.messages import render, template_role
+from samkv_rag.frameworks.messages import render
+from samkv_rag.frameworks.tools import answer_grammar
 from samkv_rag.prefill import PrefillMethod, resolve_method
 from samkv_rag.sources import source_names
 
@@ -54,8 +55,8 @@ class Answers:
             message = f"model is {reprlib.repr(name)}; this server has {self.model!r}"
             raise ApiError(404, message, param="model", code="model_not_found")
 
-    async def answer(self, request: ChatRequest | CompletionRequest) -> AsyncGenerator[str | GenerationResult, None]:
-        """Yield the answer's text piece by piece, then the result. Closing, or cancelling who waits, ends it.
+    async def answer(self, request: ChatRequest | CompletionRequest) -> AsyncGenerator[Piece | GenerationResult, None]:
+        """Yield the answer piece by piece, then the result. Closing, or cancelling who waits, ends it.
 
         Raises:
             ApiError, SamKVError: it cannot be answered; nothing was yielded, unless the engine failed later.
@@ -65,8 +66,8 @@ class Answers:
         with span(operation, self.model) as noted:
             with self._counted("waiting"):
                 method = _method(request.samkv, self._engine.method)
-                prompt = await to_thread.run_sync(self._prompt, request)
-                stream = self._engine.astream(prompt, method=method, **request.sampling)
+                prompt, grammar = await to_thread.run_sync(self._prompt, request)
+                stream = self._engine.astream(prompt, method=method, grammar=grammar, **request.sampling)
                 texts = [document.text for document in request.documents]
                 announcement = await to_thread.run_sync(self._engine.announce, texts)
                 try:
@@ -76,10 +77,10 @@ class Answers:
             with self._counted("running"):
                 async with aclosing(stream):
                     if first is not None:
-                        yield first.text
+                        yield first
                     async for piece in stream:
-                        yield piece.text
-            self.metrics.count_answer(stream.result.metrics)
+                        yield piece
+            self.metrics.count_answer(stream.result)
             noted.finish(stream.result)
         yield stream.result  # outside of the span: who has it may read no further
 
@@ -101,14 +102,16 @@ class Answers:
         """Forget a document, and return how many chunks were deleted: none where another has the same text."""
         return await to_thread.run_sync(self._engine.remove_sources, source_names(_SOURCES, [document_id]))
 
-    def _prompt(self, request: ChatRequest | CompletionRequest) -> Prompt:
-        """The prompt with the request's documents in it."""
-        documents = request.documents
+    def _prompt(self, request: ChatRequest | CompletionRequest) -> tuple[Prompt, Grammar | None]:
+        """The prompt with the request's documents in it, and the grammar of the answer."""
+        documents, schema = request.documents, request.json_schema
         if isinstance(request, ChatRequest):
-            return render(self._engine, _messages(request, documents))
-        if _any_in(documents, [request.text]):
-            return request.text
-        return "\n\n".join([*map(_shown, documents), request.text])
+            tools, parallel = request.function_schemas, request.parallel_tool_calls is not False
+            rendered = render(self._engine, _messages(request, documents), tools)
+            return rendered, answer_grammar(rendered.text, tools, request.must_call, schema, parallel)
+        shown = [] if _any_in(documents, [request.text]) else map(_shown, documents)
+        prompt = "\n\n".join([*shown, request.text])
+        return prompt, answer_grammar(prompt, schema=schema)
 
     @contextmanager
     def _counted(self, what: str) -> Iterator[None]:
@@ -135,7 +138,7 @@ def _method(asked: str | dict[str, Any] | None, own: PrefillMethod) -> PrefillMe
 
 def _messages(request: ChatRequest, documents: Sequence[Document]) -> list[dict[str, Any]]:
     """Messages as templates take them; documents that stand in none of them go in front of the last of the user's."""
-    messages = [{"role": template_role(message.role), "content": message.text} for message in request.messages]
+    messages = [message.for_template for message in request.messages]
     if documents and not _any_in(documents, [message["content"] for message in messages]):
         asked = next((message for message in reversed(messages) if message["role"] == "user"), None)
         if asked is None:

@@ -26,7 +26,7 @@ from samkv_apps.serve.errors import ApiError, as_api_error, invalid
 from samkv_apps.serve.forms import DONE, Explained, Form, event, explained
 from samkv_apps.serve.guard import Guard, Observed
 from samkv_apps.serve.schema import ChatRequest, CompletionRequest, IngestRequest
-from samkv_rag import GenerationResult, SamKVEngine, SamKVError, __version__
+from samkv_rag import GenerationResult, Piece, SamKVEngine, SamKVError, __version__
 
 MAX_BODY_BYTES = 4 << 20
 _PAGE = (Path(__file__).parent / "page.html").read_text(encoding="utf-8")
@@ -149,7 +149,7 @@ def _add_own_routes(app: FastAPI, answers: Answers) -> None:
 
 async def _respond(answers: Answers, request: Request, body: ChatRequest | CompletionRequest) -> Response:
     """Answer, whole or as a stream. A client that goes away ends the work, whether it waits, computes or writes."""
-    form, pieces = Form(answers.model, isinstance(body, ChatRequest)), answers.answer(body)
+    form, pieces = Form(answers.model, body), answers.answer(body)
     # Waited for before anything is sent, so that the status tells what is wrong.
     first = await _while_connected(request, anext(pieces))
     if body.stream:
@@ -159,21 +159,23 @@ async def _respond(answers: Answers, request: Request, body: ChatRequest | Compl
 
 
 async def _events(
-    first: str | GenerationResult,
-    pieces: AsyncGenerator[str | GenerationResult, None],
+    first: Piece | GenerationResult,
+    pieces: AsyncGenerator[Piece | GenerationResult, None],
     form: Form,
     request: Request,
     body: ChatRequest | CompletionRequest,
 ) -> AsyncGenerator[bytes, None]:
     try:
         async with aclosing(pieces):
-            if form.is_chat:
-                yield event(form.beginning())
+            for chunk in form.beginning():
+                yield event(chunk)
             piece = first
-            while isinstance(piece, str):
-                yield event(form.piece(piece))
+            while isinstance(piece, Piece):
+                for chunk in form.piece(piece):
+                    yield event(chunk)
                 piece = await anext(pieces)
-        yield event(form.end(piece, await _explained(piece, form.model, request, body)))
+        for chunk in form.end(piece, await _explained(piece, form.model, request, body)):
+            yield event(chunk)
         if body.stream_options is not None and body.stream_options.include_usage:
             yield event(form.usage(piece))
         yield DONE
@@ -194,7 +196,7 @@ class EventStream(StreamingResponse):
             await super().stream_response(send)
 
 
-async def _last(pieces: AsyncGenerator[str | GenerationResult, None]) -> GenerationResult:
+async def _last(pieces: AsyncGenerator[Piece | GenerationResult, None]) -> GenerationResult:
     while not isinstance(piece := await anext(pieces), GenerationResult):
         pass
     return piece

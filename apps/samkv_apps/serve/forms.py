@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from itertools import accumulate
+from typing import Any, NamedTuple, TypeGuard
 from uuid import uuid4
 
-from samkv_apps.serve.schema import Document
-from samkv_rag import GenerationMetrics, GenerationResult
+from samkv_apps.serve.schema import ChatRequest, CompletionRequest, Document
+from samkv_rag import GenerationResult, Piece, TokenLogprob
 from samkv_rag.explanation import Explanation
+from samkv_rag.frameworks.logprobs import logprobs_content
+from samkv_rag.frameworks.tools import TextOnly, ToolCall, ToolCalls
 
 DONE = b"data: [DONE]\n\n"
 
@@ -25,50 +29,124 @@ class Explained(NamedTuple):
     """What stands beside the answer, in the response."""
 
 
-@dataclass(frozen=True)
 class Form:
-    """One answer, whole or in chunks."""
+    """The answers to one request, whole or in chunks."""
 
-    model: str
-    is_chat: bool
-    id: str = field(default_factory=lambda: uuid4().hex)
-    created: int = field(default_factory=lambda: int(time.time()))
+    def __init__(self, model: str, request: ChatRequest | CompletionRequest) -> None:
+        self.model = model
+        self._is_chat = isinstance(request, ChatRequest)
+        self._num_answers = request.n or 1
+        reader = ToolCalls if isinstance(request, ChatRequest) and request.function_schemas else TextOnly
+        self._readers: dict[int, TextOnly | ToolCalls] = defaultdict(reader)
+        self._num_chars: dict[int, int] = defaultdict(int)
+        self._id = uuid4().hex
+        self._created = int(time.time())
 
     def whole(self, result: GenerationResult, explained: Explained) -> dict[str, Any]:
-        """The answer at once."""
-        message = {"role": "assistant", "content": result.text, "refusal": None, "annotations": explained.annotations}
-        said = {"message": message} if self.is_chat else {"text": result.text}
-        return self._around(said, result.finish_reason) | {"usage": usage(result.metrics)} | explained.beside
+        """The answers at once."""
+        choices = []
+        for index, one in enumerate((result, *result.others)):
+            said = [*self._readers[index].add(one.text), *self._readers[index].finish()]
+            text, calls = "".join(_readable(said)), [_call(call) for call in said if _is_call(call)]
+            message: dict[str, Any] = {"role": "assistant", "content": text or (None if calls else ""), "refusal": None}
+            message |= {"annotations": explained.annotations} | ({"tool_calls": calls} if calls else {})
+            shown: dict[str, Any] = {"message": message} if self._is_chat else {"text": text}
+            choices.append(self._choice(index, shown, _finish_reason(one, bool(calls)), one.logprobs))
+        return self._around(choices) | {"usage": usage(result)} | explained.beside
 
-    def beginning(self) -> dict[str, Any]:
-        """A chat's first chunk, which says who speaks."""
-        return self._chunk({"role": "assistant", "content": ""}, "")
+    def beginning(self) -> Iterator[dict[str, Any]]:
+        """A chat's first chunks, which say who speaks."""
+        if self._is_chat:
+            for index in range(self._num_answers):
+                yield self._chunk(index, {"role": "assistant", "content": ""})
 
-    def piece(self, text: str) -> dict[str, Any]:
-        """A chunk with a piece of the answer."""
-        return self._chunk({"content": text}, text)
+    def piece(self, piece: Piece) -> Iterator[dict[str, Any]]:
+        """The chunks that a piece of an answer makes certain."""
+        deltas = self._deltas(self._readers[piece.index].add(piece.text))
+        if piece.logprobs and not deltas:
+            deltas = [self._text("")]
+        for number, delta in enumerate(deltas):
+            yield self._chunk(piece.index, delta, logprobs=() if number else piece.logprobs)
 
-    def end(self, result: GenerationResult, explained: Explained) -> dict[str, Any]:
-        """The chunk that says why the answer ended."""
-        delta = {"annotations": explained.annotations} if explained.annotations else {}
-        return self._chunk(delta, "", result.finish_reason) | explained.beside
+    def end(self, result: GenerationResult, explained: Explained) -> Iterator[dict[str, Any]]:
+        """The chunks that say why the answers ended."""
+        for index, one in enumerate((result, *result.others)):
+            for delta in self._deltas(self._readers[index].finish()):
+                yield self._chunk(index, delta)
+            delta = {"annotations": explained.annotations} if explained.annotations else {}
+            reason = _finish_reason(one, self._readers[index].num_calls > 0)
+            last = explained.beside if index == len(result.others) else {}
+            yield self._chunk(index, delta if self._is_chat else self._text(""), reason) | last
 
     def usage(self, result: GenerationResult) -> dict[str, Any]:
         """The chunk that counts tokens."""
-        return self._around({}, None, is_chunk=True) | {"choices": [], "usage": usage(result.metrics)}
+        return self._around([], is_chunk=True) | {"usage": usage(result)}
 
-    def _chunk(self, delta: dict[str, Any], text: str, finish_reason: str | None = None) -> dict[str, Any]:
-        return self._around({"delta": delta} if self.is_chat else {"text": text}, finish_reason, is_chunk=True)
+    def _text(self, text: str) -> dict[str, Any]:
+        return {"content": text} if self._is_chat else {"text": text}
 
-    def _around(self, said: dict[str, Any], finish_reason: str | None, is_chunk: bool = False) -> dict[str, Any]:
-        kind = f"chat.completion{'.chunk' * is_chunk}" if self.is_chat else "text_completion"
+    def _deltas(self, said: Iterable[str | ToolCall]) -> list[dict[str, Any]]:
+        return [
+            {"tool_calls": [{"index": one.index} | _call(one)]} if _is_call(one) else self._text(*_readable([one]))
+            for one in said
+        ]
+
+    def _chunk(
+        self,
+        index: int,
+        delta: dict[str, Any],
+        finish_reason: str | None = None,
+        logprobs: Sequence[TokenLogprob] = (),
+    ) -> dict[str, Any]:
+        shown = {"delta": delta} if self._is_chat else delta
+        return self._around([self._choice(index, shown, finish_reason, logprobs)], is_chunk=True)
+
+    def _choice(
+        self, index: int, shown: dict[str, Any], finish_reason: str | None, logprobs: Sequence[TokenLogprob]
+    ) -> dict[str, Any]:
+        form = None
+        if logprobs:
+            form = (
+                {"content": logprobs_content(logprobs)} if self._is_chat else self._completion_logprobs(index, logprobs)
+            )
+        return {"index": index, **shown, "logprobs": form, "finish_reason": finish_reason}
+
+    def _completion_logprobs(self, index: int, logprobs: Sequence[TokenLogprob]) -> dict[str, Any]:
+        """As the older of the two endpoints has them."""
+        ends = [*accumulate((len(one.text) for one in logprobs), initial=self._num_chars[index])]
+        self._num_chars[index] = ends[-1]
         return {
-            "id": f"{'chatcmpl' if self.is_chat else 'cmpl'}-{self.id}",
-            "object": kind,
-            "created": self.created,
-            "model": self.model,
-            "choices": [{"index": 0, **said, "logprobs": None, "finish_reason": finish_reason}],
+            "tokens": [one.text for one in logprobs],
+            "token_logprobs": [one.logprob for one in logprobs],
+            "top_logprobs": [{other.text: other.logprob for other in one.top} for one in logprobs],
+            "text_offset": ends[:-1],
         }
+
+    def _around(self, choices: list[dict[str, Any]], is_chunk: bool = False) -> dict[str, Any]:
+        return {
+            "id": f"{'chatcmpl' if self._is_chat else 'cmpl'}-{self._id}",
+            "object": f"chat.completion{'.chunk' * is_chunk}" if self._is_chat else "text_completion",
+            "created": self._created,
+            "model": self.model,
+            "choices": choices,
+        }
+
+
+def _is_call(said: str | ToolCall) -> TypeGuard[ToolCall]:
+    """Whether it is a call that can be read; one that cannot is shown as the text it is."""
+    return isinstance(said, ToolCall) and said.name is not None
+
+
+def _readable(said: Iterable[str | ToolCall]) -> list[str]:
+    return [one if isinstance(one, str) else one.arguments for one in said if not _is_call(one)]
+
+
+def _call(call: ToolCall) -> dict[str, Any]:
+    return {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+
+
+def _finish_reason(result: GenerationResult, has_calls: bool) -> str:
+    return "tool_calls" if has_calls and result.finish_reason == "stop" else result.finish_reason
 
 
 def event(value: dict[str, Any]) -> bytes:
@@ -76,12 +154,14 @@ def event(value: dict[str, Any]) -> bytes:
     return f"data: {json.dumps(value, ensure_ascii=False)}\n\n".encode()
 
 
-def usage(metrics: GenerationMetrics) -> dict[str, Any]:
+def usage(result: GenerationResult) -> dict[str, Any]:
     """Tokens read and written; cached are those whose stored KV was read instead of computed."""
+    metrics = result.metrics
+    num_written = sum(one.metrics.completion_tokens for one in (result, *result.others))
     return {
         "prompt_tokens": metrics.prompt_tokens,
-        "completion_tokens": metrics.completion_tokens,
-        "total_tokens": metrics.prompt_tokens + metrics.completion_tokens,
+        "completion_tokens": num_written,
+        "total_tokens": metrics.prompt_tokens + num_written,
         "prompt_tokens_details": {"cached_tokens": metrics.tokens_reused},
     }
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from starlette.responses import Response
 
-from samkv_rag import GenerationMetrics, IngestionReport
+from samkv_rag import GenerationResult, IngestionReport
 
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 _RATES = (1, 2, 5, 10, 20, 50, 100, 200, 500)
@@ -51,8 +51,9 @@ class Metrics:
         """A request was answered."""
         self._requests.labels(route, str(status)).inc()
 
-    def count_answer(self, metrics: GenerationMetrics) -> None:
-        """An answer was written to its end."""
+    def count_answer(self, result: GenerationResult) -> None:
+        """An answer, or several from one prefill, was written to its end."""
+        metrics = result.metrics
         self._ttft.observe(metrics.ttft_s)
         self._total.observe(metrics.total_s)
         if metrics.decode_tokens_per_s:
@@ -62,7 +63,7 @@ class Metrics:
             self._recomputed.observe(metrics.recompute_ratio)
         self._tokens.labels("prompt").inc(metrics.prompt_tokens)
         self._tokens.labels("reused").inc(metrics.tokens_reused)
-        self._tokens.labels("completion").inc(metrics.completion_tokens)
+        self._tokens.labels("completion").inc(sum(one.metrics.completion_tokens for one in (result, *result.others)))
         self._chunks.labels("hit").inc(metrics.chunks_hit)
         self._chunks.labels("miss").inc(metrics.chunks_missed)
         self._kv.labels("resident").inc(metrics.kv_bytes_resident)

@@ -2,42 +2,44 @@
 
 from __future__ import annotations
 
+import json
 import reprlib
-from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from collections.abc import Collection, Mapping
+from difflib import get_close_matches
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from samkv_apps.serve.errors import ApiError
+from samkv_rag.frameworks.messages import template_role
+from samkv_rag.frameworks.tools import chosen_tool
 
 DEFAULT_MAX_TOKENS = 1024
 MAX_DOCUMENTS = 1000
 
-_NO_TOOLS = "this server calls no tools; leave it out"
-_ONE_ANSWER = "there is one answer to a request; send the request again for another"
+MAX_TOOLS = 128
+_MAX_DEPTH = 64
+_MAX_VALUES = 2000
+_MAX_MULTIPLE = 10_000
+
+T = TypeVar("T")
+
+_FUNCTIONS = "functions are called tools now; send tools and tool_choice"
 _UNSUPPORTED: dict[str, tuple[tuple[Any, ...], str]] = {
     "audio": ((), "the model reads and writes text; leave it out"),
-    "best_of": ((1,), _ONE_ANSWER),
+    "best_of": ((1,), "answers are not ranked; send n for several"),
     "echo": ((False,), "put the prompt before the answer yourself"),
-    "frequency_penalty": ((0,), "penalties are not supported; leave it out"),
-    "function_call": (("none",), _NO_TOOLS),
-    "functions": (([],), _NO_TOOLS),
+    "frequency_penalty": ((0,), "use repetition_penalty, which multiplies"),
+    "function_call": ((), _FUNCTIONS),
+    "functions": (([],), _FUNCTIONS),
     "logit_bias": (({},), "tokens cannot be favoured; leave it out"),
-    "logprobs": ((False, 0), "log probabilities are not reported; leave it out"),
     "modalities": ((["text"],), "the model reads and writes text; leave it out"),
-    "n": ((1,), _ONE_ANSWER),
-    "presence_penalty": ((0,), "penalties are not supported; leave it out"),
-    "response_format": (({"type": "text"},), "ask for the format in a message, and check the answer"),
+    "presence_penalty": ((0,), "use repetition_penalty, which multiplies"),
     "suffix": (("",), "put it into the prompt"),
-    "tool_calls": (([],), _NO_TOOLS),
-    "tool_choice": (("auto", "none"), _NO_TOOLS),
-    "tools": (([],), _NO_TOOLS),
-    "top_k": ((-1, 0), "use top_p, or temperature 0 for the likeliest token"),
-    "top_logprobs": ((0,), "log probabilities are not reported; leave it out"),
 }
 """Options of OpenAI and others: the values that change nothing, and what to do instead of the rest."""
 _IGNORED = (
-    "metadata", "parallel_tool_calls", "prompt_cache_key", "reasoning_effort", "safety_identifier", "service_tier",
+    "metadata", "prompt_cache_key", "reasoning_effort", "safety_identifier", "service_tier",
     "store", "user", "verbosity",
 )  # fmt: skip
 """Options that say nothing about what the answer should be, or nothing to models like these."""
@@ -83,23 +85,142 @@ class TextPart(_Checked):
     text: Text
 
 
+def _small(given: T) -> T:
+    """What was given, unless it holds schemas that would take long to compile: llguidance's own limits let some by."""
+    level, depth, num_values, multiple = [_plain(given)], 0, 0, 1.0
+    while level:
+        depth, num_values = depth + 1, num_values + len(level)
+        if depth > _MAX_DEPTH or num_values > _MAX_VALUES:
+            raise ValueError(f"it has more than {_MAX_DEPTH} levels or {_MAX_VALUES} values; send a smaller schema")
+        for one in (one["multipleOf"] for one in level if isinstance(one, dict) and "multipleOf" in one):
+            multiple *= max(1.0, one, 1 / one) if isinstance(one, (int, float)) and 1e-9 < one < 1e9 else 1
+        if multiple > _MAX_MULTIPLE:
+            raise ValueError(f"multipleOf, all of them together, is above {_MAX_MULTIPLE}; send a smaller one")
+        children = (one.values() if isinstance(one, dict) else one for one in level if isinstance(one, (dict, list)))
+        level = [child for some in children for child in some]
+    return given
+
+
+def _plain(given: Any) -> Any:
+    return [one.model_dump() for one in given] if isinstance(given, list) else given
+
+
+class CalledFunction(_Checked):
+    """What a model called."""
+
+    name: Text
+    arguments: Text
+
+    @property
+    def parsed(self) -> Any:
+        """The arguments as templates take them: a mapping, where they are one."""
+        try:
+            value = json.loads(self.arguments)
+        except (ValueError, RecursionError):
+            return self.arguments
+        return value if isinstance(value, dict) else self.arguments
+
+
+class MadeCall(_Checked):
+    """A call in an answer that is sent back."""
+
+    model_config = ConfigDict(extra="allow")
+    id: Text
+    type: Literal["function"] = "function"
+    function: CalledFunction
+
+
 class Message(_Checked):
     """A message of a conversation. What OpenAI's answers hold beside role and content may be sent back."""
 
     model_config = ConfigDict(extra="allow")
-    role: Literal["system", "developer", "user", "assistant"]
+    role: Literal["system", "developer", "user", "assistant", "tool"]
     content: Text | list[TextPart] | None = None
+    name: Text | None = None
+    tool_calls: list[MadeCall] | None = None
+    tool_call_id: Text | None = None
 
     @property
     def text(self) -> str:
         """The content as one text."""
         return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content or ())
 
+    @property
+    def for_template(self) -> dict[str, Any]:
+        """The message as chat templates take it."""
+        message: dict[str, Any] = {"role": template_role(self.role), "content": self.text}
+        given = {"tool_call_id": self.tool_call_id, "name": self.name if self.role == "tool" else None}
+        message |= {name: value for name, value in given.items() if value is not None}
+        if self.tool_calls:
+            calls = [
+                (call.id, {"name": call.function.name, "arguments": call.function.parsed}) for call in self.tool_calls
+            ]
+            message["tool_calls"] = [{"id": id_, "type": "function", "function": called} for id_, called in calls]
+        return message
+
     @model_validator(mode="after")
-    def _calls_no_tools(self) -> Message:
+    def _is_text(self) -> Message:
         extra = self.model_extra or {}
-        _refuse_unsupported({name: value for name, value in extra.items() if name in _UNSUPPORTED})
+        _refuse_unsupported({name: value for name, value in extra.items() if name in _UNSUPPORTED}, ())
         return self
+
+
+class Function(_Checked):
+    """What a tool does, and which arguments it takes."""
+
+    name: Annotated[Text, Field(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")]
+    description: Text | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = Field(None, description="nothing: arguments of a call that must be made always fit")
+
+
+class Tool(_Checked):
+    """A tool that answers may call."""
+
+    type: Literal["function"]
+    function: Function
+
+
+class ChosenFunction(_Checked):
+    """Which function."""
+
+    name: Text
+
+
+class ToolChoice(_Checked):
+    """The tool that must be called."""
+
+    type: Literal["function"] = "function"
+    function: ChosenFunction
+
+
+class NamedSchema(_Checked):
+    """What an answer must fit."""
+
+    name: Text
+    description: Text | None = None
+    schema_: Annotated[dict[str, Any], AfterValidator(_small)] = Field({}, alias="schema")
+    strict: bool | None = None
+
+
+class ResponseFormat(_Checked):
+    """The form of an answer."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: NamedSchema | None = None
+
+    @model_validator(mode="after")
+    def _has_its_schema(self) -> ResponseFormat:
+        if (self.type == "json_schema") != (self.json_schema is not None):
+            raise ValueError("json_schema goes with the type 'json_schema', and with no other")
+        return self
+
+    @property
+    def schema_of_json(self) -> dict[str, Any] | None:
+        """What the answer must fit; None where it may be any text."""
+        if self.json_schema is not None:
+            return self.json_schema.schema_
+        return {"type": "object"} if self.type == "json_object" else None
 
 
 class StreamOptions(_Checked):
@@ -119,6 +240,13 @@ class AnswerRequest(_Checked):
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = Field(None, description="0, the default: likeliest token")
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    top_k: Annotated[int, Field(ge=-1)] | None = Field(None, description="0 and -1: all tokens")
+    min_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    repetition_penalty: Annotated[float, Field(gt=0)] | None = None
+    n: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="answers, from one prefill; they are decoded together"
+    )
+    response_format: ResponseFormat | None = None
     stop: Stop | Annotated[list[Stop], Field(max_length=16)] | None = None
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
     documents: Annotated[list[GivenDocument], Field(max_length=MAX_DOCUMENTS)] = Field(
@@ -132,15 +260,27 @@ class AnswerRequest(_Checked):
     @model_validator(mode="after")
     def _has_no_other_options(self) -> AnswerRequest:
         extra = {name: value for name, value in (self.model_extra or {}).items() if name not in _IGNORED}
-        _refuse_unsupported(extra)
+        _refuse_unsupported(extra, type(self).model_fields)
         return self
+
+    @property
+    def json_schema(self) -> dict[str, Any] | None:
+        """What the answer must fit, as JSON."""
+        return None if self.response_format is None else self.response_format.schema_of_json
 
     @property
     def sampling(self) -> dict[str, Any]:
         """Options of the engine's call."""
-        given = {"temperature": self.temperature, "top_p": self.top_p, "stop": self.stop, "seed": self.seed}
+        names = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "stop", "seed", "n")
+        given = {name: getattr(self, name) for name in names} | self.logprobs_asked
         given["max_new_tokens"] = self.num_tokens or DEFAULT_MAX_TOKENS
+        given["top_k"] = max(self.top_k or 0, 0)
         return {name: value for name, value in given.items() if value is not None}
+
+    @property
+    def logprobs_asked(self) -> dict[str, Any]:
+        """Options of the engine's call that say which log probabilities are wanted."""
+        raise NotImplementedError
 
     @property
     def num_tokens(self) -> int | None:
@@ -153,21 +293,56 @@ class ChatRequest(AnswerRequest):
 
     messages: Annotated[list[Message], Field(min_length=1, max_length=MAX_DOCUMENTS)]
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    tools: Annotated[list[Tool], Field(max_length=MAX_TOOLS), AfterValidator(_small)] | None = None
+    tool_choice: Literal["none", "auto", "required"] | ToolChoice | None = None
+    parallel_tool_calls: bool | None = None
 
     @property
     def num_tokens(self) -> int | None:
         return self.max_completion_tokens or self.max_tokens
+
+    @property
+    def logprobs_asked(self) -> dict[str, Any]:
+        return {"logprobs": self.logprobs, "top_logprobs": self.top_logprobs}
+
+    @property
+    def function_schemas(self) -> list[dict[str, Any]]:
+        """The tools that may be called, as chat templates take them."""
+        return [] if self.tool_choice == "none" else [tool.model_dump(exclude_none=True) for tool in self.tools or ()]
+
+    @property
+    def must_call(self) -> str | None:
+        """Which tool: its name, ``"any"``, or None where the model is free."""
+        choice = self.tool_choice.function.name if isinstance(self.tool_choice, ToolChoice) else self.tool_choice
+        names = [tool["function"]["name"] for tool in self.function_schemas]
+        return None if choice == "none" else chosen_tool(choice, names)
+
+    @model_validator(mode="after")
+    def _has_the_tools_it_wants(self) -> ChatRequest:
+        names = [tool.function.name for tool in self.tools or ()]
+        if len(set(names)) < len(names):
+            raise ApiError(400, "two tools have the same name; give each its own", param="tools")
+        if self.must_call and not names:
+            raise ApiError(400, "a tool must be called, and there are no tools; send them", param="tools")
+        return self
 
 
 class CompletionRequest(AnswerRequest):
     """Body of ``/v1/completions``."""
 
     prompt: Words | Annotated[list[Words], Field(min_length=1, max_length=1)]
+    logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
 
     @property
     def text(self) -> str:
         """The prompt."""
         return self.prompt if isinstance(self.prompt, str) else self.prompt[0]
+
+    @property
+    def logprobs_asked(self) -> dict[str, Any]:
+        return {"logprobs": self.logprobs is not None, "top_logprobs": self.logprobs}
 
 
 class IngestRequest(_Checked):
@@ -183,9 +358,11 @@ class IngestRequest(_Checked):
         return self
 
 
-def _refuse_unsupported(options: Mapping[str, Any]) -> None:
+def _refuse_unsupported(options: Mapping[str, Any], known: Collection[str]) -> None:
     for name, value in options.items():
-        neutral, remedy = _UNSUPPORTED.get(name, ((), "there is no such option; leave it out"))
+        near = get_close_matches(name[:100], known, n=1)
+        guess = f"did you mean {near[0]}?" if near else "leave it out"
+        neutral, remedy = _UNSUPPORTED.get(name, ((), f"there is no such option; {guess}"))
         if value is not None and not any(value == one for one in neutral):
             message = f"{reprlib.repr(name)[1:-1]} is {reprlib.repr(value)}: {remedy}"
             raise ApiError(400, message, param=name[:100], code="unsupported_parameter")

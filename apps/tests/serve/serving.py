@@ -42,8 +42,8 @@ class Running:
 
 def tiny_engine(**options: Any) -> SamKVEngine:
     """An engine whose caches are used however short the prompt."""
-    options = {"config": EngineConfig(block_tokens=8), "method": tiny.method()} | options
-    return SamKVEngine.from_pretrained(tiny.model(), tokenizer=tiny.tokenizer(), **options)
+    options = {"config": EngineConfig(block_tokens=8), "method": tiny.method(), "tokenizer": tiny.tokenizer()} | options
+    return SamKVEngine.from_pretrained(tiny.model(), **options)
 
 
 @contextmanager

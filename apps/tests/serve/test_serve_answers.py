@@ -21,6 +21,17 @@ QUESTION = "What does the seventh keeper record of the tide?"
 ASKED: Any = [{"role": "user", "content": QUESTION}]
 
 
+TOOL: Any = {"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}
+
+
+def json_schema(schema: Any) -> dict[str, Any]:
+    return {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema}}
+
+
+def nested(levels: int) -> dict[str, Any]:
+    return {"items": nested(levels - 1)} if levels else {}
+
+
 def texts(*seeds: int) -> list[str]:
     return [tiny.text(seed) for seed in seeds]
 
@@ -203,15 +214,29 @@ def test_a_stop_ends_the_answer(server: Running, client: openai.OpenAI) -> None:
     ("changes", "words"),
     [
         ({"model": "other"}, "this server has 'tiny'"),
-        ({"n": 2}, "n is 2: there is one answer to a request"),
-        ({"top_k": 5}, "use top_p"),
-        ({"logprobs": True}, "log probabilities are not reported"),
-        ({"tools": [{"type": "function"}]}, "this server calls no tools"),
-        ({"response_format": {"type": "json_object"}}, "ask for the format in a message"),
-        ({"zzz": 1}, "there is no such option"),
+        ({"n": 17}, "n is 17 and 16 answers are decoded together"),
+        ({"top_k": -2}, "top_k is -2"),
+        ({"top_logprobs": 2}, "pass logprobs=True"),
+        ({"frequency_penalty": 1}, "use repetition_penalty"),
+        ({"functions": [{}]}, "functions are called tools now"),
+        ({"tools": [{"type": "function"}]}, "tools.0.function is missing"),
+        ({"tools": [TOOL, TOOL]}, "two tools have the same name"),
+        ({"tools": [TOOL]}, "takes no tools"),
+        ({"tools": [TOOL], "tool_choice": {"function": {"name": "x"}}}, "tool_choice is 'x'"),
+        ({"tool_choice": "required"}, "there are no tools"),
+        ({"response_format": {"type": "json_schema"}}, "json_schema goes with the type"),
+        ({"response_format": json_schema({"type": "zebra"})}, "the grammar cannot be used"),
+        ({"response_format": json_schema({"const": "\ud800"})}, "the grammar cannot be used"),
+        ({"response_format": json_schema({"type": "string", "pattern": "(a"})}, "the grammar cannot be used"),
+        ({"response_format": json_schema({"enum": list(range(3000))})}, "64 levels or 2000 values"),
+        ({"response_format": json_schema({"allOf": [{"multipleOf": m} for m in (7, 997, 999)]})}, "multipleOf, all of"),
+        ({"response_format": json_schema(nested(70))}, "64 levels or 2000 values"),
+        ({"zzz": 1}, "there is no such option; leave it out"),
+        ({"max_new_tokens": 1}, "there is no such option; did you mean max_tokens?"),
+        ({"repeat_penalty": 1.1}, "did you mean repetition_penalty?"),
         ({"samkv": "socut"}, "did you mean 'scout'"),
         ({"samkv": {"name": []}}, "it must be the name of a method"),
-        ({"messages": [{"role": "tool", "content": "x"}]}, "messages.0.role is 'tool'"),
+        ({"messages": [{"role": "robot", "content": "x"}]}, "messages.0.role is 'robot'"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "it should be 'text'"),
         ({"messages": [{"role": "system", "content": "x"}], "documents": texts(1)}, "no user message"),
         ({"messages": [{"role": "user", "content": "tide " * 5000}]}, "context window is 4096"),

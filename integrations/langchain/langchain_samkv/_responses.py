@@ -2,51 +2,54 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Generator
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from langchain_core.messages import AIMessageChunk
 from langchain_core.messages.ai import InputTokenDetails, UsageMetadata
+from langchain_core.messages.tool import tool_call_chunk
 
-from langchain_samkv._tools import TextOnly, ToolCalls
+from samkv_rag.frameworks.logprobs import logprobs_content
+from samkv_rag.frameworks.tools import TextOnly, ToolCall, ToolCalls
 
 if TYPE_CHECKING:
-    from samkv_rag import GenerationMetrics
+    from samkv_rag import GenerationMetrics, GenerationResult
     from samkv_rag.runtime.stream import AnswerStream
 
 
 def message_chunks(
-    stream: AnswerStream, beginning: str, model_name: str, reader: TextOnly | ToolCalls, explain: bool
-) -> Generator[AIMessageChunk, None, None]:
-    """Yield the answer chunk by chunk; the last one carries usage and figures.
-
-    ``beginning`` is what the prompt already put into the model's mouth; it is part of the answer.
-    """
-    yield from reader.add(beginning)
+    stream: AnswerStream, model_name: str, reader: type[TextOnly | ToolCalls], explain: bool
+) -> Generator[tuple[int, AIMessageChunk], None, None]:
+    """Yield the answers chunk by chunk, each with the answer's number; its last chunk carries usage and figures."""
+    readers: dict[int, TextOnly | ToolCalls] = defaultdict(reader)
     for piece in stream:
-        yield from reader.add(piece.text)
-    yield from reader.finish()
-    result = stream.result
-    explained = {}
+        yield from ((piece.index, _said(said)) for said in readers[piece.index].add(piece.text))
+    for index, result in enumerate((stream.result, *stream.result.others)):
+        yield from ((index, _said(said)) for said in readers[index].finish())
+        yield index, _last_chunk(result, model_name, explain)
+
+
+def _said(said: str | ToolCall) -> AIMessageChunk:
+    if isinstance(said, str):
+        return AIMessageChunk(content=said)
+    # What cannot be read has no name, and keeps its tag: LangChain would complete it to something never said.
+    call = tool_call_chunk(name=said.name, args=said.arguments, id=said.id, index=said.index)
+    return AIMessageChunk(content="", tool_call_chunks=[call])
+
+
+def _last_chunk(result: GenerationResult, model_name: str, explain: bool) -> AIMessageChunk:
+    metadata = {
+        "model_name": model_name,
+        "finish_reason": result.finish_reason,
+        "metrics": result.metrics.to_dict(),
+    }
+    if result.logprobs:
+        metadata["logprobs"] = {"content": logprobs_content(result.logprobs)}
     if explain:
-        explained = {"explanation": replace(result, text=beginning + result.text).explain().to_dict()}
-    yield _last_chunk(model_name, result.finish_reason, result.metrics, explained)
-
-
-def _last_chunk(
-    model_name: str, finish_reason: str, metrics: GenerationMetrics, explained: dict[str, Any]
-) -> AIMessageChunk:
+        metadata["explanation"] = result.explain().to_dict()
     return AIMessageChunk(
-        content="",
-        usage_metadata=_usage(metrics),
-        response_metadata={
-            "model_name": model_name,
-            "finish_reason": finish_reason,
-            "metrics": metrics.to_dict(),
-            **explained,
-        },
-        chunk_position="last",
+        content="", usage_metadata=_usage(result.metrics), response_metadata=metadata, chunk_position="last"
     )
 
 

@@ -1,9 +1,7 @@
-"""Answers as JSON that fits a schema: asked for in the prompt, begun for the model, checked when parsed."""
+"""Answers as JSON that fits a schema: asked for in the prompt, kept to while decoding, checked when parsed."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
 from operator import itemgetter
 from typing import Any
 
@@ -22,36 +20,7 @@ from langchain_core.runnables import Runnable, RunnableMap, RunnablePassthrough
 from langchain_core.utils.function_calling import convert_to_json_schema
 from langchain_core.utils.pydantic import is_basemodel_subclass
 
-from samkv_rag.frameworks.messages import Message
-
 METHODS = ("json_schema", "json_mode", "function_calling")
-
-
-def with_json_instruction(messages: Sequence[Message], schema: Mapping[str, Any]) -> list[Message]:
-    """Return ``messages`` with the wish for JSON behind the last one, as the user's."""
-    wish = (
-        "Answer with one JSON object and nothing else. It must fit this JSON schema:\n"
-        f"{json.dumps(schema, ensure_ascii=False)}"
-    )
-    if messages and messages[-1]["role"] == "user":
-        last = messages[-1]
-        return [*messages[:-1], last | {"content": f"{last['content']}\n\n{wish}"}]
-    return [*messages, {"role": "user", "content": wish}]
-
-
-def beginning_of_json(schema: Mapping[str, Any]) -> str:
-    """Return how an answer begins that fits ``schema``: an object by its first required property.
-
-    Small models, left to begin themselves, chat or repeat the schema.
-    """
-    if schema.get("type", "object") != "object":
-        return ""
-    properties, required = schema.get("properties", {}), schema.get("required", ())
-    first = next((name for name in properties if name in required), None)
-    if first is None:
-        return "{"
-    quote = ' "' if properties[first].get("type") == "string" else ""
-    return f"{{{json.dumps(first, ensure_ascii=False)}:{quote}"
 
 
 def parsed(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
 from langchain_core.language_models import BaseChatModel, LangSmithParams, LanguageModelInput
-from langchain_core.language_models.chat_models import agenerate_from_stream, generate_from_stream
+from langchain_core.language_models.chat_models import generate_from_stream
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
 from langchain_core.outputs import ChatGenerationChunk, ChatResult
 from langchain_core.runnables import Runnable
@@ -28,12 +28,12 @@ from pydantic import (
 from langchain_samkv._engine import ENGINE_FIELDS, handle_for, identity_of
 from langchain_samkv._request import Request
 from langchain_samkv._structured import METHODS, parsed
-from langchain_samkv._tools import chosen_tool
 from samkv_rag.checks import refuse_unknown
 from samkv_rag.config import EngineConfig
 from samkv_rag.exceptions import ConfigurationError
 from samkv_rag.frameworks.handle import EngineHandle
 from samkv_rag.frameworks.options import (
+    OWN_CALL_OPTIONS,
     as_config,
     as_dtype_name,
     as_method,
@@ -44,12 +44,13 @@ from samkv_rag.frameworks.options import (
     method_as_dict,
 )
 from samkv_rag.frameworks.streams import aiter_in_thread
+from samkv_rag.frameworks.tools import chosen_tool
 from samkv_rag.store.unreachable import without_secrets
 
 if TYPE_CHECKING:
     from samkv_rag import SamKVEngine
 
-_PER_CALL = ("max_tokens", "temperature", "top_p", "stop", "seed", "method", "explain")
+_PER_CALL = (*OWN_CALL_OPTIONS, "explain")
 
 
 class ChatSamKV(BaseChatModel):
@@ -59,13 +60,17 @@ class ChatSamKV(BaseChatModel):
     first use; touch :attr:`engine` to load it at a time of your choosing. Copies (``configurable_fields``,
     ``model_copy``) share its engine.
 
-    Every call, and ``bind``, takes ``max_tokens``, ``temperature``, ``top_p``, ``stop``, ``seed`` and
-    ``method``, such as ``Scout(sequence_ratio=0.3)`` or ``"full_prefill"``; None means the model's own.
+    Every call, and ``bind``, takes ``max_tokens``, ``temperature``, ``top_p``, ``top_k``, ``min_p``,
+    ``repetition_penalty``, ``stop``, ``seed``, ``logprobs``, ``top_logprobs`` and ``method``, such as
+    ``Scout(sequence_ratio=0.3)`` or ``"full_prefill"``; None means the model's own. ``grammar`` is a
+    :class:`samkv_rag.Grammar` that the answer keeps to, ``n`` the number of answers: of ``generate``, since
+    streams, and what returns one message, have the first.
 
     ``store_secret``, and the password in a store's URL, are masked wherever the model is shown or traced.
 
     Answers carry ``usage_metadata``, in which ``cache_read`` counts the tokens whose KV was reused, and
-    ``response_metadata`` with ``model_name``, ``finish_reason`` and ``metrics``; in a stream, the last chunk.
+    ``response_metadata`` with ``model_name``, ``finish_reason``, ``metrics`` and, where asked for, ``logprobs``
+    in OpenAI's form; in a stream, the last chunk.
     With ``explain`` there is an ``explanation`` too, for :meth:`samkv_rag.Explanation.from_dict`: it holds the
     chunks' texts, which then reach chat histories and traces.
 
@@ -104,10 +109,15 @@ class ChatSamKV(BaseChatModel):
     max_tokens: int = Field(default=256, ge=1, description="Longest answer, in tokens.")
     temperature: float = Field(default=0.0, ge=0.0, description="0 always takes the likeliest token.")
     top_p: float = Field(default=1.0, gt=0.0, le=1.0, description="Sample from the likeliest tokens of this mass.")
+    top_k: int = Field(default=0, ge=0, description="Sample from so many of the likeliest tokens; 0: from all.")
+    min_p: float = Field(default=0.0, ge=0.0, le=1.0, description="Least share of the likeliest token's probability.")
+    repetition_penalty: float = Field(default=1.0, gt=0.0, description="Above 1 makes what was said less likely.")
     stop: Annotated[list[str] | None, BeforeValidator(as_texts)] = Field(
         default=None, description="Texts that end an answer and are not part of it."
     )
     seed: int | None = Field(default=None, description="Makes sampling repeatable.")
+    logprobs: bool = Field(default=False, description="Answers say how likely each token was.")
+    top_logprobs: int = Field(default=0, ge=0, le=20, description="How many of the likeliest tokens they name beside.")
     explain: bool = Field(default=False, description="Answers say which tokens of which chunks were kept.")
     streaming: bool = Field(default=False, description="Also invoke reports token by token to callbacks.")
 
@@ -148,7 +158,7 @@ class ChatSamKV(BaseChatModel):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
-        return generate_from_stream(self._stream(messages, stop, **kwargs))
+        return _result(self._chunks(messages, {"stop": stop, **kwargs}))
 
     def _stream(
         self,
@@ -158,7 +168,7 @@ class ChatSamKV(BaseChatModel):
         **kwargs: Any,
     ) -> Iterator[ChatGenerationChunk]:
         with closing(self._chunks(messages, {"stop": stop, **kwargs})) as chunks:
-            for chunk in chunks:
+            for chunk in (chunk for index, chunk in chunks if index == 0):
                 generation = ChatGenerationChunk(message=chunk)
                 if run_manager is not None:
                     run_manager.on_llm_new_token(generation.text, chunk=generation)
@@ -171,8 +181,8 @@ class ChatSamKV(BaseChatModel):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
-        async with aclosing(self._astream(messages, stop, **kwargs)) as chunks:  # type: ignore[type-var]
-            return await agenerate_from_stream(chunks)
+        async with aclosing(aiter_in_thread(self._chunks(messages, {"stop": stop, **kwargs}))) as chunks:
+            return _result([chunk async for chunk in chunks])
 
     async def _astream(
         self,
@@ -182,7 +192,9 @@ class ChatSamKV(BaseChatModel):
         **kwargs: Any,
     ) -> AsyncIterator[ChatGenerationChunk]:
         async with aclosing(aiter_in_thread(self._chunks(messages, {"stop": stop, **kwargs}))) as chunks:
-            async for chunk in chunks:
+            async for index, chunk in chunks:
+                if index > 0:
+                    continue
                 generation = ChatGenerationChunk(message=chunk)
                 if run_manager is not None:
                     await run_manager.on_llm_new_token(generation.text, chunk=generation)
@@ -190,8 +202,8 @@ class ChatSamKV(BaseChatModel):
 
     def _chunks(
         self, messages: Sequence[BaseMessage], given: Mapping[str, Any]
-    ) -> Generator[AIMessageChunk, None, None]:
-        """Yield the answer; the model is loaded and the prompt built with the first chunk, in the reader's thread."""
+    ) -> Generator[tuple[int, AIMessageChunk], None, None]:
+        """Yield the answers; the model is loaded and the prompt built with the first chunk, in the reader's thread."""
         own = {name: getattr(self, name) for name in _PER_CALL}
         yield from Request.of_call(own, given).answer(self.engine, messages)
 
@@ -207,8 +219,9 @@ class ChatSamKV(BaseChatModel):
     ) -> Runnable[LanguageModelInput, AIMessage]:
         """Return the model with tools that it may call.
 
-        ``tool_choice`` is ``"auto"``, ``"any"`` or the name of the tool that must be called: the answer is
-        begun for the model. ``strict`` is passed on in the tools' schemas.
+        ``tool_choice`` is ``"auto"``, ``"any"`` or the name of the tool that must be called: then nothing but calls
+        with arguments that fit can be decoded, one alone where ``parallel_tool_calls=False``. ``strict`` is passed on
+        in the tools' schemas.
 
         Raises:
             ToolsUnsupportedError: the model's chat template takes no tools; where the model is not loaded
@@ -232,9 +245,9 @@ class ChatSamKV(BaseChatModel):
     ) -> Runnable[LanguageModelInput, Any]:
         """Return the model with answers that fit ``schema``, or raise langchain's OutputParserException.
 
-        ``"json_schema"`` and ``"json_mode"`` put the schema into the prompt, begin the answer and check it;
-        ``"function_calling"`` makes the model call a tool, for templates that take tools. Decoding is free
-        in all of them, so ``strict`` changes nothing: every complete answer is checked.
+        ``"json_schema"`` and ``"json_mode"`` put the schema into the prompt; ``"function_calling"`` makes the model
+        call a tool, for templates that take tools. All keep to the schema while decoding, so ``strict`` changes
+        nothing; one that ``max_tokens`` cuts off does not fit.
 
         Raises:
             ConfigurationError: an unknown method or option.
@@ -271,3 +284,12 @@ class ChatSamKV(BaseChatModel):
 
     def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
         return super()._get_ls_params(stop=stop or self.stop, **kwargs)
+
+
+def _result(chunks: Iterable[tuple[int, AIMessageChunk]]) -> ChatResult:
+    """The answers, whole."""
+    answers: dict[int, list[ChatGenerationChunk]] = {}
+    for index, chunk in chunks:
+        answers.setdefault(index, []).append(ChatGenerationChunk(message=chunk))
+    wholes = [generate_from_stream(iter(answers[index])) for index in sorted(answers)]
+    return ChatResult(generations=[generation for whole in wholes for generation in whole.generations])

@@ -1,7 +1,7 @@
 """A model that calls tools and writes JSON, without one: a real engine whose words come from a script.
 
 The script reads the rendered prompt, as a model does, and does what it asks for: it finds the tools
-the template wrote down, the JSON schema, and how the answer already begins. So an answer is right only
+the template wrote down and the JSON schema, and keeps to the grammar. So an answer is right only
 if all of that arrived. Everything else, figures included, and every other answer is the real engine's.
 """
 
@@ -10,29 +10,20 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
-from copy import copy
 from dataclasses import replace
 from functools import cache
 from typing import Any
 
-from samkv_rag import EngineConfig, GenerationResult, Piece, SamKVEngine
+from samkv_rag import EngineConfig, GenerationResult, Grammar, Piece, SamKVEngine
 from samkv_rag.model.tokenization import RenderedPrompt
 from support import tiny
 
-TOOL_TEMPLATE = (
-    "{% if tools %}{{ '<|system|>\n<tools>\n' }}{% for tool in tools %}{{ tool | tojson + '\n' }}{% endfor %}"
-    '{{ \'</tools>\nCall one with <tool_call>\n{"name": ..., "arguments": ...}\n</tool_call></s>\n\' }}{% endif %}'
-    "{% for message in messages %}{{ '<|' + message['role'] + '|>\n' + message['content'] }}"
-    "{% for call in message.tool_calls or [] %}{{ '\n<tool_call>\n' + call.function | tojson + '\n</tool_call>' }}"
-    "{% endfor %}{{ '</s>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}"
-)
 PIECE_CHARS = 7
 
 
 def tiny_engine(chat_template: str | None = tiny.CHAT_TEMPLATE) -> SamKVEngine:
     """An engine on a tiny random model that speaks the template."""
-    tokenizer = copy(tiny.tokenizer())
-    tokenizer.chat_template = chat_template
+    tokenizer = tiny.tokenizer_with(chat_template)
     config = EngineConfig(block_tokens=8)
     return SamKVEngine.from_pretrained(tiny.model(), tokenizer=tokenizer, config=config, method=tiny.method())
 
@@ -48,8 +39,13 @@ class ScriptedEngine:
 
     def stream(self, prompt: RenderedPrompt, **options: Any) -> Any:
         """Like :meth:`SamKVEngine.stream`."""
-        if (words := script(prompt.text)) is None:
+        grammar = options.get("grammar")
+        if (words := script(prompt.text, grammar)) is None:
             return self._engine.stream(prompt, **options)
+        if grammar is not None:
+            matcher = self._engine._guide.matcher(grammar)
+            for token_id in self._engine.tokenize(words):
+                matcher.consume(token_id)  # raises where the grammar does not allow it
         return ScriptedStream(self._engine, prompt, options | {"max_new_tokens": 1}, words)
 
 
@@ -69,27 +65,22 @@ class ScriptedStream:
     def close(self) -> None: ...
 
 
-def script(prompt: str) -> str | None:
+def script(prompt: str, grammar: Grammar | None) -> str | None:
     """What is to be said to ``prompt``; None: whatever the real engine says."""
-    conversation, _, begun = prompt.rpartition("<|assistant|>\n")
-    if begun.startswith("{"):
+    conversation, lark = prompt.rpartition("<|assistant|>\n")[0], grammar.lark if grammar else ""
+    if "fitting:" in lark:
         (schema,) = re.findall(r"fit this JSON schema:\n(.*?)</s>", conversation)
-        return _rest(begun, json.dumps(_values(json.loads(schema), _question(conversation))))
-    if "<tools>" not in conversation or (not begun and _last_role(conversation) == "tool"):
+        return json.dumps(_values(json.loads(schema), _question(conversation)))
+    if "<tools>" not in conversation or (not lark and _last_role(conversation) == "tool"):
         return None
-    call = json.dumps(_call(conversation, begun), ensure_ascii=False)
-    return _rest(begun, f"<tool_call>\n{call}\n</tool_call>")
+    call = json.dumps(_call(conversation, lark), ensure_ascii=False)
+    return f"<tool_call>\n{call}\n</tool_call>"
 
 
-def _rest(begun: str, whole: str) -> str:
-    assert whole.startswith(begun), f"the answer was begun with {begun!r}, which {whole!r} is not"
-    return whole[len(begun) :]
-
-
-def _call(conversation: str, begun: str) -> dict[str, Any]:
+def _call(conversation: str, lark: str) -> dict[str, Any]:
     listed = conversation.partition("<tools>\n")[2].partition("\n</tools>")[0].splitlines()
     tools = {tool["function"]["name"]: tool["function"] for tool in map(json.loads, listed)}
-    named = re.search(r'"name": "(\w+)"', begun)
+    named = re.search(r'\\"name\\": \\"(\w+)\\"', lark)
     tool = tools[named[1]] if named else next(iter(tools.values()))
     return {"name": tool["name"], "arguments": _values(tool["parameters"], _question(conversation))}
 
@@ -116,4 +107,4 @@ def _last_role(conversation: str) -> str:
 @cache
 def scripted_engine() -> Any:
     """One for all tests: it keeps no state but chunks."""
-    return ScriptedEngine(tiny_engine(TOOL_TEMPLATE))
+    return ScriptedEngine(tiny_engine(tiny.TOOL_TEMPLATE))

@@ -108,12 +108,19 @@ class TestArguments:
             ({"temperature": -1}, "^temperature is "),
             ({"top_p": 2.0}, "^top_p is "),
             ({"method": "magic"}, "^method is "),
+            ({"max_new_tokens": 3}, "unknown option max_new_tokens; did you mean max_tokens"),
+            ({"model_name": "other"}, "model_name is another word for it"),
         ],
         ids=str,
     )
     def test_what_is_unknown_or_out_of_range_is_refused_by_name(self, bad: dict[str, Any], words: str) -> None:
         with pytest.raises(ConfigurationError, match=words):
             SamKVLLM("some/model", **bad)
+
+    def test_the_model_goes_by_both_names_and_may_be_a_path(self) -> None:
+        assert [SamKVLLM(Path("a/b")).model, SamKVLLM(model_name="a/b").model] == ["a/b", "a/b"]
+        with pytest.raises(ConfigurationError, match="give the model"):
+            SamKVLLM()
 
     def test_an_engine_brings_its_own(self, watched: Any) -> None:
         watched.namespace = "tenant a"
@@ -127,17 +134,19 @@ class TestArguments:
 
 class TestOptions:
     def test_fields_are_the_defaults_of_a_call(self, watched: Any) -> None:
-        llm = SamKVLLM.from_engine(watched, max_tokens=2, temperature=0.7, top_p=0.9, stop=["END"], seed=5)
-        llm.complete("Hello")
-        _, options = watched.calls[-1]
-        assert options == {
-            "max_new_tokens": 2,
+        given: dict[str, Any] = {
             "temperature": 0.7,
             "top_p": 0.9,
+            "top_k": 7,
+            "min_p": 0.1,
+            "repetition_penalty": 1.1,
             "stop": ["END"],
             "seed": 5,
-            "method": watched.method,
+            "logprobs": True,
+            "top_logprobs": 2,
         }
+        SamKVLLM.from_engine(watched, max_tokens=2, **given).complete("Hello")
+        assert watched.calls[-1][1] == given | {"max_new_tokens": 2, "method": watched.method}
 
     def test_a_call_overrides_them_and_none_does_not(self, llm: SamKVLLM, watched: Any) -> None:
         llm.chat(MESSAGES, max_new_tokens=1, stop="END", method="full_prefill", top_p=None, seed=0)

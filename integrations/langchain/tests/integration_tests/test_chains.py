@@ -26,7 +26,7 @@ from langchain_samkv import ChatSamKV, SamKVVectorStore
 from samkv_rag import SamKVEngine
 from support import tiny
 from tests.lighthouse import KEEPER, QUERY, TEXTS, WordEmbeddings
-from tests.scripted import TOOL_TEMPLATE, ScriptedEngine, tiny_engine
+from tests.scripted import ScriptedEngine, tiny_engine
 
 RULES = "Answer from these passages alone."
 QUESTIONS = [QUERY, "And the lamp?", "What is the sea like in winter?"]
@@ -134,7 +134,7 @@ def test_an_agent_with_the_passages_in_its_prompt_that_remembers_by_a_checkpoint
 def test_an_agent_that_searches_by_a_tool() -> None:
     """The model's words come from a script that calls the tool; what it costs is the real engine's."""
     llm = ChatSamKV(
-        engine=ScriptedEngine(tiny_engine(TOOL_TEMPLATE)), max_tokens=8, method=tiny.method(sequence_ratio=0.5)
+        engine=ScriptedEngine(tiny_engine(tiny.TOOL_TEMPLATE)), max_tokens=8, method=tiny.method(sequence_ratio=0.5)
     )  # type: ignore[arg-type]
     store = SamKVVectorStore.from_texts(TEXTS, WordEmbeddings(), llm=llm)
     search = create_retriever_tool(store.as_retriever(search_kwargs={"k": 2}), "search", "Search the station's book.")

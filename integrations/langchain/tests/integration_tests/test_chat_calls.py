@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 from langchain_core.caches import InMemoryCache
 from langchain_core.callbacks import BaseCallbackHandler
+from langchain_core.messages import HumanMessage
 
 from langchain_samkv import ChatSamKV
-from samkv_rag import SamKVEngine
+from samkv_rag import Grammar, SamKVEngine
 from samkv_rag.exceptions import ConfigurationError, PromptTooLongError
 from support import tiny
 from tests.calling import CHUNKS, QUESTION, aask, ask, awaited_forms, every_form, ingested_engine
@@ -123,6 +124,26 @@ class TestOptions:
         }[where]()
         assert stopped.content == whole[: whole.index(stop)]
         assert stopped.response_metadata["finish_reason"] == "stop"
+
+    def test_n_answers_are_those_of_their_seeds(self, llm: ChatSamKV) -> None:
+        options: dict[str, Any] = {"temperature": 1.5, "seed": 3}
+        alone = [llm.invoke(QUESTION, **options | {"seed": 3 + i}).content for i in range(3)]
+        (answers,) = llm.generate([[HumanMessage(QUESTION)]], n=3, **options).generations
+        (later,) = asyncio.run(llm.agenerate([[HumanMessage(QUESTION)]], n=3, **options)).generations
+        assert [one.text for one in answers] == [one.text for one in later] == alone
+        assert ask(llm, "stream", n=3, **options).content == ask(llm, "astream", n=3, **options).content == alone[0]
+
+    def test_logprobs_are_in_openais_form(self, llm: ChatSamKV, engine: SamKVEngine) -> None:
+        message = llm.invoke(QUESTION, logprobs=True, top_logprobs=2)
+        prompt = engine.apply_chat_template([{"role": "user", "content": QUESTION}])
+        expected = engine.generate(prompt, max_new_tokens=8, logprobs=True, top_logprobs=2).logprobs
+        content = message.response_metadata["logprobs"]["content"]
+        assert [(one["token"], one["logprob"]) for one in content] == [(e.text, e.logprob) for e in expected]
+        assert [len(one["top_logprobs"]) for one in content] == [2] * 8
+        assert "logprobs" not in llm.invoke(QUESTION).response_metadata
+
+    def test_a_grammar_is_kept_to(self, llm: ChatSamKV) -> None:
+        assert llm.invoke(QUESTION, grammar=Grammar.choices(["left", "right"])).content in ("left", "right")
 
     def test_a_seed_repeats_a_sampled_answer(self, llm: ChatSamKV) -> None:
         one, same, other = (llm.invoke(QUESTION, temperature=2.0, seed=seed).content for seed in (1, 1, 2))

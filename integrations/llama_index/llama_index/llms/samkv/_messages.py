@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from llama_index.core.base.llms.types import ChatMessage
+from llama_index.core.base.llms.types import ChatMessage, ToolCallBlock
 
 from samkv_rag.exceptions import PromptError
-from samkv_rag.frameworks.messages import join_system_messages, template_role
+from samkv_rag.frameworks.messages import Message, join_system_messages, template_role
 
-_SILENT_BLOCKS = ("cache", "thinking")  # carry nothing the model should read again
+_SILENT_BLOCKS = ("cache", "thinking", "tool_call")  # carry no text that the model should read again
+_OF_RESULTS = ("tool_call_id", "name")
 
 
-def engine_messages(messages: Sequence[ChatMessage]) -> list[dict[str, str]]:
-    """Return ``messages`` as role and content, neighbouring system messages joined.
+def engine_messages(messages: Sequence[ChatMessage]) -> list[Message]:
+    """Return ``messages`` as role and content, with tool calls and results; neighbouring system messages joined.
 
     LlamaIndex puts an LLM's ``system_prompt`` before a prompt's own system message.
 
@@ -21,9 +22,19 @@ def engine_messages(messages: Sequence[ChatMessage]) -> list[dict[str, str]]:
         PromptError: a message holds something other than text.
     """
     refuse_non_text(messages)
-    return join_system_messages(
-        {"role": template_role(message.role.value), "content": message.content or ""} for message in messages
-    )
+    return join_system_messages(map(_engine_message, messages))
+
+
+def _engine_message(message: ChatMessage) -> Message:
+    converted: Message = {"role": template_role(message.role.value), "content": message.content or ""}
+    if calls := [block for block in message.blocks if isinstance(block, ToolCallBlock)]:
+        functions = [(call.tool_call_id, {"name": call.tool_name, "arguments": call.tool_kwargs}) for call in calls]
+        converted["tool_calls"] = [{"type": "function", "id": id_, "function": called} for id_, called in functions]
+    if converted["role"] == "tool":
+        converted |= {
+            name: message.additional_kwargs[name] for name in _OF_RESULTS if name in message.additional_kwargs
+        }
+    return converted
 
 
 def refuse_non_text(messages: Iterable[ChatMessage]) -> None:

@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+import json
 from collections import deque
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from llama_index.core.base.llms.types import ChatMessage, ChatResponse, CompletionResponse, MessageRole
+from llama_index.core.base.llms.types import (
+    ChatMessage,
+    ChatResponse,
+    CompletionResponse,
+    LogProb,
+    MessageRole,
+    ToolCallBlock,
+)
+
+from samkv_rag.frameworks.logprobs import token_bytes
+from samkv_rag.frameworks.tools import TextOnly, ToolCall, ToolCalls
 
 if TYPE_CHECKING:
-    from samkv_rag import GenerationMetrics, GenerationResult
+    from samkv_rag import GenerationMetrics, GenerationResult, TokenLogprob
     from samkv_rag.runtime.stream import AnswerStream
 
 
@@ -21,43 +32,76 @@ class Answer:
 
     text: str
     delta: str | None = None
+    calls: tuple[ToolCall, ...] = ()
     raw: dict[str, Any] | None = None
     """None until the answer is complete."""
     usage: dict[str, int] = field(default_factory=dict)
+    logprobs: list[list[LogProb]] | None = None
+    """Of each token the likeliest in its place, or itself alone."""
 
     def as_completion(self) -> CompletionResponse:
         """Return a completion response."""
-        return CompletionResponse(text=self.text, delta=self.delta, raw=self.raw, additional_kwargs=dict(self.usage))
+        return CompletionResponse(
+            text=self.text, delta=self.delta, raw=self.raw, logprobs=self.logprobs, additional_kwargs=dict(self.usage)
+        )
 
     def as_chat(self) -> ChatResponse:
         """Return a chat response.
 
         Its message carries no additional_kwargs: LlamaIndex would print them into the next prompt.
         """
-        message = ChatMessage(role=MessageRole.ASSISTANT, content=self.text)
-        return ChatResponse(message=message, delta=self.delta, raw=self.raw, additional_kwargs=dict(self.usage))
+        message = ChatMessage(role=MessageRole.ASSISTANT, content=self.text if self.text or not self.calls else None)
+        message.blocks += [
+            ToolCallBlock(tool_call_id=call.id, tool_name=call.name or "", tool_kwargs=json.loads(call.arguments))
+            for call in self.calls
+        ]
+        return ChatResponse(
+            message=message,
+            delta=self.delta,
+            raw=self.raw,
+            logprobs=self.logprobs,
+            additional_kwargs=dict(self.usage),
+        )
 
 
 def growing_answers(
-    stream: AnswerStream, explain: bool, record: Callable[[GenerationResult], None]
+    stream: AnswerStream, reader: TextOnly | ToolCalls, explain: bool, record: Callable[[GenerationResult], None]
 ) -> Generator[Answer, None, None]:
     """Yield the answer so far for every piece, and close ``stream``; the last one carries the figures."""
-    text = ""
+    text, calls = "", list[ToolCall]()
     with closing(stream):
-        for piece in stream:
-            text += piece.text
-            yield Answer(text, piece.text)
+        for said in _said(stream, reader):
+            delta = ""
+            if isinstance(said, ToolCall) and said.name is not None:
+                calls.append(said)
+            else:  # a call that cannot be read is shown as the text it is
+                delta = said if isinstance(said, str) else said.arguments
+                text += delta
+            yield Answer(text, delta, tuple(calls))
         result = stream.result
         record(result)
         figures = _figures(result.metrics, result.finish_reason)
         explained = {"explanation": result.explain().to_dict()} if explain else {}
-        yield Answer(result.text, "", figures | explained, figures["usage"])
+        others = {"others": [other.text for other in result.others]} if result.others else {}
+        logprobs = [[_logprob(other) for other in one.top or (one,)] for one in result.logprobs]
+        yield Answer(text, "", tuple(calls), figures | explained | others, figures["usage"], logprobs or None)
+
+
+def _said(stream: AnswerStream, reader: TextOnly | ToolCalls) -> Iterator[str | ToolCall]:
+    for piece in stream:
+        if piece.index == 0:
+            yield from reader.add(piece.text)
+    yield from reader.finish()
 
 
 def last_answer(answers: Iterable[Answer]) -> Answer:
     """Return the complete answer."""
     (last,) = deque(answers, maxlen=1)
     return replace(last, delta=None)
+
+
+def _logprob(one: TokenLogprob) -> LogProb:
+    return LogProb(token=one.text, logprob=one.logprob, bytes=token_bytes(one.text) or [])
 
 
 def _figures(metrics: GenerationMetrics, finish_reason: str | None) -> dict[str, Any]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import aclosing
+from os import PathLike
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from llama_index.core.base.llms.generic_utils import messages_to_prompt as generic_messages_to_prompt
@@ -17,8 +19,10 @@ from llama_index.core.base.llms.types import (
     CompletionResponseGen,
     LLMMetadata,
     MessageRole,
+    ToolCallBlock,
 )
 from llama_index.core.bridge.pydantic import (
+    BaseModel,
     Field,
     PrivateAttr,
     SecretStr,
@@ -28,17 +32,25 @@ from llama_index.core.bridge.pydantic import (
     field_validator,
 )
 from llama_index.core.llms.custom import CustomLLM
-from llama_index.core.llms.llm import default_completion_to_prompt
+from llama_index.core.llms.function_calling import FunctionCallingLLM
+from llama_index.core.llms.llm import ToolSelection, default_completion_to_prompt
+from llama_index.core.prompts import PromptTemplate
+from llama_index.core.tools import BaseTool
+from llama_index.core.types import Model
 from llama_index.llms.samkv._messages import engine_messages, refuse_non_text
 from llama_index.llms.samkv._recorder import Recorder
 from llama_index.llms.samkv._responses import Answer, growing_answers, last_answer
+from llama_index.llms.samkv._structured import as_object, growing_objects
 from llama_index.llms.samkv._tracing import traced_chat, traced_completion
 
 from samkv_rag.checks import refuse_unknown
 from samkv_rag.config import EngineConfig
+from samkv_rag.exceptions import ConfigurationError, ToolsUnsupportedError
 from samkv_rag.frameworks.handle import EngineHandle
+from samkv_rag.frameworks.messages import Message
 from samkv_rag.frameworks.options import (
     ENGINE_OPTIONS,
+    OWN_CALL_OPTIONS,
     as_config,
     as_dtype_name,
     as_method,
@@ -52,23 +64,30 @@ from samkv_rag.frameworks.options import (
     secret_value,
 )
 from samkv_rag.frameworks.streams import aiter_in_thread, closing_source
+from samkv_rag.frameworks.tools import TextOnly, ToolCalls, answer_grammar, prompt_and_grammar
 from samkv_rag.results import GenerationMetrics
 from samkv_rag.store.unreachable import without_secrets
 
 if TYPE_CHECKING:
-    from samkv_rag import Explanation, SamKVEngine
+    from samkv_rag import Explanation, Grammar, SamKVEngine
+    from samkv_rag.model.tokenization import RenderedPrompt
 
-_Prompt = str | list[dict[str, str]]
+_Prompt = str | list[Message]
 _Response = TypeVar("_Response", CompletionResponse, ChatResponse)
 
-_PER_CALL = ("max_tokens", "temperature", "top_p", "stop", "seed", "method")
 # LlamaIndex's document-context extractor sends extra headers to every LLM.
-_NOT_THE_ENGINES = ("explain", "extra_headers")
-_FROM_PLAIN = {"stop": as_texts, "store": as_path_text, "store_secret": as_secret, "dtype": as_dtype_name}
+_NOT_THE_ENGINES = ("explain", "extra_headers", "tools", "tool_choice", "parallel_tool_calls", "json_schema")
+_FROM_PLAIN = {
+    "model": as_path_text,
+    "stop": as_texts,
+    "store": as_path_text,
+    "store_secret": as_secret,
+    "dtype": as_dtype_name,
+}
 _OF_THE_ENGINE = ("model", *(name for name in ENGINE_OPTIONS if name != "method"))
 
 
-class SamKVLLM(CustomLLM):
+class SamKVLLM(CustomLLM, FunctionCallingLLM):
     """A local LLM that answers from the cached KV of the retrieved chunks.
 
     The model is loaded on first use; touch :attr:`engine` to load it at a time of your choosing. Set
@@ -79,8 +98,10 @@ class SamKVLLM(CustomLLM):
     the model's chat template, unless ``messages_to_prompt`` or ``completion_to_prompt`` is given;
     ``complete(prompt, formatted=True)`` uses the string verbatim.
 
-    Every call takes ``max_tokens``, ``temperature``, ``top_p``, ``stop``, ``seed`` and ``method``, such as
-    ``Scout(sequence_ratio=0.3)`` or ``"full_prefill"``; None means the LLM's own.
+    Every call takes ``max_tokens``, ``temperature``, ``top_p``, ``top_k``, ``min_p``, ``repetition_penalty``,
+    ``stop``, ``seed``, ``logprobs``, ``top_logprobs`` and ``method``, such as ``Scout(sequence_ratio=0.3)`` or
+    ``"full_prefill"``; None means the LLM's own. ``grammar`` is a :class:`samkv_rag.Grammar` that the answer keeps
+    to; with ``n`` answers, ``raw["others"]`` has the texts of those behind the first.
 
     ``store_secret``, and the password in a store's URL, are masked wherever the LLM is shown or written out;
     a masked secret is refused, so give it again: ``SamKVLLM.from_json(text, store_secret=secret)``.
@@ -111,9 +132,14 @@ class SamKVLLM(CustomLLM):
     max_tokens: int = Field(default=256, ge=1, description="Longest answer, in tokens.")
     temperature: float = Field(default=0.0, ge=0.0, description="0 always takes the likeliest token.")
     top_p: float = Field(default=1.0, gt=0.0, le=1.0, description="Sample from the likeliest tokens of this mass.")
+    top_k: int = Field(default=0, ge=0, description="Sample from so many of the likeliest tokens; 0: from all.")
+    min_p: float = Field(default=0.0, ge=0.0, le=1.0, description="Least share of the likeliest token's probability.")
+    repetition_penalty: float = Field(default=1.0, gt=0.0, description="Above 1 makes what was said less likely.")
     stop: list[str] | None = Field(default=None, description="Texts that end an answer and are not part of it.")
     seed: int | None = Field(default=None, description="Makes sampling repeatable.")
 
+    logprobs: bool = Field(default=False, description="Answers say how likely each token was.")
+    top_logprobs: int = Field(default=0, ge=0, le=20, description="How many of the likeliest tokens they name beside.")
     explain: bool = Field(default=False, description="Responses say which tokens of which chunks were kept.")
     on_metrics: Callable[[GenerationMetrics], None] | None = Field(
         default=None,
@@ -124,8 +150,13 @@ class SamKVLLM(CustomLLM):
     _handle: EngineHandle = PrivateAttr()
     _recorder: Recorder = PrivateAttr(default_factory=Recorder)
 
-    def __init__(self, model: str, **options: Any) -> None:
+    def __init__(
+        self, model: str | PathLike[str] | None = None, *, model_name: str | None = None, **options: Any
+    ) -> None:
         refuse_unknown(options, list(type(self).model_fields))
+        if (model is None) == (model_name is None):
+            raise ConfigurationError("give the model, SamKVLLM('folder or hub id'); model_name is another word for it")
+        model = model_name if model is None else model
         try:
             super().__init__(model=model, **options)
         except ValidationError as error:
@@ -154,7 +185,7 @@ class SamKVLLM(CustomLLM):
     def _config_from_dict(cls, config: object) -> object:
         return as_config(config)
 
-    @field_validator("stop", "store", "store_secret", "dtype", mode="before")
+    @field_validator(*_FROM_PLAIN, mode="before")
     @classmethod
     def _from_plain_values(cls, value: object, info: ValidationInfo) -> object:
         return _FROM_PLAIN[str(info.field_name)](value)
@@ -209,6 +240,7 @@ class SamKVLLM(CustomLLM):
             context_window=self.engine.context_window,
             num_output=self.max_tokens,
             is_chat_model=self.engine.has_chat_template,
+            is_function_calling_model=self.engine.takes_tools,
             model_name=self.engine.model_name,
         )
 
@@ -272,6 +304,98 @@ class SamKVLLM(CustomLLM):
         self._options(kwargs)
         return aiter_in_thread(_lazily(lambda: self.stream_chat(messages, **kwargs)))
 
+    # Tools
+
+    def _prepare_chat_with_tools(
+        self,
+        tools: Sequence[BaseTool],
+        user_msg: str | ChatMessage | None = None,
+        chat_history: list[ChatMessage] | None = None,
+        verbose: bool = False,
+        allow_parallel_tool_calls: bool = False,
+        tool_required: bool = False,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        """Return the arguments of a chat that may call ``tools``; ``tool_required``: that must."""
+        said = ChatMessage(role=MessageRole.USER, content=user_msg) if isinstance(user_msg, str) else user_msg
+        return {
+            "messages": [*(chat_history or ()), *([] if said is None else [said])],
+            "tools": [tool.metadata.to_openai_tool(skip_length_check=True) for tool in tools],
+            "tool_choice": "required" if tool_required else "auto",
+            "parallel_tool_calls": allow_parallel_tool_calls,
+            **kwargs,
+        }
+
+    def get_tool_calls_from_response(
+        self, response: ChatResponse, error_on_no_tool_call: bool = True, **kwargs: Any
+    ) -> list[ToolSelection]:
+        """Return the calls of an answer.
+
+        Raises:
+            ConfigurationError: there are none, unless ``error_on_no_tool_call`` is False.
+        """
+        calls = [block for block in response.message.blocks if isinstance(block, ToolCallBlock)]
+        if error_on_no_tool_call and not calls:
+            raise ConfigurationError(
+                f"the answer calls no tool but says {reprlib.repr(response.message.content)}; pass tool_required=True"
+            )
+        return [
+            ToolSelection(
+                tool_id=call.tool_call_id or "",
+                tool_name=call.tool_name,
+                tool_kwargs=cast(dict[str, Any], call.tool_kwargs),
+            )
+            for call in calls
+        ]
+
+    # Answers as objects
+
+    def structured_predict(
+        self,
+        output_cls: type[Model],
+        prompt: PromptTemplate,
+        llm_kwargs: dict[str, Any] | None = None,
+        **prompt_args: Any,
+    ) -> Model:
+        """Return an answer as an object of ``output_cls``, whose schema is kept to while decoding.
+
+        Raises:
+            ConfigurationError: the answer was cut off.
+        """
+        messages = self._extend_messages(prompt.format_messages(**prompt_args))
+        return as_object(self.chat(messages, **_fitting(output_cls, llm_kwargs)), output_cls)
+
+    async def astructured_predict(
+        self,
+        output_cls: type[Model],
+        prompt: PromptTemplate,
+        llm_kwargs: dict[str, Any] | None = None,
+        **prompt_args: Any,
+    ) -> Model:
+        """:meth:`structured_predict` in a thread."""
+        messages = self._extend_messages(prompt.format_messages(**prompt_args))
+        return as_object(await self.achat(messages, **_fitting(output_cls, llm_kwargs)), output_cls)
+
+    def _structured_stream_call(
+        self,
+        output_cls: type[Model],
+        prompt: PromptTemplate,
+        llm_kwargs: dict[str, Any] | None = None,
+        **prompt_args: Any,
+    ) -> Generator[Any, None, None]:
+        """Yield the object as it grows; the last one is whole."""
+        messages = self._extend_messages(prompt.format_messages(**prompt_args))
+        return growing_objects(self.stream_chat(messages, **_fitting(output_cls, llm_kwargs)), output_cls)
+
+    async def _structured_astream_call(
+        self,
+        output_cls: type[Model],
+        prompt: PromptTemplate,
+        llm_kwargs: dict[str, Any] | None = None,
+        **prompt_args: Any,
+    ) -> AsyncGenerator[Any, None]:
+        return aiter_in_thread(self._structured_stream_call(output_cls, prompt, llm_kwargs, **prompt_args))
+
     # Prompts and options
 
     def _completion_prompt(self, prompt: str, formatted: bool) -> _Prompt:
@@ -291,7 +415,7 @@ class SamKVLLM(CustomLLM):
 
     def _options(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """Return the engine's options: the LLM's fields, changed by what the caller gave."""
-        own = {name: getattr(self, name) for name in _PER_CALL}
+        own = {name: getattr(self, name) for name in OWN_CALL_OPTIONS}
         return call_options(own, {name: value for name, value in given.items() if name not in _NOT_THE_ENGINES})
 
     # Engine calls
@@ -304,9 +428,35 @@ class SamKVLLM(CustomLLM):
 
     def _answers(self, prompt: _Prompt, kwargs: Mapping[str, Any]) -> Generator[Answer, None, None]:
         """Return the answer as it grows; options are checked now, generation begins with the first piece."""
-        stream = self.engine.stream(prompt, **self._options(kwargs))
+        options, tools, schema = self._options(kwargs), kwargs.get("tools") or [], kwargs.get("json_schema")
         explain = parse_bool("explain", kwargs.get("explain"), self.explain)
-        return growing_answers(stream, explain, lambda result: self._recorder.record(result, self.on_metrics))
+        asked, grammar = self._guided(prompt, tools, schema, kwargs)
+        options = {"grammar": grammar} | options if grammar else options
+        stream, reader = self.engine.stream(asked, **options), ToolCalls() if tools else TextOnly()
+        return growing_answers(stream, reader, explain, lambda result: self._recorder.record(result, self.on_metrics))
+
+    def _guided(
+        self,
+        prompt: _Prompt,
+        tools: Sequence[Mapping[str, Any]],
+        schema: Mapping[str, Any] | None,
+        kwargs: Mapping[str, Any],
+    ) -> tuple[_Prompt | RenderedPrompt, Grammar | None]:
+        """The prompt that shows tools and schema, and the grammar of the answer."""
+        if tools and isinstance(prompt, str):
+            raise ToolsUnsupportedError(
+                f"{len(tools)} tools given, which only a chat template can show; take a model that has one, without "
+                "messages_to_prompt"
+            )
+        if isinstance(prompt, str) or not (tools or schema):
+            return prompt, answer_grammar("", schema=schema)
+        parallel = parse_bool("parallel_tool_calls", kwargs.get("parallel_tool_calls"), True)
+        return prompt_and_grammar(self.engine, prompt, tools, kwargs.get("tool_choice"), schema, parallel)
+
+
+def _fitting(output_cls: type[BaseModel], llm_kwargs: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The options of a call whose answer is an object of ``output_cls``."""
+    return {**(llm_kwargs or {}), "json_schema": output_cls.model_json_schema()}
 
 
 def _lazily(call: Callable[[], Generator[_Response, None, None]]) -> Generator[_Response, None, None]:

@@ -1,0 +1,194 @@
+"""Tools and answers as objects, of a tiny random model that would rather say anything else."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import Callable
+from typing import Any, Literal
+
+import pytest
+from llama_index.core import Settings, VectorStoreIndex
+from llama_index.core.agent.workflow import AgentWorkflow, FunctionAgent
+from llama_index.core.base.llms.types import ChatMessage, ToolCallBlock
+from llama_index.core.llms.function_calling import FunctionCallingLLM
+from llama_index.core.prompts import PromptTemplate
+from llama_index.core.schema import TextNode
+from llama_index.core.tools import FunctionTool
+from llama_index.llms.samkv import SamKVLLM
+from pydantic import BaseModel, Field
+
+from samkv_rag import SamKVEngine
+from samkv_rag.exceptions import ConfigurationError, ToolsUnsupportedError
+from samkv_rag.frameworks.tools import answer_grammar
+from support import tiny
+
+QUESTION = "How high is the tide?"
+
+
+class Level(BaseModel):
+    """A level, of which every answer ends."""
+
+    of: Literal["sea", "lake"]
+    metres: int = Field(ge=-10, le=10)
+    exact: bool
+
+
+def measured(lake: bool, exact: bool) -> str:
+    """Measure a level."""
+    return f"measured {lake} {exact}"
+
+
+TOOL = FunctionTool.from_defaults(measured)
+MEASURED = {f"measured {lake} {exact}" for lake in (True, False) for exact in (True, False)}
+
+
+@pytest.fixture(scope="module")
+def engine() -> SamKVEngine:
+    """Of a model whose template takes tools."""
+    tokenizer = tiny.tokenizer_with(tiny.TOOL_TEMPLATE)
+    return SamKVEngine.from_pretrained(tiny.model(), tokenizer=tokenizer, method=tiny.method())
+
+
+@pytest.fixture
+def llm(engine: SamKVEngine) -> SamKVLLM:
+    return SamKVLLM.from_engine(engine, max_tokens=1500, temperature=1.0, seed=1)
+
+
+@pytest.fixture
+def plain_llm(tiny_engine: SamKVEngine) -> SamKVLLM:
+    return SamKVLLM.from_engine(tiny_engine, max_tokens=300, temperature=1.0, seed=1)
+
+
+class TestTools:
+    def test_without_a_chat_template_they_are_refused(self, without_template: Any) -> None:
+        llm = SamKVLLM.from_engine(without_template)
+        with pytest.raises(ToolsUnsupportedError, match="only a chat template can show"):
+            llm.chat_with_tools([TOOL], QUESTION)
+
+    def test_whether_it_takes_them_is_the_templates_matter(self, llm: SamKVLLM, plain_llm: SamKVLLM) -> None:
+        assert isinstance(llm, FunctionCallingLLM)
+        assert llm.metadata.is_function_calling_model and not plain_llm.metadata.is_function_calling_model
+        with pytest.raises(ToolsUnsupportedError, match="takes no tools, 1 given"):
+            plain_llm.chat_with_tools([TOOL], QUESTION)
+
+    @pytest.mark.parametrize("form", ["chat", "achat", "stream_chat", "astream_chat"])
+    def test_calls_that_must_be_made_fit(self, llm: SamKVLLM, form: str) -> None:
+        response = asyncio.run(_last(getattr(llm, f"{form}_with_tools")([TOOL], QUESTION, tool_required=True)))
+        (call,) = llm.get_tool_calls_from_response(response)
+        assert TOOL(**call.tool_kwargs).content in MEASURED
+        assert response.message.content is None
+        again = llm.chat_with_tools([TOOL], QUESTION, tool_required=True).message.blocks
+        assert [block.tool_kwargs for block in again if isinstance(block, ToolCallBlock)] == [call.tool_kwargs]
+
+    def test_several_may_be_made_where_that_is_allowed(self, llm: SamKVLLM) -> None:
+        counts = set()
+        for seed in range(6):
+            response = llm.chat_with_tools(
+                [TOOL], QUESTION, tool_required=True, allow_parallel_tool_calls=True, seed=seed
+            )
+            counts.add(len(llm.get_tool_calls_from_response(response)))
+        assert max(counts) > 1
+
+    def test_results_go_back_to_the_model(self, llm: SamKVLLM, engine: SamKVEngine) -> None:
+        asked = ChatMessage(role="user", content=QUESTION)
+        called = llm.chat_with_tools([TOOL], asked, tool_required=True).message
+        (call,) = (block for block in called.blocks if isinstance(block, ToolCallBlock))
+        result = ChatMessage(role="tool", content="4.2", additional_kwargs={"tool_call_id": call.tool_call_id})
+        answer = llm.chat_with_tools([TOOL], chat_history=[asked, called, result], max_tokens=8, temperature=0.0)
+        function = {"name": "measured", "arguments": call.tool_kwargs}
+        prompt = engine.apply_chat_template(
+            [
+                {"role": "user", "content": QUESTION},
+                {"role": "assistant", "content": "", "tool_calls": [{"type": "function", "function": function}]},
+                {"role": "tool", "content": "4.2"},
+            ],
+            tools=[TOOL.metadata.to_openai_tool()],
+        )
+        assert answer.message.content == engine.generate(prompt, max_new_tokens=8).text
+
+    def test_an_answer_without_a_call_says_so(self, llm: SamKVLLM) -> None:
+        response = llm.chat_with_tools([TOOL], QUESTION, max_tokens=8)
+        assert llm.get_tool_calls_from_response(response, error_on_no_tool_call=False) == []
+        with pytest.raises(ConfigurationError, match=r"calls no tool but says .*pass tool_required=True"):
+            llm.get_tool_calls_from_response(response)
+
+    def test_a_call_that_is_cut_off_is_text(self, llm: SamKVLLM) -> None:
+        response = llm.chat_with_tools([TOOL], QUESTION, tool_required=True, max_tokens=20)
+        assert (response.message.content or "").startswith("<tool_call>")
+        assert llm.get_tool_calls_from_response(response, error_on_no_tool_call=False) == []
+
+    def test_predict_and_call_calls(self, llm: SamKVLLM) -> None:
+        assert llm.predict_and_call([TOOL], QUESTION, tool_required=True).response in MEASURED
+
+    @pytest.mark.parametrize("make", [FunctionAgent, lambda **given: AgentWorkflow(agents=[FunctionAgent(**given)])])
+    def test_agents_call_and_then_answer(
+        self, llm: SamKVLLM, make: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        # A random model never calls of its own accord: let it once, and then speak.
+        turns = iter(["any"])
+        monkeypatch.setattr(
+            "samkv_rag.frameworks.tools.answer_grammar",
+            lambda prompt, tools, *_: answer_grammar(prompt, tools, next(turns, None)),
+        )
+        llm = llm.model_copy(update={"max_tokens": 200})
+        seen: list[str] = []
+
+        def note(lake: bool) -> str:
+            """Note a level."""
+            seen.append(str(lake))
+            return "noted"
+
+        async def ask() -> Any:
+            return await make(tools=[note], llm=llm, streaming=True).run(QUESTION)
+
+        response = asyncio.run(ask())
+        assert len(seen) == 1 and len(response.tool_calls) == 1
+        assert response.tool_calls[0].tool_output.content == "noted"
+        assert response.response.content
+
+
+class TestObjects:
+    @pytest.mark.parametrize("which", ["llm", "plain_llm"])
+    def test_every_form_gives_one(self, request: pytest.FixtureRequest, which: str) -> None:
+        llm = request.getfixturevalue(which)
+        prompt = PromptTemplate("How high is the {what}?")
+        level = llm.structured_predict(Level, prompt, what="tide")
+        assert isinstance(level, Level)
+        assert asyncio.run(llm.astructured_predict(Level, prompt, what="tide")) == level
+        grown = list(llm.stream_structured_predict(Level, prompt, what="tide"))
+        assert grown[-1] == level and len(grown) > 2
+        assert llm.as_structured_llm(Level).chat([ChatMessage(role="user", content="How high is the tide?")]).raw
+
+        async def stream() -> list[Any]:
+            return [one async for one in await llm.astream_structured_predict(Level, prompt, what="tide")]
+
+        assert asyncio.run(stream())[-1] == level
+
+    def test_the_schema_stands_in_the_prompt(self, watched: Any) -> None:
+        SamKVLLM.from_engine(watched, max_tokens=300).structured_predict(Level, PromptTemplate("How high?"))
+        prompt, options = watched.calls[-1]
+        asked = str(prompt)
+        assert asked.startswith("<|user|>\nHow high?") and "It must fit this JSON schema" in asked and "metres" in asked
+        assert "fitting:" in options["grammar"].lark
+
+    @pytest.mark.parametrize("mode", ["compact", "refine", "tree_summarize"])
+    def test_query_engines_return_one(self, plain_llm: SamKVLLM, mode: Any) -> None:
+        Settings.tokenizer = plain_llm.tokenizer
+        index = VectorStoreIndex([TextNode(text=tiny.text(seed)) for seed in range(2)])
+        query_engine = index.as_query_engine(llm=plain_llm, output_cls=Level, response_mode=mode)
+        assert isinstance(query_engine.query(QUESTION).response, Level)  # type: ignore[union-attr]
+
+    def test_one_that_is_cut_off_is_an_error_and_not_an_empty_answer(self, plain_llm: SamKVLLM) -> None:
+        short = plain_llm.model_copy(update={"max_tokens": 5})
+        with pytest.raises(ConfigurationError, match="ended by 'length', is no Level; raise max_tokens"):
+            short.structured_predict(Level, PromptTemplate("How high?"))
+
+
+async def _last(response: Any) -> Any:
+    """The last of a stream, or the response itself, whether it must be awaited or not."""
+    if inspect.iscoroutine(response):
+        response = await response
+    if hasattr(response, "__aiter__"):
+        return [one async for one in response][-1]
+    return response if hasattr(response, "message") else list(response)[-1]

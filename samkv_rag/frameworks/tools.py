@@ -1,0 +1,217 @@
+"""Tool calls as models write them: the grammar of one that must be made, and how they are found in an answer.
+
+Two ways to write are understood: ``<tool_call>{"name": ..., "arguments": {...}}</tool_call>`` (Qwen,
+Hermes) and an answer that is nothing but ``{"name": ..., "parameters": {...}}`` or a list of such
+(Llama 3, Mistral), also in a fence of three backticks.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+from uuid import uuid4
+
+from samkv_rag.exceptions import ConfigurationError
+from samkv_rag.frameworks.messages import Message, render, with_json_instruction
+from samkv_rag.grammar import Grammar, json_terms, literal
+
+if TYPE_CHECKING:
+    from samkv_rag import SamKVEngine
+    from samkv_rag.model.tokenization import RenderedPrompt
+
+_OPEN, _CLOSE = "<tool_call>", "</tool_call>"
+_FENCED = re.compile(r"\s*```(?:json)?\s*(.*?)\s*```\s*", re.DOTALL)
+_ID_LENGTH = 9  # Mistral's template accepts no other
+_MOST_CALLS = 8
+"""Of one answer that must call tools: a model that finds no end must be stopped."""
+ANY = "any"
+
+
+@dataclass(frozen=True)
+class ToolCall:
+    """A call in an answer."""
+
+    index: int
+    """How many calls stand before it."""
+    name: str | None
+    """None: it cannot be read."""
+    arguments: str
+    """As JSON; where the call cannot be read, all of its text."""
+    id: str
+
+
+def chosen_tool(tool_choice: object, names: Collection[str]) -> str | None:
+    """Return which tool must be called: one of ``names``, ``"any"``, or None where the model is free.
+
+    Raises:
+        ConfigurationError: ``tool_choice`` is neither the name of a tool nor a known word.
+    """
+    if isinstance(tool_choice, dict):
+        tool_choice = tool_choice.get("function", tool_choice).get("name")
+    if tool_choice in (None, False, "auto"):
+        return None
+    if tool_choice in (True, ANY, "required"):
+        return ANY
+    if isinstance(tool_choice, str) and tool_choice in names:
+        return tool_choice
+    raise ConfigurationError(f"tool_choice is {tool_choice!r}; it must be auto, any or one of {', '.join(names)}")
+
+
+def prompt_and_grammar(
+    engine: SamKVEngine,
+    messages: Sequence[Message],
+    tools: Sequence[Mapping[str, Any]] = (),
+    tool_choice: object = None,
+    schema: Mapping[str, Any] | None = None,
+    parallel: bool = True,
+) -> tuple[RenderedPrompt, Grammar | None]:
+    """Return the prompt of a call that may have tools, or a schema for its answer, and the answer's grammar.
+
+    Raises:
+        ChatTemplateError, ToolsUnsupportedError: the template refuses messages or tools.
+        ConfigurationError: ``tool_choice`` is neither the name of a tool nor a known word.
+    """
+    chosen = chosen_tool(tool_choice, [tool["function"]["name"] for tool in tools])
+    prompt = render(engine, messages if schema is None else with_json_instruction(messages, schema), tools)
+    return prompt, answer_grammar(prompt.text, tools, chosen, schema, parallel)
+
+
+def answer_grammar(
+    prompt: str,
+    tools: Sequence[Mapping[str, Any]] = (),
+    chosen: str | None = None,
+    schema: Mapping[str, Any] | bool | None = None,
+    parallel: bool = False,
+) -> Grammar | None:
+    """Return the grammar of an answer that must call a tool, or fit a schema; None where the model is free.
+
+    Args:
+        prompt: rendered with the tools: it says in which way the model writes calls.
+        tools: function schemas, as chat templates take them.
+        chosen: as :func:`chosen_tool` returns it. Where the model is free to call, ``schema`` is for when it does not.
+        schema: of JSON.
+        parallel: whether several calls may be made, where any may.
+
+    Raises:
+        ConfigurationError: a schema is not made of JSON's values.
+    """
+    if not chosen and schema is None:
+        return None
+    is_marked = _OPEN in prompt
+    rules = []
+    if not chosen and schema is not None:
+        rules.append(f"fitting: {json_terms(schema)}")
+    if functions := [tool["function"] for tool in tools if chosen in (None, ANY, tool["function"]["name"])]:
+        most = _MOST_CALLS if parallel and is_marked and chosen in (None, ANY) else 1
+        opening, closing = (literal(f"{_OPEN}\n"), literal(f"\n{_CLOSE}")) if is_marked else ("", "")
+        rules.append(f'calls: call ("\\n" call){{0,{most - 1}}}' if most > 1 else "calls: call")
+        rules.append(f"call: {opening} ({' | '.join(_call_terms(one, is_marked) for one in functions)}) {closing}")
+    answers = [rule.partition(":")[0] for rule in rules if not rule.startswith("call:")]
+    return Grammar("\n".join([f"start: {' | '.join(answers)}", *rules]))
+
+
+def _call_terms(function: Mapping[str, Any], is_marked: bool) -> str:
+    """A call of a function, as terms of a grammar."""
+    name, arguments = json.dumps(function["name"]), "arguments" if is_marked else "parameters"
+    schema = {"type": "object", "properties": {}} | dict(function.get("parameters") or {})
+    opening, closing = literal(f'{{"name": {name}, "{arguments}": '), literal("}")
+    return f"{opening} {json_terms(schema)} {closing}"
+
+
+class TextOnly:
+    """Takes an answer as it is."""
+
+    num_calls = 0
+
+    def add(self, text: str) -> Iterator[str | ToolCall]:
+        """Yield ``text``, unless it is empty."""
+        if text:
+            yield text
+
+    def finish(self) -> Iterator[str | ToolCall]:
+        """Yield nothing: nothing was held back."""
+        yield from ()
+
+
+class ToolCalls:
+    """Finds tool calls in an answer that comes piece by piece; what may become one is held back."""
+
+    def __init__(self) -> None:
+        self._held = ""
+        self.num_calls = 0
+        """Calls found so far."""
+        self._has_text = False
+
+    def add(self, text: str) -> Iterator[str | ToolCall]:
+        """Take a piece and yield the text and the calls that it makes certain."""
+        self._held += text
+        while self._is_marked() and _CLOSE in self._held:
+            before, _, rest = self._held.partition(_OPEN)
+            call, _, self._held = rest.partition(_CLOSE)
+            yield from self._text(before.rstrip())
+            yield self._call(call)
+        if not self._is_marked() and not self._may_be_plain_call():
+            sure = len(self._held) - _length_held_back(self._held)
+            released, self._held = self._held[:sure], self._held[sure:]
+            yield from self._text(released)
+
+    def finish(self) -> Iterator[str | ToolCall]:
+        """Yield what was held back, once no more text comes."""
+        if calls := _plain_calls(self._held):
+            yield from (self._numbered(*call) for call in calls)
+        elif self._is_marked():
+            before, _, unfinished = self._held.partition(_OPEN)
+            yield from self._text(before.rstrip())
+            yield self._call(unfinished)
+        else:
+            yield from self._text(self._held.rstrip() if self.num_calls else self._held)
+
+    def _is_marked(self) -> bool:
+        return _OPEN in self._held
+
+    def _may_be_plain_call(self) -> bool:
+        """Whether the whole answer so far may turn out to be one JSON value."""
+        return not (self._has_text or self.num_calls) and self._held.lstrip()[:1] in ("{", "[", "`")
+
+    def _text(self, text: str) -> Iterator[str]:
+        if text:
+            self._has_text = True
+            yield text
+
+    def _call(self, text: str) -> ToolCall:
+        return self._numbered(*(_as_call(_parsed(text)) or (None, _OPEN + text)))
+
+    def _numbered(self, name: str | None, arguments: str) -> ToolCall:
+        self.num_calls += 1
+        return ToolCall(self.num_calls - 1, name, arguments, uuid4().hex[:_ID_LENGTH])
+
+
+def _length_held_back(text: str) -> int:
+    """Length of the end of ``text`` that may begin a tag, with the white space before it."""
+    begun = next((n for n in range(len(_OPEN) - 1, 0, -1) if text.endswith(_OPEN[:n])), 0)
+    return len(text) - len(text[: len(text) - begun].rstrip())
+
+
+def _plain_calls(text: str) -> list[tuple[str, str]]:
+    fenced = _FENCED.fullmatch(text)
+    value = _parsed(fenced[1] if fenced else text)
+    calls = [_as_call(item) for item in (value if isinstance(value, list) else [value])]
+    return [call for call in calls if call] if all(calls) else []
+
+
+def _as_call(value: Any) -> tuple[str, str] | None:
+    """Return name and arguments (as JSON) of a call, or None where ``value`` is none."""
+    if not isinstance(value, dict) or not isinstance(value.get("name"), str):
+        return None
+    arguments = value.get("arguments", value.get("parameters"))
+    return (value["name"], json.dumps(arguments, ensure_ascii=False)) if isinstance(arguments, dict) else None
+
+
+def _parsed(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return None

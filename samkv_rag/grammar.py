@@ -1,0 +1,103 @@
+"""What form an answer must have."""
+
+from __future__ import annotations
+
+import json
+import reprlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+from samkv_rag.exceptions import ConfigurationError
+
+_AS_JSON_DUMPS = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+"""Where a model may write white space, a small one writes nothing else."""
+_OF_OTHER_PROPERTIES = frozenset(("$ref", "additionalProperties", "patternProperties"))
+_WITH_SCHEMAS = frozenset(("anyOf", "items", "oneOf", "prefixItems"))
+_WITH_NAMED_SCHEMAS = frozenset(("$defs", "definitions", "properties"))
+
+
+@dataclass(frozen=True)
+class Grammar:
+    """The form of an answer, kept while decoding: no token is chosen that could not lead to it.
+
+    Needs the extra ``guided``. An answer that ``max_new_tokens`` cuts off is the beginning of one of that form.
+
+    Args:
+        lark: the form as llguidance's dialect of Lark, whose rule ``start`` is the whole answer.
+    """
+
+    lark: str
+
+    @classmethod
+    def json_schema(cls, schema: Mapping[str, Any] | bool) -> Grammar:
+        """JSON that fits a schema, on one line; True fits anything. Objects get no properties that it does not name."""
+        return cls(f"start: {json_terms(schema)}")
+
+    @classmethod
+    def regex(cls, pattern: str) -> Grammar:
+        """Text that a regular expression matches as a whole, in the syntax of Rust's ``regex``."""
+        return cls(f"start: /{llguidance().regex_to_lark(pattern, '')}/")
+
+    @classmethod
+    def choices(cls, texts: Sequence[str]) -> Grammar:
+        """One of some texts.
+
+        Raises:
+            ConfigurationError: there are none, or one is empty.
+        """
+        if isinstance(texts, str) or not texts or not all(isinstance(text, str) and text for text in texts):
+            raise ConfigurationError(f"choices are {texts!r}; they must be texts that are not empty, at least one")
+        return cls(f"start: {' | '.join(map(literal, texts))}")
+
+
+def literal(text: str) -> str:
+    """A text as a term of a grammar."""
+    return json.dumps(text)
+
+
+def json_terms(schema: Mapping[str, Any] | bool) -> str:
+    """JSON that fits a schema, as a term of a grammar.
+
+    Raises:
+        ConfigurationError: the schema is not made of JSON's values.
+    """
+    try:
+        given = {} if schema is True else dict(schema)  # type: ignore[arg-type]
+        closed = given if '"allOf"' in json.dumps(given) else _closed(given)  # of closed ones no two can be joined
+        return f"%json {json.dumps({'x-guidance': _AS_JSON_DUMPS, **closed})}"
+    except (TypeError, ValueError, RecursionError) as error:
+        shown = reprlib.repr(schema)
+        raise ConfigurationError(
+            f"the JSON schema is {shown}: {error}; it must be a mapping of JSON's values"
+        ) from error
+
+
+def _closed(schema: Any) -> Any:
+    """A schema whose objects have no properties but those it names, unless it speaks of others.
+
+    What fits it fits the schema given; and a model that may invent properties finds no end.
+    """
+    if isinstance(schema, list):
+        return [_closed(one) for one in schema]
+    if not isinstance(schema, dict):
+        return schema
+    closed = {name: _closed(one) if name in _WITH_SCHEMAS else one for name, one in schema.items()}
+    for name in _WITH_NAMED_SCHEMAS & schema.keys():
+        closed[name] = {key: _closed(one) for key, one in dict(schema[name]).items()}
+    if "properties" in schema and not schema.keys() & _OF_OTHER_PROPERTIES:
+        closed["additionalProperties"] = not set(schema.get("required", ())) <= set(schema["properties"])
+    return closed
+
+
+def llguidance() -> Any:
+    """The library that keeps to grammars.
+
+    Raises:
+        ConfigurationError: it is not installed.
+    """
+    try:
+        return import_module("llguidance")
+    except ImportError as error:
+        raise ConfigurationError("grammars need llguidance; pip install 'samkv-rag[guided]'") from error

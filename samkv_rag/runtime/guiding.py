@@ -1,0 +1,82 @@
+"""Which tokens a grammar allows next."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from functools import cached_property
+from typing import Any
+
+import torch
+
+from samkv_rag.exceptions import ConfigurationError
+from samkv_rag.grammar import Grammar, llguidance
+from samkv_rag.model.tokenization import PromptTokenizer
+
+
+class Guide:
+    """Compiles grammars for one tokenizer."""
+
+    def __init__(self, tokenizer: PromptTokenizer, end_ids: Collection[int]) -> None:
+        self._tokenizer = tokenizer
+        self._end_ids = sorted(end_ids)
+
+    def matcher(self, grammar: Grammar) -> Matcher:
+        """Return a matcher at the beginning of an answer.
+
+        Raises:
+            ConfigurationError: the grammar is none, or too large; the tokenizer is not a fast one.
+        """
+        matcher = Matcher(llguidance().LLMatcher(self._vocabulary, grammar.lark, log_level=0))
+        matcher.require_sound()
+        return matcher
+
+    @cached_property
+    def _vocabulary(self) -> Any:
+        tokenizer = self._tokenizer.tokenizer
+        if not getattr(tokenizer, "is_fast", False):
+            raise ConfigurationError(
+                f"the tokenizer is a {type(tokenizer).__name__}; grammars need a fast one (tokenizer.json)"
+            )
+        llguidance()  # says what to install
+        from llguidance.hf import from_tokenizer
+
+        return from_tokenizer(tokenizer, eos_token=self._end_ids or None)
+
+
+class Matcher:
+    """A grammar, and where in it an answer is."""
+
+    def __init__(self, matcher: Any) -> None:
+        self._matcher = matcher
+
+    def copy(self) -> Matcher:
+        """Another one at the same place."""
+        return Matcher(self._matcher.deep_copy())
+
+    @property
+    def complete(self) -> bool:
+        """Whether nothing can follow."""
+        return bool(self._matcher.is_stopped())
+
+    def mask(self, logits: torch.Tensor) -> torch.Tensor:
+        """``logits`` ``[1, vocab]`` in which tokens that the grammar does not allow are -inf."""
+        allowed = torch.frombuffer(bytearray(self._matcher.compute_logit_bias()), dtype=torch.uint8).bool()
+        self.require_sound()
+        refused = torch.ones(logits.shape[1], dtype=torch.bool)  # models may have more logits than there are tokens
+        refused[: len(allowed)] = ~allowed[: len(refused)]
+        return logits.masked_fill(refused.to(logits.device), float("-inf"))
+
+    def consume(self, token_id: int) -> None:
+        """Go on behind a token."""
+        self._matcher.consume_token(token_id)
+        self.require_sound()
+
+    def require_sound(self) -> None:
+        """Refuse to go on where the grammar was none, or proved too much work.
+
+        Raises:
+            ConfigurationError: with the matcher's own words.
+        """
+        if self._matcher.is_error():
+            words = self._matcher.get_error().partition("\n   1 |")[0].strip()
+            raise ConfigurationError(f"the grammar cannot be used: {words}")
