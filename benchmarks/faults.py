@@ -29,7 +29,7 @@ import torch
 from benchmarks.machine import describe_machine
 from benchmarks.synthetic import byte_tokenizer, chunk_text, prompt, random_model
 from samkv_rag import EngineConfig, SamKVEngine
-from samkv_rag.chunk_cache import Storage
+from samkv_rag.config import Storage
 from samkv_rag.exceptions import StoreFullError
 from samkv_rag.prefill import Scout
 from samkv_rag.store import Store, open_store

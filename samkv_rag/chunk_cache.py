@@ -8,8 +8,6 @@ from typing import Protocol
 
 import torch
 
-from samkv_rag.config import Storage
-
 SCORE_LAYERS = (0.5, 0.83)
 """Share of the depth, from and to, whose keys tell which tokens a question needs."""
 _ANCHOR_SHARE = 0.1
@@ -47,7 +45,7 @@ class SummarySpec:
     initial_tokens: int
     local_tokens: int
     block_tokens: int
-    storage: Storage = "full"
+    storage: str = "full"
 
     def middle(self, num_tokens: int) -> tuple[int, int]:
         """Token range between the anchors; empty where the anchors cover the chunk."""

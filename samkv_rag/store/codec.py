@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from itertools import groupby
-from typing import Any, get_args
+from typing import Any
 
 import torch
 import xxhash
@@ -33,7 +33,6 @@ from samkv_rag.chunk_cache import (
     ranking_layer,
     score_layers,
 )
-from samkv_rag.config import Storage
 from samkv_rag.exceptions import ConfigurationError, DamagedChunkError, StoreError
 from samkv_rag.store.base import Blob, Buffer, BytesBlob, DamagedBlobError, Store, read_bytes, require_key
 from samkv_rag.store.quantization import (
@@ -95,7 +94,7 @@ class ChunkIdentity:
         return chunk_key(self.fingerprint, self.digest)
 
 
-def stored_dtype(kv_dtype: str, dtype: torch.dtype, storage: Storage = "full") -> str:
+def stored_dtype(kv_dtype: str, dtype: torch.dtype, storage: str = "full") -> str:
     """What the KV of a model that computes in ``dtype`` is kept in: a dtype's name, or ``int8``.
 
     Raises:
@@ -111,9 +110,7 @@ def stored_dtype(kv_dtype: str, dtype: torch.dtype, storage: Storage = "full") -
     return kv_dtype
 
 
-def encode_chunk(
-    cache: ChunkCache, identity: ChunkIdentity, kv_dtype: str = "auto", storage: Storage = "full"
-) -> bytes:
+def encode_chunk(cache: ChunkCache, identity: ChunkIdentity, kv_dtype: str = "auto", storage: str = "full") -> bytes:
     """The file of ``cache``; equal bytes for equal arguments.
 
     Raises:
@@ -178,8 +175,8 @@ class StoredChunk:
             self.kv_dtype = self._body["kv_dtype"]
             if self.kv_dtype not in ("int8", *_MODEL_DTYPES):
                 raise ValueError(f"kv_dtype {self.kv_dtype!r}")
-            self.storage: Storage = self._body["storage"]
-            if self.storage not in get_args(Storage):
+            self.storage: str = self._body["storage"]
+            if self.storage not in ("full", "index"):
                 raise ValueError(f"storage {self.storage!r}")
         except (KeyError, TypeError, ValueError, StoreError) as error:
             raise DamagedChunkError(f"its metadata is not what a writer writes ({error!r})") from error
