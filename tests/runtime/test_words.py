@@ -12,6 +12,7 @@ from samkv_rag import Piece, SamKVEngine
 from samkv_rag.exceptions import ConfigurationError
 from samkv_rag.prefill import FullPrefill, PrefillContext, Prefilled
 from support import tiny
+from support.engines import MakeEngine
 
 PROMPT = tiny.rag_prompt([tiny.text(1), tiny.text(2)])
 NUM_TOKENS = 16
@@ -108,12 +109,14 @@ def test_n_answers_of_one_prefill_are_those_of_their_seeds(
         assert [t.logprob for t in one.logprobs] == pytest.approx([t.logprob for t in other.logprobs], abs=1e-4)
 
 
-def test_n_answers_from_cached_chunks_are_those_of_their_seeds(tiny_engine: SamKVEngine) -> None:
-    tiny_engine.add_chunks([tiny.text(1), tiny.text(2)])
-    options: dict[str, Any] = {"temperature": 1.5, "max_new_tokens": NUM_TOKENS}
-    result = tiny_engine.generate(PROMPT, n=3, seed=1, **options)
+@pytest.mark.parametrize("family", ["llama", "mistral-window", "gemma3"])
+def test_n_answers_from_cached_chunks_are_those_of_their_seeds(make_engine: MakeEngine, family: str) -> None:
+    engine = make_engine(family)
+    engine.add_chunks([tiny.text(1), tiny.text(2)])
+    options: dict[str, Any] = {"temperature": 1.5, "max_new_tokens": 60}
+    result = engine.generate(PROMPT, n=3, seed=1, **options)
     assert result.metrics.method == "scout"
-    alone = [tiny_engine.generate(PROMPT, seed=1 + i, **options).text for i in range(3)]
+    alone = [engine.generate(PROMPT, seed=1 + i, **options).text for i in range(3)]
     assert [result.text, *(one.text for one in result.others)] == alone
 
 
