@@ -25,14 +25,14 @@ from samkv_rag.model.fingerprint import fingerprint
 from samkv_rag.model.loading import load
 from samkv_rag.model.support import check_config, self_test
 from samkv_rag.model.tokenization import PromptTokenizer, RenderedPrompt
-from samkv_rag.prefill import PrefillMethod, Scout, resolve_method
+from samkv_rag.prefill import PrefillMethod, Scout, SparsePrefill, resolve_method
 from samkv_rag.prompt.assembly import PromptAssembler
 from samkv_rag.results import IngestionEstimate, IngestionReport
 from samkv_rag.runtime.guiding import Guide
-from samkv_rag.runtime.prefilling import prefill, read_prompt, reference_nll
+from samkv_rag.runtime.prefilling import prefill, read_prompt
 from samkv_rag.runtime.result import result
 from samkv_rag.runtime.sampling import Sampling
-from samkv_rag.runtime.sequence import Delivery, ReadPrompt, Request
+from samkv_rag.runtime.sequence import Choose, Delivery, ReadPrompt, Request
 from samkv_rag.runtime.sequence import Sequence as RunningSequence
 from samkv_rag.runtime.stream import AnswerStream, AsyncAnswerStream
 from samkv_rag.runtime.worker import Runtime
@@ -69,6 +69,8 @@ class AnswerOptions(TypedDict, total=False):
     """How many of the likeliest tokens to name beside it, up to 20."""
     grammar: Grammar | None
     """What form the answer must have."""
+    choose: Choose | None
+    """Takes the place of sampling: from logits ``[1, vocab]`` to the next token's id, on the worker thread."""
 
 
 class SamKVEngine:
@@ -348,7 +350,7 @@ class SamKVEngine:
     def _request(self, prompt: Prompt, options: AnswerOptions, reference_ids: tuple[int, ...] = ()) -> Request:
         refuse_unknown(options, AnswerOptions.__annotations__)
         given: dict[str, Any] = {**options}
-        method, stop = given.pop("method", None), given.pop("stop", None)
+        method, stop, choose = (given.pop(name, None) for name in ("method", "stop", "choose"))
         sampling = Sampling(stop=(stop,) if isinstance(stop, str) else tuple(stop or ()), **given)
         if sampling.n > self._max_running:
             raise ConfigurationError(
@@ -357,7 +359,12 @@ class SamKVEngine:
             )
         chosen = self.method if method is None else resolve_method(method)
         chosen.require(self.config.storage)
-        return Request(self._rendered(prompt), chosen, sampling, reference_ids)
+        if isinstance(chosen, SparsePrefill) and chosen.refresh_tokens and set(self.decoder.windows) != {None}:
+            raise ConfigurationError(
+                f"refresh_tokens is {chosen.refresh_tokens}, and layers of the model see a window of the text, which "
+                "moves with the answer anyway; leave it out"
+            )
+        return Request(self._rendered(prompt), chosen, sampling, reference_ids, choose)
 
     def _maker(self, request: Request) -> Callable[[Callable[[Delivery], None]], RunningSequence]:
         tokenizer, device, end_ids = self.tokenizer, self.decoder.device, self._end_ids
@@ -380,8 +387,7 @@ class SamKVEngine:
         return prefill(self.decoder, sequence, self._spec)
 
     def _finish(self, sequence: RunningSequence) -> GenerationResult:
-        nll = reference_nll(self.decoder, sequence) if sequence.request.reference_ids else None
-        return result(sequence, self.decoder, self.tokenizer, self.model_name, nll)
+        return result(sequence, self.decoder, self.tokenizer, self.model_name)
 
     def _rendered(self, prompt: Prompt) -> RenderedPrompt:
         if isinstance(prompt, str):

@@ -17,6 +17,15 @@ class ScoredBlock(NamedTuple):
     """What the selection gave it; only comparable within one answer. -inf: not eligible, whatever the budget."""
 
 
+class Arrival(NamedTuple):
+    """Tokens of a chunk that a refresh brought in."""
+
+    answer_chars: int
+    """Characters of the answer that were written by then."""
+    tokens: tuple[int, ...]
+    """Indices within the chunk."""
+
+
 @dataclass(frozen=True)
 class ChunkUse:
     """What became of one chunk that stood in the prompt."""
@@ -29,10 +38,12 @@ class ChunkUse:
     hit: bool
     """Its KV came from the store; otherwise it was computed on the spot."""
     retained_tokens: tuple[int, ...]
-    """Indices, within the chunk, of the tokens whose KV stays for decoding."""
+    """Indices, within the chunk, of the tokens whose KV stays for decoding, until a refresh exchanges them."""
     text: str = field(default="", repr=False)
     blocks: tuple[ScoredBlock, ...] = field(default=(), repr=False)
     """What the selection scored, in order; none under methods that select nothing. Anchors are in no block."""
+    arrivals: tuple[Arrival, ...] = field(default=(), repr=False)
+    """What came in while the answer was written, with ``refresh_tokens``."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +90,11 @@ class GenerationMetrics:
     """Seconds of the phases before the first token: recognise, assemble, wait, then prefill or select and recompute."""
     diagnostics: tuple[Diagnostic, ...] = ()
     """What went otherwise than asked for."""
+    refreshes: int = 0
+    """How often the answer selected again what is retained."""
+    refresh_s: float = 0.0
+    refresh_bytes_read: int = 0
+    """Cached KV that the refreshes read."""
 
     @property
     def chunks_total(self) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import groupby
 from math import isfinite
@@ -31,6 +31,14 @@ class Block(Range):
 
 
 @dataclass(frozen=True)
+class Arrived(Range):
+    """Tokens that a refresh brought in while the answer was written."""
+
+    answer_chars: int
+    """Characters of the answer that were written by then."""
+
+
+@dataclass(frozen=True)
 class ExplainedChunk:
     """What was retained of one chunk."""
 
@@ -46,6 +54,8 @@ class ExplainedChunk:
     """What the selection scored, in order. Anchors are always retained and in no block; full prefill scores nothing."""
     source: str = ""
     """Where the text is from; empty where nobody said."""
+    arrivals: tuple[Arrived, ...] = ()
+    """What refreshes brought in, in their order; ``retained`` is what the question did."""
 
     @property
     def num_retained(self) -> int:
@@ -130,16 +140,31 @@ def explained_chunk(use: ChunkUse, offsets: Sequence[tuple[int, int]]) -> Explai
     """
     # Full prefill counts a BOS, which is not text, among the tokens of a chunk that begins the prompt.
     offsets = [(0, 0)] * (use.num_tokens - len(offsets)) + [*offsets]
-    neighbours = groupby(enumerate(use.retained_tokens), key=lambda pair: pair[1] - pair[0])
-    runs = [[token for _, token in run] for _, run in neighbours]
-    retained = tuple(Range(run[0], run[-1] + 1, offsets[run[0]][0], offsets[run[-1]][1]) for run in runs)
+    retained = tuple(Range(*run) for run in _runs(use.retained_tokens, offsets))
     blocks = tuple(
         Block(start, stop, offsets[start][0], offsets[stop - 1][1], score if isfinite(score) else None)
         for start, stop, score in use.blocks
     )
-    return ExplainedChunk(use.text, use.digest, use.num_tokens, use.hit, retained, blocks)
+    arrivals = (Arrived(*run, chars) for chars, tokens in use.arrivals for run in _runs(tokens, offsets))
+    return ExplainedChunk(use.text, use.digest, use.num_tokens, use.hit, retained, blocks, arrivals=tuple(arrivals))
 
 
-def _chunk(retained: list[dict[str, Any]], blocks: list[dict[str, Any]], **values: Any) -> ExplainedChunk:
-    ranges = tuple(Range(**run) for run in retained)
-    return ExplainedChunk(retained=ranges, blocks=tuple(Block(**block) for block in blocks), **values)
+def _runs(tokens: Sequence[int], offsets: Sequence[tuple[int, int]]) -> Iterator[tuple[int, int, int, int]]:
+    """Neighbouring ``tokens`` as the fields of a :class:`Range`."""
+    for _, pairs in groupby(enumerate(tokens), key=lambda pair: pair[1] - pair[0]):
+        run = [token for _, token in pairs]
+        yield run[0], run[-1] + 1, offsets[run[0]][0], offsets[run[-1]][1]
+
+
+def _chunk(
+    retained: list[dict[str, Any]],
+    blocks: list[dict[str, Any]],
+    arrivals: Sequence[dict[str, Any]] = (),
+    **values: Any,
+) -> ExplainedChunk:
+    return ExplainedChunk(
+        retained=tuple(Range(**run) for run in retained),
+        blocks=tuple(Block(**block) for block in blocks),
+        arrivals=tuple(Arrived(**run) for run in arrivals),
+        **values,
+    )

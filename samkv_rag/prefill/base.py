@@ -98,7 +98,7 @@ class PrefillMethod(ABC):
             raise ConfigurationError(
                 f"method {self.name!r} with these options needs a chunk's {' and '.join(more)}, storage='index' keeps "
                 "what Scout() reads; open the engine with storage='full', or use Scout and leave out recompute, "
-                "recompute_ratio, recompute_view, update, score_layers and scouted"
+                "recompute_ratio, recompute_view, update, score_layers, scouted and refresh_tokens"
             )
 
     @abstractmethod

@@ -29,7 +29,7 @@ Placement = Literal["by_score", "prompt"]
 Scouted = Literal["all", "anchors"]
 _MIN_MATCH = 1e-3
 """Where chunks do not differ, attention alone tells their blocks apart."""
-_MAX_QUESTION_TOKENS = 64
+MAX_SCORING_TOKENS = 64
 """Of a long tail (a chat history) only the last tokens rank and score; all of it is run."""
 _CHUNK_HEAD_TOKENS = 4
 """A chunk's first tokens have like values whatever they say: all others attend to them."""
@@ -90,6 +90,7 @@ class Scout(SparsePrefill):
     def needs(self) -> frozenset[Need]:
         recomputes_all = self.recompute and self.computed_ratio == self.sequence_ratio
         plainly = self.recompute_view == "retained" and self.update == "overwrite" and self.scouted != "all"
+        plainly &= self.refresh_tokens is None
         fits_index = recomputes_all and plainly and self.score_layers == SCORE_LAYERS
         return frozenset({"index" if fits_index else "kv"})
 
@@ -123,7 +124,7 @@ class Scout(SparsePrefill):
         the layers of ``score_layers``. Costs the text's tokens only.
         """
         plan = make_plan(layout, retained=_all_anchors(layout) if over_anchors else torch.ones_like(layout.is_text))
-        scores = AttentionScores(layout, decoder, len(plan.row_positions), self)
+        scores = AttentionScores(layout.num_tokens, layout.tail, decoder, len(plan.row_positions), self)
         observer: Observer = _AllKeys(decoder, layout, plan, scores) if over_anchors else scores
         hidden = decoder.embed(layout.token_ids[plan.row_positions][None])
         attend = PlannedPass(decoder, plan, observer=observer)
@@ -160,7 +161,7 @@ def _question_values(decoder: Decoder, layout: PromptLayout, layer: int) -> torc
     hidden = decoder.embed(question.token_ids[plan.row_positions][None])
     hidden = decoder.run_layers(hidden, plan.row_positions, PlannedPass(decoder, plan), range(layer))
     _, values = decoder.project(hidden, plan.row_positions, layer)
-    num_tokens = min(layout.tail.stop - layout.tail.start, _MAX_QUESTION_TOKENS)
+    num_tokens = min(layout.tail.stop - layout.tail.start, MAX_SCORING_TOKENS)
     return values[0, :, -num_tokens:].transpose(0, 1).flatten(1).float()
 
 
@@ -172,18 +173,19 @@ def _chunk_values(decoder: Decoder, chunk: Segment, layer: int) -> torch.Tensor:
 
 
 class AttentionScores:
-    """Sums the attention of the question's tokens over heads and layers."""
+    """Sums the attention of a pass's last tokens, ``tail`` among its columns, over heads and layers."""
 
-    def __init__(self, layout: PromptLayout, decoder: Decoder, num_rows: int, method: Scout) -> None:
+    def __init__(self, num_columns: int, tail: slice, decoder: Decoder, num_rows: int, method: Scout) -> None:
         within = score_layers(decoder.num_layers, method.score_layers)
         # Where some layers have windows, those without them tell far chunks apart.
         self.layers = [layer for layer in decoder.widest_layers if layer in within] or list(within)
-        self.scores = torch.zeros(layout.num_tokens, device=layout.device)
-        num_scoring = min(layout.tail.stop - layout.tail.start, _MAX_QUESTION_TOKENS)
+        self.scores = torch.zeros(num_columns, device=decoder.device)
+        """``[columns]``"""
+        num_scoring = min(tail.stop - tail.start, MAX_SCORING_TOKENS)
         self._rows = slice(num_rows - num_scoring, num_rows)
-        positions = torch.arange(layout.num_tokens, device=layout.device)
+        positions = torch.arange(num_columns, device=decoder.device)
         self._back = positions[-num_scoring:, None] - positions
-        self._weights = _row_weights(num_scoring, method).to(layout.device)
+        self._weights = _row_weights(num_scoring, method).to(decoder.device)
 
     def __call__(self, layer: int, query: torch.Tensor, keys: torch.Tensor, spec: LayerSpec) -> None:
         if layer not in self.layers:

@@ -8,7 +8,7 @@ from typing import Literal, get_args
 
 import torch
 
-from samkv_rag.checks import require_bool, require_choice, require_number
+from samkv_rag.checks import require_bool, require_choice, require_integer, require_number
 from samkv_rag.diagnostics import cache_underflow
 from samkv_rag.prefill.base import CachedPrefill, PrefillContext, Prefilled
 from samkv_rag.prefill.passes.plan import View
@@ -46,6 +46,8 @@ class SparsePrefill(CachedPrefill):
         update: recomputed KV takes the place of the cached (``"overwrite"``), or is mixed with it
             (``"fusion"``, which starts at the bottom).
         fusion_theta: weight of the recomputed KV in a fusion, in [0, 1].
+        refresh_tokens: after so many tokens of the answer its last ones select again, and blocks that they
+            attend to take the place of others. None: what is retained stays for all of the answer.
 
     Raises:
         ConfigurationError: a value is out of range.
@@ -57,6 +59,7 @@ class SparsePrefill(CachedPrefill):
     recompute_view: View = "retained"
     update: Update = "overwrite"
     fusion_theta: float = 0.9
+    refresh_tokens: int | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -67,6 +70,8 @@ class SparsePrefill(CachedPrefill):
         require_choice("recompute_view", self.recompute_view, get_args(View))
         require_choice("update", self.update, get_args(Update))
         require_number("fusion_theta", self.fusion_theta, 0.0, 1.0)
+        if self.refresh_tokens is not None:
+            require_integer("refresh_tokens", self.refresh_tokens, 1)
 
     @property
     def computed_ratio(self) -> float:

@@ -2,6 +2,7 @@
 
 sequence.py    a request on its way to an answer
 prefilling.py  a prompt read and prefilled
+refreshing.py  what is retained follows a long answer
 step.py        one token for every running sequence, in one batch
 result.py      a finished sequence as a result with metrics
 scheduler.py   who waits, who runs, who goes first

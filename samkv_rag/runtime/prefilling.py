@@ -11,9 +11,10 @@ from samkv_rag.chunk_cache import SummarySpec
 from samkv_rag.exceptions import PromptTooLongError
 from samkv_rag.model.decoder import CausalPass, Decoder
 from samkv_rag.model.kv_buffer import KVBuffer
-from samkv_rag.prefill import FullPrefill
+from samkv_rag.prefill import FullPrefill, SparsePrefill
 from samkv_rag.prefill.base import PrefillContext
 from samkv_rag.prompt.assembly import PromptAssembler, SplitPrompt
+from samkv_rag.runtime.refreshing import Refresher
 from samkv_rag.runtime.sequence import DecodingState, ReadPrompt, Sequence, Status
 
 _RESERVED_TOKENS = 256
@@ -56,7 +57,7 @@ def _why_full_prefill(prompt: SplitPrompt, min_tokens: int) -> str | None:
 def prefill(decoder: Decoder, sequence: Sequence, spec: SummarySpec) -> list[Sequence]:
     """Fill the sequence's buffer by its method, accept the first token of every answer, and return the answers.
 
-    The chunks' readers are let go of: decoding reads the buffer alone.
+    The chunks' readers are let go of, unless refreshes will read them again: decoding reads the buffer alone.
     """
     assert sequence.read is not None
     sequence.status = Status.RUNNING
@@ -66,28 +67,35 @@ def prefill(decoder: Decoder, sequence: Sequence, spec: SummarySpec) -> list[Seq
     prefilled = method.prefill(PrefillContext(decoder, layout, buffer, spec, sequence.clock))
     buffer.narrow(decoder.windows)
     layout = prefilled.layout or layout
+    refresher = None
+    if isinstance(method, SparsePrefill) and method.refresh_tokens and prefilled.block_scores:
+        refresher = Refresher(decoder, method, layout, prefilled, buffer)
     layout.release()
     sequence.read = replace(sequence.read, layout=layout)
     logits = decoder.logits(prefilled.hidden)[:, -1]
-    answers = sequence.start(DecodingState(prefilled, buffer, max_tokens, buffer.cache_length, buffer.nbytes))
+    answers = sequence.start(DecodingState(prefilled, buffer, max_tokens, buffer.nbytes, refresher))
     for answer in answers:
         answer.accept(logits)
+    if expected := sequence.request.reference_ids:
+        nll = _reference_nll(decoder, prefilled.hidden, buffer, layout.num_tokens, expected)
+        for answer in answers:
+            answer.reference_nll = nll
     return answers
 
 
-def reference_nll(decoder: Decoder, sequence: Sequence) -> float:
-    """Mean negative log-likelihood, in nats a token, of the request's reference as the answer.
+def _reference_nll(
+    decoder: Decoder, hidden: torch.Tensor, buffer: KVBuffer, num_prompt_tokens: int, reference_ids: tuple[int, ...]
+) -> float:
+    """Mean negative log-likelihood, in nats a token, of a reference as the answer.
 
-    Teacher-forced behind the prompt's KV: what was decoded is cut off again.
+    Teacher-forced behind the prompt's KV, ``buffer``, which is as before afterwards; ``hidden`` is
+    ``[1, 1, hidden]`` of the prompt's last token.
     """
-    assert sequence.state is not None
-    state = sequence.state
-    state.buffer.truncate(sequence.num_prompt_tokens)
-    expected = torch.tensor(sequence.request.reference_ids, device=decoder.device)
-    hidden = state.prefilled.hidden
+    expected = torch.tensor(reference_ids, device=decoder.device)
     if len(expected) > 1:
-        position_ids = sequence.num_prompt_tokens + torch.arange(len(expected) - 1)
-        attend = CausalPass(state.buffer, position_ids)
+        position_ids = num_prompt_tokens + torch.arange(len(expected) - 1)
+        attend = CausalPass(buffer, position_ids)
         forced = decoder.run_layers(decoder.embed(expected[None, :-1]), position_ids, attend)
         hidden = torch.cat((hidden, forced), dim=1)
+        buffer.truncate(num_prompt_tokens)
     return float(cross_entropy(decoder.logits(hidden)[0].float(), expected))

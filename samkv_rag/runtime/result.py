@@ -10,14 +10,13 @@ from samkv_rag.diagnostics import excessive_recomputation
 from samkv_rag.generation_result import GenerationResult
 from samkv_rag.model.decoder import Decoder
 from samkv_rag.model.tokenization import PromptTokenizer
-from samkv_rag.results import ChunkUse, Diagnostic, GenerationMetrics
+from samkv_rag.prompt.layout import Segment
+from samkv_rag.results import Arrival, ChunkUse, Diagnostic, GenerationMetrics
 from samkv_rag.runtime.sequence import DecodingState, ReadPrompt, Sequence
 
 
-def result(
-    sequence: Sequence, decoder: Decoder, tokenizer: PromptTokenizer, model_name: str, nll: float | None = None
-) -> GenerationResult:
-    """What a finished sequence returns to who asked; ``nll`` is that of its reference."""
+def result(sequence: Sequence, decoder: Decoder, tokenizer: PromptTokenizer, model_name: str) -> GenerationResult:
+    """What a finished sequence returns to who asked."""
     assert sequence.read is not None
     assert sequence.state is not None
     read, state = sequence.read, sequence.state
@@ -29,7 +28,7 @@ def result(
         chunks=_chunk_uses(read, state),
         model_name=model_name,
         question=read.prompt.question,
-        reference_nll=nll,
+        reference_nll=sequence.reference_nll,
         logprobs=tuple(sequence.logprobs),
         offsets=tokenizer.chunk_offsets,
     )
@@ -41,6 +40,7 @@ def _metrics(sequence: Sequence, read: ReadPrompt, state: DecodingState, decoder
     num_missed = len(layout.chunks) - num_hit
     finished_at = time.perf_counter()
     decode_s = finished_at - sequence.first_token_at
+    refresher = state.refresher
     return GenerationMetrics(
         method=read.method.name,
         fallback_reason=read.fallback_reason,
@@ -61,6 +61,9 @@ def _metrics(sequence: Sequence, read: ReadPrompt, state: DecodingState, decoder
         bytes_read=layout.bytes_read,
         phase_s=dict(sequence.clock.phase_s),
         diagnostics=(*prefilled.diagnostics, *_excessive_recomputation(sequence, read, prefilled.recomputed)),
+        refreshes=len(refresher.arrivals) if refresher else 0,
+        refresh_s=refresher.seconds if refresher else 0.0,
+        refresh_bytes_read=refresher.bytes_read if refresher else 0,
     )
 
 
@@ -77,10 +80,22 @@ def _chunk_uses(read: ReadPrompt, state: DecodingState) -> tuple[ChunkUse, ...]:
             retained_tokens=tuple(retained[segment.span].nonzero()[:, 0].tolist()),
             text=segment.text,
             blocks=of_chunk,
+            arrivals=_arrivals(state, segment),
         )
         for segment, of_chunk in zip(chunks, blocks, strict=True)
     )
     return tuple(sorted(uses, key=lambda use: use.start_char))
+
+
+def _arrivals(state: DecodingState, segment: Segment) -> tuple[Arrival, ...]:
+    """What refreshes brought of a chunk."""
+    if state.refresher is None:
+        return ()
+    inside = [
+        (num_chars, positions[(positions >= segment.start) & (positions < segment.stop)] - segment.start)
+        for num_chars, positions in state.refresher.arrivals
+    ]
+    return tuple(Arrival(num_chars, tuple(tokens.tolist())) for num_chars, tokens in inside if len(tokens))
 
 
 def _excessive_recomputation(sequence: Sequence, read: ReadPrompt, recomputed: torch.Tensor) -> list[Diagnostic]:

@@ -73,6 +73,16 @@ class Scheduler:
                 return sequence
         return None
 
+    def next_refresh(self) -> Sequence | None:
+        """Take a running sequence that is to be refreshed; till then it is among the prefilling, and does not run."""
+        if len(self.prefilling) < _MAX_NESTED:
+            for sequence in self.running:
+                if sequence.needs_refresh:
+                    self.running.remove(sequence)
+                    self.prefilling.append(sequence)
+                    return sequence
+        return None
+
     def drop_ended(self) -> list[Sequence]:
         """Take the running sequences that have finished or were cancelled out, and return them."""
         ended = [sequence for sequence in self.running if sequence.cancelled or sequence.status is Status.FINISHED]

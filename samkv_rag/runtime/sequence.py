@@ -18,10 +18,13 @@ from samkv_rag.prompt.assembly import SplitPrompt
 from samkv_rag.prompt.layout import PromptLayout
 from samkv_rag.results import Piece, TokenLogprob
 from samkv_rag.runtime.guiding import Matcher
+from samkv_rag.runtime.refreshing import Refresher
 from samkv_rag.runtime.sampling import AnswerText, Sampling, TokenChooser, token_logprob
 
 Delivery = Piece | GenerationResult | BaseException
 """What a reader gets: pieces, then a result or an error."""
+Choose = Callable[[torch.Tensor], int]
+"""Chooses the next token's id from logits ``[1, vocab]``."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,8 @@ class Request:
     sampling: Sampling
     reference_ids: tuple[int, ...] = ()
     """Tokens of a reference answer whose likelihood is wanted, too."""
+    choose: Choose | None = None
+    """Takes the place of ``sampling``'s choice."""
 
 
 class Status(Enum):
@@ -67,9 +72,10 @@ class DecodingState:
     buffer: KVBuffer
     max_tokens: int
     """As many as asked for and as the context window holds."""
-    resident_tokens: int
-    """Prompt tokens in the buffer."""
     resident_bytes: int
+    """What the prompt's tokens in the buffer take."""
+    refresher: Refresher | None
+    """Where what is retained follows the answer."""
 
 
 @dataclass
@@ -99,6 +105,8 @@ class Sequence:
         self.read: ReadPrompt | None = None
         self.state: DecodingState | None = None
         self.finish_reason = ""
+        self.reference_nll: float | None = None
+        """Of the request's reference as the answer, nats a token."""
         self.submitted_at = time.perf_counter()
         self.ready_at = self.first_token_at = 0.0
         self.num_readings = 0
@@ -129,6 +137,12 @@ class Sequence:
         """Position of the token decoded last, which runs next. Follows the whole prompt, not the shorter cache."""
         return self.num_prompt_tokens + len(self.token_ids) - 1
 
+    @property
+    def needs_refresh(self) -> bool:
+        """Whether it is to choose again what is retained before it goes on."""
+        refresher = self.state.refresher if self.state else None
+        return refresher is not None and refresher.is_due(len(self.token_ids))
+
     def cancel(self) -> None:
         """Give up at the next step. From any thread, any number of times."""
         self._shared.cancelled = True
@@ -144,7 +158,12 @@ class Sequence:
         """Begin the answers that were asked for, this one's first; the others decode from copies of the prompt's KV."""
         answers = [self, *(copy.copy(self) for _ in range(self.request.sampling.n - 1))]
         for index, answer in enumerate(answers):
-            answer.state = replace(state, buffer=state.buffer.copy()) if index else state
+            if index:
+                buffer = state.buffer.copy()
+                refresher = state.refresher.over(buffer) if state.refresher else None
+                answer.state = replace(state, buffer=buffer, refresher=refresher)
+            else:
+                answer.state = state
             answer._begin(index)
         return answers
 
@@ -163,7 +182,7 @@ class Sequence:
             ConfigurationError: the grammar proved too much work.
         """
         assert self.state is not None
-        token_id = self._choose(logits)
+        token_id = (self.request.choose or self._choose)(logits)
         self.first_token_at = self.first_token_at or time.perf_counter()
         if token_id in self._end_ids:
             self._finish("stop")

@@ -6,7 +6,6 @@ from collections import abc
 
 import torch
 
-from samkv_rag.exceptions import ConfigurationError
 from samkv_rag.model.attention import LayerSpec, Visibility, causal_attention
 from samkv_rag.model.decoder import Decoder
 from samkv_rag.model.kv_buffer import KVBuffer
@@ -27,7 +26,7 @@ def step(decoder: Decoder, sequences: abc.Sequence[Sequence]) -> None:
     for row, sequence in enumerate(sequences):
         try:
             sequence.accept(logits[row : row + 1])
-        except ConfigurationError as error:  # its grammar proved too much work; the others go on
+        except Exception as error:  # its grammar proved too much work, or its own choice failed; the others go on
             sequence.fail(error)
 
 

@@ -162,11 +162,17 @@ class Runtime:
             self._scheduler.prefilling.append(sequence)
         waited_s = time.perf_counter() - sequence.ready_at
         sequence.clock.phase_s["wait"] = sequence.clock.phase_s.get("wait", 0.0) + waited_s
+        self._run_alone(sequence, self._prefill_sequence)
+        return True
+
+    def _run_alone(self, sequence: Sequence, work: Callable[[Sequence], list[Sequence]]) -> None:
+        """Do ``work`` of many layers on one of the sequences that are prefilling; what it returns runs then."""
         try:
             self._raise_if_cancelled(sequence)
-            answers = self._prefill_sequence(sequence)
+            answers = work(sequence)
         except _CancelledError:
             sequence.status = Status.CANCELLED
+            sequence.state = None
         except DamagedChunkError as error:
             self._read_again(sequence, error)
         except BaseException as error:
@@ -178,7 +184,17 @@ class Runtime:
             with self._changed:
                 self._scheduler.prefilling.remove(sequence)
         self._drop_ended()
-        return True
+
+    def _refresh(self, sequence: Sequence) -> list[Sequence]:
+        assert sequence.state is not None
+        assert sequence.state.refresher is not None
+        refresher = sequence.state.refresher
+        try:
+            refresher.refresh(sequence.token_ids, len(sequence.text))
+        except DamagedChunkError as error:  # what is retained does for the rest of the answer
+            logger.warning("a chunk could not be read again (%s); its answer is not refreshed any more", error)
+            refresher.stop()
+        return [sequence]
 
     def _read_again(self, sequence: Sequence, error: DamagedChunkError) -> None:
         """A chunk was damaged after it was checked: read the prompt once more, which finds and mends it."""
@@ -203,6 +219,8 @@ class Runtime:
 
     def _step(self) -> None:
         self._drop_ended()
+        while sequence := self._take_due():
+            self._run_alone(sequence, self._refresh)
         running = list(self._scheduler.running)
         if not running:
             return
@@ -215,6 +233,10 @@ class Runtime:
         finally:
             self._stepping = False
         self._drop_ended()
+
+    def _take_due(self) -> Sequence | None:
+        with self._changed:
+            return self._scheduler.next_refresh()
 
     def _drop_ended(self) -> None:
         with self._changed:

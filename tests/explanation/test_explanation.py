@@ -47,6 +47,23 @@ def test_it_says_what_the_engine_retained(tiny_engine: SamKVEngine) -> None:
         assert chunk.num_tokens == use.num_tokens == tiny_engine.count_tokens(chunk.text)
 
 
+def test_it_says_which_refresh_brought_what(tiny_engine: SamKVEngine) -> None:
+    tiny_engine.add_chunks(CHUNKS)
+    ids = iter(tiny_engine.tokenize("the tide of winter and the seven letters"))
+    method = tiny.method(sequence_ratio=0.3, refresh_tokens=3)
+    result = tiny_engine.generate(
+        tiny.rag_prompt(CHUNKS), max_new_tokens=8, method=method, choose=lambda logits: next(ids)
+    )
+    explained = result.explain()
+    for chunk, use in zip(explained.chunks, result.chunks, strict=True):
+        tokens = [(arrival.answer_chars, token) for arrival in use.arrivals for token in arrival.tokens]
+        assert [(run.answer_chars, i) for run in chunk.arrivals for i in range(run.start, run.stop)] == tokens
+    (first, *_) = (run for chunk in explained.chunks for run in chunk.arrivals)
+    assert 0 < first.answer_chars < len(result.text)
+    assert Explanation.from_dict(json.loads(json.dumps(explained.to_dict()))) == explained
+    assert f"Read after “…{result.text[: first.answer_chars]}”: “" in explained.to_html()
+
+
 def test_characters_are_those_of_the_tokens(tiny_engine: SamKVEngine, explained: Explanation) -> None:
     """The slow way: each token's bytes, one after another, are the text."""
     for chunk in explained.chunks:

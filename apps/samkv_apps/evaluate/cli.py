@@ -42,6 +42,10 @@ def evaluate(
         Path | None,
         typer.Option(metavar="FILE", help="Your prompt, with {passages} and {question}.", show_default="built in"),
     ] = None,
+    task: Annotated[
+        str, typer.Option(help="short, or long: several questions a prompt, whole pages as answers.")
+    ] = "short",
+    group: Annotated[int, typer.Option(min=1, help="Questions a prompt of --task long.")] = 5,
     limit: Annotated[int | None, typer.Option(min=1, help="Cases of each file.", show_default="all")] = None,
     seed: Annotated[
         int | None,
@@ -50,7 +54,9 @@ def evaluate(
     store: Annotated[Path | None, typer.Option(help="Folder for chunk KV.", show_default="kv in output-dir")] = None,
     reference: Annotated[Path | None, typer.Option(help="Evaluation to take full prefill's answers from.")] = None,
     dtype: Annotated[str | None, typer.Option(help="Such as bfloat16.", show_default="by processor")] = None,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of an answer.")] = 16,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Most tokens of an answer.", show_default="16; of a long one 256")
+    ] = None,
     option: Annotated[
         list[str] | None, typer.Option(metavar="NAME=VALUE", help="An option of a method or of EngineConfig.")
     ] = None,
@@ -62,7 +68,7 @@ def evaluate(
     from samkv_apps.terminal import quieten_libraries
 
     quieten_libraries()
-    from samkv_apps.evaluate import EvaluationOptions, command
+    from samkv_apps.evaluate import EvaluationOptions, command, compare_long_answers
     from samkv_apps.evaluate import evaluate as run_evaluation
     from samkv_apps.evaluate.options import TOP_K
 
@@ -77,7 +83,9 @@ def evaluate(
         store=store,
         reference=reference,
         dtype=dtype,
-        max_new_tokens=max_new_tokens,
+        max_new_tokens=max_new_tokens or (256 if task == "long" else 16),
+        task=task,  # type: ignore[arg-type]
+        group=group,
         prompt=command.read_prompt(prompt),
         template=template,  # type: ignore[arg-type]  # names are checked there
         corpus=corpus,
@@ -90,6 +98,10 @@ def evaluate(
     )
     if documents and questions:
         command.make_cases(options, documents, questions)
+    if task == "long":
+        compare_long_answers(options)
+        typer.echo((output_dir / "long.md").read_text(encoding="utf-8"))
+        return
     metrics = run_evaluation(options)
     typer.echo(f"results in {output_dir}: report.md, metrics.json, predictions.jsonl")
     for run in metrics.runs:

@@ -29,6 +29,8 @@ def describe_run(options: EvaluationOptions, engine: SamKVEngine) -> dict[str, A
         "limit": options.limit,
         "seed": options.seed,
         "max_new_tokens": options.max_new_tokens,
+        "task": options.task,
+        "group": options.group if options.task == "long" else None,
         "prompt": options.prompt,
         "template": options.template,
         "retrieval": options.retrieval,

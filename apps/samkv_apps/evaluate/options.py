@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 from samkv_apps.evaluate.compressors import COMPRESSORS
 from samkv_apps.evaluate.controls import CONTROLS, MORE_CHUNKS, NO_CONTEXT, SAME_TTFT, TEXT_CONTROLS, RandomTokens
@@ -18,6 +18,7 @@ from samkv_rag.config import EngineConfig
 from samkv_rag.exceptions import ConfigurationError
 from samkv_rag.prefill import PrefillMethod, Scout, method_classes
 
+TaskName = Literal["short", "long"]
 REFERENCE = "full_prefill"
 TOP_K = 8
 WITHOUT_RATIO = (REFERENCE, "naive_reuse", NO_CONTEXT)
@@ -48,7 +49,9 @@ class EvaluationOptions:
     output_dir: a folder that is new, empty or holds an evaluation to be continued.
     methods: names of methods, compressors and controls; full_prefill is always run, for reference.
     sequence_ratios: every method with a budget runs at each.
-    limit: cases of each file, all by default.
+    task: ``"short"``: a case a prompt; ``"long"``: ``group`` cases a prompt, see ``compare_long_answers``.
+    group: questions of a prompt of the task long.
+    limit: cases of each file, of the task long prompts; all by default.
     seed: draws the cases of a limit (without it they are the first) and seeds the bootstrap.
     store: folder for the chunks' KV, by default ``kv`` in ``output_dir``.
     reference: folder of another evaluation, from which full prefill's answers are taken over.
@@ -75,6 +78,8 @@ class EvaluationOptions:
     output_dir: Path
     methods: Sequence[str] = (Scout.name,)
     sequence_ratios: Sequence[float] = (Scout.sequence_ratio,)
+    task: TaskName = "short"
+    group: int = 5
     limit: int | None = None
     seed: int | None = None
     store: Path | None = None
@@ -98,7 +103,7 @@ class EvaluationOptions:
             raise ConfigurationError(
                 f"sequence_ratio is {list(self.sequence_ratios)}; give numbers above 0 and up to 1"
             )
-        for name in ("limit", "max_new_tokens", "top_k", "more_top_k"):
+        for name in ("limit", "max_new_tokens", "top_k", "more_top_k", "group"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigurationError(f"{name} is {value}; it must be at least 1")
@@ -166,6 +171,10 @@ class EvaluationOptions:
         return [_class_of(name) for name in self.methods]
 
     def _require_known_prompts_and_chunks(self) -> None:
+        require_choice("task", self.task, get_args(TaskName))
+        others = sorted({*self.methods} & {*COMPRESSORS, *TEXT_CONTROLS, MORE_CHUNKS})
+        if self.task == "long" and others:
+            raise ConfigurationError(f"{others[0]} answers other prompts, which the task long does not compare")
         require_choice("template", self.template, (None, *get_args(Template)))
         require_choice("retriever", self.retriever, get_args(RetrieverName))
         require_choice("order", self.order, (None, *get_args(Order)))

@@ -87,6 +87,15 @@ class RunFolder:
             self._predictions = {_key(p): p for p in read_predictions(self.folder)}
         return merged
 
+    def require_new(self) -> None:
+        """For what cannot be continued.
+
+        Raises:
+            ConfigurationError: an earlier run wrote into the folder.
+        """
+        if self._earlier is not None:
+            raise ConfigurationError(f"{self.folder} holds an evaluation already; choose another --output-dir")
+
     def adopt(self, predictions: Iterable[Prediction]) -> None:
         """Keep those of ``predictions``, made elsewhere, that are not there yet."""
         for prediction in predictions:

@@ -1,0 +1,134 @@
+"""A long answer's retained set follows it: now and then the last tokens of the answer select again.
+
+They run over all cached KV, as the question did when it scouted. The blocks that they attend to come in with their
+cached KV, and as many tokens go out, as in RefreshKV (arXiv 2411.05787). What the answer's tokens computed before
+stays as it is.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from math import inf
+
+import torch
+
+from samkv_rag.model.attention import LayerSpec, attention
+from samkv_rag.model.decoder import Decoder
+from samkv_rag.model.kv_buffer import KVBuffer
+from samkv_rag.prefill import Prefilled, Scout, SparsePrefill
+from samkv_rag.prefill.passes.plan import make_plan
+from samkv_rag.prefill.passes.planned_pass import LayerReader
+from samkv_rag.prefill.scout import MAX_SCORING_TOKENS, AttentionScores
+from samkv_rag.prompt.layout import PromptLayout
+
+
+class Refresher:
+    """Refreshes what one sequence retains, and remembers what that did.
+
+    Args:
+        decoder: the model.
+        method: the method that prefilled; one other than ``Scout`` is refreshed as by ``Scout``'s defaults.
+        layout: the prompt as it was prefilled; its chunks' readers are held for as long as this object.
+        prefilled: what is retained, and the blocks.
+        buffer: the KV to decode from.
+    """
+
+    def __init__(
+        self, decoder: Decoder, method: SparsePrefill, layout: PromptLayout, prefilled: Prefilled, buffer: KVBuffer
+    ) -> None:
+        assert prefilled.block_scores is not None
+        self._decoder, self._buffer = decoder, buffer
+        self._layout = PromptLayout(layout.segments, layout.device)  # the sequence's own lets go of its readers
+        self._bytes_before = layout.bytes_read
+        self._blocks = prefilled.block_scores.blocks
+        self._scout = method if isinstance(method, Scout) else Scout()
+        self._every = method.refresh_tokens or inf
+        self._slots = prefilled.retained.nonzero()[:, 0]
+        """Position of the token in each of the buffer's first places, ``[retained]``."""
+        self._num_seen = 0
+        """Tokens of the answer that were in the buffer at the last refresh."""
+        self.arrivals: list[tuple[int, torch.Tensor]] = []
+        """Of each refresh how many characters the answer had, and the positions of the tokens that came in."""
+        self.seconds = 0.0
+
+    def is_due(self, num_answer_tokens: int) -> bool:
+        """Whether enough of the answer was decoded since the last refresh."""
+        return num_answer_tokens - 1 - self._num_seen >= self._every
+
+    def over(self, buffer: KVBuffer) -> Refresher:
+        """One for another answer, which decodes from a copy of the KV and was not refreshed yet."""
+        other = copy.copy(self)
+        other._buffer, other._slots, other.arrivals = buffer, self._slots.clone(), []
+        return other
+
+    @property
+    def bytes_read(self) -> int:
+        """Bytes of stored chunks that the refreshes read."""
+        return PromptLayout(self._layout.segments, self._layout.device).bytes_read - self._bytes_before
+
+    def stop(self) -> None:
+        """Refresh no more."""
+        self._every = inf
+
+    def refresh(self, token_ids: list[int], num_chars: int) -> None:
+        """Exchange retained tokens for those that the end of the answer attends to.
+
+        The last of the answer's ``token_ids`` was chosen and has not run yet; it selects with those before it.
+        ``num_chars`` is how much of its text is written.
+
+        Raises:
+            DamagedChunkError: a chunk cannot be read any more; the answer can go on as it is.
+        """
+        started = time.perf_counter()
+        first = max(self._num_seen, len(token_ids) - MAX_SCORING_TOKENS)
+        self._num_seen = len(token_ids) - 1
+        held = torch.zeros_like(self._layout.is_chunk).index_fill_(0, self._slots, True)
+        middle = torch.zeros_like(held).index_fill_(0, self._blocks.positions, True)
+        best = self._blocks.best_within(self._score(token_ids[first:], first), int((held & middle).sum()))
+        wanted = (held & ~middle) | best
+        arriving, leaving = (wanted & ~held).nonzero()[:, 0], (~wanted[self._slots]).nonzero()[:, 0]
+        if len(arriving):
+            self._exchange(leaving, arriving)
+        self.arrivals.append((num_chars, arriving))
+        self.seconds += time.perf_counter() - started
+
+    def _score(self, token_ids: list[int], first: int) -> torch.Tensor:
+        """Attention that ``token_ids``, the answer from its token ``first`` on, pay to each block, ``[blocks]``.
+
+        They see the whole prompt, what is retained as it is in the buffer and the rest as it is cached.
+        """
+        layout, buffer, slots = self._layout, self._buffer, self._slots
+        start = layout.num_tokens + first
+        tail = slice(start, start + len(token_ids))
+        scores = AttentionScores(tail.stop, tail, self._decoder, len(token_ids), self._scout)
+        read = LayerReader(self._decoder, make_plan(layout, torch.ones_like(layout.is_chunk)))
+
+        def attend(
+            layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, spec: LayerSpec
+        ) -> torch.Tensor:
+            states = []
+            for cached, held, own in zip(read(layer), buffer.layer(layer), (key, value), strict=True):
+                cached.index_copy_(2, slots, held[:, :, : len(slots)])
+                states.append(torch.cat((cached, held[:, :, len(slots) : len(slots) + first], own), dim=2))
+            keys, values = states
+            scores(layer, query, keys, spec)
+            return attention(query, keys, values, spec, is_causal=True)
+
+        hidden = self._decoder.embed(torch.tensor([token_ids]))
+        self._decoder.run_layers(hidden, torch.arange(tail.start, tail.stop), attend, range(scores.layers[-1] + 1))
+        return self._blocks.top_token_mean(scores.scores, self._scout.block_top_tokens)
+
+    def _exchange(self, leaving: torch.Tensor, arriving: torch.Tensor) -> None:
+        """Write the cached KV of prompt tokens ``arriving`` over the buffer's places ``leaving``, both ``[tokens]``.
+
+        The buffer's positions stay as they were: no layer has a window, so all that counts of them is their order.
+        """
+        mask = torch.zeros_like(self._layout.is_chunk).index_fill_(0, arriving, True)
+        read = LayerReader(self._decoder, make_plan(self._layout, mask))
+        # All is read before any is written: half of it would leave the layers with different tokens.
+        layers = [[states.clone() for states in read(layer)] for layer in range(self._decoder.num_layers)]
+        for layer, arrived in enumerate(layers):
+            for held, states in zip(self._buffer.layer(layer), arrived, strict=True):
+                held[:, :, leaving] = states
+        self._slots[leaving] = arriving
