@@ -47,7 +47,8 @@ class SparsePrefill(CachedPrefill):
             (``"fusion"``, which starts at the bottom).
         fusion_theta: weight of the recomputed KV in a fusion, in [0, 1].
         refresh_tokens: after so many tokens of the answer its last ones select again, and blocks that they
-            attend to take the place of others. None: what is retained stays for all of the answer.
+            attend to take the place of others. None: what is retained stays for all of the answer. Refused for
+            models with windows and for chunks stored as an index.
 
     Raises:
         ConfigurationError: a value is out of range.
