@@ -73,8 +73,8 @@ def test_scores_are_those_of_the_selection(tiny_engine: SamKVEngine, monkeypatch
     seen: list[tuple[PromptLayout, list[float]]] = []
     score_tokens = Scout.score_tokens
 
-    def watched(self: Scout, decoder: Decoder, layout: PromptLayout) -> Any:
-        scores = score_tokens(self, decoder, layout)
+    def watched(self: Scout, decoder: Decoder, layout: PromptLayout, over_anchors: bool) -> Any:
+        scores = score_tokens(self, decoder, layout, over_anchors)
         seen.append((layout, scores.tolist()))
         return scores
 
