@@ -15,7 +15,15 @@ if TYPE_CHECKING:
     from samkv_rag.explanation import Explanation
     from samkv_rag.generation_result import GenerationResult
     from samkv_rag.grammar import Grammar
-    from samkv_rag.results import ChunkUse, Diagnostic, GenerationMetrics, IngestionReport, Piece, TokenLogprob
+    from samkv_rag.results import (
+        ChunkUse,
+        Diagnostic,
+        GenerationMetrics,
+        IngestionEstimate,
+        IngestionReport,
+        Piece,
+        TokenLogprob,
+    )
     from samkv_rag.store import Store, open_store
 
 __version__ = "0.1.0"
@@ -29,6 +37,7 @@ _HOMES = {
     "GenerationMetrics": "results",
     "GenerationResult": "generation_result",
     "Grammar": "grammar",
+    "IngestionEstimate": "results",
     "IngestionReport": "results",
     "Store": "store",
     "EngineConfig": "config",
@@ -49,6 +58,7 @@ __all__ = [
     "GenerationMetrics",
     "GenerationResult",
     "Grammar",
+    "IngestionEstimate",
     "IngestionReport",
     "Piece",
     "SamKVEngine",

@@ -137,7 +137,7 @@ def test_another_storage_is_damage() -> None:
 # In the engine
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "phi3-partial-rope"])
+@pytest.mark.parametrize("family", tiny.FAMILIES)
 def test_an_index_selects_as_full_storage_does_over_the_same_anchors(
     make_engine: MakeEngine, family: str, tmp_path: Path
 ) -> None:
