@@ -8,8 +8,6 @@ from typing import Literal, get_args
 from samkv_rag.checks import require_choice, require_integer
 
 Admit = Literal["always", "second_use"]
-Storage = Literal["full", "index"]
-"""What is stored of a chunk: everything, or what it takes to select its tokens."""
 KVDtype = Literal["auto", "bfloat16", "float32", "int8"]
 Storage = Literal["full", "index"]
 """What is stored of a chunk: everything, or what it takes to select its tokens and recompute them."""
