@@ -6,8 +6,8 @@
 In output ``…`` stands for any text in its line, or, alone on a line, for any lines. Comments, each on the line above a
 block, change that: ``<!-- not run: reason -->``, ``<!-- needs: redis -->`` (or s3), and above output
 ``<!-- figures differ -->``, which compares all but the numbers, and ``<!-- words differ: Flora and Mabel -->``, for
-what a model wrote. Processors round differently: of its line only the words named must be printed, and numbers are not
-compared. The working folder is where blocks run.
+what a model wrote. Processors round differently: of its line only the words named must be printed, with whatever lines
+around them, and numbers are not compared. The working folder is where blocks run.
 """
 
 from __future__ import annotations
@@ -59,9 +59,9 @@ def snippets(page: Path) -> list[Snippet]:
                 raise ValueError(f"{page.name}:{line}: output, and no snippet directly above")
             if (must_hold := marks.get("words differ", "")) not in token.content:
                 raise ValueError(f"{page.name}:{line}: the output shown is without {must_hold!r}")
-            # A model's line is one of any words around the named ones; figures that follow from it differ, too.
+            # A model's line is any words, in lines of their own too, around the named ones; figures that follow differ.
             expected = (
-                re.sub(f"(?m)^.*{re.escape(must_hold)}.*$", f"…{must_hold}…", token.content)
+                re.sub(f"(?m)^.*{re.escape(must_hold)}.*$", f"⋯{must_hold}⋯", token.content)
                 if must_hold
                 else token.content
             )
@@ -89,7 +89,10 @@ def difference(expected: str | None, printed: str) -> str:
     if expected is None:
         return f"printed, and the page does not show it:\n{printed}" if printed.strip() else ""
     shown, found = ([line.rstrip() for line in text.rstrip().splitlines()] for text in (expected, printed))
-    lines = [r".*(?:\n.*)*?" if line == "…" else re.escape(line).replace("…", "[^\n]*") for line in shown]
+    lines = [
+        r".*(?:\n.*)*?" if line == "…" else re.escape(line).replace("…", "[^\n]*").replace("⋯", r"(?:.|\n)*")
+        for line in shown
+    ]
     pattern = "\n".join(lines)
     return "" if re.fullmatch(pattern, "\n".join(found)) else "\n".join(difflib.ndiff(shown, found))
 
