@@ -33,17 +33,17 @@ TEXT_CONTROLS = (NO_CONTEXT, SPANS_AS_TEXT, SAME_TTFT)
 
 @dataclass(frozen=True)
 class RandomTokens(Scout):
-    """`scout` with blocks drawn at random: anchors, blocks, budget and recomputation are the same."""
+    """`scout` with blocks drawn at random: places, anchors, blocks, budget and recomputation are the same."""
 
     name: ClassVar[str] = RANDOM_TOKENS
 
     def select(self, context: PrefillContext, budget: Budget) -> Selected:
-        layout = context.layout
+        layout, _ = self.place(context)
         anchors, blocks = anchor_mask(layout, budget.anchors), Blocks(layout, budget.anchors, self.block_tokens)
         drawn = torch.Generator().manual_seed(int(layout.token_ids.sum()))  # equal prompts, equal draws
         scores = torch.rand(blocks.num_blocks, generator=drawn).to(layout.device)
         retained = anchors | blocks.best_within(scores, budget.num_tokens - int(anchors.sum()))
-        return Selected(retained, BlockScores(blocks, scores))
+        return Selected(retained, BlockScores(blocks, scores), layout)
 
 
 def retained_texts(result: GenerationResult) -> list[list[str]]:
