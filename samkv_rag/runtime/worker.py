@@ -170,6 +170,8 @@ class Runtime:
         try:
             self._raise_if_cancelled(sequence)
             answers = work(sequence)
+            with self._changed:
+                self._scheduler.running += answers
         except _CancelledError:
             sequence.status = Status.CANCELLED
             sequence.state = None
@@ -177,9 +179,6 @@ class Runtime:
             self._read_again(sequence, error)
         except BaseException as error:
             sequence.fail(error)
-        else:
-            with self._changed:
-                self._scheduler.running += answers
         finally:
             with self._changed:
                 self._scheduler.prefilling.remove(sequence)
