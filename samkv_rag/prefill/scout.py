@@ -186,15 +186,23 @@ class AttentionScores:
         positions = torch.arange(num_columns, device=decoder.device)
         self._back = positions[-num_scoring:, None] - positions
         self._weights = _row_weights(num_scoring, method).to(decoder.device)
+        self._masks: dict[int | None, torch.Tensor] = {}
 
     def __call__(self, layer: int, query: torch.Tensor, keys: torch.Tensor, spec: LayerSpec) -> None:
         if layer not in self.layers:
             return
-        seen = (self._back >= 0) & (self._back < (spec.window or len(self.scores)))
         scoring = fold_heads(query[:, :, self._rows], keys.shape[1])[0] * spec.scaling
         products = torch.unflatten(scoring @ keys[0].transpose(-1, -2), 1, (-1, len(self._weights)))
-        weights = attention_weights(products, spec, additive(seen, products.dtype))  # [kv_heads, group, rows, columns]
+        mask = self._mask(spec.window, products.dtype)
+        weights = attention_weights(products, spec, mask)  # [kv_heads, group, rows, columns]
         self.scores += (self._weights.to(weights.dtype) @ weights).float().sum((0, 1))
+
+    def _mask(self, window: int | None, dtype: torch.dtype) -> torch.Tensor:
+        """Additive, ``[rows, columns]``; made once for all layers of a window."""
+        if window not in self._masks:
+            seen = (self._back >= 0) & (self._back < (window or len(self.scores)))
+            self._masks[window] = additive(seen, dtype)
+        return self._masks[window]
 
 
 class _AllKeys:

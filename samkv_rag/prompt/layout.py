@@ -81,6 +81,10 @@ class PromptLayout:
 
     @cached_property
     def bytes_read(self) -> int:
+        """Bytes of stored chunks read when this was first asked, or at the latest when the readers were let go of."""
+        return self.count_bytes_read()
+
+    def count_bytes_read(self) -> int:
         """Bytes of stored chunks read so far; those computed for this prompt were not read."""
         return sum(getattr(segment.reader, "bytes_read", 0) for segment in self.chunks if segment.hit)
 

@@ -65,7 +65,7 @@ class Refresher:
     @property
     def bytes_read(self) -> int:
         """Bytes of stored chunks that the refreshes read."""
-        return PromptLayout(self._layout.segments, self._layout.device).bytes_read - self._bytes_before
+        return self._layout.count_bytes_read() - self._bytes_before
 
     def stop(self) -> None:
         """Refresh no more."""

@@ -35,8 +35,17 @@ def quantize_keys(keys: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 def dequantize_keys(codes: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
     """Inverse of :func:`quantize_keys` for one layer, ``[kv_heads, tokens, head_dim]`` in float32."""
-    keys = codes.float()
-    _dequantize_keys(keys, scales.float())
+    keys, (scale, lowest) = codes.float(), scales.float()
+    scale, zero = scale[..., None, :], torch.sub(lowest, scale, alpha=_LOWEST)[..., None, :]
+    num_groups = keys.shape[-2] // KEY_GROUP_TOKENS
+    whole = num_groups * KEY_GROUP_TOKENS
+    # In place, and in two calls whatever the length: one for the whole groups, one for what is left.
+    if whole:
+        grouped = keys[:, :whole].view(keys.shape[0], num_groups, KEY_GROUP_TOKENS, -1)
+        torch.addcmul(zero[:, :num_groups], grouped, scale[:, :num_groups], out=grouped)
+    if whole < keys.shape[-2]:
+        rest = keys[:, whole:]
+        torch.addcmul(zero[:, num_groups], rest, scale[:, num_groups], out=rest)
     return keys
 
 
@@ -62,19 +71,6 @@ def dequantize_rows(codes: torch.Tensor, scales: torch.Tensor, dtype: torch.dtyp
 def num_row_groups(num_channels: int, group_channels: int = _ROW_GROUP_CHANNELS) -> int:
     """The fewest groups of equal size, at most ``group_channels`` each."""
     return next(n for n in range(1, num_channels + 1) if num_channels % n == 0 and num_channels <= n * group_channels)
-
-
-def _dequantize_keys(codes: torch.Tensor, scales: torch.Tensor) -> None:
-    """In place, and in two calls whatever the length: one for the whole groups, one for what is left."""
-    scale, zero = scales[0, ..., None, :], torch.sub(scales[1], scales[0], alpha=_LOWEST)[..., None, :]
-    num_groups = codes.shape[-2] // KEY_GROUP_TOKENS
-    whole = num_groups * KEY_GROUP_TOKENS
-    if whole:
-        grouped = codes[:, :whole].view(codes.shape[0], num_groups, KEY_GROUP_TOKENS, -1)
-        torch.addcmul(zero[:, :num_groups], grouped, scale[:, :num_groups], out=grouped)
-    if whole < codes.shape[-2]:
-        rest = codes[:, whole:]
-        torch.addcmul(zero[:, num_groups], rest, scale[:, num_groups], out=rest)
 
 
 def _affine(group: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
