@@ -114,7 +114,7 @@ class ChunkReader(Protocol):
 
 @dataclass(frozen=True)
 class ChunkCache:
-    """A chunk's keys and values, computed alone at positions 0..tokens-1, and their summary."""
+    """A chunk's keys and values, computed alone at positions 0..tokens-1, and their summary; other text has none."""
 
     token_ids: torch.Tensor
     """``[tokens]``, int64"""
@@ -122,7 +122,7 @@ class ChunkCache:
     """``[layers, kv_heads, tokens, head_dim]``, after RoPE"""
     values: torch.Tensor
     """``[layers, kv_heads, tokens, head_dim]``"""
-    means: Summary
+    means: Summary | None = None
 
     @property
     def num_tokens(self) -> int:
@@ -142,6 +142,7 @@ class ChunkCache:
         return self.values[layer]
 
     def summary(self) -> Summary:
+        assert self.means is not None
         return self.means
 
 

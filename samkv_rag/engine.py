@@ -27,6 +27,7 @@ from samkv_rag.model.support import check_config, self_test
 from samkv_rag.model.tokenization import PromptTokenizer, RenderedPrompt
 from samkv_rag.prefill import PrefillMethod, Scout, SparsePrefill, resolve_method
 from samkv_rag.prompt.assembly import PromptAssembler
+from samkv_rag.prompt.history import History
 from samkv_rag.results import IngestionEstimate, IngestionReport
 from samkv_rag.runtime.guiding import Guide
 from samkv_rag.runtime.prefilling import prefill, read_prompt
@@ -95,9 +96,11 @@ class SamKVEngine:
         store_secret: str | bytes | None = None,
         max_running: int = 16,
         max_waiting: int = 256,
+        history_tokens: int = 8192,
     ) -> None:
         require_integer("max_running", max_running, 1)
         require_integer("max_waiting", max_waiting, 1)
+        require_integer("history_tokens", history_tokens, 0)
         check_config(model)
         self.config = config or EngineConfig()
         self.method = Scout() if method is None else resolve_method(method)
@@ -121,7 +124,8 @@ class SamKVEngine:
         self._library = ChunkLibrary(
             self.decoder, self.tokenizer, self.store, owner, self._spec, kv_dtype, run, self.config.admit
         )
-        self._assembler = PromptAssembler(self.decoder, self.tokenizer, self._library, run)
+        self._history = History(history_tokens)
+        self._assembler = PromptAssembler(self.decoder, self.tokenizer, self._library, self._history, run)
         self._end_ids = _end_of_text_ids(model, tokenizer)
         self._guide = Guide(self.tokenizer, self._end_ids)
         self._max_running = max_running
@@ -143,6 +147,7 @@ class SamKVEngine:
         store_secret: str | bytes | None = None,
         max_running: int = 16,
         max_waiting: int = 256,
+        history_tokens: int = 8192,
     ) -> SamKVEngine:
         """Load a model and open a store.
 
@@ -157,6 +162,7 @@ class SamKVEngine:
             store_secret: without it nobody can tell from a store's keys whether a text is in it.
             max_running: answers that are decoded together.
             max_waiting: requests that may wait for their turn; more are refused at once.
+            history_tokens: tokens of former turns of chats whose KV is kept in memory, for the turns that follow.
 
         Raises:
             ModelNotFoundError: nothing loadable at ``model``.
@@ -172,6 +178,7 @@ class SamKVEngine:
             "store_secret": store_secret,
             "max_running": max_running,
             "max_waiting": max_waiting,
+            "history_tokens": history_tokens,
         }
         if isinstance(model, (str, PathLike)):
             loaded, own_tokenizer = load(model, device, dtype, gguf_file, trust_remote_code)
@@ -387,6 +394,8 @@ class SamKVEngine:
         return prefill(self.decoder, sequence, self._spec)
 
     def _finish(self, sequence: RunningSequence) -> GenerationResult:
+        if sequence.request.is_chat and sequence.read and sequence.state and sequence.read.method.needs:
+            self._history.remember(sequence.read.layout, sequence.token_ids, sequence.state.buffer)
         return result(sequence, self.decoder, self.tokenizer, self.model_name)
 
     def _rendered(self, prompt: Prompt) -> RenderedPrompt:

@@ -23,6 +23,11 @@ class KVBuffer:
         """``[tokens]`` in the prompt, rising, on the host; set by the pass that fills the layers."""
 
     @property
+    def num_layers(self) -> int:
+        """Layers of the model."""
+        return len(self._lengths)
+
+    @property
     def cache_length(self) -> int:
         """Tokens held in the layer that holds most."""
         return max(self._lengths)
@@ -51,9 +56,9 @@ class KVBuffer:
 
     def copy(self) -> KVBuffer:
         """Another buffer of the same tokens."""
-        buffer = KVBuffer(len(self._lengths), self._reserve_tokens)
+        buffer = KVBuffer(self.num_layers, self._reserve_tokens)
         buffer.positions = self.positions
-        for layer in range(len(self._lengths)):
+        for layer in range(self.num_layers):
             buffer.append(layer, *self.layer(layer))
         return buffer
 

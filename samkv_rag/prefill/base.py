@@ -111,6 +111,11 @@ class PrefillMethod(ABC):
         return 1.0
 
     @property
+    def is_exact(self) -> bool:
+        """Whether it equals full prefill; such a method computes what was said in former turns, too."""
+        return False
+
+    @property
     def min_tokens(self) -> int:
         """Fewest chunk tokens for which the method pays; a prompt with fewer takes full prefill."""
         return 0

@@ -101,7 +101,7 @@ def generic_query(decoder: Decoder, layout: PromptLayout, anchors: torch.Tensor,
 
     ``[len(layers), heads, head_dim]``, after RoPE at the question's positions (section 3, generic query).
     """
-    plan = make_plan(layout, retained=layout.is_prefix | layout.is_text | anchors)
+    plan = make_plan(layout, retained=anchors | ~layout.is_chunk)
     num_rows = layout.tail.stop - layout.tail.start
     mean_queries: dict[int, torch.Tensor] = {}
 

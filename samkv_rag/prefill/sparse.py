@@ -80,6 +80,10 @@ class SparsePrefill(CachedPrefill):
             return 0.0
         return self.sequence_ratio if self.recompute_ratio is None else min(self.recompute_ratio, self.sequence_ratio)
 
+    @property
+    def is_exact(self) -> bool:
+        return self.computed_ratio == 1 and self.update == "overwrite"
+
     @abstractmethod
     def select(self, context: PrefillContext, budget: Budget) -> Selected:
         """Choose the chunk tokens to retain: the anchors, and ``budget.num_tokens`` at most with them."""
@@ -93,7 +97,7 @@ class SparsePrefill(CachedPrefill):
             selected = self._select(context)
         layout = selected.layout or context.layout
         recomputed = self._recomputed(layout, selected)
-        retained = selected.tokens | layout.is_prefix | layout.is_text
+        retained = selected.tokens | ~layout.is_chunk
         recomputation = Recomputation(
             retained=retained,
             recomputed=recomputed,

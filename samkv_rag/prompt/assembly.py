@@ -5,25 +5,23 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
-from samkv_rag.chunk_cache import ChunkCache, ChunkReader, SummarySpec
+from samkv_rag.chunk_cache import ChunkCache, SummarySpec
 from samkv_rag.ingestion.encoder import encode
 from samkv_rag.ingestion.library import ChunkLibrary
 from samkv_rag.ingestion.recognition import Match, TextSpan, split_prompt
 from samkv_rag.model.decoder import Decoder
 from samkv_rag.model.tokenization import PromptTokenizer, RenderedPrompt
+from samkv_rag.prompt.history import History
 from samkv_rag.prompt.labels import split_labels
 from samkv_rag.prompt.layout import PromptLayout, Segment, SegmentKind
 
 _MAX_PREFIX_TOKENS = 4096
 Run = Callable[[Callable[[], list[ChunkCache]]], list[ChunkCache]]
 """Runs a function where the model may be used."""
-
-_Part = tuple[TextSpan, torch.Tensor, ChunkReader | None, bool]
-"""A span, its token ids, its cache, and whether that was there already."""
 
 
 @dataclass(frozen=True)
@@ -51,10 +49,13 @@ class SplitPrompt:
 class PromptAssembler:
     """Turns prompts into layouts for one model and one chunk library."""
 
-    def __init__(self, decoder: Decoder, tokenizer: PromptTokenizer, library: ChunkLibrary, run: Run) -> None:
+    def __init__(
+        self, decoder: Decoder, tokenizer: PromptTokenizer, library: ChunkLibrary, history: History, run: Run
+    ) -> None:
         self._decoder = decoder
         self._tokenizer = tokenizer
         self._library = library
+        self._history = history
         self._prefixes = PrefixCache(decoder, run)
 
     def split(self, prompt: RenderedPrompt | str) -> SplitPrompt:
@@ -83,40 +84,64 @@ class PromptAssembler:
 
     def without_cache(self, prompt: SplitPrompt) -> PromptLayout:
         """Layout in which nothing is cached; the same token ids as :meth:`with_cache`."""
-        parts = [(span, self._token_ids(prompt, span, first=i == 0)) for i, span in enumerate(prompt.spans)]
-        return self._layout([(span, ids, None, self._library.knows(span.text_digest or "")) for span, ids in parts])
+        segments = []
+        for i, span in enumerate(prompt.spans):
+            segment = self._segment(span, self._token_ids(prompt, span, first=i == 0))
+            segments.append(replace(segment, hit=self._library.knows(segment.digest)))
+        return PromptLayout.of(segments, self._decoder.device)
 
-    def with_cache(self, prompt: SplitPrompt) -> PromptLayout:
-        """Layout with every chunk's cache open; missing ones are computed, and so is the exact prefix."""
+    def with_cache(self, prompt: SplitPrompt, with_history: bool = False) -> PromptLayout:
+        """Layout with every chunk's cache open; missing ones are computed, and so is the exact prefix.
+
+        ``with_history`` what was said in former turns has the KV of then.
+        """
         opened = iter(self._library.read(prompt.chunk_texts))
-        parts: list[_Part] = []
+        segments = []
         for i, span in enumerate(prompt.spans):
             if span.text_digest:
                 reader, hit = next(opened)
-                parts.append((span, reader.token_ids, reader, hit))
+                segments.append(replace(self._segment(span, reader.token_ids), reader=reader, hit=hit))
             else:
-                parts.append((span, self._token_ids(prompt, span, first=i == 0), None, True))
-        return self._layout(self._with_prefix(parts))
+                segments.append(self._segment(span, self._token_ids(prompt, span, first=i == 0)))
+        segments = self._with_prefix(segments)
+        if with_history:
+            segments = [part for segment in segments for part in self._with_history(segment)]
+        return PromptLayout.of(segments, self._decoder.device)
 
-    def _with_prefix(self, parts: list[_Part]) -> list[_Part]:
+    def _segment(self, span: TextSpan, ids: torch.Tensor) -> Segment:
+        kind: SegmentKind = "chunk" if span.text_digest else "text"
+        is_structure = kind == "text" and self._tokenizer.has_control(ids.tolist())
+        return Segment(
+            kind,
+            ids,
+            digest=span.text_digest or "",
+            start_char=span.start_char,
+            text=span.text,
+            is_label=span.is_label,
+            is_structure=is_structure,
+        )
+
+    def _with_prefix(self, segments: list[Segment]) -> list[Segment]:
         """Cache the text before the first chunk exactly; a BOS alone where a chunk begins the prompt."""
-        span, ids, reader, _ = parts[0]
-        if reader is not None:
+        first, *others = segments
+        if first.kind == "chunk":
             bos = torch.tensor(self._tokenizer.bos_ids, dtype=torch.int64)
-            return [(TextSpan(0, "", None), bos, *self._prefixes.get(bos)), *parts] if len(bos) else parts
-        if len(ids) > _MAX_PREFIX_TOKENS:
-            return parts
-        return [(span, ids, *self._prefixes.get(ids)), *parts[1:]]
+            first, others = Segment("text", bos), segments
+        if len(first.token_ids) > _MAX_PREFIX_TOKENS:
+            return segments
+        if not len(first.token_ids):
+            return others
+        reader, hit = self._prefixes.get(first.token_ids)
+        return [replace(first, kind="prefix", reader=reader, hit=hit), *others]
 
-    def _layout(self, parts: list[_Part]) -> PromptLayout:
-        segments, position = [], 0
-        for span, ids, reader, hit in parts:
-            kind: SegmentKind = "chunk" if span.text_digest else "prefix" if reader is not None else "text"
-            chunk = (span.text_digest or "", span.start_char, span.text)
-            is_structure = kind == "text" and self._tokenizer.has_control(ids.tolist())
-            segments.append(Segment(kind, ids, position, reader, *chunk, hit, span.is_label, is_structure))
-            position += len(ids)
-        return PromptLayout(segments, self._decoder.device)
+    def _with_history(self, segment: Segment) -> list[Segment]:
+        """Cut off what former turns said and answered."""
+        turn = self._history.find(segment.token_ids) if segment.kind == "text" else None
+        if turn is None:
+            return [segment]
+        said, new = segment.token_ids[: turn.cache.num_tokens], segment.token_ids[turn.cache.num_tokens :]
+        cached = replace(segment, kind="history", token_ids=said, reader=turn.cache, computed_at=turn.start, text="")
+        return [cached, replace(segment, token_ids=new)]
 
     def _token_ids(self, prompt: SplitPrompt, span: TextSpan, first: bool) -> torch.Tensor:
         if span.text_digest is None:

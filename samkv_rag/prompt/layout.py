@@ -12,7 +12,7 @@ import torch
 
 from samkv_rag.chunk_cache import ChunkReader
 
-SegmentKind = Literal["prefix", "chunk", "text"]
+SegmentKind = Literal["prefix", "chunk", "history", "text"]
 
 
 @dataclass(frozen=True)
@@ -20,14 +20,16 @@ class Segment:
     """A run of prompt tokens of one kind.
 
     ``prefix`` is text before the first chunk, whose cached KV is exact; ``chunk`` has cached KV
-    computed out of context; ``text`` has none.
+    computed out of context; ``history`` was said in former turns, and has their KV; ``text`` has none.
     """
 
     kind: SegmentKind
     token_ids: torch.Tensor
-    start: int
+    start: int = 0
     """Position of its first token in the prompt."""
     reader: ChunkReader | None = None
+    computed_at: int = 0
+    """Position at which its first cached key was computed."""
     digest: str = ""
     """Of a chunk's text."""
     start_char: int = 0
@@ -45,6 +47,11 @@ class Segment:
         return self.start + self.token_ids.shape[0]
 
     @property
+    def rotate_offset(self) -> int:
+        """How far its cached keys must be rotated."""
+        return self.start - self.computed_at
+
+    @property
     def span(self) -> slice:
         """Its positions."""
         return slice(self.start, self.stop)
@@ -58,6 +65,12 @@ class PromptLayout:
         self.device = device
         self.token_ids = torch.cat([segment.token_ids for segment in self.segments]).to(device)
         self.num_tokens = int(self.token_ids.shape[0])
+
+    @classmethod
+    def of(cls, segments: Sequence[Segment], device: torch.device) -> PromptLayout:
+        """A prompt of these segments, one right after the other."""
+        starts = accumulate((len(segment.token_ids) for segment in segments), initial=0)
+        return cls([replace(segment, start=start) for segment, start in zip(segments, starts, strict=False)], device)
 
     @property
     def chunks(self) -> list[Segment]:
@@ -101,19 +114,14 @@ class PromptLayout:
         labels = [[s for s in self.segments[place - 1 : place] if s.is_label] for place in self._chunk_places]
         units = iter([[*labels[number], chunks[number]] for number in order])
         staying = [segment for segment in self.segments if not segment.is_label]
-        return self._of([s for one in staying for s in (next(units) if one.kind == "chunk" else [one])]), order
+        segments = [s for one in staying for s in (next(units) if one.kind == "chunk" else [one])]
+        return self.of(segments, self.device), order
 
     def without_chunks(self) -> PromptLayout:
         """What precedes the first chunk and what follows the last, as if it were all of the prompt."""
         places = self._chunk_places
         before = [segment for segment in self.segments[: places[0]] if not segment.is_label]
-        return self._of([*before, *self.segments[places[-1] + 1 :]])
-
-    def _of(self, segments: Sequence[Segment]) -> PromptLayout:
-        """A prompt of these segments, one right after the other."""
-        starts = accumulate((len(segment.token_ids) for segment in segments), initial=0)
-        moved = [replace(segment, start=start) for segment, start in zip(segments, starts, strict=False)]
-        return PromptLayout(moved, self.device)
+        return self.of([*before, *self.segments[places[-1] + 1 :]], self.device)
 
     @property
     def _chunk_places(self) -> list[int]:
@@ -152,15 +160,10 @@ class PromptLayout:
         """Positions without cached KV."""
         return self._mask("text")
 
-    @cached_property
-    def is_prefix(self) -> torch.Tensor:
-        """Positions of the exactly cached prefix."""
-        return self._mask("prefix")
-
     @property
     def tail(self) -> slice:
-        """Positions behind the last chunk: the question, as a rule."""
-        last = max((segment.stop for segment in self.chunks), default=0)
+        """Positions behind the last chunk and what was said before: the question, as a rule."""
+        last = max((segment.stop for segment in self.segments if segment.kind in ("chunk", "history")), default=0)
         return slice(last, self.num_tokens)
 
     @cached_property
@@ -168,7 +171,7 @@ class PromptLayout:
         """How far each position's cached key must be rotated."""
         offsets = torch.zeros(self.num_tokens, dtype=torch.int64)
         for segment in self.cached:
-            offsets[segment.span] = segment.start
+            offsets[segment.span] = segment.rotate_offset
         return offsets.to(self.device)
 
     @cached_property

@@ -35,7 +35,10 @@ def read_prompt(assembler: PromptAssembler, sequence: Sequence, context_window: 
         method = FullPrefill()
     try:
         with clock.phase("assemble"):
-            layout = assembler.with_cache(prompt) if method.needs else assembler.without_cache(prompt)
+            if method.needs:
+                layout = assembler.with_cache(prompt, with_history=not method.is_exact)
+            else:
+                layout = assembler.without_cache(prompt)
     finally:
         assembler.end_announcements(prompt)
     if layout.num_tokens >= context_window:

@@ -39,6 +39,11 @@ class Request:
     choose: Choose | None = None
     """Takes the place of ``sampling``'s choice."""
 
+    @property
+    def is_chat(self) -> bool:
+        """Whether it was rendered from messages, so that more of them may follow."""
+        return isinstance(self.prompt, RenderedPrompt) and bool(self.prompt.structure)
+
 
 class Status(Enum):
     """Where a sequence is."""

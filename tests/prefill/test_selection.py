@@ -30,7 +30,7 @@ def layout_of(*lengths: int, gap: int = 2, tail: int = 5) -> PromptLayout:
 
 def test_layout_masks() -> None:
     layout = layout_of(4, 3)
-    assert layout.is_prefix.tolist() == [1, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]
+    assert layout.is_text.tolist() == [0, 0, 0, 0, 0, 0, 0, 1, 1, 0, 0, 0, 1, 1, 1, 1, 1]
     assert layout.chunk_number.tolist() == [-1, -1, -1, 0, 0, 0, 0, -1, -1, 1, 1, 1, -1, -1, -1, -1, -1]
     assert layout.index_in_chunk.tolist() == [0, 0, 0, 0, 1, 2, 3, 0, 0, 0, 1, 2, 0, 0, 0, 0, 0]
     assert layout.tail == slice(12, 17)

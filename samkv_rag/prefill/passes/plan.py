@@ -119,10 +119,10 @@ def _sources(layout: PromptLayout, wanted: torch.Tensor, column_of: torch.Tensor
             continue
         if last - first == segment.stop - segment.start:
             start = int(column_of[segment.start])
-            sources.append(Source(segment.reader, slice(start, start + last - first), None, segment.start))
+            sources.append(Source(segment.reader, slice(start, start + last - first), None, segment.rotate_offset))
         else:
             tokens = positions[first:last] - segment.start
-            sources.append(Source(segment.reader, columns[first:last], tokens, segment.start))
+            sources.append(Source(segment.reader, columns[first:last], tokens, segment.rotate_offset))
     return sources
 
 
