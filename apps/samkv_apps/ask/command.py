@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from samkv_apps import terminal
+from samkv_apps.models import PACKAGED
 from samkv_rag.cli.store import parse_bytes
 from samkv_rag.exceptions import ConfigurationError, ModelNotFoundError
 
@@ -120,7 +121,7 @@ def _open(
         engine = SamKVEngine.from_pretrained(path, store=store / "kv", **options)
     except ModelNotFoundError as error:
         raise terminal.with_hub_hint(error) from error
-    name = embedding or (terminal.PACKAGED if model == terminal.PACKAGED else _DEFAULT_EMBEDDING)
+    name = embedding or ("demo" if model in PACKAGED else _DEFAULT_EMBEDDING)
     return Library(engine, store, terminal.embedding_model_path(name), max_tokens), found
 
 

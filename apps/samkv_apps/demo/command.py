@@ -24,11 +24,11 @@ _PACKAGES_OF = {
 
 
 def demo(
-    store: Annotated[Path, typer.Option(help="Folder for chunk KV and vectors; 400 MB.")] = Path("samkv-demo"),
+    store: Annotated[Path, typer.Option(help="Folder for chunk KV and vectors; 300 MB.")] = Path("samkv-demo"),
     questions: Annotated[int | None, typer.Option(min=1, help="How many questions.", show_default="all")] = None,
     sequence_ratio: Annotated[float, typer.Option(help="Most of the chunk tokens to retain.")] = 0.15,
     model: Annotated[
-        str, typer.Option(help="Hub id, folder or .gguf file; 'demo' is SmolLM2-135M-Instruct, fetched once.")
+        str, typer.Option(help="Hub id, folder or .gguf file; 'demo' and 'demo-small' are fetched once.")
     ] = "demo",
     framework: Annotated[Framework, typer.Option(help="Whose pipeline answers.")] = Framework.LLAMA_INDEX,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures to this file too.")] = None,

@@ -12,8 +12,8 @@ from samkv_apps.demo.corpus import Question, sections
 from samkv_apps.demo.pipeline import Passage, Pipeline, make_pipeline
 from samkv_apps.demo.report import Answer, Comparison, DemoReport, Source
 from samkv_apps.demo.screen import Screen
-from samkv_apps.models import MODEL_NAME, embedding_model
-from samkv_apps.terminal import PACKAGED, language_model_path
+from samkv_apps.models import PACKAGED, embedding_model
+from samkv_apps.terminal import language_model_path
 from samkv_rag import SamKVEngine
 from samkv_rag.prefill import Scout
 
@@ -43,7 +43,7 @@ def run_demo(options: DemoOptions, screen: Screen) -> DemoReport:
     pipeline = make_pipeline(options.framework, engine, options.folder / "chroma", embedding_model())
     added, reused = _ingest(pipeline, options.folder, screen)
     comparisons = tuple(_answer_all(pipeline, engine.count_tokens, options.questions, screen))
-    model_name = MODEL_NAME if options.model == PACKAGED else options.model
+    model_name = PACKAGED[options.model].title if options.model in PACKAGED else options.model
     store_bytes = sum(found.num_bytes for found in engine.store.keys())
     report = DemoReport(options.framework.value, model_name, added, reused, store_bytes, comparisons)
     screen.summary(report)

@@ -15,9 +15,7 @@ from samkv_apps.demo.report import Answer, Comparison, DemoReport, Source
 _INDENT, _LABEL_WIDTH = 5, 14
 _HOW_MEASURED = (
     "Both methods answered the same prompts in this process, after a warm-up question that is not counted. "
-    "An answer is right when it holds the expected words. Template and order are the framework's own: the best "
-    "passage first, where SmolLM2-135M hardly sees it. In a plainer template, with the best passages first and "
-    "last, it answers all of these questions. It is small so that the demo is quick; for answers take a larger model."
+    "An answer is right when it holds the expected words. Template and order are the framework's own."
 )
 
 

@@ -133,10 +133,12 @@ def test_the_packaged_models_answer_from_the_corpus(run: Run) -> None:
     from samkv_apps.demo.corpus import FOLDER, questions
 
     files = FOLDER / "corpus"
-    assert run("ingest", files, "--model", "demo")[0] == 0
+    assert run("ingest", files, "--model", "demo-small")[0] == 0
     right = 0
     for question in questions(3):
-        report = json.loads(run("ask", question.question, files, "--model", "demo", "--json", "--max-tokens", 40)[1])
+        report = json.loads(
+            run("ask", question.question, files, "--model", "demo-small", "--json", "--max-tokens", 40)[1]
+        )
         assert question.source in {Path(source["name"]).name for source in report["sources"]}
         assert report["metrics"]["chunks_missed"] == 0
         assert report["metrics"]["sequence_ratio"] <= 0.15
