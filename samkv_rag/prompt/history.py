@@ -32,13 +32,14 @@ class Turn:
     def shared(self, token_ids: torch.Tensor) -> int:
         """How many tokens ``token_ids`` ``[tokens]`` and the turn begin with alike.
 
-        The same question may be asked of other chunks: it is the same chat only where the answer follows, too.
+        The same question may be asked of other chunks: it is the same chat only where the answer follows, too. Half of
+        it is enough, as its end may have been trimmed, or cut into other tokens.
         """
         own = self.cache.token_ids
         room = min(len(own), len(token_ids))
         differ = (own[:room] != token_ids[:room]).nonzero()
         num_shared = int(differ[0]) if len(differ) else room
-        return num_shared if num_shared > self.num_asked else 0
+        return num_shared if num_shared > (self.num_asked + len(own)) / 2 else 0
 
     def cut(self, num_tokens: int) -> Turn:
         """Its first ``num_tokens``, whose KV knows nothing of those that follow."""

@@ -100,8 +100,12 @@ def test_scouting_looks_with_the_new_question() -> None:
 def test_the_same_question_of_other_passages_is_another_chat() -> None:
     talk = chat()
     talk.ask(QUESTIONS[0])
-    talk.said = []
+    said, talk.said = talk.said, []
     assert not history(talk.layout(QUESTIONS[0], CHUNKS[2:]))
+    talk.said = [said[0], {"role": "assistant", "content": said[1]["content"][:5] + " something else altogether"}]
+    assert not history(talk.layout(QUESTIONS[1], CHUNKS[2:]))
+    talk.said = [said[0], {"role": "assistant", "content": said[1]["content"][:-3]}]
+    assert history(talk.layout(QUESTIONS[1], CHUNKS[2:]))
 
 
 def test_what_was_said_moves_with_its_place_in_the_prompt() -> None:
