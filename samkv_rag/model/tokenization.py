@@ -22,6 +22,7 @@ from samkv_rag.exceptions import ChatTemplateError, ToolsUnsupportedError
 
 _SENTINEL = "\n"
 _PRIVATE_USE = range(0xE000, 0xF900)
+_SENTENCE_END = re.compile(r"[.!?\n。！？।؟]")
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,7 @@ class PromptTokenizer:
         self._sentinel_ids = self._plain.ids(_SENTINEL)
         self._adds_space = self._sentinel_ids + self._plain.ids("word") != self._plain.ids(f"{_SENTINEL}word")
         self._bos_ids = self._leading_special_ids()
+        self._texts: dict[int, str] = {}
 
     @property
     def has_chat_template(self) -> bool:
@@ -142,6 +144,16 @@ class PromptTokenizer:
     def decode(self, token_ids: Sequence[int]) -> str:
         """Token ids to text, without special tokens."""
         return self._parsing.text(list(token_ids))
+
+    def sentence_ends(self, token_ids: Sequence[int]) -> list[bool]:
+        """Which of a text's tokens end a sentence or a line: signs alone, and no letter or digit behind them."""
+        for token_id in {*token_ids} - self._texts.keys():
+            self._texts[token_id] = self.token_text(token_id)
+        texts = [*(self._texts[token_id] for token_id in token_ids), ""]
+        return [
+            bool(_SENTENCE_END.search(text)) and not any(map(str.isalnum, text + behind[:1]))
+            for text, behind in pairwise(texts)
+        ]
 
     def token_text(self, token_id: int) -> str:
         """The text of a token that stands behind another."""

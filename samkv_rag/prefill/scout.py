@@ -53,6 +53,8 @@ class Scout(SparsePrefill):
             models hardly look further. Chunks divided by texts that differ ("Source 2:") stay where they are.
         match_power: where chunks are placed, their blocks' scores are multiplied by the chunk's match to this
             power; 0: not at all.
+        sentence_credit: how much of the attention on the end of a sentence counts for its words instead; 0: the end
+            keeps it.
         scouted: what the question runs over: ``"all"`` cached KV, or a tenth of each chunk, its ``"anchors"``
             (QCFuse, arXiv 2606.05875); scores are those of all tokens either way. None: all, or the anchors where no
             more is stored.
@@ -70,6 +72,7 @@ class Scout(SparsePrefill):
     emphasis_weight: float = 3.0
     placement: Placement = "by_score"
     match_power: float = 1.0
+    sentence_credit: float = 2.0
     scouted: Scouted | None = None
 
     def __post_init__(self) -> None:
@@ -81,6 +84,7 @@ class Scout(SparsePrefill):
         require_number("emphasis_weight", self.emphasis_weight, 0.0, 1e6)
         require_choice("placement", self.placement, get_args(Placement))
         require_number("match_power", self.match_power, 0.0, 10.0)
+        require_number("sentence_credit", self.sentence_credit, 0.0, 1e6)
         require_choice("scouted", self.scouted, (*get_args(Scouted), None))
         if isinstance(self.score_layers, list):  # from JSON
             object.__setattr__(self, "score_layers", tuple(self.score_layers))
@@ -103,7 +107,8 @@ class Scout(SparsePrefill):
         token_scores = self.score_tokens(context.decoder, layout, over_anchors)
         anchors = anchor_mask(layout, budget.anchors)
         blocks = Blocks(layout, budget.anchors, self.block_tokens)
-        scores = blocks.top_token_mean(token_scores * match, self.block_top_tokens)
+        token_scores = credit_sentences(token_scores * match, layout, self.sentence_credit)
+        scores = blocks.top_token_mean(token_scores, self.block_top_tokens)
         retained = anchors | blocks.best_within(scores, budget.num_tokens - int(anchors.sum()))
         return Selected(retained, BlockScores(blocks, scores), layout)
 
@@ -152,6 +157,23 @@ def rank_chunks(decoder: Decoder, layout: PromptLayout) -> torch.Tensor:
     similarity = torch.stack([(question @ normalize((c - mean) / scale, dim=-1).T).amax(1) for c in chunks])
     match: torch.Tensor = (similarity - similarity.mean(0)).clamp(min=0).norm(dim=1)
     return match
+
+
+def credit_sentences(scores: torch.Tensor, layout: PromptLayout, credit: float) -> torch.Tensor:
+    """``scores`` ``[tokens]`` in which a sentence's words have what its end got, divided by the root of their number.
+
+    Models gather at a full stop what the sentence says (SepLLM, arXiv 2412.12094), so questions look there. Retained
+    alone it would tell nothing, and the words of the next sentence would share its block.
+    """
+    if not credit:
+        return scores
+    ends = layout.ends_sentence
+    starts = ends.roll(1) | (layout.is_chunk & (layout.index_in_chunk == 0))
+    sentence = starts.cumsum(0)
+    totals = torch.zeros(layout.num_tokens + 1, device=layout.device)
+    of_end = totals.index_add(0, sentence, torch.where(ends, scores, 0.0))
+    num_words = totals.index_add(0, sentence, (~ends).float()).clamp(min=1)
+    return torch.where(ends, 0.0, scores + layout.is_chunk * credit * (of_end / num_words.sqrt())[sentence])
 
 
 def _question_values(decoder: Decoder, layout: PromptLayout, layer: int) -> torch.Tensor:

@@ -118,6 +118,7 @@ class PromptAssembler:
             start_char=span.start_char,
             text=span.text,
             is_label=span.is_label,
+            sentence_ends=torch.tensor(self._tokenizer.sentence_ends(ids.tolist())) if kind == "chunk" else None,
             is_structure=is_structure,
         )
 

@@ -38,6 +38,8 @@ class Segment:
     """Whether the store had the chunk, rather than it being computed for this prompt."""
     is_label: bool = False
     """Text that belongs to the chunk behind it, and moves with it."""
+    sentence_ends: torch.Tensor | None = None
+    """``[tokens]`` mask of a chunk's tokens that end a sentence or a line."""
     is_structure: bool = False
     """Text with a control token in it, such as the end of a message."""
 
@@ -173,6 +175,15 @@ class PromptLayout:
         for segment in self.cached:
             offsets[segment.span] = segment.rotate_offset
         return offsets.to(self.device)
+
+    @cached_property
+    def ends_sentence(self) -> torch.Tensor:
+        """Chunk tokens that end a sentence or a line."""
+        mask = torch.zeros(self.num_tokens, dtype=torch.bool)
+        for segment in self.segments:
+            if segment.sentence_ends is not None:
+                mask[segment.span] = segment.sentence_ends
+        return mask.to(self.device)
 
     @cached_property
     def index_in_chunk(self) -> torch.Tensor:

@@ -19,7 +19,7 @@ from samkv_rag.model.kv_buffer import KVBuffer
 from samkv_rag.prefill import Prefilled, Scout, SparsePrefill
 from samkv_rag.prefill.passes.plan import make_plan
 from samkv_rag.prefill.passes.planned_pass import LayerReader
-from samkv_rag.prefill.scout import MAX_SCORING_TOKENS, AttentionScores
+from samkv_rag.prefill.scout import MAX_SCORING_TOKENS, AttentionScores, credit_sentences
 from samkv_rag.prompt.layout import PromptLayout
 
 
@@ -117,7 +117,8 @@ class Refresher:
 
         hidden = self._decoder.embed(torch.tensor([token_ids]))
         self._decoder.run_layers(hidden, torch.arange(tail.start, tail.stop), attend, range(scores.layers[-1] + 1))
-        return self._blocks.top_token_mean(scores.scores, self._scout.block_top_tokens)
+        own = credit_sentences(scores.scores[: layout.num_tokens], layout, self._scout.sentence_credit)
+        return self._blocks.top_token_mean(own, self._scout.block_top_tokens)
 
     def _exchange(self, leaving: torch.Tensor, arriving: torch.Tensor) -> None:
         """Write the cached KV of prompt tokens ``arriving`` over the buffer's places ``leaving``, both ``[tokens]``.

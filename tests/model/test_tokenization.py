@@ -172,6 +172,13 @@ def test_a_tokenizer_that_knows_no_offsets_is_asked_for_texts(monkeypatch: pytes
 
 
 @pytest.mark.parametrize("make", [tiny.tokenizer, tiny.space_prefixing_tokenizer])
+def test_signs_end_a_sentence_where_no_letter_or_digit_follows(make: Callable[[], Any]) -> None:
+    tokenizer, text = PromptTokenizer(make()), "The tide rose 3.5 m! Why? See keeper.org. And, so: on"
+    offsets, ends = tokenizer.chunk_offsets(text), tokenizer.sentence_ends(tokenizer.chunk_ids(text))
+    assert [text[start:stop] for (start, stop), end in zip(offsets, ends, strict=True) if end] == ["!", "?", "."]
+
+
+@pytest.mark.parametrize("make", [tiny.tokenizer, tiny.space_prefixing_tokenizer])
 def test_texts_of_tokens_joined_are_the_text(make: Callable[[], Any]) -> None:
     tokenizer, text = PromptTokenizer(make()), "The seventh keeper  lit the lantern."
     assert "".join(map(tokenizer.token_text, tokenizer.chunk_ids(text))) == text

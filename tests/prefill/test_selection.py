@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import product
 
 import pytest
@@ -11,6 +12,7 @@ from samkv_rag.prefill import Scout
 from samkv_rag.prefill.passes.planned_pass import fuse
 from samkv_rag.prefill.passes.selection import Anchors, Blocks, Budget, anchor_mask, plan_budget
 from samkv_rag.prefill.samkv import dynamic_share, personalized_queries
+from samkv_rag.prefill.scout import credit_sentences
 from samkv_rag.prompt.layout import PromptLayout, Segment
 from support import engines, tiny
 
@@ -101,6 +103,29 @@ def test_a_block_scores_by_its_best_tokens() -> None:
     scores[4:14] = torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0, 0.0, 0.0, 0.0, 0.0, 6.0])
     assert blocks.top_token_mean(scores, 2).tolist() == [4.5, 3.0]
     assert blocks.top_token_mean(scores, 99).tolist() == [3.0, 1.2000000476837158]
+
+
+def test_what_a_sentences_end_got_counts_for_its_words() -> None:
+    layout = layout_of(9, 6)
+    ends = {0: [4, 5, 8], 1: [2]}  # two signs side by side; the second chunk's last sentence is cut off
+    segments, number = [], 0
+    for segment in layout.segments:
+        mask = torch.zeros(len(segment.token_ids), dtype=torch.bool)
+        if segment.kind == "chunk":
+            mask[ends[number]] = True
+            number += 1
+        segments.append(replace(segment, sentence_ends=mask))
+    layout = PromptLayout(segments, torch.device("cpu"))
+    scores = torch.rand(layout.num_tokens, generator=torch.Generator().manual_seed(0))
+    expected = scores.clone()
+    for chunk, at in zip(layout.chunks, ends.values(), strict=True):
+        first = chunk.start
+        for end in (chunk.start + i for i in at):
+            expected[first:end] += 3.0 * scores[end] / max(1, end - first) ** 0.5
+            expected[end] = 0
+            first = end + 1
+    torch.testing.assert_close(credit_sentences(scores, layout, 3.0), expected)
+    assert credit_sentences(scores, layout, 0.0) is scores
 
 
 def test_fusion_mixes_chunks_and_leaves_text() -> None:
