@@ -101,7 +101,8 @@ def test_blocks_come_in_with_their_cached_kv_and_as_many_tokens_go_out(engine: S
 @pytest.mark.parametrize("first", [0, 5])
 def test_what_comes_in_is_what_the_answer_attends_to(engine: SamKVEngine, options: dict[str, Any], first: int) -> None:
     """Beside the plain way: the answer from its token ``first`` on, run over all other tokens' KV in one buffer."""
-    by_token = {"score_layers": (0.0, 0.5), "emphasis_weight": 0.0, "block_tokens": 1, "block_top_tokens": 1}
+    by_token = {"score_layers": (0.0, 0.5), "emphasis_weight": 0.0, "sentence_credit": 0.0}
+    by_token |= {"block_tokens": 1, "block_top_tokens": 1}
     written = Written(engine, scout(**by_token, **options))
     layout, decoder = written.layout, written.decoder
     everything, held = KVBuffer(decoder.num_layers), written.prefilled.retained
