@@ -12,12 +12,13 @@ from typing import Any, TypedDict, TypeGuard
 import torch
 from typing_extensions import Unpack
 
-from samkv_rag.checks import refuse_unknown, require_integer
+from samkv_rag.checks import refuse_unknown, require_bool, require_integer
 from samkv_rag.chunk_cache import SummarySpec
 from samkv_rag.config import EngineConfig
 from samkv_rag.exceptions import ConfigurationError, EmptyPromptError, PromptError
 from samkv_rag.generation_result import GenerationResult
 from samkv_rag.grammar import Grammar
+from samkv_rag.handover import require_dense
 from samkv_rag.ingestion.library import Announcement, ChunkLibrary, Owner
 from samkv_rag.ingestion.namespaces import scoped_fingerprint
 from samkv_rag.model.decoder import Decoder
@@ -72,6 +73,9 @@ class AnswerOptions(TypedDict, total=False):
     """What form the answer must have."""
     choose: Choose | None
     """Takes the place of sampling: from logits ``[1, vocab]`` to the next token's id, on the worker thread."""
+    handover: bool
+    """End the answer after its first token; ``result.handover`` lets another engine decode the rest. Not with options
+    that only this one carries out: ``n``, ``logprobs``, ``repetition_penalty``, ``grammar``, ``choose``, refreshes."""
 
 
 class SamKVEngine:
@@ -358,6 +362,7 @@ class SamKVEngine:
         refuse_unknown(options, AnswerOptions.__annotations__)
         given: dict[str, Any] = {**options}
         method, stop, choose = (given.pop(name, None) for name in ("method", "stop", "choose"))
+        handover = given.pop("handover", False)
         sampling = Sampling(stop=(stop,) if isinstance(stop, str) else tuple(stop or ()), **given)
         if sampling.n > self._max_running:
             raise ConfigurationError(
@@ -371,7 +376,14 @@ class SamKVEngine:
                 f"refresh_tokens is {chosen.refresh_tokens}, and layers of the model see a window of the text, which "
                 "moves with the answer anyway; leave it out"
             )
-        return Request(self._rendered(prompt), chosen, sampling, reference_ids, choose)
+        require_bool("handover", handover)
+        if handover:
+            require_dense(self.decoder)
+            if own := _options_of_our_own(sampling, chosen, choose):
+                raise ConfigurationError(
+                    f"handover is True, and another engine cannot carry out {', '.join(own)}; leave out one or the other"
+                )
+        return Request(self._rendered(prompt), chosen, sampling, reference_ids, choose, handover)
 
     def _maker(self, request: Request) -> Callable[[Callable[[Delivery], None]], RunningSequence]:
         tokenizer, device, end_ids = self.tokenizer, self.decoder.device, self._end_ids
@@ -417,6 +429,19 @@ class SamKVEngine:
                 "decode its bytes with errors='replace'"
             ) from error
         return rendered
+
+
+def _options_of_our_own(sampling: Sampling, method: PrefillMethod, choose: Choose | None) -> list[str]:
+    """Options asked for that whoever decodes a handover knows nothing of."""
+    asked = {
+        "n": sampling.n > 1,
+        "logprobs": sampling.logprobs,
+        "repetition_penalty": sampling.repetition_penalty != 1,  # counts the whole prompt
+        "grammar": sampling.grammar,
+        "choose": choose,
+        "refresh_tokens": isinstance(method, SparsePrefill) and method.refresh_tokens,
+    }
+    return [name for name, given in asked.items() if given]
 
 
 def _is_messages(prompt: object) -> TypeGuard[Sequence[Mapping[str, Any]]]:

@@ -10,6 +10,7 @@ from samkv_rag.results import ChunkUse, GenerationMetrics, TokenLogprob
 
 if TYPE_CHECKING:
     from samkv_rag.explanation import Explanation
+    from samkv_rag.handover import Handover
 
 ChunkOffsets = Callable[[str], Sequence[tuple[int, int]]]
 """A chunk's text to the first character, and the one behind the last, of each of its tokens."""
@@ -37,6 +38,8 @@ class GenerationResult:
     """Of ``token_ids``, where they were asked for."""
     others: tuple[GenerationResult, ...] = ()
     """The second answer and those behind it, where ``n`` were asked for."""
+    handover: Handover | None = field(default=None, repr=False, compare=False)
+    """Lets another engine decode the rest of the answer, where that was asked for and there is a rest."""
     offsets: ChunkOffsets = field(default=lambda text: (), repr=False, compare=False)
 
     def explain(self) -> Explanation:

@@ -15,7 +15,7 @@ PACKAGE = Path(samkv_rag.__file__).parent
 LAYERS = [
     {"exceptions", "chunk_cache", "sources"},
     {"checks", "grammar", "results", "model"},
-    {"config", "diagnostics", "explanation", "store"},
+    {"config", "diagnostics", "explanation", "handover", "store"},
     {"generation_result", "ingestion"},
     {"prompt"},
     {"prefill"},

@@ -9,6 +9,7 @@ from torch.nn.functional import cross_entropy
 
 from samkv_rag.chunk_cache import SummarySpec
 from samkv_rag.exceptions import PromptTooLongError
+from samkv_rag.handover import hand_over
 from samkv_rag.model.decoder import CausalPass, Decoder
 from samkv_rag.model.kv_buffer import KVBuffer
 from samkv_rag.prefill import FullPrefill, SparsePrefill
@@ -65,7 +66,8 @@ def prefill(decoder: Decoder, sequence: Sequence, spec: SummarySpec) -> list[Seq
     assert sequence.read is not None
     sequence.status = Status.RUNNING
     layout, method = sequence.read.layout, sequence.read.method
-    max_tokens = min(sequence.request.sampling.max_new_tokens, decoder.context_window - layout.num_tokens)
+    wanted = 1 if sequence.request.handover else sequence.request.sampling.max_new_tokens
+    max_tokens = min(wanted, decoder.context_window - layout.num_tokens)
     buffer = KVBuffer(decoder.num_layers, reserve_tokens=min(max_tokens, _RESERVED_TOKENS))
     prefilled = method.prefill(PrefillContext(decoder, layout, buffer, spec, sequence.clock))
     buffer.narrow(decoder.windows)
@@ -79,6 +81,8 @@ def prefill(decoder: Decoder, sequence: Sequence, spec: SummarySpec) -> list[Seq
     answers = sequence.start(DecodingState(prefilled, buffer, max_tokens, buffer.nbytes, refresher))
     for answer in answers:
         answer.accept(logits)
+    if sequence.request.handover and sequence.finish_reason == "length":
+        sequence.handover = hand_over(decoder, buffer, layout.token_ids, sequence.token_ids[0], sequence.end_ids)
     if expected := sequence.request.reference_ids:
         nll = _reference_nll(decoder, prefilled.hidden, buffer, layout.num_tokens, expected)
         for answer in answers:

@@ -30,6 +30,7 @@ def result(sequence: Sequence, decoder: Decoder, tokenizer: PromptTokenizer, mod
         question=read.prompt.question,
         reference_nll=sequence.reference_nll,
         logprobs=tuple(sequence.logprobs),
+        handover=sequence.handover,
         offsets=tokenizer.chunk_offsets,
     )
 

@@ -11,6 +11,7 @@ from enum import Enum
 import torch
 
 from samkv_rag.generation_result import GenerationResult
+from samkv_rag.handover import Handover
 from samkv_rag.model.kv_buffer import KVBuffer
 from samkv_rag.model.tokenization import PromptTokenizer, RenderedPrompt
 from samkv_rag.prefill.base import Clock, Prefilled, PrefillMethod
@@ -38,6 +39,8 @@ class Request:
     """Tokens of a reference answer whose likelihood is wanted, too."""
     choose: Choose | None = None
     """Takes the place of ``sampling``'s choice."""
+    handover: bool = False
+    """Whether another engine decodes all but the first token."""
 
     @property
     def is_chat(self) -> bool:
@@ -112,13 +115,14 @@ class Sequence:
         self.finish_reason = ""
         self.reference_nll: float | None = None
         """Of the request's reference as the answer, nats a token."""
+        self.handover: Handover | None = None
+        self.end_ids = end_ids
         self.submitted_at = time.perf_counter()
         self.ready_at = self.first_token_at = 0.0
         self.num_readings = 0
         """How often its prompt was read: once more where a chunk was damaged in between."""
         self._tokenizer = tokenizer
         self._device = device
-        self._end_ids = end_ids
         self._shared = _Shared()
         self._begin(0)
 
@@ -189,7 +193,7 @@ class Sequence:
         assert self.state is not None
         token_id = (self.request.choose or self._choose)(logits)
         self.first_token_at = self.first_token_at or time.perf_counter()
-        if token_id in self._end_ids:
+        if token_id in self.end_ids:
             self._finish("stop")
             return
         self.token_ids.append(token_id)
