@@ -1,0 +1,1 @@
+"""vLLM decodes from the KV that samkv_rag retained."""

@@ -1,0 +1,134 @@
+"""The connector: vLLM's scheduler counts handed over tokens as computed, its workers find their KV in the blocks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from vllm.distributed.kv_transfer.kv_connector.v1.base import (
+    KVConnectorBase_V1,
+    KVConnectorMetadata,
+    KVConnectorRole,
+)
+from vllm.logger import init_logger
+
+from samkv_vllm.handover import Load, heads, layer_number, why_not
+
+if TYPE_CHECKING:
+    from vllm.config import VllmConfig
+    from vllm.forward_context import ForwardContext
+    from vllm.v1.core.kv_cache_manager import KVCacheBlocks
+    from vllm.v1.core.sched.output import SchedulerOutput
+    from vllm.v1.kv_cache_interface import KVCacheConfig
+    from vllm.v1.request import Request
+
+logger = init_logger(__name__)
+
+
+@dataclass
+class Loads(KVConnectorMetadata):  # type: ignore[misc]  # vLLM is not there where types are checked
+    """From the scheduler to the workers: what to load before the next step."""
+
+    loads: list[Load] = field(default_factory=list)
+
+
+class SamKVConnector(KVConnectorBase_V1):  # type: ignore[misc]
+    """Puts KV that samkv_rag handed over into the blocks of the requests that name it.
+
+    A request names it by ``kv_transfer_params={"samkv_key": key}``, and gives the key as its ``cache_salt``, too.
+    All of its prompt but the last token is loaded. A request whose KV cannot be loaded fails; it is never answered
+    without. Others are no concern of this connector.
+
+    ``kv_connector_extra_config`` names the ``folder`` in which handovers lie.
+    """
+
+    def __init__(self, vllm_config: VllmConfig, role: KVConnectorRole, kv_cache_config: KVCacheConfig) -> None:
+        super().__init__(vllm_config, role, kv_cache_config)
+        transfer, self._parallel = vllm_config.kv_transfer_config, vllm_config.parallel_config
+        specs = [group.kv_cache_spec for group in kv_cache_config.kv_cache_groups]
+        windows = [getattr(spec, name, None) for spec in specs for name in ("sliding_window", "attention_chunk_size")]
+        context_ranks = getattr(self._parallel, "decode_context_parallel_size", 1)
+        if reason := why_not(windows, len(specs), context_ranks, transfer.kv_load_failure_policy):
+            raise ValueError(f"SamKVConnector: {reason}")
+        if not (folder := transfer.get_from_extra_config("folder", None)):
+            raise ValueError("SamKVConnector: kv_connector_extra_config has no 'folder'; give the one of `samkv serve`")
+        self._folder = Path(folder)
+        self._block_size: int = vllm_config.cache_config.block_size
+        self._dtype: torch.dtype = vllm_config.model_config.dtype
+        self._num_layers = vllm_config.model_config.get_total_num_hidden_layers()
+        self._loads: list[Load] = []
+        self._failed: set[int] = set()
+
+    # In the scheduler
+
+    def get_num_new_matched_tokens(self, request: Request, num_computed_tokens: int) -> tuple[int | None, bool]:
+        """How many tokens of the prompt, behind those computed, will be loaded, and that it is done before the step.
+
+        Not a multiple of the block size: the rest of a block would be computed from token ids, and chunks' tokens
+        not as they were.
+        """
+        if "samkv_key" not in (request.kv_transfer_params or {}):
+            return 0, False
+        return max(0, request.num_prompt_tokens - 1 - num_computed_tokens), False
+
+    def update_state_after_alloc(self, request: Request, blocks: KVCacheBlocks, num_external_tokens: int) -> None:
+        """Note what is to be loaded into the request's blocks."""
+        if num_external_tokens:
+            key, token_ids = request.kv_transfer_params["samkv_key"], list(request.prompt_token_ids or ())
+            start = request.num_prompt_tokens - 1 - num_external_tokens
+            (block_ids,) = blocks.get_block_ids()
+            self._loads.append(Load(key, request.cache_salt == key, token_ids, block_ids, start))
+
+    def build_connector_meta(self, scheduler_output: SchedulerOutput) -> KVConnectorMetadata:
+        """What the workers load before this step."""
+        loads, self._loads = self._loads, []
+        return Loads(loads)
+
+    # In a worker
+
+    def start_load_kv(self, forward_context: ForwardContext, **kwargs: Any) -> None:
+        """Load what the step's requests are to find. Of one that fails vLLM is told by its blocks."""
+        metadata = self._get_connector_metadata()
+        assert isinstance(metadata, Loads)
+        layers = forward_context.no_compile_layers
+        attentions = {name: one for name, one in layers.items() if getattr(one, "kv_cache", None) is not None}
+        for load in metadata.loads:
+            try:
+                self._load(load, attentions)
+            except Exception as error:  # one request's, whose error must not end the engine
+                logger.error("SamKVConnector: a request fails, its KV cannot be loaded: %s", error)
+                self._failed |= load.blocks(self._block_size)
+
+    def get_block_ids_with_load_errors(self) -> set[int]:
+        """Blocks of requests that must fail."""
+        failed, self._failed = self._failed, set()
+        return failed
+
+    def _load(self, load: Load, attentions: dict[str, Any]) -> None:
+        size = self._parallel.tensor_parallel_size
+        keys = values = None
+        for name, attention in attentions.items():
+            impl, cache = attention.impl, attention.kv_cache
+            if keys is None or values is None:
+                keys, values = load.read(self._folder, self._num_layers, impl.head_size)
+                mine = heads(keys.shape[2], impl.num_kv_heads, self._parallel.rank % size, size)
+                slots = load.slots(self._block_size).to(cache.device)
+            number = layer_number(name)
+            key, value = (
+                states[number, :, mine].to(cache.device, self._dtype).contiguous() for states in (keys, values)
+            )
+            # Backends lay blocks out each in its own way, which only they know.
+            impl.do_kv_cache_update(attention, key, value, cache, slots)
+
+    # Nothing is saved, and loads are over when the step begins
+
+    def wait_for_layer_load(self, layer_name: str) -> None:
+        """Nothing to wait for."""
+
+    def save_kv_layer(self, layer_name: str, kv_layer: torch.Tensor, attn_metadata: Any, **kwargs: Any) -> None:
+        """Nothing to save."""
+
+    def wait_for_save(self) -> None:
+        """Nothing to wait for."""
