@@ -381,7 +381,7 @@ class SamKVEngine:
             require_dense(self.decoder)
             if own := _options_of_our_own(sampling, chosen, choose):
                 raise ConfigurationError(
-                    f"handover is True, and another engine cannot carry out {', '.join(own)}; leave out one or the other"
+                    f"handover is True, and another engine cannot carry out {', '.join(own)}; leave it out, or handover"
                 )
         return Request(self._rendered(prompt), chosen, sampling, reference_ids, choose, handover)
 

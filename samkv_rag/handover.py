@@ -2,12 +2,14 @@
 
 Attention sees differences of positions only. So the K tokens retained of a prompt of T need not keep the gaps between
 them: with every cached key rotated by K − T, an engine whose prompt is the K tokens decodes from position K on what
-would be decoded from T. Early tokens get negative positions, which harm nothing.
+would be decoded from T.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from secrets import token_hex
@@ -22,10 +24,7 @@ from samkv_rag.model.kv_buffer import KVBuffer
 
 @dataclass(frozen=True)
 class Handover:
-    """What an answer is decoded from by another engine.
-
-    Its prompt is ``token_ids``. It takes the KV of all of them but the last, which it computes.
-    """
+    """What another engine decodes an answer from: its prompt, and the KV of all of it but the last token."""
 
     token_ids: tuple[int, ...]
     """The prompt's retained tokens, then the answer's first."""
@@ -35,22 +34,20 @@ class Handover:
     """``[layers, tokens, kv_heads, head_dim]``"""
     end_ids: frozenset[int]
     """Token ids that end an answer."""
+    key: str = field(default_factory=lambda: token_hex(32), repr=False)
+    """By which its file is found: 64 random hex digits."""
 
-    def save(self, folder: str | os.PathLike[str]) -> str:
-        """Write it into ``folder``, for its owner alone, and return the key that names it: 64 random hex digits.
-
-        The file is the caller's to delete, once the answer is decoded (:func:`handover_file`).
-        """
-        key, token_ids = token_hex(32), torch.tensor(self.token_ids)
-        data = safetensors.torch.save({"token_ids": token_ids, "keys": self.keys, "values": self.values})
-        with os.fdopen(os.open(handover_file(folder, key), os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "wb") as file:
-            file.write(data)
-        return key
-
-
-def handover_file(folder: str | os.PathLike[str], key: str) -> Path:
-    """Where the handover ``key`` lies in ``folder``."""
-    return Path(folder) / f"{key}.safetensors"
+    @contextmanager
+    def saved(self, folder: str | os.PathLike[str]) -> Iterator[Path]:
+        """Keep it in a file of ``folder``, readable for its owner alone, while the context is open."""
+        file = Path(folder) / f"{self.key}.safetensors"
+        tensors = {"token_ids": torch.tensor(self.token_ids), "keys": self.keys, "values": self.values}
+        try:
+            file.touch(0o600)
+            file.write_bytes(safetensors.torch.save(tensors))
+            yield file
+        finally:
+            file.unlink(missing_ok=True)
 
 
 def require_dense(decoder: Decoder) -> None:
@@ -61,8 +58,8 @@ def require_dense(decoder: Decoder) -> None:
     """
     if window := next((window for window in decoder.windows if window), None):
         raise ConfigurationError(
-            f"handover: layers of {decoder.config.model_type} see a window of {window} tokens, which other engines count "
-            "without the gaps of what was dropped; decode here, or take a model without windows"
+            f"handover: layers of {decoder.config.model_type} see a window of {window} tokens, which other engines "
+            "count without the gaps of what was dropped; decode here, or take a model without windows"
         )
 
 
@@ -73,10 +70,12 @@ def hand_over(
     layers = range(decoder.num_layers)
     retained = prompt_ids.cpu()[buffer.positions].tolist()
     rotations = decoder.rotation_by(torch.tensor([len(retained) - len(prompt_ids)]))
-    # In float32: whoever decodes sees the cached keys' rounding and none of a second rotation's.
+    # In float32, so that another rotation does not round twice.
     keys = [rotate(buffer.layer(layer)[0].float()) for layer, rotate in zip(layers, rotations, strict=True)]
-    dense = (
-        torch.cat(states).transpose(1, 2).to("cpu", decoder.dtype).contiguous()
-        for states in (keys, [buffer.layer(layer)[1] for layer in layers])
-    )
-    return Handover((*retained, first_id), *dense, end_ids)
+    values = [buffer.layer(layer)[1] for layer in layers]
+    return Handover((*retained, first_id), _dense(keys, decoder.dtype), _dense(values, decoder.dtype), end_ids)
+
+
+def _dense(states: list[torch.Tensor], dtype: torch.dtype) -> torch.Tensor:
+    """Layers' states ``[1, kv_heads, tokens, head_dim]`` as ``[layers, tokens, kv_heads, head_dim]`` on the host."""
+    return torch.cat(states).transpose(1, 2).to("cpu", dtype).contiguous()

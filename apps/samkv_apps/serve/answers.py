@@ -10,6 +10,7 @@ from typing import Any
 
 from anyio import to_thread
 
+from samkv_apps.serve.decoding import VllmDecoder, VllmStream
 from samkv_apps.serve.errors import ApiError, queue_full
 from samkv_apps.serve.metrics import Metrics
 from samkv_apps.serve.schema import ChatRequest, CompletionRequest, Document
@@ -20,6 +21,7 @@ from samkv_rag.exceptions import ConfigurationError
 from samkv_rag.frameworks.messages import render
 from samkv_rag.frameworks.tools import answer_grammar
 from samkv_rag.prefill import PrefillMethod, resolve_method
+from samkv_rag.runtime.stream import AsyncAnswerStream
 from samkv_rag.sources import source_names
 
 _SOURCES = "serve"
@@ -35,11 +37,13 @@ class Answers:
         engine: answers.
         model: what clients call it.
         max_queue: requests that may wait; as the engine's ``max_waiting``.
+        decoder: decodes the answers whose options it carries out; None: the engine decodes all.
     """
 
-    def __init__(self, engine: SamKVEngine, model: str, max_queue: int) -> None:
+    def __init__(self, engine: SamKVEngine, model: str, max_queue: int, decoder: VllmDecoder | None = None) -> None:
         self.model = model
         self._engine = engine
+        self._decoder = decoder
         self._max_queue = max_queue
         self._num = {"waiting": 0, "running": 0, "ingesting": 0}
         self.metrics = Metrics(lambda: self._num["waiting"], lambda: self._num["running"])
@@ -67,7 +71,7 @@ class Answers:
             with self._counted("waiting"):
                 method = _method(request.samkv, self._engine.method)
                 prompt, grammar = await to_thread.run_sync(self._prompt, request)
-                stream = self._engine.astream(prompt, method=method, grammar=grammar, **request.sampling)
+                stream = self._stream(prompt, {"method": method, "grammar": grammar, **request.sampling})
                 texts = [document.text for document in request.documents]
                 announcement = await to_thread.run_sync(self._engine.announce, texts)
                 try:
@@ -101,6 +105,11 @@ class Answers:
     async def forget(self, document_id: str) -> int:
         """Forget a document, and return how many chunks were deleted: none where another has the same text."""
         return await to_thread.run_sync(self._engine.remove_sources, source_names(_SOURCES, [document_id]))
+
+    def _stream(self, prompt: Prompt, options: dict[str, Any]) -> AsyncAnswerStream | VllmStream:
+        if self._decoder is not None and self._decoder.carries_out(options):
+            return VllmStream(self._decoder, self._engine, prompt, options)
+        return self._engine.astream(prompt, **options)
 
     def _prompt(self, request: ChatRequest | CompletionRequest) -> tuple[Prompt, Grammar | None]:
         """The prompt with the request's documents in it, and the grammar of the answer."""

@@ -22,6 +22,7 @@ from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingR
 from starlette.types import Send
 
 from samkv_apps.serve.answers import Answers
+from samkv_apps.serve.decoding import VllmDecoder
 from samkv_apps.serve.errors import ApiError, as_api_error, invalid
 from samkv_apps.serve.forms import DONE, Explained, Form, event, explained
 from samkv_apps.serve.guard import Guard, Observed
@@ -60,6 +61,7 @@ def create_app(
     api_key: str | None = None,
     max_queue: int = 256,
     max_body_bytes: int = MAX_BODY_BYTES,
+    decoder: VllmDecoder | None = None,
 ) -> FastAPI:
     """Return the application that answers from ``engine``, which is closed when the server ends.
 
@@ -69,12 +71,15 @@ def create_app(
         api_key: what they must send; None lets everybody in.
         max_queue: the engine's ``max_waiting``.
         max_body_bytes: larger bodies are refused.
+        decoder: decodes the answers; None: the engine does. It is closed with the engine.
     """
-    answers = Answers(engine, model, max_queue)
+    answers = Answers(engine, model, max_queue, decoder)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         yield
+        if decoder is not None:
+            await decoder.aclose()
         await to_thread.run_sync(engine.close)
 
     app = FastAPI(

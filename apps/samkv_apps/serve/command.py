@@ -14,7 +14,7 @@ import typer
 from samkv_apps import terminal
 from samkv_rag.exceptions import ConfigurationError, ModelNotFoundError
 
-_PACKAGES = {"fastapi": "fastapi", "prometheus_client": "prometheus-client", "uvicorn": "uvicorn"}
+_PACKAGES = {"fastapi": "fastapi", "httpx": "httpx", "prometheus_client": "prometheus-client", "uvicorn": "uvicorn"}
 _DRAIN_S = 30
 """How long answers that are being written may take when the server is told to end."""
 
@@ -28,17 +28,26 @@ def serve(
     namespace: Annotated[str, typer.Option(help=f"Tenant to keep apart; ${terminal.SECRET} is its secret.")] = "",
     max_queue: Annotated[int, typer.Option(min=1, help="Requests that may wait; more are refused at once.")] = 256,
     max_running: Annotated[int, typer.Option(min=1, help="Answers that are written together.")] = 16,
+    decode_with: Annotated[str | None, typer.Option(help="URL of a vLLM that decodes; it has samkv-vllm.")] = None,
+    handover: Annotated[Path | None, typer.Option(help="Folder that both reach, best in memory.")] = None,
+    decode_key: Annotated[str | None, typer.Option(envvar="VLLM_API_KEY", help="What that vLLM wants sent.")] = None,
 ) -> None:
     """Serve a model to OpenAI's clients, over the chunk KV in a store."""
     terminal.require_packages(_PACKAGES, "samkv serve", "serve")
     if api_key is not None and not api_key.strip():
         raise ConfigurationError("the API key is empty; give it some random text, or leave it out to let everybody in")
+    if (decode_with is None) != (handover is None):
+        raise ConfigurationError(
+            "--decode-with URL goes with --handover FOLDER, the one of vLLM's connector; give both"
+        )
     secret = terminal.store_secret()
     terminal.quieten_libraries(bars=False)
     import uvicorn
 
     from samkv_apps.serve.app import create_app
+    from samkv_apps.serve.decoding import VllmDecoder
     from samkv_rag import SamKVEngine
+    from samkv_rag.handover import require_dense
 
     _log_as_json()
     try:
@@ -53,7 +62,11 @@ def serve(
     except ModelNotFoundError as error:
         raise terminal.with_hub_hint(error) from error
     name = Path(model).name if Path(model).exists() else model  # where it lies on this machine concerns no client
-    app = create_app(engine, name, api_key=api_key, max_queue=max_queue)
+    decoder = None
+    if decode_with is not None and handover is not None:
+        require_dense(engine.decoder)
+        decoder = VllmDecoder(decode_with, handover, decode_key)
+    app = create_app(engine, name, api_key=api_key, max_queue=max_queue, decoder=decoder)
     # On SIGTERM it takes no more connections, lets answers be written to their end, then closes the engine.
     quiet: dict[str, Any] = {"log_config": None, "access_log": False, "server_header": False}
     uvicorn.run(app, host=host, port=port, timeout_graceful_shutdown=_DRAIN_S, **quiet)

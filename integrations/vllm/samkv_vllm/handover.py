@@ -43,7 +43,7 @@ class Load:
             ValueError, OSError, SafetensorError: there is nothing by that key, or it is of another prompt or model.
         """
         if not isinstance(self.key, str) or not _KEY.fullmatch(self.key):
-            raise ValueError("samkv_key is not 64 hex digits; pass on what Handover.save returned")
+            raise ValueError("samkv_key is not 64 hex digits; pass on Handover.key")
         if not self.salted:
             raise ValueError("cache_salt is not samkv_key; without it others would find this KV in the prefix cache")
         with safetensors.safe_open(folder / f"{self.key}.safetensors", "pt") as file:
@@ -72,7 +72,7 @@ def layer_number(name: str) -> int:
 def why_not(windows: Sequence[int | None], num_groups: int, context_ranks: int, on_failure: str) -> str:
     """Why this vLLM cannot decode from a handover; empty where it can."""
     if num_groups != 1 or any(windows):
-        return "layers see a window, which vLLM counts without the gaps of what was dropped; take a model without windows"
+        return "layers see a window, and vLLM counts it without the gaps of what was dropped; take another model"
     if context_ranks != 1:
         return f"decode_context_parallel_size is {context_ranks}; it must be 1"
     if on_failure != "fail":

@@ -1,0 +1,158 @@
+"""Answers that vLLM decodes: prefilled here, handed over in a file, read back token by token."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import ExitStack, aclosing
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import httpx
+from anyio import to_thread
+
+from samkv_apps.serve.errors import ApiError
+from samkv_rag import GenerationResult, Piece, SamKVEngine
+from samkv_rag.engine import Prompt
+from samkv_rag.exceptions import ConfigurationError
+from samkv_rag.handover import Handover
+from samkv_rag.runtime.sampling import AnswerText, Sampling
+
+logger = logging.getLogger(__name__)
+
+_TIMEOUT = httpx.Timeout(5, read=300)
+"""Seconds; the second for a token, where others wait for vLLM, too."""
+_CARRIED_OUT = ("temperature", "top_p", "top_k", "min_p", "seed")
+
+
+class VllmDecoder:
+    """A vLLM server with ``samkv_vllm``'s connector.
+
+    Args:
+        url: where it listens.
+        folder: of handovers, the one that its connector was told; made where it is not there.
+        api_key: what it wants sent.
+        transport: takes the place of the network.
+    """
+
+    def __init__(
+        self, url: str, folder: Path, api_key: str | None = None, transport: httpx.AsyncBaseTransport | None = None
+    ) -> None:
+        if httpx.URL(url).scheme not in ("http", "https"):
+            raise ConfigurationError(f"decode-with is {url!r}; it must be a URL such as http://127.0.0.1:8000")
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.folder = folder
+        headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+        self._http = httpx.AsyncClient(base_url=url, headers=headers, timeout=_TIMEOUT, transport=transport)
+
+    def carries_out(self, options: Mapping[str, Any]) -> bool:
+        """Whether a handover can be decoded with these options; the engine itself carries out the rest."""
+        own = options.get("grammar") or options.get("logprobs") or getattr(options["method"], "refresh_tokens", 0)
+        return not own and options.get("n", 1) == 1 and options.get("repetition_penalty", 1) == 1
+
+    async def decode(
+        self, handover: Handover, max_tokens: int, options: Mapping[str, Any]
+    ) -> AsyncGenerator[int, None]:
+        """Yield the answer's further tokens as they come, without the one that ends it.
+
+        Raises:
+            ApiError: vLLM cannot be reached, refused or failed; its log and ours say why.
+        """
+        body = {name: options.get(name, getattr(Sampling, name)) for name in _CARRIED_OUT} | {
+            "prompt": handover.token_ids,
+            "max_tokens": max_tokens,
+            "repetition_penalty": 1,  # not the model's own, which a server takes where nothing is sent
+            "stop_token_ids": sorted(handover.end_ids),
+            "stream": True,
+            "return_token_ids": True,
+            "kv_transfer_params": {"samkv_key": handover.key},
+            "cache_salt": handover.key,
+        }
+        ended = None
+        try:
+            async with self._http.stream("POST", "/v1/completions", json=body) as response:
+                if response.status_code != httpx.codes.OK:
+                    raise _failed(f"status {response.status_code}, {(await response.aread())[:1000]!r}")
+                async for line in response.aiter_lines():
+                    if line.startswith("data: {"):
+                        (choice,) = json.loads(line.removeprefix("data: "))["choices"]
+                        ended = choice.get("finish_reason")
+                        for token_id in choice["token_ids"] or ():
+                            if token_id not in handover.end_ids:
+                                yield token_id
+        except (httpx.HTTPError, ValueError, LookupError) as error:
+            raise _failed(repr(error)) from error
+        if ended not in ("stop", "length"):
+            raise _failed(f"the stream ended with {ended}")
+
+    async def aclose(self) -> None:
+        """Close the connections."""
+        await self._http.aclose()
+
+
+def _failed(reason: object) -> ApiError:
+    logger.error("vLLM did not decode an answer: %s", reason)
+    return ApiError(502, "the engine that decodes failed or is not there; try again later", kind="server_error")
+
+
+class VllmStream:
+    """Pieces of one answer, then its result, as the engine's own stream has them."""
+
+    result: GenerationResult
+
+    def __init__(self, decoder: VllmDecoder, engine: SamKVEngine, prompt: Prompt, options: Mapping[str, Any]) -> None:
+        self._decoder, self._engine, self._prompt, self._options = decoder, engine, prompt, options
+        self._pieces = self._answer()
+
+    def __aiter__(self) -> VllmStream:
+        return self
+
+    async def __anext__(self) -> Piece:
+        return await anext(self._pieces)
+
+    async def aclose(self) -> None:
+        """End the answer where it is, and vLLM's work on it."""
+        await self._pieces.aclose()
+
+    async def _answer(self) -> AsyncGenerator[Piece, None]:
+        started, decoder, engine = time.perf_counter(), self._decoder, self._engine
+        prefilled = await engine.agenerate(self._prompt, handover=True, **self._options)
+        handover, metrics = prefilled.handover, prefilled.metrics
+        room = engine.context_window - metrics.prompt_tokens
+        num_more = min(self._options["max_new_tokens"], room) - 1
+        if handover is None or not num_more:
+            if prefilled.text:
+                yield Piece(prefilled.text, prefilled.token_ids)
+            self.result = replace(prefilled, handover=None)
+            return
+        stop = self._options.get("stop") or ()
+        answer = AnswerText(engine.tokenizer, (stop,) if isinstance(stop, str) else stop)
+        token_ids, num_delivered = list(prefilled.token_ids), 0
+        if text := answer.add(token_ids[0]):
+            yield Piece(text, prefilled.token_ids)
+            num_delivered = 1
+        with ExitStack() as saved:
+            await to_thread.run_sync(saved.enter_context, handover.saved(decoder.folder))
+            async with aclosing(decoder.decode(handover, num_more, self._options)) as decoded:
+                async for token_id in decoded:
+                    token_ids.append(token_id)
+                    if text := answer.add(token_id):
+                        yield Piece(text, tuple(token_ids[num_delivered:]))
+                        num_delivered = len(token_ids)
+                    if answer.stopped:
+                        break
+        if text := answer.finish():
+            yield Piece(text, tuple(token_ids[num_delivered:]))
+        total_s, num_tokens = time.perf_counter() - started, len(token_ids)
+        speed = (num_tokens - 1) / (total_s - metrics.ttft_s)
+        self.result = replace(
+            prefilled,
+            text=answer.text,
+            token_ids=tuple(token_ids),
+            finish_reason="stop" if answer.stopped or num_tokens <= num_more else "length",
+            handover=None,
+            metrics=replace(metrics, completion_tokens=num_tokens, decode_tokens_per_s=speed, total_s=total_s),
+        )
