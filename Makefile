@@ -26,7 +26,7 @@ $(INSTALLED): pyproject.toml constraints.txt apps/pyproject.toml $(wildcard inte
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP_INSTALL) --upgrade "pip>=25.1"
 	$(PIP_INSTALL) --editable ".[gguf,objects,redis]" --editable integrations/langchain --editable integrations/llama_index \
-		--editable "apps[demo,evaluate,plots,serve]" --group dev
+		--editable integrations/vllm --editable "apps[demo,evaluate,plots,serve]" --group dev
 	touch $@
 
 demo: install

@@ -22,6 +22,7 @@ PAGES = {
     "cookbook/README.md": "cookbook.md",
     "integrations/langchain/README.md": "langchain.md",
     "integrations/llama_index/README.md": "llama-index.md",
+    "integrations/vllm/README.md": "vllm.md",
 }
 """Where they are to be found on the site."""
 _INSTEAD = {"README.md": "index.md"}

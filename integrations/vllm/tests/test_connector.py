@@ -1,0 +1,185 @@
+"""Which tokens go to which slots, who may have them, and what becomes of a request whose KV is not there."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import fake_vllm
+import pytest
+import torch
+from fake_vllm import Attention, Blocks, KVConnectorRole, Options, Request
+
+from samkv_rag.handover import Handover
+from samkv_vllm.handover import Load, heads, layer_number
+from support import tiny
+from support.engines import MakeEngine
+
+SamKVConnector: Any = fake_vllm.import_connector().SamKVConnector
+CHUNKS = [tiny.text(seed) for seed in range(4)]
+BLOCK_IDS = [7, 3, 30, 12, 5, 21, 9, 2]
+
+
+@pytest.fixture
+def handover(make_engine: MakeEngine, tmp_path: Path) -> Iterator[Handover]:
+    """Of a tiny model, in its file."""
+    found = make_engine(chunks=CHUNKS).generate(tiny.rag_prompt(CHUNKS), handover=True).handover
+    assert found is not None
+    with found.saved(tmp_path):
+        yield found
+
+
+def connector(role: str = "WORKER", **options: Any) -> Any:
+    vllm_config, kv_cache_config = Options(**options).configs()
+    return SamKVConnector(vllm_config, KVConnectorRole[role], kv_cache_config)
+
+
+def connectors(folder: Path, **options: Any) -> list[Any]:
+    """The scheduler's and a worker's."""
+    return [connector(role, folder=str(folder), **options) for role in KVConnectorRole.__members__]
+
+
+def attentions(handover: Handover, num_kv_heads: int = 2, block_size: int = 16) -> dict[str, Any]:
+    """vLLM's layers by name; one has no cache, as those without attention."""
+    head_dim = handover.keys.shape[-1]
+    layers = range(len(handover.keys))
+    caches = {f"model.layers.{i}.self_attn.attn": Attention(num_kv_heads, head_dim, block_size) for i in layers}
+    return {"model.layers.0.mlp": SimpleNamespace(), **caches}
+
+
+def asked(handover: Handover, **changes: Any) -> Request:
+    params = {"samkv_key": handover.key}
+    return Request(**({"prompt_token_ids": [*handover.token_ids], "kv_transfer_params": params,
+                       "cache_salt": handover.key} | changes))  # fmt: skip
+
+
+def scheduled(scheduler: Any, request: Request, block_ids: list[int], num_computed: int = 0) -> int:
+    """Tokens that will be loaded."""
+    num_external, is_async = scheduler.get_num_new_matched_tokens(request, num_computed)
+    assert not is_async
+    assert num_external is not None
+    scheduler.update_state_after_alloc(request, Blocks(block_ids), num_external)
+    return num_external
+
+
+def step(scheduler: Any, worker: Any, layers: dict[str, Any]) -> set[int]:
+    """One step of vLLM's: the metadata goes to another process. Blocks that failed."""
+    worker.bind_connector_metadata(pickle.loads(pickle.dumps(scheduler.build_connector_meta(SimpleNamespace()))))
+    worker.start_load_kv(SimpleNamespace(no_compile_layers=layers, attn_metadata={}))
+    return set(worker.get_block_ids_with_load_errors())
+
+
+@pytest.mark.parametrize("block_size", [1, 16, 32, 128])
+def test_a_request_finds_what_was_handed_over_and_nothing_else_changes(
+    handover: Handover, tmp_path: Path, block_size: int
+) -> None:
+    scheduler, worker = connectors(tmp_path, block_size=block_size)
+    num_tokens = len(handover.token_ids) - 1
+    block_ids = torch.randperm(200, generator=torch.Generator().manual_seed(0))[: -(-num_tokens // block_size)].tolist()
+    layers = attentions(handover, block_size=block_size)
+    assert scheduled(scheduler, asked(handover), block_ids) == num_tokens
+    assert step(scheduler, worker, layers) == set()
+    for number in range(4):
+        layer = layers[f"model.layers.{number}.self_attn.attn"]
+        keys, values = layer.held(block_ids, num_tokens)
+        torch.testing.assert_close((keys, values), (handover.keys[number], handover.values[number]), atol=0, rtol=0)
+        assert int(layer.kv_cache.abs().sum((1, 3)).count_nonzero()) == num_tokens
+    before = {name: layer.kv_cache.clone() for name, layer in layers.items() if isinstance(layer, Attention)}
+    assert step(scheduler, worker, layers) == set()  # nothing is loaded twice
+    assert all(torch.equal(layers[name].kv_cache, cache) for name, cache in before.items())
+
+
+def test_what_the_blocks_hold_already_is_not_loaded_again(handover: Handover, tmp_path: Path) -> None:
+    """After preemption, say: the request's own blocks are found in the prefix cache."""
+    scheduler, worker = connectors(tmp_path)
+    num_tokens, layers = len(handover.token_ids) - 1, attentions(handover)
+    assert scheduled(scheduler, asked(handover), BLOCK_IDS, num_computed=32) == num_tokens - 32
+    assert step(scheduler, worker, layers) == set()
+    keys, _ = layers["model.layers.3.self_attn.attn"].held(BLOCK_IDS, num_tokens)
+    assert not keys[:32].any()
+    torch.testing.assert_close(keys[32:], handover.keys[3, 32:], atol=0, rtol=0)
+    assert scheduled(scheduler, asked(handover), BLOCK_IDS, num_computed=num_tokens) == 0
+    assert scheduler.build_connector_meta(SimpleNamespace()).loads == []
+
+
+def test_other_requests_are_no_concern_of_ours(handover: Handover, tmp_path: Path) -> None:
+    scheduler = connector("SCHEDULER", folder=str(tmp_path))
+    for params in (None, {}, {"do_remote_prefill": True}):
+        assert scheduled(scheduler, asked(handover, kv_transfer_params=params), BLOCK_IDS) == 0
+    assert scheduler.build_connector_meta(SimpleNamespace()).loads == []
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"cache_salt": None},
+        {"cache_salt": "0" * 64},
+        {"prompt_token_ids": [5] * 40},
+        *(
+            {"kv_transfer_params": {"samkv_key": key}, "cache_salt": key}
+            for key in ("0" * 64, "../x", "", None, 7, ["a"])
+        ),
+    ],
+    ids=str,
+)
+def test_a_request_that_cannot_have_it_fails_alone(handover: Handover, tmp_path: Path, changes: dict[str, Any]) -> None:
+    scheduler, worker = connectors(tmp_path)
+    layers, good = attentions(handover), [31, 32, 33, 34, 35, 36, 37, 38]
+    request = asked(handover, **changes)
+    num_tokens = scheduled(scheduler, request, BLOCK_IDS)
+    assert num_tokens == request.num_prompt_tokens - 1  # never computed from the retained tokens alone
+    scheduled(scheduler, asked(handover), good)
+    assert step(scheduler, worker, layers) == set(BLOCK_IDS[: -(-num_tokens // 16)])
+    layer = layers["model.layers.0.self_attn.attn"]
+    assert not layer.kv_cache[BLOCK_IDS].any()
+    torch.testing.assert_close(layer.held(good, len(handover.token_ids) - 1)[0], handover.keys[0], atol=0, rtol=0)
+    assert worker.get_block_ids_with_load_errors() == set()
+
+
+def test_another_models_handover_is_refused(handover: Handover, tmp_path: Path) -> None:
+    for options, sizes in (({"num_layers": 5}, {}), ({}, {"num_kv_heads": 4}), ({}, {"num_kv_heads": 1})):
+        scheduler, worker = connectors(tmp_path, **options)
+        scheduled(scheduler, asked(handover), BLOCK_IDS)
+        layers = attentions(handover, **sizes)
+        assert step(scheduler, worker, layers)
+        assert not layers["model.layers.0.self_attn.attn"].kv_cache.any()
+
+
+def test_each_of_several_workers_has_its_heads(handover: Handover, tmp_path: Path) -> None:
+    num_tokens = len(handover.token_ids) - 1
+    for rank, size, head in ((0, 2, 0), (1, 2, 1), (1, 4, 0), (2, 4, 1)):
+        scheduler, worker = connectors(tmp_path, rank=rank, tensor_parallel_size=size)
+        scheduled(scheduler, asked(handover), BLOCK_IDS)
+        layers = attentions(handover, num_kv_heads=1)
+        assert step(scheduler, worker, layers) == set()
+        keys, _ = layers["model.layers.1.self_attn.attn"].held(BLOCK_IDS, num_tokens)
+        torch.testing.assert_close(keys, handover.keys[1, :, head : head + 1], atol=0, rtol=0)
+    assert [heads(8, 4, rank, 2) for rank in (0, 1)] == [slice(0, 4), slice(4, 8)]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"groups": [{"sliding_window": 4096}]}, "layers see a window"),
+        ({"groups": [{"attention_chunk_size": 8192}]}, "layers see a window"),
+        ({"groups": [{}, {}]}, "layers see a window"),
+        ({"kv_load_failure_policy": "recompute"}, "it must be 'fail'"),
+        ({"decode_context_parallel_size": 2}, "it must be 1"),
+        ({"folder": None}, "has no 'folder'"),
+    ],
+)
+def test_vllm_does_not_start_where_answers_would_be_wrong(options: dict[str, Any], words: str, tmp_path: Path) -> None:
+    connector(folder=str(tmp_path))
+    with pytest.raises(ValueError, match=words):
+        connector(**({"folder": str(tmp_path)} | options))
+
+
+def test_slots_are_those_of_the_block_table() -> None:
+    load = Load("", True, list(range(50)), [4, 1, 9], start=16)
+    expected = [[4, 1, 9][position // 20] * 20 + position % 20 for position in range(16, 49)]
+    assert load.slots(20).tolist() == expected
+    assert load.blocks(20) == {4, 1, 9}
+    assert layer_number("language_model.model.layers.17.self_attn.attn") == 17
