@@ -29,6 +29,9 @@ _SOURCES = "serve"
 _MAX_INGESTIONS = 4
 """Requests that may ingest at once: each holds a thread, and its texts."""
 
+_MAX_ELSEWHERE = 256
+"""Answers being written beyond which none is handed over: each handover takes memory to the end of its answer."""
+
 
 class Answers:
     """Answers requests from one engine.
@@ -108,6 +111,8 @@ class Answers:
 
     def _stream(self, prompt: Prompt, options: dict[str, Any]) -> AsyncAnswerStream | VllmStream:
         if self._decoder is not None and self._decoder.carries_out(options):
+            if self._num["running"] >= _MAX_ELSEWHERE:
+                raise queue_full(f"{_MAX_ELSEWHERE} answers are being written, which is the limit; try again later")
             return VllmStream(self._decoder, self._engine, prompt, options)
         return self._engine.astream(prompt, **options)
 

@@ -46,7 +46,10 @@ class VllmDecoder:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.folder = folder
         headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
-        self._http = httpx.AsyncClient(base_url=url, headers=headers, timeout=_TIMEOUT, transport=transport)
+        limits = httpx.Limits(max_connections=None)  # Answers has its own
+        self._http = httpx.AsyncClient(
+            base_url=url, headers=headers, timeout=_TIMEOUT, limits=limits, transport=transport
+        )
 
     def carries_out(self, options: Mapping[str, Any]) -> bool:
         """Whether a handover can be decoded with these options; the engine itself carries out the rest."""
@@ -66,6 +69,7 @@ class VllmDecoder:
             "max_tokens": max_tokens,
             "repetition_penalty": 1,  # not the model's own, which a server takes where nothing is sent
             "stop_token_ids": sorted(handover.end_ids),
+            "ignore_eos": True,  # it is among them
             "stream": True,
             "return_token_ids": True,
             "kv_transfer_params": {"samkv_key": handover.key},
@@ -78,11 +82,11 @@ class VllmDecoder:
                     raise _failed(f"status {response.status_code}, {(await response.aread())[:1000]!r}")
                 async for line in response.aiter_lines():
                     if line.startswith("data: {"):
-                        (choice,) = json.loads(line.removeprefix("data: "))["choices"]
-                        ended = choice.get("finish_reason")
-                        for token_id in choice["token_ids"] or ():
-                            if token_id not in handover.end_ids:
-                                yield token_id
+                        for choice in _choices(json.loads(line.removeprefix("data: "))):
+                            ended = choice["finish_reason"]
+                            for token_id in choice["token_ids"] or ():
+                                if token_id not in handover.end_ids:
+                                    yield token_id
         except (httpx.HTTPError, ValueError, LookupError) as error:
             raise _failed(repr(error)) from error
         if ended not in ("stop", "length"):
@@ -91,6 +95,12 @@ class VllmDecoder:
     async def aclose(self) -> None:
         """Close the connections."""
         await self._http.aclose()
+
+
+def _choices(event: dict[str, Any]) -> list[dict[str, Any]]:
+    if "error" in event:
+        raise _failed(event["error"])
+    return event["choices"]  # type: ignore[no-any-return]
 
 
 def _failed(reason: object) -> ApiError:

@@ -12,6 +12,7 @@ import pytest
 import safetensors.torch
 from serving import MODEL, Running
 
+from samkv_apps.serve import answers
 from samkv_apps.serve.decoding import VllmDecoder
 from samkv_rag.exceptions import ConfigurationError
 from support import handovers, tiny
@@ -117,6 +118,7 @@ def test_no_default_of_the_other_server_counts(decoding: Decoding, asked: dict[s
     running, there = decoding()
     running.http.post("/v1/completions", json=BODY | asked)
     expected = {"temperature": 0, "top_p": 1, "top_k": 0, "min_p": 0, "seed": None, "repetition_penalty": 1}
+    expected |= {"ignore_eos": True, "stop_token_ids": [1]}
     assert there.bodies[0].items() >= (expected | asked | {"max_tokens": 11}).items()
 
 
@@ -151,6 +153,15 @@ def test_whoever_asks_is_told_that_the_other_engine_failed(
     assert response.status_code == (200 if stream else 502)
     assert "the engine that decodes failed" in error["message"]
     assert not list(tmp_path.iterdir())
+
+
+def test_too_many_are_refused_before_any_work(decoding: Decoding, monkeypatch: pytest.MonkeyPatch) -> None:
+    running, there = decoding()
+    monkeypatch.setattr(answers, "_MAX_ELSEWHERE", 0)
+    refused = running.http.post("/v1/completions", json=BODY)
+    assert refused.status_code == 429
+    assert refused.headers["Retry-After"] == "1"
+    assert not there.bodies
 
 
 def test_a_client_that_goes_away_ends_the_work_there(decoding: Decoding, tmp_path: Path) -> None:

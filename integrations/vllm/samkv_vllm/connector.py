@@ -107,20 +107,17 @@ class SamKVConnector(KVConnectorBase_V1):  # type: ignore[misc]
         return failed
 
     def _load(self, load: Load, attentions: dict[str, Any]) -> None:
-        size = self._parallel.tensor_parallel_size
-        keys = values = None
+        size, first = self._parallel.tensor_parallel_size, next(iter(attentions.values())).impl
+        keys, values = load.read(self._folder, self._num_layers, first.head_size)
+        mine = heads(keys.shape[2], first.num_kv_heads, self._parallel.rank % size, size)
+        slots = load.slots(self._block_size)
         for name, attention in attentions.items():
-            impl, cache = attention.impl, attention.kv_cache
-            if keys is None or values is None:
-                keys, values = load.read(self._folder, self._num_layers, impl.head_size)
-                mine = heads(keys.shape[2], impl.num_kv_heads, self._parallel.rank % size, size)
-                slots = load.slots(self._block_size).to(cache.device)
-            number = layer_number(name)
+            cache, number = attention.kv_cache, layer_number(name)
             key, value = (
                 states[number, :, mine].to(cache.device, self._dtype).contiguous() for states in (keys, values)
             )
             # Backends lay blocks out each in its own way, which only they know.
-            impl.do_kv_cache_update(attention, key, value, cache, slots)
+            attention.impl.do_kv_cache_update(attention, key, value, cache, slots.to(cache.device))
 
     # Nothing is saved, and loads are over when the step begins
 

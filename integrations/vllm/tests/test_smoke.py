@@ -100,12 +100,14 @@ def test_twenty_answers_are_those_decoded_here(tmp_path: Path) -> None:
             tiny.model(**MODEL),
             tokenizer=tiny.tokenizer(),
             config=EngineConfig(block_tokens=8, kv_dtype="float32"),
-            method=tiny.method(sequence_ratio=0.6),  # several of vLLM's blocks
+            method=tiny.method(sequence_ratio=0.6),
         )
         texts = [tiny.text(seed, num_words=120) for seed in range(20)]
         engine.add_chunks(texts)
         prompts = [tiny.rag_prompt([texts[(seed + at) % 20] for at in (0, 3, 5)]) for seed in range(20)]
         expected = [engine.generate(prompt, max_new_tokens=24) for prompt in prompts]
+        num_retained = [sum(len(use.retained_tokens) for use in one.chunks) for one in expected]
+        assert min(num_retained) > 128, "more than one of vLLM's blocks"
         decoder = VllmDecoder(url, tmp_path / "handovers")
         with TestClient(create_app(engine, "tiny", decoder=decoder)) as client, ThreadPoolExecutor(8) as threads:
             bodies = [{"model": "tiny", "prompt": prompt, "max_tokens": 24} for prompt in prompts]
