@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -52,6 +53,7 @@ class Elsewhere(httpx.AsyncBaseTransport):
         assert stored["token_ids"].tolist() == body["prompt"]
         held, token_id = handovers.cache(stored["keys"], stored["values"]), body["prompt"][-1]
         for number in range(body["max_tokens"]):
+            await asyncio.sleep(0)  # a network lets others go on, too
             if self.breaks == "event" and number == self.after:
                 yield b'data: {"error": {"message": "Internal server error", "code": 500}}\n\n'
                 return
