@@ -9,7 +9,6 @@ from pathlib import PurePath
 from types import TracebackType
 from typing import Any, TypedDict, TypeGuard
 
-import torch
 from typing_extensions import Unpack
 
 from samkv_rag.checks import refuse_unknown, require_bool, require_integer
@@ -23,7 +22,7 @@ from samkv_rag.ingestion.library import Announcement, ChunkLibrary, Owner
 from samkv_rag.ingestion.namespaces import scoped_fingerprint
 from samkv_rag.model.decoder import Decoder
 from samkv_rag.model.fingerprint import fingerprint
-from samkv_rag.model.loading import load
+from samkv_rag.model.loading import LoadingOptions, load
 from samkv_rag.model.support import check_config, self_test
 from samkv_rag.model.tokenization import PromptTokenizer, RenderedPrompt
 from samkv_rag.prefill import PrefillMethod, Scout, SparsePrefill, resolve_method
@@ -113,10 +112,11 @@ class SamKVEngine:
         self.decoder = Decoder(model)
         # Refuses one that the model cannot have.
         stored_dtype(self.config.kv_dtype, self.decoder.dtype, self.config.storage)
+        # First: some formats pack their weights in another way for their first run.
+        self.fingerprint = fingerprint(model, tokenizer)
         self_test(self.decoder)
         self.model_name = model_name or str(getattr(model, "name_or_path", "") or model.config.model_type)
         self.store = open_store(store)
-        self.fingerprint = fingerprint(model, tokenizer)
         self.namespace = namespace
         config = self.config
         self._spec = SummarySpec(config.initial_tokens, config.local_tokens, config.block_tokens, config.storage)
@@ -143,37 +143,39 @@ class SamKVEngine:
         store: Store | str | PathLike[str] = ":memory:",
         config: EngineConfig | None = None,
         method: Method | None = None,
-        device: str | torch.device | None = None,
-        dtype: str | torch.dtype | None = None,
-        gguf_file: str | None = None,
-        trust_remote_code: bool = False,
         namespace: str = "",
         store_secret: str | bytes | None = None,
         max_running: int = 16,
         max_waiting: int = 256,
         history_tokens: int = 8192,
+        **loading: Unpack[LoadingOptions],
     ) -> SamKVEngine:
         """Load a model and open a store.
 
+        Nothing in a model folder is executed: there is no ``trust_remote_code``.
+
         Args:
-            model: a hub id, a folder, a ``.gguf`` file, or a model object (then ``tokenizer`` too).
+            model: a hub id, a folder, a ``.gguf`` file, or a model object (then ``tokenizer`` too). Quantised weights
+                stay quantised; those of a GGUF file or in compressed-tensors are unpacked, which is logged before.
             store: what ``open_store`` takes, or a store.
             config: what is computed of chunks at ingestion.
             method: how prompts are answered unless a call says otherwise: a method, its name, or a mapping
                 of its name and options. None: ``Scout()``.
-            dtype: None takes bfloat16 where the processor computes in it, else float32.
             namespace: engines of one namespace (a tenant, say) share their chunks and never see another's.
             store_secret: without it nobody can tell from a store's keys whether a text is in it.
             max_running: answers that are decoded together.
             max_waiting: requests that may wait for their turn; more are refused at once.
             history_tokens: tokens of former turns of chats whose KV is kept in memory, for the turns that follow.
+            loading: how a model given by name is loaded.
 
         Raises:
             ModelNotFoundError: nothing loadable at ``model``.
+            ModelError: what is there cannot be loaded on this machine.
             UnsupportedModelError: the model's cached keys cannot be moved exactly.
             StoreFormatError: ``store`` is a folder of something else.
-            ConfigurationError: an option is out of range.
+            ConfigurationError: an option is unknown or out of range.
         """
+        refuse_unknown(loading, [*LoadingOptions.__annotations__, *(cls.from_pretrained.__kwdefaults__ or ())])
         options: dict[str, Any] = {
             "store": store,
             "config": config,
@@ -185,12 +187,12 @@ class SamKVEngine:
             "history_tokens": history_tokens,
         }
         if isinstance(model, (str, PathLike)):
-            loaded, own_tokenizer = load(model, device, dtype, gguf_file, trust_remote_code)
+            loaded, own_tokenizer = load(model, loading)
             return cls(loaded, tokenizer or own_tokenizer, model_name=str(model), **options)
         if tokenizer is None:
             raise ConfigurationError("a model object needs its tokenizer: pass tokenizer=...")
-        if device is not None or dtype is not None or gguf_file is not None:
-            raise ConfigurationError("device, dtype and gguf_file apply to a model given by name; move the object")
+        if given := [name for name, value in loading.items() if value is not None]:
+            raise ConfigurationError(f"{', '.join(given)}: for a model given by name; an object is as it is")
         return cls(model, tokenizer, **options)
 
     def close(self) -> None:

@@ -48,9 +48,8 @@ class Decoder:
         self.num_kv_heads = int(getattr(self.config, "num_key_value_heads", None) or self.num_heads)
         self.head_dim = int(attention_module.head_dim)
         self.context_window = _context_window(self.config)
-        parameter = next(model.parameters())
-        self.dtype: torch.dtype = parameter.dtype
-        self.device: torch.device = parameter.device
+        self.dtype: torch.dtype = model.dtype  # not that of packed weights
+        self.device: torch.device = model.device
         self.between_layers: Callable[[], None] = lambda: None
         """Called after every layer of :meth:`run_layers`: where a long pass makes way for others."""
 

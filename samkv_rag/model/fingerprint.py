@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -18,9 +19,19 @@ def fingerprint(model: Any, tokenizer: Any) -> str:
     digest.update(_config_bytes(model.config))
     digest.update(_tokenizer_bytes(tokenizer))
     for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
-        digest.update(_weights_digest(tensor))
+        for part, stored in _stored(name, tensor):
+            digest.update(f"{part}{tuple(stored.shape)}{stored.dtype}".encode())
+            digest.update(_weights_digest(stored))
     return digest.hexdigest()
+
+
+def _stored(name: str, tensor: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
+    """What a tensor keeps: itself, or codes and scales where it is a quantised one (torchao), not unpacked."""
+    if not hasattr(tensor, "__tensor_flatten__"):
+        yield name, tensor
+        return
+    for part in tensor.__tensor_flatten__()[0]:
+        yield from _stored(f"{name}.{part}", getattr(tensor, part))
 
 
 def _config_bytes(config: Any) -> bytes:
@@ -30,7 +41,7 @@ def _config_bytes(config: Any) -> bytes:
         for name, value in config.to_dict().items()
         if name.endswith(("_scaling", "_multiplier", "_eps", "_heads", "_theta", "_factor", "_act", "_softcapping"))
         or name in ("model_type", "rope_parameters", "head_dim", "hidden_size", "layer_types", "sliding_window")
-        or name in ("query_pre_attn_scalar", "no_rope_layers")
+        or name in ("query_pre_attn_scalar", "no_rope_layers", "quantization_config")
     }
     return json.dumps(kept, sort_keys=True, default=str).encode()
 

@@ -2,42 +2,92 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import logging
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from os import PathLike, fspath
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import quantization_config as formats
 
-from samkv_rag.exceptions import ConfigurationError, ModelNotFoundError
+from samkv_rag.checks import refuse_unknown, require_choice
+from samkv_rag.exceptions import ConfigurationError, ModelError, ModelNotFoundError, SamKVError, UnsupportedModelError
+
+logger = logging.getLogger(__name__)
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_ATTENTIONS = ("eager", "sdpa", "flash_attention_2")
+# What model_kwargs may hold beside fields of the model's configuration: nothing that lets downloaded code run.
+_OF_THE_HUB = ("cache_dir", "force_download", "local_files_only", "proxies", "subfolder")
+_OF_THE_WEIGHTS = ("experts_implementation", "quantization_config", "use_safetensors", "variant")
+_SPREADING = ("auto", "balanced", "balanced_low_0", "sequential")
 
 
-def load(
-    model: str | PathLike[str],
-    device: str | torch.device | None,
-    dtype: str | torch.dtype | None,
-    gguf_file: str | None,
-    trust_remote_code: bool,
-) -> tuple[Any, Any]:
+class LoadingOptions(TypedDict, total=False):
+    """How a model given by name is loaded: transformers' own words. None is as if left out."""
+
+    device: str | torch.device | None
+    """``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"mps"``; CUDA unless given where there is one, else the CPU."""
+    device_map: Any
+    """Another way to say ``device``: several devices are refused."""
+    dtype: str | torch.dtype | None
+    """bfloat16 unless given where the processor computes in it, else float32."""
+    gguf_file: str | None
+    """In the model's folder."""
+    revision: str | None
+    """Of the model on the hub: a branch, a tag or a commit."""
+    token: str | bool | None
+    """Of the hub; the one that was logged in with unless given."""
+    attn_implementation: str | None
+    """``"eager"``, ``"sdpa"`` or ``"flash_attention_2"``: what the model must come with. The engine's own attention
+    takes its place, and computes by flash-attn where that is installed, else by SDPA."""
+    model_kwargs: Mapping[str, Any] | None
+    """``quantization_config``, ``cache_dir``, ``variant``, ..., or fields of the model's configuration."""
+
+
+def load(model: str | PathLike[str], options: LoadingOptions) -> tuple[Any, Any]:
     """Return a ``transformers`` model, on its device, and its tokenizer.
 
-    A path that ends in ``.gguf`` is a folder and its ``gguf_file``. Nothing in a model folder is
-    executed unless ``trust_remote_code``.
+    A path that ends in ``.gguf`` is a folder and its ``gguf_file``. Nothing in a model folder is executed. Weights
+    that are quantised stay so, but for the formats that transformers only unpacks: how large they get is logged before.
 
     Raises:
+        ConfigurationError: an option is unknown, or there is no such device.
         ModelNotFoundError: nothing loadable there.
+        ModelError: what is there cannot be loaded on this machine.
     """
-    source, gguf_options = _source(model, gguf_file)
-    target = choose_device(device)
-    options = gguf_options | {"trust_remote_code": trust_remote_code}
-    with _not_found(source):
-        tokenizer = AutoTokenizer.from_pretrained(source, **options)
-        loaded: Any = AutoModelForCausalLM.from_pretrained(source, dtype=choose_dtype(dtype, target), **options)
-    return loaded.to(target), tokenizer
+    target = choose_device(options.get("device"), options.get("device_map"))
+    attention, given = options.get("attn_implementation"), dict(options.get("model_kwargs") or {})
+    require_choice("attn_implementation", attention, (None, *_ATTENTIONS))
+    if misplaced := sorted(given.keys() & {"torch_dtype", *LoadingOptions.__annotations__}):
+        raise ConfigurationError(f"model_kwargs has {', '.join(misplaced)}; these are options beside it, as dtype is")
+    source, hub = _source(model, options.get("gguf_file"))
+    hub |= {name: options[name] for name in ("revision", "token") if options.get(name) is not None}
+    hub |= {name: given.pop(name) for name in _OF_THE_HUB if name in given}
+    weights = {name: given.pop(name) for name in _OF_THE_WEIGHTS if name in given}
+    weights |= {"dtype": choose_dtype(options.get("dtype"), target), "trust_remote_code": False}
+    if attention is not None:
+        weights["attn_implementation"] = attention
+    with _explained(source):
+        config, unknown = AutoConfig.from_pretrained(
+            source, return_unused_kwargs=True, trust_remote_code=False, **hub, **given
+        )
+        refuse_unknown(unknown, [*_OF_THE_HUB, *_OF_THE_WEIGHTS, *config.to_dict()])
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False, **hub)
+    if _unpacked(config, weights, "gguf_file" in hub):
+        _announce_size(source, config, weights["dtype"])
+    elif weights.get("quantization_config") or getattr(config, "quantization_config", None):
+        weights["device_map"] = {"": target}  # it packs them for the device on which they are loaded
+    with _explained(source, target):
+        weights |= {"config": config, "output_loading_info": True}
+        found: Any = AutoModelForCausalLM.from_pretrained(source, **hub, **weights)
+        loaded, info = found
+        if missing := sorted(info["missing_keys"]):
+            raise ModelError(f"{source!r} lacks {len(missing)} weights, {missing[0]} among them; take a whole model")
+        return loaded if "device_map" in weights else loaded.to(target), tokenizer
 
 
 def load_tokenizer(model: str | PathLike[str]) -> Any:
@@ -47,7 +97,7 @@ def load_tokenizer(model: str | PathLike[str]) -> Any:
         ModelNotFoundError: nothing loadable there.
     """
     source, options = _source(model, None)
-    with _not_found(source):
+    with _explained(source):
         return AutoTokenizer.from_pretrained(source, **options)
 
 
@@ -58,32 +108,80 @@ def _source(model: str | PathLike[str], gguf_file: str | None) -> tuple[str, dic
     return source, {} if gguf_file is None else {"gguf_file": gguf_file}
 
 
+def _unpacked(config: Any, weights: dict[str, Any], is_gguf: bool) -> bool:
+    """Whether transformers can only unpack the weights; then it is told to do so while it loads them.
+
+    Left to itself it looks for kernels on the hub for GGUF, and unpacks compressed-tensors in the first forward.
+    """
+    if is_gguf:
+        if hasattr(formats, "GgufConfig"):  # earlier transformers always unpack
+            weights["quantization_config"] = formats.GgufConfig(dequantize=True)
+        return True
+    packed = getattr(config, "quantization_config", None)
+    if "quantization_config" in weights or not packed or packed["quant_method"] != "compressed-tensors":
+        return False
+    packed["dequantize"] = True
+    return True
+
+
+def _announce_size(source: str, config: Any, dtype: torch.dtype) -> None:
+    with torch.device("meta"):
+        num_bytes = AutoModelForCausalLM.from_config(config, dtype=dtype).get_memory_footprint()  # type: ignore[no-untyped-call]
+    logger.warning("the weights of %s are unpacked, to %.2f GB in %s", source, num_bytes / 1e9, dtype)
+
+
 @contextmanager
-def _not_found(source: str) -> Iterator[None]:
+def _explained(source: str, target: torch.device | None = None) -> Iterator[None]:
+    """Whatever transformers and the packages behind it raise becomes an error of ours, with their reason."""
     try:
         yield
-    except (OSError, ValueError, ImportError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ModelNotFoundError(
-            f"no causal language model could be loaded from {source!r}: {reason} "
-            "Give a hub id, a folder written by save_pretrained, or a .gguf file"
+    except SamKVError:
+        raise
+    except Exception as error:
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        if "custom code" in reason:
+            raise UnsupportedModelError(
+                f"{source!r} brings code of its own, and nothing in a model folder is executed; take an architecture "
+                "that transformers has, or load it yourself and give the model and its tokenizer"
+            ) from error
+        if target is None or isinstance(error, OSError):
+            raise ModelNotFoundError(
+                f"no causal language model could be loaded from {source!r}: {reason} "
+                "Give a hub id, a folder written by save_pretrained, or a .gguf file"
+            ) from error
+        raise ModelError(
+            f"{source!r} could not be loaded on {target}: {reason} Install what is missing, or give another "
+            "device, dtype, or quantization_config in model_kwargs"
         ) from error
 
 
-def choose_device(device: str | torch.device | None) -> torch.device:
-    """The device asked for, or CUDA where there is one, else the CPU.
+def choose_device(device: str | torch.device | None, device_map: Any = None) -> torch.device:
+    """The device asked for, in either way, or CUDA where there is one, else the CPU.
+
+    ``device_map`` is transformers': a device, a mapping to devices, or ``"auto"`` and its like.
 
     Raises:
-        ConfigurationError: no such device.
+        ConfigurationError: no such device, or several.
     """
-    if device is None:
+    if device is not None and device_map is not None:
+        raise ConfigurationError(f"device is {device!r} and device_map is {device_map!r}; give one")
+    named, wanted = ("device", device) if device_map is None else ("device_map", device_map)
+    places = [*wanted.values()] if isinstance(wanted, Mapping) else [wanted]
+    if len(set(map(str, places))) != 1 or (places[0] in _SPREADING and torch.cuda.device_count() > 1):
+        raise ConfigurationError(
+            f"{named} is {wanted!r}, which is not one device, and the engine keeps its model on one; give "
+            "device='cuda:0', and a quantised model where one is too large for it"
+        )
+    if (place := places[0]) is None or place in _SPREADING:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        chosen = torch.device(device)
-    except RuntimeError as error:
-        raise ConfigurationError(f"device is {device!r}; give 'cpu', 'cuda' or 'cuda:N'") from error
-    if chosen.type == "cuda" and not torch.cuda.is_available():
-        raise ConfigurationError(f"device is {device!r}, but torch finds no CUDA device; give 'cpu'")
+        chosen = torch.device(place)
+        torch.zeros(1, device=chosen).item()  # a name is no device yet, and "meta" holds nothing
+    except (AssertionError, RuntimeError, TypeError) as error:
+        reason = str(error).splitlines()[0].split(". ")[0]
+        raise ConfigurationError(
+            f"{named} is {wanted!r}: {reason}; give 'cpu', or 'cuda', 'cuda:N' or 'mps' where there is one"
+        ) from error
     return chosen
 
 
