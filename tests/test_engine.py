@@ -293,7 +293,7 @@ def opened(**options: Any) -> SamKVEngine:
         (lambda: Scout(recompute=1), "recompute is 1; it must be True or False"),
         (lambda: Scout(score_layers=(0.9, 0.1)), "score_layers is"),
         (lambda: opened(tokenizer=None), "needs its tokenizer"),
-        (lambda: opened(dtype="float32"), "apply to a model given by name"),
+        (lambda: opened(dtype="float32"), "dtype: for a model given by name"),
     ],
 )
 def test_wrong_options_are_refused_where_they_are_given(make: Callable[[], Any], message: str) -> None:

@@ -62,8 +62,11 @@ def load(model: str | PathLike[str], options: LoadingOptions) -> tuple[Any, Any]
     target = choose_device(options.get("device"), options.get("device_map"))
     attention, given = options.get("attn_implementation"), dict(options.get("model_kwargs") or {})
     require_choice("attn_implementation", attention, (None, *_ATTENTIONS))
-    if misplaced := sorted(given.keys() & {"torch_dtype", *LoadingOptions.__annotations__}):
-        raise ConfigurationError(f"model_kwargs has {', '.join(misplaced)}; these are options beside it, as dtype is")
+    if misplaced := sorted(given.keys() & {"torch_dtype", "trust_remote_code", *LoadingOptions.__annotations__}):
+        raise ConfigurationError(
+            f"model_kwargs has {', '.join(misplaced)}; dtype and the like are options beside it, and nothing in a "
+            "model folder is executed"
+        )
     source, hub = _source(model, options.get("gguf_file"))
     hub |= {name: options[name] for name in ("revision", "token") if options.get(name) is not None}
     hub |= {name: given.pop(name) for name in _OF_THE_HUB if name in given}
@@ -75,7 +78,7 @@ def load(model: str | PathLike[str], options: LoadingOptions) -> tuple[Any, Any]
         config, unknown = AutoConfig.from_pretrained(
             source, return_unused_kwargs=True, trust_remote_code=False, **hub, **given
         )
-        refuse_unknown(unknown, [*_OF_THE_HUB, *_OF_THE_WEIGHTS, *config.to_dict()])
+        refuse_unknown(unknown.keys() - hub.keys(), [*_OF_THE_HUB, *_OF_THE_WEIGHTS, *config.to_dict()])
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False, **hub)
     if _unpacked(config, weights, "gguf_file" in hub):
         _announce_size(source, config, weights["dtype"])
@@ -127,7 +130,7 @@ def _unpacked(config: Any, weights: dict[str, Any], is_gguf: bool) -> bool:
 def _announce_size(source: str, config: Any, dtype: torch.dtype) -> None:
     with torch.device("meta"):
         num_bytes = AutoModelForCausalLM.from_config(config, dtype=dtype).get_memory_footprint()  # type: ignore[no-untyped-call]
-    logger.warning("the weights of %s are unpacked, to %.2f GB in %s", source, num_bytes / 1e9, dtype)
+    logger.warning("the weights of %s are unpacked, to %.3g GB in %s", source, num_bytes / 1e9, dtype)
 
 
 @contextmanager
@@ -150,8 +153,8 @@ def _explained(source: str, target: torch.device | None = None) -> Iterator[None
                 "Give a hub id, a folder written by save_pretrained, or a .gguf file"
             ) from error
         raise ModelError(
-            f"{source!r} could not be loaded on {target}: {reason} Install what is missing, or give another "
-            "device, dtype, or quantization_config in model_kwargs"
+            f"{source!r} could not be loaded on {target}: {reason.rstrip('.')}; install what is missing, or give another "
+            "device, dtype or model_kwargs"
         ) from error
 
 
