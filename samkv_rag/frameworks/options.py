@@ -18,8 +18,12 @@ ENGINE_OPTIONS = (
     "method",
     "device",
     "dtype",
+    "device_map",
     "gguf_file",
-    "trust_remote_code",
+    "revision",
+    "token",
+    "attn_implementation",
+    "model_kwargs",
     "namespace",
     "store_secret",
 )
@@ -84,7 +88,14 @@ def as_path_text(path: object) -> object:
     return fspath(path) if isinstance(path, PathLike) else path
 
 
-def as_secret(secret: object) -> object:
+def as_plain(options: object) -> object:
+    """Return a mapping's quantization_config and the like as dicts, as they are written out; anything else as it is."""
+    if not isinstance(options, Mapping):
+        return options
+    return {name: value.to_dict() if hasattr(value, "to_dict") else value for name, value in options.items()}
+
+
+def as_secret(secret: object, name: str = "store_secret") -> object:
     """Return a secret (text, or pydantic's ``SecretStr``) as it is; no message ever holds it.
 
     Raises:
@@ -92,11 +103,11 @@ def as_secret(secret: object) -> object:
     """
     text = secret_value(secret)
     if text is not None and not isinstance(text, str):
-        raise ConfigurationError(f"store_secret is a {type(secret).__name__}; it must be text, or None for no secret")
+        raise ConfigurationError(f"{name} is a {type(secret).__name__}; it must be text, or None")
     if text == "":
-        raise ConfigurationError("store_secret is empty; give some random text, or None for no secret")
+        raise ConfigurationError(f"{name} is empty; give its text, or None")
     if text == MASK:  # to go on without it would store chunks where everybody finds them
-        raise ConfigurationError("store_secret is masked, as it is in options that were written out; give it again")
+        raise ConfigurationError(f"{name} is masked, as it is in options that were written out; give it again")
     return secret
 
 

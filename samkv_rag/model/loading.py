@@ -153,8 +153,8 @@ def _explained(source: str, target: torch.device | None = None) -> Iterator[None
                 "Give a hub id, a folder written by save_pretrained, or a .gguf file"
             ) from error
         raise ModelError(
-            f"{source!r} could not be loaded on {target}: {reason.rstrip('.')}; install what is missing, or give another "
-            "device, dtype or model_kwargs"
+            f"{source!r} could not be loaded on {target}: {reason.rstrip('.')}; install what is missing, or give "
+            "another device, dtype or model_kwargs"
         ) from error
 
 

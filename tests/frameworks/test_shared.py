@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import pickle
 import subprocess
 import sys
@@ -13,6 +14,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from transformers import BitsAndBytesConfig
+from transformers.quantizers import AutoQuantizationConfig
 
 from samkv_rag import EngineConfig, SamKVEngine
 from samkv_rag.exceptions import ChatTemplateError, ConfigurationError, ToolsUnsupportedError
@@ -23,6 +26,7 @@ from samkv_rag.frameworks.options import (
     as_dtype_name,
     as_method,
     as_path_text,
+    as_plain,
     as_texts,
     call_options,
     config_error,
@@ -105,6 +109,14 @@ class TestOptions:
         assert (as_config(None), as_texts("END"), as_texts(["END"])) == (None, ["END"], ["END"])
         assert (as_path_text(Path("kv")), as_path_text(":memory:")) == ("kv", ":memory:")
         assert (as_dtype_name("torch.bfloat16"), as_dtype_name(None)) == ("bfloat16", None)
+
+    def test_a_quantisation_is_written_out_so_that_it_is_read_again(self) -> None:
+        given = BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=5.0)
+        written = json.loads(json.dumps(as_plain({"quantization_config": given, "variant": "a"})))
+        again = AutoQuantizationConfig.from_dict(written["quantization_config"])
+        assert again.to_dict() == given.to_dict()
+        assert written["variant"] == "a"
+        assert as_plain(None) is None
 
     def test_a_call_changes_the_llms_own_and_none_does_not(self) -> None:
         own = {"max_tokens": 9, "temperature": 0.0, "stop": ["END"]}

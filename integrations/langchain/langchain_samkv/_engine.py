@@ -24,8 +24,8 @@ def handle_for(fields: Mapping[str, Any]) -> EngineHandle:
 
 
 def identity_of(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the engine's fields as they may be shown; the secret, on which no answer depends, is left out."""
-    shown = {name: fields[name] for name in ENGINE_FIELDS if name != "store_secret"}
+    """Return the engine's fields as they may be shown; secrets, on which no answer depends, are left out."""
+    shown = {name: fields[name] for name in ENGINE_FIELDS if name not in ("store_secret", "token")}
     return shown | {"store": without_secrets(fields["store"]), "config": asdict(fields["config"] or EngineConfig())}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import aclosing, closing
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
@@ -38,6 +39,7 @@ from samkv_rag.frameworks.options import (
     as_dtype_name,
     as_method,
     as_path_text,
+    as_plain,
     as_secret,
     as_texts,
     config_error,
@@ -66,7 +68,7 @@ class ChatSamKV(BaseChatModel):
     :class:`samkv_rag.Grammar` that the answer keeps to, ``n`` the number of answers: of ``generate``, since
     streams, and what returns one message, have the first.
 
-    ``store_secret``, and the password in a store's URL, are masked wherever the model is shown or traced.
+    ``store_secret``, ``token`` and the password in a store's URL are masked wherever the model is shown or traced.
 
     Answers carry ``usage_metadata``, in which ``cache_read`` counts the tokens whose KV was reused, and
     ``response_metadata`` with ``model_name``, ``finish_reason``, ``metrics`` and, where asked for, ``logprobs``
@@ -94,7 +96,15 @@ class ChatSamKV(BaseChatModel):
         default=None, description="Data type of the model, for example 'bfloat16'."
     )
     gguf_file: str | None = Field(default=None, description="GGUF file inside the model's folder.")
-    trust_remote_code: bool = Field(default=False, description="Run code that comes with the model.")
+    device_map: dict[str, int | str] | int | str | None = Field(default=None, description="Another word for device.")
+    revision: str | None = Field(default=None, description="Branch, tag or commit of the model on the hub.")
+    token: Annotated[SecretStr | None, BeforeValidator(partial(as_secret, name="token"))] = Field(
+        default=None, description="Token of the hub; None takes the one logged in with."
+    )
+    attn_implementation: str | None = Field(default=None, description="Attention that the model must come with.")
+    model_kwargs: Annotated[dict[str, Any] | None, BeforeValidator(as_plain)] = Field(
+        default=None, description="What else transformers takes, such as quantization_config."
+    )
     namespace: str = Field(default="", description="Tenant whose chunks these are; no other gets them.")
     store_secret: Annotated[SecretStr | None, BeforeValidator(as_secret)] = Field(
         default=None, description="Makes the store's keys unknowable without it."

@@ -58,6 +58,7 @@ def test_first_use_loads_the_engine_with_every_option(
     monkeypatch.setattr(SamKVEngine, "from_pretrained", lambda model, **options: loads.append((model, options)) or 1)
     config, method = {"block_tokens": 8}, {"name": "naive_reuse", "min_chunk_tokens": 0}
     tenant = {"namespace": "tenant a", "store": "redis://user:word@host:6379/2"} if secret else {"store": tmp_path}
+    tenant |= {"revision": "v2", "device_map": {"": 0}, "model_kwargs": {"variant": "fp16"}} if secret else {}
     llm = SamKVLLM("a/b", config=config, method=method, dtype="torch.bfloat16", store_secret=secret, **tenant)
     assert loads == []
     assert llm.engine is llm.engine
@@ -68,7 +69,11 @@ def test_first_use_loads_the_engine_with_every_option(
         "device": None,
         "dtype": "bfloat16",
         "gguf_file": None,
-        "trust_remote_code": False,
+        "device_map": None,
+        "revision": None,
+        "token": None,
+        "attn_implementation": None,
+        "model_kwargs": None,
         "namespace": "",
         "store_secret": secret and "hidden",
     }
@@ -76,7 +81,13 @@ def test_first_use_loads_the_engine_with_every_option(
 
 
 class TestSecrets:
-    LLM = SamKVLLM("some/model", store="redis://user:word@host:6379/2", store_secret="hidden", namespace="tenant a")
+    LLM = SamKVLLM(
+        "some/model",
+        store="redis://user:word@host:6379/2",
+        store_secret="hidden",
+        token="hidden too",
+        namespace="tenant a",
+    )
 
     def test_are_shown_nowhere(self) -> None:
         shown = repr(self.LLM) + str(self.LLM) + self.LLM.to_json() + str(self.LLM.to_dict())
@@ -85,10 +96,12 @@ class TestSecrets:
 
     def test_a_written_out_one_must_be_given_again(self) -> None:
         written = self.LLM.to_json()
-        with pytest.raises(ConfigurationError, match="masked"):
-            SamKVLLM.from_json(written)
-        again = SamKVLLM.from_json(written, store_secret="hidden")
+        for rest in ({"token": "hidden too"}, {"store_secret": "hidden"}):
+            with pytest.raises(ConfigurationError, match="is masked"):
+                SamKVLLM.from_json(written, **rest)
+        again = SamKVLLM.from_json(written, store_secret="hidden", token="hidden too")
         assert again.store_secret == self.LLM.store_secret and again.namespace == "tenant a"
+        assert again.token == self.LLM.token
 
     @pytest.mark.parametrize(("bad", "words"), [("", "is empty"), (b"hidden", "is a bytes"), (["hidden"], "is a list")])
     def test_bad_ones_are_refused_unseen(self, bad: Any, words: str) -> None:

@@ -76,7 +76,12 @@ class TestArguments:
 
 class TestEngine:
     @pytest.mark.parametrize(
-        "tenant", [{}, {"store": "s3://bucket/kv", "namespace": "tenant a", "store_secret": "hidden"}]
+        "tenant",
+        [
+            {},
+            {"store": "s3://bucket/kv", "namespace": "tenant a", "store_secret": "hidden"},
+            {"revision": "v2", "token": "hidden", "device_map": "auto", "model_kwargs": {"variant": "fp16"}},
+        ],
     )
     def test_is_loaded_once_with_every_option(self, loads: list[Any], tmp_path: Path, tenant: dict[str, Any]) -> None:
         options = {"store": tmp_path, "dtype": "float32", "config": {"block_tokens": 8}, "method": "epic"} | tenant
@@ -89,7 +94,11 @@ class TestEngine:
             "device": None,
             "dtype": "float32",
             "gguf_file": None,
-            "trust_remote_code": False,
+            "device_map": None,
+            "revision": None,
+            "token": None,
+            "attn_implementation": None,
+            "model_kwargs": None,
             "namespace": "",
             "store_secret": None,
         }
@@ -139,6 +148,8 @@ class TestIdentity:
             {"store": "elsewhere"},
             {"namespace": "tenant a"},
             {"dtype": "float32"},
+            {"revision": "v2"},
+            {"model_kwargs": {"quantization_config": {"load_in_8bit": True}}},
         ],
     )
     def test_whatever_changes_answers_changes_the_key_of_answer_caches(self, change: dict[str, Any]) -> None:
@@ -148,7 +159,7 @@ class TestIdentity:
         assert plain._get_llm_string() != plain._get_llm_string(method="epic")
 
     def test_secrets_are_shown_nowhere(self) -> None:
-        llm = ChatSamKV(model="a/b", store="redis://user:word@host:6379/2", store_secret="hidden")
+        llm = ChatSamKV(model="a/b", store="redis://user:word@host:6379/2", store_secret="hidden", token="hidden")
         traced = dumps(llm) + str(llm._get_invocation_params()) + str(llm._get_ls_params())
         shown = repr(llm) + str(llm) + llm.model_dump_json() + str(llm.model_dump()) + llm._get_llm_string() + traced
         assert "hidden" not in shown and "word" not in shown

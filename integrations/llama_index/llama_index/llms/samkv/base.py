@@ -5,6 +5,7 @@ from __future__ import annotations
 import reprlib
 from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import aclosing
+from functools import partial
 from os import PathLike
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -55,6 +56,7 @@ from samkv_rag.frameworks.options import (
     as_dtype_name,
     as_method,
     as_path_text,
+    as_plain,
     as_secret,
     as_texts,
     call_options,
@@ -77,12 +79,14 @@ _Response = TypeVar("_Response", CompletionResponse, ChatResponse)
 
 # LlamaIndex's document-context extractor sends extra headers to every LLM.
 _NOT_THE_ENGINES = ("explain", "extra_headers", "tools", "tool_choice", "parallel_tool_calls", "json_schema")
-_FROM_PLAIN = {
+_FROM_PLAIN: dict[str, Callable[[object], object]] = {
     "model": as_path_text,
     "stop": as_texts,
     "store": as_path_text,
     "store_secret": as_secret,
+    "token": partial(as_secret, name="token"),
     "dtype": as_dtype_name,
+    "model_kwargs": as_plain,
 }
 _OF_THE_ENGINE = ("model", *(name for name in ENGINE_OPTIONS if name != "method"))
 
@@ -103,7 +107,7 @@ class SamKVLLM(CustomLLM, FunctionCallingLLM):
     ``"full_prefill"``; None means the LLM's own. ``grammar`` is a :class:`samkv_rag.Grammar` that the answer keeps
     to; with ``n`` answers, ``raw["others"]`` has the texts of those behind the first.
 
-    ``store_secret``, and the password in a store's URL, are masked wherever the LLM is shown or written out;
+    ``store_secret``, ``token`` and the password in a store's URL are masked wherever the LLM is shown or written out;
     a masked secret is refused, so give it again: ``SamKVLLM.from_json(text, store_secret=secret)``.
 
     Responses carry ``raw={"usage": ..., "finish_reason": ..., "metrics": ...}``; in a stream, the last one. With
@@ -125,7 +129,13 @@ class SamKVLLM(CustomLLM, FunctionCallingLLM):
     device: str | None = Field(default=None, description="Device of the model; None picks one.")
     dtype: str | None = Field(default=None, description="Data type of the model, for example 'bfloat16'.")
     gguf_file: str | None = Field(default=None, description="GGUF file inside the model's folder.")
-    trust_remote_code: bool = Field(default=False, description="Run code that comes with the model.")
+    device_map: dict[str, int | str] | int | str | None = Field(default=None, description="Another word for device.")
+    revision: str | None = Field(default=None, description="Branch, tag or commit of the model on the hub.")
+    token: SecretStr | None = Field(default=None, description="Token of the hub; None takes the one logged in with.")
+    attn_implementation: str | None = Field(default=None, description="Attention that the model must come with.")
+    model_kwargs: dict[str, Any] | None = Field(
+        default=None, description="What else transformers takes, such as quantization_config."
+    )
     namespace: str = Field(default="", description="Tenant whose chunks these are; no other gets them.")
     store_secret: SecretStr | None = Field(default=None, description="Makes the store's keys unknowable without it.")
 
@@ -199,7 +209,7 @@ class SamKVLLM(CustomLLM, FunctionCallingLLM):
     def _plain_method(self, method: object) -> object:
         return method_as_dict(method)
 
-    @field_serializer("store_secret")
+    @field_serializer("store_secret", "token")
     def _masked(self, secret: SecretStr | None) -> str | None:
         return None if secret is None else str(secret)
 
