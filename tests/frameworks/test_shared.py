@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 from transformers import BitsAndBytesConfig
-from transformers.quantizers import AutoQuantizationConfig
+from transformers.quantizers.auto import AutoQuantizationConfig
 
 from samkv_rag import EngineConfig, SamKVEngine
 from samkv_rag.exceptions import ChatTemplateError, ConfigurationError, ToolsUnsupportedError

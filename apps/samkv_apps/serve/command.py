@@ -25,6 +25,12 @@ def serve(
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for all.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
     api_key: Annotated[str | None, typer.Option(envvar="SAMKV_API_KEY", help="What clients must send.")] = None,
+    device: Annotated[str | None, typer.Option(help="Such as cuda:1.", show_default="CUDA, else cpu")] = None,
+    dtype: Annotated[str | None, typer.Option(help="Such as bfloat16.", show_default="by processor")] = None,
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of the model on the hub.")] = None,
+    model_kwargs: Annotated[
+        str, typer.Option(metavar="JSON", help="What else transformers takes, such as quantization_config.")
+    ] = "{}",
     namespace: Annotated[str, typer.Option(help=f"Tenant to keep apart; ${terminal.SECRET} is its secret.")] = "",
     max_queue: Annotated[int, typer.Option(min=1, help="Requests that may wait; more are refused at once.")] = 256,
     max_running: Annotated[int, typer.Option(min=1, help="Answers that are written together.")] = 16,
@@ -54,6 +60,10 @@ def serve(
         engine = SamKVEngine.from_pretrained(
             terminal.language_model_path(model, lambda message: typer.echo(message, err=True)),
             store=store,
+            device=device,
+            dtype=dtype,
+            revision=revision,
+            model_kwargs=_as_object(model_kwargs),
             namespace=namespace,
             store_secret=secret,
             max_running=max_running,
@@ -70,6 +80,19 @@ def serve(
     # On SIGTERM it takes no more connections, lets answers be written to their end, then closes the engine.
     quiet: dict[str, Any] = {"log_config": None, "access_log": False, "server_header": False}
     uvicorn.run(app, host=host, port=port, timeout_graceful_shutdown=_DRAIN_S, **quiet)
+
+
+def _as_object(text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except ValueError:
+        value = None
+    if not isinstance(value, dict):
+        raise ConfigurationError(
+            f"--model-kwargs is {text!r}; it must be a JSON object, "
+            """such as '{"quantization_config": {"load_in_8bit": true}}'"""
+        )
+    return value
 
 
 class JsonLines(logging.Formatter):

@@ -23,6 +23,7 @@ from benchmarks import hostile
 from samkv_apps.serve import guard
 from samkv_rag.prefill.base import PrefillContext, Prefilled
 from samkv_rag.prefill.full_prefill import FullPrefill
+from support.commands import Run, only_line
 
 Serve = Callable[..., Running]
 LONG = {"model": MODEL, "prompt": "tide", "max_tokens": 3000}
@@ -182,6 +183,25 @@ def test_the_openapi_document_holds(serve: Serve) -> None:
 
         holds()
     assert len(seen) >= 6
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--model-kwargs", "[4]"], "--model-kwargs is '[4]'; it must be a JSON object"),
+        (["--model-kwargs", '{"varient": "a"}'], "unknown option varient; did you mean variant?"),
+        (["--device", "abacus"], "device is 'abacus'"),
+        (["--dtype", "int3"], "dtype is 'int3'"),
+    ],
+    ids=str,
+)
+def test_how_the_model_is_loaded_is_passed_on(
+    run: Run, model_folder: Path, monkeypatch: pytest.MonkeyPatch, options: list[str], words: str
+) -> None:
+    monkeypatch.setattr("samkv_apps.serve.command._log_as_json", lambda: None)  # for all of the process
+    status, _, error = run("serve", "--model", model_folder, "--store", ":memory:", *options)
+    assert status == 1
+    assert words in only_line(error)
 
 
 @pytest.mark.slow
