@@ -107,7 +107,6 @@ class SamKVEngine:
         check_config(model)
         self.config = config or EngineConfig()
         self.method = Scout() if method is None else resolve_method(method)
-        self.method.require(self.config.storage)
         self.tokenizer = PromptTokenizer(tokenizer)
         self.decoder = Decoder(model)
         # Refuses one that the model cannot have.
@@ -115,6 +114,7 @@ class SamKVEngine:
         # First: some formats pack their weights in another way for their first run.
         self.fingerprint = fingerprint(model, tokenizer)
         self_test(self.decoder)
+        self.method.require(self.config.storage, self.decoder)
         self.model_name = model_name or str(getattr(model, "name_or_path", "") or model.config.model_type)
         self.store = open_store(store)
         self.namespace = namespace
@@ -372,12 +372,7 @@ class SamKVEngine:
                 "engine with a larger max_running"
             )
         chosen = self.method if method is None else resolve_method(method)
-        chosen.require(self.config.storage)
-        if isinstance(chosen, SparsePrefill) and chosen.refresh_tokens and set(self.decoder.windows) != {None}:
-            raise ConfigurationError(
-                f"refresh_tokens is {chosen.refresh_tokens}, and layers of the model see a window of the text, which "
-                "moves with the answer anyway; leave it out"
-            )
+        chosen.require(self.config.storage, self.decoder)
         require_bool("handover", handover)
         if handover:
             require_dense(self.decoder)

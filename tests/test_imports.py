@@ -14,10 +14,10 @@ import samkv_rag
 PACKAGE = Path(samkv_rag.__file__).parent
 LAYERS = [
     {"exceptions", "chunk_cache", "sources"},
-    {"checks", "grammar", "results", "model"},
-    {"config", "diagnostics", "explanation", "handover", "store"},
-    {"generation_result", "ingestion"},
-    {"prompt"},
+    {"checks", "grammar", "results"},
+    {"config", "diagnostics", "explanation", "model", "store"},
+    {"handover", "ingestion"},
+    {"generation_result", "prompt"},
     {"prefill"},
     {"runtime"},
     {"engine"},

@@ -88,11 +88,11 @@ class PrefillMethod(ABC):
         """What it reads of stored chunks; empty: it uses no cache."""
         return frozenset({"kv"})
 
-    def require(self, storage: Storage) -> None:
-        """Let a method pass whose ``needs`` the engine's chunks meet.
+    def require(self, storage: Storage, decoder: Decoder) -> None:
+        """Let a method pass that the engine's chunks and its model can serve.
 
         Raises:
-            ConfigurationError: it reads more of a chunk than an index holds.
+            ConfigurationError: it reads more of a chunk than an index holds, or wants what the model has not.
         """
         if storage == "index" and (more := sorted(self.needs - {"index"})):
             raise ConfigurationError(

@@ -9,7 +9,10 @@ from typing import Literal, get_args
 import torch
 
 from samkv_rag.checks import require_bool, require_choice, require_integer, require_number
+from samkv_rag.config import Storage
 from samkv_rag.diagnostics import cache_underflow
+from samkv_rag.exceptions import ConfigurationError
+from samkv_rag.model.decoder import Decoder
 from samkv_rag.prefill.base import CachedPrefill, PrefillContext, Prefilled
 from samkv_rag.prefill.passes.plan import View
 from samkv_rag.prefill.passes.recomputation import Recomputation, recompute
@@ -73,6 +76,14 @@ class SparsePrefill(CachedPrefill):
         require_number("fusion_theta", self.fusion_theta, 0.0, 1.0)
         if self.refresh_tokens is not None:
             require_integer("refresh_tokens", self.refresh_tokens, 1)
+
+    def require(self, storage: Storage, decoder: Decoder) -> None:
+        super().require(storage, decoder)
+        if self.refresh_tokens and set(decoder.windows) != {None}:
+            raise ConfigurationError(
+                f"refresh_tokens is {self.refresh_tokens}, and layers of the model see a window of the text, which "
+                "moves with the answer anyway; leave it out"
+            )
 
     @property
     def computed_ratio(self) -> float:

@@ -295,3 +295,5 @@ def test_where_dropped_tokens_cannot_come_back_refreshes_are_refused(
     with pytest.raises(ConfigurationError, match="refresh_tokens"):
         engine.generate(tiny.rag_prompt(CHUNKS), method=scout())
     assert engine.generate(tiny.rag_prompt(CHUNKS), method=scout(refresh_tokens=None), max_new_tokens=2)
+    with pytest.raises(ConfigurationError, match="refresh_tokens"):
+        make_engine(**options, method=scout())
