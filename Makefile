@@ -11,6 +11,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+QUANTISED := $(VENV)/quantised
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
@@ -35,8 +36,13 @@ demo: install
 demo-langchain: install
 	$(BIN)/samkv demo --framework langchain
 
-test: install
+# Apart, since transformers imports torchao wherever it finds it, which writes warnings to every program's terminal.
+$(QUANTISED): | $(INSTALLED)
+	$(PIP_INSTALL) --no-deps --target $@ torchao compressed-tensors loguru
+
+test: install $(QUANTISED)
 	$(BIN)/python -m pytest --slow $(PYTEST_ARGS)
+	PYTHONPATH=$(QUANTISED) $(BIN)/python -m pytest tests/model/test_quantised.py
 
 test-fast: install
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
