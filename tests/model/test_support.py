@@ -74,7 +74,7 @@ def test_which_layers_rotate_which_dimensions_is_seen(family: str, rotated: int,
 def test_the_self_test_catches_a_wrong_rotation() -> None:
     decoder = Decoder(tiny.model())
     decoder._ropes[1] = None
-    with pytest.raises(UnsupportedModelError, match="self-test failed, keys of layer 1 rotated by 4072 positions"):
+    with pytest.raises(UnsupportedModelError, match=r"^llama: self-test failed, keys of layer 1 rotated by 4072 "):
         self_test(decoder)
 
 
@@ -96,6 +96,16 @@ def test_the_self_test_refuses_layers_that_need_more_than_they_are_given(monkeyp
     decoder = Decoder(tiny.model())
     monkeypatch.setattr(decoder._base.layers[2], "forward", lambda hidden, shared, **rest: hidden)
     with pytest.raises(UnsupportedModelError, match=r"cannot be run one by one \(TypeError: .*shared"):
+        self_test(decoder)
+
+
+def test_the_self_test_refuses_weights_whose_kernels_do_not_run_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    def wants_wider_layers(*states: Any, **rest: Any) -> None:
+        raise AssertionError("N must be divisible by block_n")
+
+    decoder = Decoder(tiny.model())
+    monkeypatch.setattr(decoder._base.layers[2].mlp, "forward", wants_wider_layers)
+    with pytest.raises(UnsupportedModelError, match=r"\(AssertionError: N must be .*\) on cpu; .* format of weights"):
         self_test(decoder)
 
 
