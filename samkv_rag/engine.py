@@ -320,7 +320,11 @@ class SamKVEngine:
         return self._drained(self._request(prompt, options, tuple(reference_ids)))
 
     def apply_chat_template(
-        self, messages: Sequence[Mapping[str, Any]], *, tools: Sequence[Mapping[str, Any]] = ()
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        tools: Sequence[Mapping[str, Any]] = (),
+        documents: Sequence[Mapping[str, str]] = (),
     ) -> RenderedPrompt:
         """Messages as the one text that :meth:`generate` would use.
 
@@ -328,12 +332,13 @@ class SamKVEngine:
         control token outside of recognised chunks is one, whoever wrote it.
 
         ``tools`` are function schemas that the answer may call; its calls are text, in the model's own way.
+        ``documents``, of ``title`` and ``text``, are put where the template has its place for them.
 
         Raises:
-            ChatTemplateError: no template, or one that refuses these messages.
+            ChatTemplateError: no template, or one that refuses these messages, or leaves out or rewrites a document.
             ToolsUnsupportedError: there are tools, and the template leaves them out.
         """
-        return self.tokenizer.render(messages, tools)
+        return self.tokenizer.render(messages, tools, documents)
 
     def tokenize(self, text: str) -> list[int]:
         """Token ids of a text, without special tokens."""
@@ -357,6 +362,11 @@ class SamKVEngine:
     def takes_tools(self) -> bool:
         """Whether the chat template takes tools."""
         return self.tokenizer.takes_tools
+
+    @property
+    def takes_documents(self) -> bool:
+        """Whether the chat template takes documents."""
+        return self.tokenizer.takes_documents
 
     # From a request to a sequence, and from a sequence to its result
 

@@ -31,7 +31,7 @@ class GenerationResult:
     chunks: tuple[ChunkUse, ...]
     model_name: str
     question: str = ""
-    """What was asked: the text behind the last chunk in its message, else the last user message without its chunks."""
+    """What was asked: the user's last message; where the last chunk stands in it, the text behind that, if any."""
     reference_nll: float | None = None
     """Mean negative log-likelihood of a reference answer's tokens, in nats, where one was given."""
     logprobs: tuple[TokenLogprob, ...] = field(default=(), repr=False)

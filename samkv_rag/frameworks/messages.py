@@ -39,7 +39,12 @@ def join_same_roles(messages: Iterable[Message]) -> list[Message]:
     return _joined(messages, ("system", "user", "assistant"))
 
 
-def render(engine: SamKVEngine, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = ()) -> RenderedPrompt:
+def render(
+    engine: SamKVEngine,
+    messages: Sequence[Message],
+    tools: Sequence[Mapping[str, Any]] = (),
+    documents: Sequence[Mapping[str, str]] = (),
+) -> RenderedPrompt:
     """Return ``messages`` as one prompt, adapted as far as the model's chat template needs it.
 
     Some templates want user and assistant to alternate: then messages of one role are joined. Some
@@ -53,7 +58,7 @@ def render(engine: SamKVEngine, messages: Sequence[Message], tools: Sequence[Map
     refusals: list[ChatTemplateError] = []
     for form in (plain, join_same_roles(plain), join_same_roles(_without_system_role(plain))):
         try:
-            return engine.apply_chat_template(form, tools=tools)
+            return engine.apply_chat_template(form, tools=tools, documents=documents)
         except ToolsUnsupportedError:
             raise
         except ChatTemplateError as config_error:

@@ -81,6 +81,14 @@ class PromptTokenizer:
         except (ChatTemplateError, ToolsUnsupportedError):
             return False
 
+    @cached_property
+    def takes_documents(self) -> bool:
+        """Whether messages can be rendered with documents."""
+        try:
+            return bool(self.render([{"role": "user", "content": "?"}], documents=[{"title": "", "text": "A text."}]))
+        except ChatTemplateError:
+            return False
+
     @property
     def bos_ids(self) -> list[int]:
         """What the model expects before a prompt, often empty."""
@@ -119,23 +127,35 @@ class PromptTokenizer:
             return ids
         return self._bos_ids + ids
 
-    def render(self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] = ()) -> RenderedPrompt:
+    def render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]] = (),
+        documents: Sequence[Mapping[str, str]] = (),
+    ) -> RenderedPrompt:
         """Messages as one text by the model's chat template, ready for the answer.
 
-        ``tools`` are function schemas that the answer may call, as templates take them.
+        ``tools`` are function schemas that the answer may call, ``documents`` what to answer from, each of ``title``
+        and ``text``; both as templates take them.
 
         Raises:
-            ChatTemplateError: no template, or one that refuses these messages.
+            ChatTemplateError: no template, or one that refuses these messages, or leaves out or rewrites a document,
+                so that its chunk would not be recognised.
             ToolsUnsupportedError: there are tools, and the template leaves them out.
         """
-        given = [[dict(message) for message in messages], [dict(tool) for tool in tools]]
+        given = [[*map(dict, messages)], [*map(dict, tools)], [*map(dict, documents)]]
         mark = self._unused_mark(given)
-        marked_messages, marked_tools = self._marked(given, mark)
-        text = self._rendered(marked_messages, marked_tools)
-        if tools and text == self._rendered(marked_messages, []):
+        marked_messages, marked_tools, marked_documents = self._marked(given, mark)
+        text = self._rendered(marked_messages, marked_tools, marked_documents)
+        if tools and text == self._rendered(marked_messages, [], marked_documents):
             raise ToolsUnsupportedError(
                 f"the chat template of {self.tokenizer.name_or_path or 'this model'} takes no tools, "
                 f"{len(tools)} given; take a model made for tool calls, such as Qwen2.5-Instruct"
+            )
+        if num_lost := sum(document["text"] not in text for document in marked_documents):
+            raise ChatTemplateError(
+                f"the chat template leaves out or rewrites {num_lost} of {len(documents)} documents; "
+                "put them into a message"
             )
         asked = [message.get("content") for message in messages if message.get("role") == "user"]
         user_text = asked[-1] if asked and isinstance(asked[-1], str) else ""
@@ -188,12 +208,11 @@ class PromptTokenizer:
         literals = tuple(span for span in spans if span[0] in at_mark)
         return RenderedPrompt(text, literals, tuple(span for span in spans if span[0] not in at_mark))
 
-    def _rendered(self, messages: list[dict[str, Any]], tools: list[dict[str, Any]]) -> str:
+    def _rendered(self, messages: list[Any], tools: list[Any], documents: list[Any]) -> str:
         if not self.has_chat_template:
             raise ChatTemplateError("the tokenizer has no chat template; pass the prompt as one string")
         options: dict[str, Any] = {"tokenize": False, "add_generation_prompt": True}
-        if tools:
-            options["tools"] = tools
+        options |= {name: given for name, given in (("tools", tools), ("documents", documents)) if given}
         try:
             return str(self.tokenizer.apply_chat_template(messages, **options))
         except Exception as error:  # jinja2 errors and whatever a template raises itself

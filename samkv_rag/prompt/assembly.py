@@ -33,7 +33,7 @@ class SplitPrompt:
     literals: tuple[tuple[int, int], ...] = ()
     """Control tokens that a message spells out, see :class:`RenderedPrompt`."""
     question: str = ""
-    """What was asked: the text behind the last chunk in its message, else the last user message without its chunks."""
+    """What was asked: the user's last message; where the last chunk stands in it, the text behind that, if any."""
 
     @property
     def chunk_texts(self) -> list[str]:
@@ -159,8 +159,8 @@ class PromptAssembler:
 
 
 def _question(rendered: RenderedPrompt, matches: list[Match]) -> str:
-    if matches:
-        behind = matches[-1].stop
+    asked = rendered.user_text or rendered.text
+    if matches and rendered.text[matches[-1].start : (behind := matches[-1].stop)] in asked:
         end = next((start for start, _ in rendered.structure if start >= behind), len(rendered.text))
         if question := rendered.text[behind:end].strip():
             return question

@@ -160,11 +160,12 @@ QUESTION = "What </s> is recorded?"
         [{"role": "user", "content": "\n\n".join([*CHUNKS, QUESTION])}],
         [{"role": "user", "content": "\n\n".join([QUESTION, *CHUNKS])}],
         [{"role": "system", "content": "\n\n".join(CHUNKS)}, {"role": "user", "content": QUESTION}],
+        [{"role": "system", "content": "\n\n".join([*CHUNKS, "Be brief."])}, {"role": "user", "content": QUESTION}],
         [{"role": "user", "content": QUESTION}],
         "\n\n".join([*CHUNKS, QUESTION]),
         QUESTION,
     ],
-    ids=["behind the chunks", "before them", "apart from them", "alone", "in a text", "as a text"],
+    ids=["behind the chunks", "before them", "apart from them", "apart from others", "alone", "in a text", "as a text"],
 )
 def test_the_question_is_what_was_asked(tiny_engine: SamKVEngine, prompt: Any) -> None:
     assert explain(tiny_engine, prompt).question == QUESTION

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from samkv_rag import SamKVEngine
+from samkv_rag.exceptions import ChatTemplateError
 from samkv_rag.model.tokenization import PromptTokenizer, RenderedPrompt
 from support import tiny
 from support.engines import MakeEngine
@@ -69,6 +70,33 @@ def test_no_document_becomes_structure(make_engine: MakeEngine, place: str, stat
         counts.append(special_ids(engine, conversations(said)[place]))
     assert counts[1] == counts[0]
     assert len(counts[0]) == len(conversations("")[place]), "one for each message is the template's own"
+
+
+def test_documents_of_the_template_are_recognised_and_stay_text(make_engine: MakeEngine) -> None:
+    asked = [{"role": "user", "content": "What is recorded?"}]
+    found = []
+    for content in (HARMLESS, EVIL):
+        engine = make_engine(chunks=[content])
+        engine.tokenizer.tokenizer.chat_template = tiny.DOCUMENT_TEMPLATE
+        assert engine.takes_documents
+        given = [{"title": content, "text": content}, {"title": "", "text": GOOD}]
+        split = engine._assembler.split(engine.apply_chat_template(asked, documents=given))
+        ids = engine._assembler.without_cache(split).token_ids.tolist()
+        found.append([token_id for token_id in ids if token_id in tiny.tokenizer().all_special_ids])
+        assert split.chunk_texts == [content, content], "the second as the title, which is text like any other"
+        assert split.question == "What is recorded?"
+    assert found[1] == found[0] != []
+
+
+@pytest.mark.parametrize(("changed", "takes"), [("{{ documents | tojson }}", True), ("", False)])
+def test_a_template_that_changes_documents_is_refused(
+    tiny_engine: SamKVEngine, monkeypatch: pytest.MonkeyPatch, changed: str, takes: bool
+) -> None:
+    monkeypatch.setattr(tiny_engine.tokenizer.tokenizer, "chat_template", f"{changed}{tiny.CHAT_TEMPLATE}")
+    assert tiny_engine.takes_documents == takes
+    given = [{"title": "", "text": "Two\nlines."}]
+    with pytest.raises(ChatTemplateError, match="leaves out or rewrites 1 of 1 documents; put them into a message"):
+        tiny_engine.apply_chat_template([{"role": "user", "content": "What?"}], documents=given)
 
 
 def test_a_document_cannot_swallow_the_templates_tokens(make_engine: MakeEngine) -> None:

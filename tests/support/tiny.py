@@ -30,6 +30,10 @@ TOOL_TEMPLATE = (
     "{% for call in message.tool_calls or [] %}{{ '\n<tool_call>\n' + call.function | tojson + '\n</tool_call>' }}"
     "{% endfor %}{{ '</s>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}"
 )
+DOCUMENT_TEMPLATE = (
+    "{% if documents %}<|system|>\n{% for document in documents %}{{ loop.index }} {{ document['title'] }}\n"
+    "{{ document['text'] }}\n\n{% endfor %}Cite them.</s>\n{% endif %}" + CHAT_TEMPLATE
+)
 VOCAB_SIZE = 512
 CONTEXT_WINDOW = 4096
 _EVERY_THIRD_FULL = ["sliding_attention", "sliding_attention", "full_attention", "sliding_attention"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import reprlib
 from collections.abc import AsyncGenerator, Iterator, Sequence
-from contextlib import aclosing, contextmanager
+from contextlib import aclosing, contextmanager, suppress
 from dataclasses import asdict
 from typing import Any
 
@@ -17,9 +17,10 @@ from samkv_apps.serve.schema import ChatRequest, CompletionRequest, Document
 from samkv_apps.serve.tracing import span
 from samkv_rag import GenerationResult, Grammar, Piece, SamKVEngine
 from samkv_rag.engine import Prompt
-from samkv_rag.exceptions import ConfigurationError
+from samkv_rag.exceptions import ChatTemplateError, ConfigurationError
 from samkv_rag.frameworks.messages import render
 from samkv_rag.frameworks.tools import answer_grammar
+from samkv_rag.model.tokenization import RenderedPrompt
 from samkv_rag.prefill import PrefillMethod, resolve_method
 from samkv_rag.runtime.stream import AsyncAnswerStream
 from samkv_rag.sources import source_names
@@ -121,7 +122,7 @@ class Answers:
         documents, schema = request.documents, request.json_schema
         if isinstance(request, ChatRequest):
             tools, parallel = request.function_schemas, request.parallel_tool_calls is not False
-            rendered = render(self._engine, _messages(request, documents), tools)
+            rendered = _rendered(self._engine, request, tools)
             return rendered, answer_grammar(rendered.text, tools, request.must_call, schema, parallel)
         shown = [] if _any_in(documents, [request.text]) else map(_shown, documents)
         prompt = "\n\n".join([*shown, request.text])
@@ -150,15 +151,21 @@ def _method(asked: str | dict[str, Any] | None, own: PrefillMethod) -> PrefillMe
     return own if asked is None else resolve_method(asked)
 
 
-def _messages(request: ChatRequest, documents: Sequence[Document]) -> list[dict[str, Any]]:
-    """Messages as templates take them; documents that stand in none of them go in front of the last of the user's."""
-    messages = [message.for_template for message in request.messages]
+def _rendered(engine: SamKVEngine, request: ChatRequest, tools: Sequence[dict[str, Any]]) -> RenderedPrompt:
+    """The messages as one prompt. Documents that stand in none of them go where the chat template has its place for
+    documents, else in front of the last message of the user's.
+    """
+    messages, documents = [message.for_template for message in request.messages], request.documents
     if documents and not _any_in(documents, [message["content"] for message in messages]):
+        if engine.takes_documents:
+            given = [{"title": one.title.strip(), "text": one.text.strip()} for one in documents]
+            with suppress(ChatTemplateError):  # one that escapes them, as JSON: their chunks would not be recognised
+                return render(engine, messages, tools, given)
         asked = next((message for message in reversed(messages) if message["role"] == "user"), None)
         if asked is None:
             raise ApiError(400, "there are documents and no user message; send the question as one", param="messages")
         asked["content"] = "\n\n".join([*map(_shown, documents), asked["content"]])
-    return messages
+    return render(engine, messages, tools)
 
 
 def _any_in(documents: Sequence[Document], texts: Sequence[str]) -> bool:

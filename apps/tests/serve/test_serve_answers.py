@@ -76,6 +76,22 @@ def test_documents_that_stand_in_the_messages_are_left_where_they_are(server: Ru
     assert cached[1] >= sum(map(server.engine.count_tokens, texts(3, 4)))
 
 
+def test_documents_go_where_the_template_has_its_place_for_them(serve: Any) -> None:
+    texts_ = [f"{tiny.text(6)} </s>", "Two\nlines of the tide."]
+    body = {"model": MODEL, "messages": ASKED, "max_tokens": 12, "documents": [{"text": texts_[0], "title": "Six"}]}
+    for template, has_place in ((tiny.DOCUMENT_TEMPLATE, True), ("{{ documents | tojson }}" + tiny.CHAT_TEMPLATE, False)):
+        running = serve({"tokenizer": tiny.tokenizer_with(template)})
+        if has_place:
+            given = [{"title": "Six", "text": texts_[0]}, {"title": "", "text": texts_[1]}]
+            prompt: Any = running.engine.apply_chat_template(ASKED, documents=given)
+        else:  # it escapes the line break, so that the chunk is not in the prompt
+            prompt = [{"role": "user", "content": "\n\n".join([f"Six\n{texts_[0]}", texts_[1], QUESTION])}]
+        sent = body | {"documents": [*body["documents"], texts_[1]]}
+        answer = running.http.post("/v1/chat/completions", json=sent | {"explain": True}).json()
+        assert answer["choices"][0]["message"]["content"] == running.engine.generate(prompt, max_new_tokens=12).text
+        assert [chunk["source"] for chunk in answer["samkv"]["explanation"]["chunks"]] == ["Six", ""]
+
+
 @pytest.mark.parametrize("temperature", [0, 1.5])
 def test_streamed_equals_not_streamed(client: openai.OpenAI, temperature: float) -> None:
     options: Any = {"model": MODEL, "messages": ASKED, "max_tokens": 12, "temperature": temperature, "seed": 7}
