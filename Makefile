@@ -2,6 +2,7 @@
 # make demo      documents ingested and questions answered with LlamaIndex, side by side with full prefill
 # make demo-langchain   the same with LangChain
 # make test      all tests (the fast ones alone: make test-fast)
+# make test-ray  those that need Ray, which is large and is installed for them alone
 # make check     ruff and mypy --strict
 # make cookbook  every notebook, run again and written with its outputs
 # make docs      the documentation as a site, in build/site (make docs-serve: shown while it is written)
@@ -17,9 +18,9 @@ export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
 # Threads that wait by spinning slow each other down many times over where several processes compute.
-test test-fast cookbook: export OMP_WAIT_POLICY := passive
+test test-fast test-ray cookbook: export OMP_WAIT_POLICY := passive
 
-.PHONY: install demo demo-langchain test test-fast check format bench cookbook docs docs-serve clean
+.PHONY: install demo demo-langchain test test-fast test-ray check format bench cookbook docs docs-serve clean
 
 install: $(INSTALLED)
 
@@ -46,6 +47,10 @@ test: install $(QUANTISED)
 
 test-fast: install
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+test-ray: install
+	$(PIP_INSTALL) --editable "apps[ray]"
+	$(BIN)/python -m pytest --slow apps/tests/serve/test_serve_ray.py apps/tests/ask/test_ask_bulk.py $(PYTEST_ARGS)
 
 check: install
 	$(BIN)/ruff check .

@@ -8,8 +8,15 @@ import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
 
 from samkv_rag.exceptions import ConfigurationError, ModelNotFoundError
+
+if TYPE_CHECKING:
+    from samkv_rag import SamKVEngine
+    from samkv_rag.store import Store
 
 SECRET = "SAMKV_STORE_SECRET"
 """Variable with the secret of a store; not an option, since those can be read in the list of processes."""
@@ -54,9 +61,20 @@ def store_secret() -> str | None:
     return secret
 
 
-def with_hub_hint(error: ModelNotFoundError) -> ModelNotFoundError:
-    """The same error, which also says what to do where no hub can be reached."""
-    return ModelNotFoundError(f"{error}{_HUB_HINT}")
+def open_engine(model: str, store: str | Path | Store, **options: Any) -> SamKVEngine:
+    """Load a model, which ``demo`` may name, over a store.
+
+    Raises:
+        ModelNotFoundError: there is none; the message also says what to do where no hub can be reached.
+        SamKVError: as of :meth:`SamKVEngine.from_pretrained`.
+    """
+    from samkv_rag import SamKVEngine
+
+    try:
+        path = language_model_path(model, lambda message: typer.echo(message, err=True))
+        return SamKVEngine.from_pretrained(path, store=store, **options)
+    except ModelNotFoundError as error:
+        raise ModelNotFoundError(f"{error}{_HUB_HINT}") from error
 
 
 def write_private(path: Path, text: str) -> None:

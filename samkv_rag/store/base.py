@@ -90,6 +90,8 @@ class Store(ABC):
 
     shared: ClassVar[bool] = False
     """Whether other machines keep chunks here, which must outlive the documents of this one."""
+    num_evicted: int = 0
+    """Entries that this process deleted to stay within a budget."""
 
     @property
     def catalog_path(self) -> Path | None:

@@ -227,6 +227,7 @@ class DiskStore(Store):
                 self._path(found.key).unlink(missing_ok=True)
                 total -= found.num_bytes
                 num_evicted += 1
+            self.num_evicted += num_evicted
             logger.info("evicted %d chunks of %s to stay within %d bytes", num_evicted, self.folder, self.budget_bytes)
         self._num_bytes = total
         self._counted_at = time.monotonic()

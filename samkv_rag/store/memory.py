@@ -46,7 +46,7 @@ class MemoryStore(Store):
         with self._lock:
             self._pop(key)
             while self.budget_bytes is not None and self._num_bytes + len(data) > self.budget_bytes:
-                self._pop(next(iter(self._entries)))
+                self.num_evicted += self._pop(next(iter(self._entries)))
             self._entries[key] = (BytesBlob(bytes(data)), time.time())
             self._num_bytes += len(data)
 

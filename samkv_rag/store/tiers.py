@@ -44,6 +44,10 @@ class TieredStore(Store):
         return self.far.shared
 
     @property
+    def num_evicted(self) -> int:  # type: ignore[override]
+        return self.near.num_evicted + self.far.num_evicted
+
+    @property
     def catalog_path(self) -> Path | None:
         return self.far.catalog_path
 

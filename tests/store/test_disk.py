@@ -37,6 +37,7 @@ def test_what_was_used_longest_ago_is_evicted(tmp_path: Path) -> None:
     assert store.get(key_of(0)) is not None  # used now
     store.put(key_of(20), data_of(20, num_bytes=2_500))
     assert store.contains(map(key_of, range(9))) == {key_of(n) for n in (0, 3, 4, 5, 6, 7, 8)}
+    assert store.num_evicted == 2
     assert sum(found.num_bytes for found in store.keys()) <= 10_000
 
 

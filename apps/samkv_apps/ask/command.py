@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,8 +12,9 @@ import typer
 
 from samkv_apps import terminal
 from samkv_apps.models import PACKAGED
+from samkv_rag import EngineConfig
 from samkv_rag.cli.store import parse_bytes
-from samkv_rag.exceptions import ConfigurationError, ModelNotFoundError
+from samkv_rag.exceptions import ConfigurationError
 
 if TYPE_CHECKING:
     from samkv_apps.ask.library import Library
@@ -94,10 +96,20 @@ def ingest(
     storage: _Storage = "full",
     max_bytes: _MaxBytes = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
+    num_processes: Annotated[
+        int | None, typer.Option("--ray", min=1, metavar="N", help="Compute the KV in N processes, by Ray Data.")
+    ] = None,
 ) -> None:
     """Read documents, and compute and store the KV of their chunks, so that `samkv ask` answers at once."""
+    compute = None
+    if num_processes is not None:
+        terminal.require_packages({"ray": "ray[data,serve]"}, "--ray", "ray")
+        from samkv_apps.ask import bulk
+
+        options = _engine_options(namespace, storage)
+        compute = partial(bulk.ingest, num_processes=num_processes, model=model, store=store / "kv", **options)
     library, found = _open(files, store, model, embedding, namespace, 1, storage)
-    num_new = library.update(found, _limit(max_bytes))
+    num_new = library.update(found, _limit(max_bytes), compute)
     report = json.dumps({"files": len(found), "new_chunks": num_new})
     typer.echo(report if as_json else f"{len(found)} files, {num_new} new chunks")
 
@@ -106,23 +118,21 @@ def _open(
     files: list[Path], store: Path, model: str, embedding: str | None, namespace: str, max_tokens: int, storage: str
 ) -> tuple[Library, list[Path]]:
     terminal.require_packages(_PACKAGES, "samkv ask", "ask")
-    secret = terminal.store_secret()
+    options = _engine_options(namespace, storage)
     terminal.quieten_libraries()
     from samkv_apps.ask.reading import find_files
 
     found = find_files(files)  # before anything is loaded
     from samkv_apps.ask.library import Library
-    from samkv_rag import EngineConfig, SamKVEngine
 
-    config: Any = EngineConfig(storage=storage)  # type: ignore[arg-type]  # it checks the choice
-    options: dict[str, Any] = {"namespace": namespace, "store_secret": secret, "config": config}
-    try:
-        path = terminal.language_model_path(model, lambda message: typer.echo(message, err=True))
-        engine = SamKVEngine.from_pretrained(path, store=store / "kv", **options)
-    except ModelNotFoundError as error:
-        raise terminal.with_hub_hint(error) from error
+    engine = terminal.open_engine(model, store / "kv", **options)
     name = embedding or ("demo" if model in PACKAGED else _DEFAULT_EMBEDDING)
     return Library(engine, store, terminal.embedding_model_path(name), max_tokens), found
+
+
+def _engine_options(namespace: str, storage: str) -> dict[str, Any]:
+    config = EngineConfig(storage=storage)  # type: ignore[arg-type]  # it checks the choice
+    return {"namespace": namespace, "store_secret": terminal.store_secret(), "config": config}
 
 
 def _limit(max_bytes: str | None) -> int | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +26,19 @@ from samkv_rag.cli.store import format_bytes
 from samkv_rag.exceptions import ModelNotFoundError, StoreFullError
 
 CHUNK_TOKENS = 256
+Compute = Callable[[Sequence[str]], object]
+"""Stores the KV of texts, where this library's engine finds it."""
 
 
 class _SayBefore(TransformComponent):
-    """Passes chunks on, after it has said what their KV will take, and refused what is too much."""
+    """Passes chunks on, after it has said what their KV will take, and refused what is too much.
+
+    ``compute`` is called with their texts, where others are to compute them.
+    """
 
     engine: Any
     max_bytes: int | None
+    compute: Any
 
     def __call__(self, nodes: Sequence[BaseNode], **kwargs: Any) -> Sequence[BaseNode]:
         needed = self.engine.estimate_chunks([node.get_content() for node in nodes])
@@ -45,6 +51,8 @@ class _SayBefore(TransformComponent):
             raise StoreFullError(f"{figures}; the limit is {limit}. Raise --max-bytes, or give --storage index")
         if needed.num_chunks and sys.stderr.isatty():
             typer.echo(figures, err=True)
+        if self.compute is not None and needed.num_chunks:
+            self.compute([node.get_content() for node in nodes])
         return nodes
 
 
@@ -64,10 +72,10 @@ class Library:
         self._vectors = SamKVVectorStore(ChromaVectorStore(chroma_collection=collection), self.llm)
         self._docstore_file = folder / "documents.json"
 
-    def update(self, files: Sequence[Path], max_bytes: int | None = None) -> int:
+    def update(self, files: Sequence[Path], max_bytes: int | None = None, compute: Compute | None = None) -> int:
         """Read files, and count the new chunks; what has not changed since the last time costs nothing.
 
-        What the new chunks' KV will take is said before it is computed.
+        What the new chunks' KV will take is said before it is computed, here or by ``compute``.
 
         Raises:
             StoreFullError: that is more than ``max_bytes``.
@@ -77,7 +85,7 @@ class Library:
         pipeline = IngestionPipeline(
             transformations=[
                 SentenceSplitter(chunk_size=CHUNK_TOKENS, chunk_overlap=0),
-                _SayBefore(engine=self.llm.engine, max_bytes=max_bytes),
+                _SayBefore(engine=self.llm.engine, max_bytes=max_bytes, compute=compute),
                 Settings.embed_model,
             ],
             docstore=docstore,

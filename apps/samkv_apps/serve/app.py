@@ -22,12 +22,12 @@ from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingR
 from starlette.types import Send
 
 from samkv_apps.serve.answers import Answers
-from samkv_apps.serve.decoding import VllmDecoder
+from samkv_apps.serve.backend import Asked, Backend
 from samkv_apps.serve.errors import ApiError, as_api_error, invalid
 from samkv_apps.serve.forms import DONE, Explained, Form, event, explained
 from samkv_apps.serve.guard import Guard, Observed
 from samkv_apps.serve.schema import ChatRequest, CompletionRequest, IngestRequest
-from samkv_rag import GenerationResult, Piece, SamKVEngine, SamKVError, __version__
+from samkv_rag import GenerationResult, Piece, SamKVError, __version__
 
 MAX_BODY_BYTES = 4 << 20
 _PAGE = (Path(__file__).parent / "page.html").read_text(encoding="utf-8")
@@ -55,32 +55,30 @@ class ClientGoneError(Exception):
 
 
 def create_app(
-    engine: SamKVEngine,
+    backend: Backend,
     model: str,
     *,
     api_key: str | None = None,
     max_queue: int = 256,
+    max_tokens: int = 2048,
     max_body_bytes: int = MAX_BODY_BYTES,
-    decoder: VllmDecoder | None = None,
 ) -> FastAPI:
-    """Return the application that answers from ``engine``, which is closed when the server ends.
+    """Return the application that answers from ``backend``, which is closed when the server ends.
 
     Args:
-        engine: answers.
+        backend: computes the answers.
         model: what clients call it.
         api_key: what they must send; None lets everybody in.
         max_queue: the engine's ``max_waiting``.
+        max_tokens: of an answer; one that asks for more is cut off there.
         max_body_bytes: larger bodies are refused.
-        decoder: decodes the answers; None: the engine does. It is closed with the engine.
     """
-    answers = Answers(engine, model, max_queue, decoder)
+    answers = Answers(backend, model, max_queue, max_tokens)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         yield
-        if decoder is not None:
-            await decoder.aclose()
-        await to_thread.run_sync(engine.close)
+        await backend.close()
 
     app = FastAPI(
         title="samkv",
@@ -152,7 +150,7 @@ def _add_own_routes(app: FastAPI, answers: Answers) -> None:
         return HTMLResponse(_PAGE, headers=headers)
 
 
-async def _respond(answers: Answers, request: Request, body: ChatRequest | CompletionRequest) -> Response:
+async def _respond(answers: Answers, request: Request, body: Asked) -> Response:
     """Answer, whole or as a stream. A client that goes away ends the work, whether it waits, computes or writes."""
     form, pieces = Form(answers.model, body), answers.answer(body)
     # Waited for before anything is sent, so that the status tells what is wrong.
@@ -168,7 +166,7 @@ async def _events(
     pieces: AsyncGenerator[Piece | GenerationResult, None],
     form: Form,
     request: Request,
-    body: ChatRequest | CompletionRequest,
+    body: Asked,
 ) -> AsyncGenerator[bytes, None]:
     try:
         async with aclosing(pieces):
@@ -207,9 +205,7 @@ async def _last(pieces: AsyncGenerator[Piece | GenerationResult, None]) -> Gener
     return piece
 
 
-async def _explained(
-    result: GenerationResult, model: str, request: Request, body: ChatRequest | CompletionRequest
-) -> Explained:
+async def _explained(result: GenerationResult, model: str, request: Request, body: Asked) -> Explained:
     metrics = result.metrics
     request.scope["samkv.log"] |= {
         "prompt_tokens": metrics.prompt_tokens,

@@ -7,12 +7,16 @@ import logging
 import sys
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from samkv_apps import terminal
-from samkv_rag.exceptions import ConfigurationError, ModelNotFoundError
+from samkv_rag.cli.store import parse_bytes
+from samkv_rag.exceptions import ConfigurationError
+
+if TYPE_CHECKING:
+    from samkv_apps.serve.backend import Backend
 
 _PACKAGES = {"fastapi": "fastapi", "httpx": "httpx", "prometheus_client": "prometheus-client", "uvicorn": "uvicorn"}
 _DRAIN_S = 30
@@ -37,49 +41,85 @@ def serve(
     decode_with: Annotated[str | None, typer.Option(help="URL of a vLLM that decodes; it has samkv-vllm.")] = None,
     handover: Annotated[Path | None, typer.Option(help="Folder that both reach, best in memory.")] = None,
     decode_key: Annotated[str | None, typer.Option(envvar="VLLM_API_KEY", help="What that vLLM wants sent.")] = None,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Of an answer, whatever is asked for.")] = 2048,
+    memory_bytes: Annotated[str | None, typer.Option(metavar="SIZE", help="Of KV kept in memory: 10GB, say.")] = None,
+    disk_bytes: Annotated[str | None, typer.Option(metavar="SIZE", help="Budget of the store's folder.")] = None,
+    ray_replicas: Annotated[int | None, typer.Option(min=1, help="Engines, in processes of their own.")] = None,
+    ray_max_replicas: Annotated[int | None, typer.Option(min=1, help="Start up to so many while all are busy.")] = None,
 ) -> None:
     """Serve a model to OpenAI's clients, over the chunk KV in a store."""
     terminal.require_packages(_PACKAGES, "samkv serve", "serve")
     if api_key is not None and not api_key.strip():
         raise ConfigurationError("the API key is empty; give it some random text, or leave it out to let everybody in")
-    if (decode_with is None) != (handover is None):
+    if (decode_with is None) != (handover is None) or (decode_with is not None and ray_replicas is not None):
         raise ConfigurationError(
-            "--decode-with URL goes with --handover FOLDER, the one of vLLM's connector; give both"
+            "--decode-with URL goes with --handover FOLDER, the one of vLLM's connector, and not with --ray-replicas"
+        )
+    if ray_max_replicas is not None and ray_max_replicas < (ray_replicas or ray_max_replicas + 1):
+        raise ConfigurationError(
+            f"--ray-max-replicas is {ray_max_replicas}; it goes with --ray-replicas, and is at least as many"
         )
     secret = terminal.store_secret()
     terminal.quieten_libraries(bars=False)
     import uvicorn
 
     from samkv_apps.serve.app import create_app
-    from samkv_apps.serve.decoding import VllmDecoder
-    from samkv_rag import SamKVEngine
-    from samkv_rag.handover import require_dense
 
     _log_as_json()
-    try:
-        engine = SamKVEngine.from_pretrained(
-            terminal.language_model_path(model, lambda message: typer.echo(message, err=True)),
-            store=store,
-            device=device,
-            dtype=dtype,
-            revision=revision,
-            model_kwargs=_as_object(model_kwargs),
-            namespace=namespace,
-            store_secret=secret,
-            max_running=max_running,
-            max_waiting=max_queue,
-        )
-    except ModelNotFoundError as error:
-        raise terminal.with_hub_hint(error) from error
+    sizes = {"memory_bytes": memory_bytes, "disk_bytes": disk_bytes}
+    budgets = {name: parse_bytes(size) for name, size in sizes.items() if size is not None}
+    options: dict[str, Any] = {
+        "store": store,
+        "device": device,
+        "dtype": dtype,
+        "revision": revision,
+        "model_kwargs": _as_object(model_kwargs),
+        "namespace": namespace,
+        "store_secret": secret,
+        "max_running": max_running,
+    }
+    if ray_replicas is None:
+        options["max_waiting"] = max_queue
+        backend = _engine_backend(model, budgets, options, decode_with, handover, decode_key)
+    else:
+        options |= {"num_replicas": ray_replicas, "max_replicas": ray_max_replicas, "max_queue": max_queue}
+        backend = _ray_backend(model, budgets=budgets, **options)
     name = Path(model).name if Path(model).exists() else model  # where it lies on this machine concerns no client
-    decoder = None
-    if decode_with is not None and handover is not None:
-        require_dense(engine.decoder)
-        decoder = VllmDecoder(decode_with, handover, decode_key)
-    app = create_app(engine, name, api_key=api_key, max_queue=max_queue, decoder=decoder)
+    app = create_app(backend, name, api_key=api_key, max_queue=max_queue, max_tokens=max_tokens)
     # On SIGTERM it takes no more connections, lets answers be written to their end, then closes the engine.
     quiet: dict[str, Any] = {"log_config": None, "access_log": False, "server_header": False}
     uvicorn.run(app, host=host, port=port, timeout_graceful_shutdown=_DRAIN_S, **quiet)
+
+
+def _engine_backend(
+    model: str,
+    budgets: dict[str, int],
+    options: dict[str, Any],
+    decode_with: str | None,
+    handover: Path | None,
+    decode_key: str | None,
+) -> Backend:
+    from samkv_apps.serve.backend import EngineBackend
+    from samkv_apps.serve.decoding import VllmDecoder
+    from samkv_rag.handover import require_dense
+    from samkv_rag.store import open_store
+
+    engine = terminal.open_engine(model, **options | {"store": open_store(options["store"], **budgets)})
+    if decode_with is None or handover is None:
+        return EngineBackend(engine)
+    require_dense(engine.decoder)
+    return EngineBackend(engine, VllmDecoder(decode_with, handover, decode_key))
+
+
+def _ray_backend(model: str, **options: Any) -> Backend:
+    terminal.require_packages({"ray": "ray[data,serve]"}, "--ray-replicas", "ray")
+    from samkv_apps.serve.ray import deploy
+
+    backend = deploy(model, **options)
+    for log in map(logging.getLogger, ("ray", "ray.serve")):
+        log.handlers.clear()  # they write in a form of their own
+        log.propagate = True
+    return backend
 
 
 def _as_object(text: str) -> dict[str, Any]:

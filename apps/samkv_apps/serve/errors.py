@@ -7,6 +7,7 @@ import logging
 import re
 import reprlib
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from starlette.responses import Response
@@ -51,6 +52,11 @@ class ApiError(Exception):
         self.headers = dict(headers or {})
         shown = message if len(message) <= _MAX_CHARS else f"{message[: _MAX_CHARS - 1]}…"  # it may quote the request
         self.body = {"error": {"message": shown, "type": kind, "param": param, "code": code}}
+
+    def __reduce__(self) -> tuple[Any, ...]:  # it may come from another process
+        told: Any = self.body["error"]
+        again = partial(ApiError, kind=told["type"], param=told["param"], code=told["code"], headers=self.headers)
+        return again, (self.status, str(self))
 
     def response(self) -> Response:
         """The answer; in ASCII, since a message may quote text that is not valid Unicode."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, Metric
+from prometheus_client.registry import Collector
 from starlette.responses import Response
 
 from samkv_rag import GenerationResult, IngestionReport
@@ -20,14 +22,19 @@ class Metrics:
     Args:
         num_waiting: requests without a first token yet.
         num_running: answers being written.
+        num_evicted: chunks evicted so far.
     """
 
-    def __init__(self, num_waiting: Callable[[], int], num_running: Callable[[], int]) -> None:
+    def __init__(
+        self, num_waiting: Callable[[], int], num_running: Callable[[], int], num_evicted: Callable[[], int]
+    ) -> None:
         self._registry = registry = CollectorRegistry()  # of its own: a process may have several servers
         gauges = {"waiting": ("Requests without a first token yet", num_waiting)}
         gauges["running"] = ("Answers being written", num_running)
         for name, (meaning, value) in gauges.items():
             Gauge(f"samkv_{name}", meaning, registry=registry).set_function(value)
+
+        registry.register(_Evictions(num_evicted))
 
         def counter(name: str, meaning: str, *labels: str) -> Counter:
             return Counter(f"samkv_{name}", meaning, labels, registry=registry)
@@ -44,6 +51,7 @@ class Metrics:
         self._tokens = counter("tokens", "Tokens of prompts, those reused among them, and of answers", "kind")
         self._chunks = counter("chunks", "Chunks in prompts: hits, whose KV the store had, and misses", "result")
         self._kv = counter("kv_bytes", "KV that was decoded from, and what full prefill would have held", "kind")
+        self._bytes_read = counter("bytes_read", "Bytes read of stored chunks")
         self._fallbacks = counter("fallbacks", "Prompts that took full prefill instead of the method asked for")
         self._ingested = counter("ingested_chunks", "Chunks ingested, by what was done", "result")
 
@@ -68,6 +76,7 @@ class Metrics:
         self._chunks.labels("miss").inc(metrics.chunks_missed)
         self._kv.labels("resident").inc(metrics.kv_bytes_resident)
         self._kv.labels("full").inc(metrics.kv_bytes_full)
+        self._bytes_read.inc(metrics.bytes_read + metrics.refresh_bytes_read)
         if metrics.fallback_reason is not None:
             self._fallbacks.inc()
 
@@ -80,3 +89,14 @@ class Metrics:
     def response(self) -> Response:
         """All of it, as Prometheus reads it."""
         return Response(generate_latest(self._registry), media_type=CONTENT_TYPE_LATEST)
+
+
+class _Evictions(Collector):
+    """A counter whose value another keeps."""
+
+    def __init__(self, num_evicted: Callable[[], int]) -> None:
+        self._num_evicted = num_evicted
+
+    def collect(self) -> Iterator[Metric]:
+        meaning = "Chunks evicted to stay within the budgets of memory and disk"
+        yield CounterMetricFamily("samkv_evictions", meaning, value=self._num_evicted())

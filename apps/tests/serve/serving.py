@@ -13,6 +13,8 @@ import httpx
 import uvicorn
 
 from samkv_apps.serve.app import create_app
+from samkv_apps.serve.backend import Backend, EngineBackend
+from samkv_apps.serve.decoding import VllmDecoder
 from samkv_rag import EngineConfig, SamKVEngine
 from support import tiny
 
@@ -47,9 +49,12 @@ def tiny_engine(**options: Any) -> SamKVEngine:
 
 
 @contextmanager
-def serving(engine: SamKVEngine, **options: Any) -> Iterator[Running]:
-    """Serve for as long as the context is open."""
-    config = uvicorn.Config(create_app(engine, MODEL, **options), host="127.0.0.1", port=0, log_config=None)
+def serving(
+    engine: SamKVEngine, backend: Backend | None = None, decoder: VllmDecoder | None = None, **options: Any
+) -> Iterator[Running]:
+    """Serve for as long as the context is open, from ``engine`` unless another backend is given."""
+    app = create_app(backend or EngineBackend(engine, decoder), MODEL, **options)
+    config = uvicorn.Config(app, host="127.0.0.1", port=0, log_config=None)
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()

@@ -12,9 +12,10 @@ import pytest
 from langchain_openai import ChatOpenAI
 from llama_index.core.llms import ChatMessage
 from llama_index.llms.openai_like import OpenAILike
-from serving import MODEL, Running
+from serving import MODEL, Running, tiny_engine
 
 from samkv_rag.prefill import FullPrefill
+from samkv_rag.store import open_store
 from support import tiny
 
 QUESTION = "What does the seventh keeper record of the tide?"
@@ -79,7 +80,10 @@ def test_documents_that_stand_in_the_messages_are_left_where_they_are(server: Ru
 def test_documents_go_where_the_template_has_its_place_for_them(serve: Any) -> None:
     texts_ = [f"{tiny.text(6)} </s>", "Two\nlines of the tide."]
     body = {"model": MODEL, "messages": ASKED, "max_tokens": 12, "documents": [{"text": texts_[0], "title": "Six"}]}
-    for template, has_place in ((tiny.DOCUMENT_TEMPLATE, True), ("{{ documents | tojson }}" + tiny.CHAT_TEMPLATE, False)):
+    for template, has_place in (
+        (tiny.DOCUMENT_TEMPLATE, True),
+        ("{{ documents | tojson }}" + tiny.CHAT_TEMPLATE, False),
+    ):
         running = serve({"tokenizer": tiny.tokenizer_with(template)})
         if has_place:
             given = [{"title": "Six", "text": texts_[0]}, {"title": "", "text": texts_[1]}]
@@ -204,11 +208,40 @@ def test_documents_are_ingested_and_forgotten(server: Running) -> None:
 def test_figures_are_counted(server: Running) -> None:
     ttft, completion = "samkv_ttft_seconds_count", 'samkv_tokens_total{kind="completion"}'
     before = {name: server.figure(name) for name in (ttft, completion)}
+    assert server.figure("samkv_evictions_total") == 0
     body = {"model": MODEL, "prompt": "tide", "max_tokens": 3}
     assert server.http.post("/v1/completions", json=body).status_code == 200
     assert server.figure(ttft) == before[ttft] + 1
     assert server.figure(completion) == before[completion] + 3
     assert server.figure('samkv_requests_total{route="/v1/completions",status="200"}') >= 1
+
+
+def test_bytes_read_and_evictions_are_counted(serve: Any) -> None:
+    room = 2 * tiny_engine().estimate_chunks(texts(30)).num_bytes + 10_000  # for two chunks, not for three
+    running = serve({"store": open_store(":memory:", memory_bytes=room)})
+    body = {"model": MODEL, "messages": ASKED, "max_tokens": 2, "documents": texts(30), "explain": True}
+    read = []
+    for _ in range(2):  # computed, then read
+        answer = running.http.post("/v1/chat/completions", json=body).json()
+        read.append(answer["samkv"]["metrics"]["bytes_read"])
+        assert running.figure("samkv_bytes_read_total") == sum(read)
+    assert read[0] == 0 < read[1]
+    running.http.post("/v1/samkv/documents", json={"documents": texts(31, 32, 33)})
+    assert running.figure("samkv_evictions_total") == 2
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_no_answer_is_longer_than_the_server_allows(serve: Any, stream: bool) -> None:
+    running = serve(max_tokens=20)
+    body = {"model": MODEL, "messages": ASKED, "max_completion_tokens": 10**9, "stream": stream}
+    if stream:
+        sent = running.http.post("/v1/chat/completions", json=body | {"stream_options": {"include_usage": True}}).text
+        last, counted = [json.loads(line[6:]) for line in sent.split("\n\n")[-4:-2]]
+        answer = last | {"usage": counted["usage"]}
+    else:
+        answer = running.http.post("/v1/chat/completions", json=body).json()
+    assert answer["usage"]["completion_tokens"] == 20
+    assert answer["choices"][0]["finish_reason"] == "length"
 
 
 def test_models_and_probes(server: Running) -> None:

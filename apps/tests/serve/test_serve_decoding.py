@@ -13,7 +13,7 @@ import pytest
 import safetensors.torch
 from serving import MODEL, Running
 
-from samkv_apps.serve import answers
+from samkv_apps.serve import backend
 from samkv_apps.serve.decoding import VllmDecoder
 from samkv_rag.exceptions import ConfigurationError
 from support import handovers, tiny
@@ -159,7 +159,7 @@ def test_whoever_asks_is_told_that_the_other_engine_failed(
 
 def test_too_many_are_refused_before_any_work(decoding: Decoding, monkeypatch: pytest.MonkeyPatch) -> None:
     running, there = decoding()
-    monkeypatch.setattr(answers, "_MAX_ELSEWHERE", 0)
+    monkeypatch.setattr(backend, "_MAX_ELSEWHERE", 0)
     refused = running.http.post("/v1/completions", json=BODY)
     assert refused.status_code == 429
     assert refused.headers["Retry-After"] == "1"

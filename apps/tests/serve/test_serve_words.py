@@ -128,7 +128,7 @@ class TestTools:
         assert spoken.message.content
         # A random model never calls of its own accord: let it.
         monkeypatch.setattr(
-            "samkv_apps.serve.answers.answer_grammar",
+            "samkv_apps.serve.backend.answer_grammar",
             lambda prompt, tools, *_: dialects.answer_grammar(prompt, tools, "any"),
         )
         called = client.chat.completions.create(**options).choices[0]

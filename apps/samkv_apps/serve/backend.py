@@ -1,0 +1,169 @@
+"""What computes the answers: one engine in this process, or several elsewhere (``ray.py``)."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing, asynccontextmanager, suppress
+from typing import Any
+
+from anyio import to_thread
+
+from samkv_apps.serve.decoding import VllmDecoder, VllmStream
+from samkv_apps.serve.errors import ApiError, queue_full
+from samkv_apps.serve.schema import ChatRequest, CompletionRequest, Document
+from samkv_rag import GenerationResult, Grammar, IngestionReport, Piece, SamKVEngine
+from samkv_rag.engine import Prompt
+from samkv_rag.exceptions import ChatTemplateError, ConfigurationError
+from samkv_rag.frameworks.messages import render
+from samkv_rag.frameworks.tools import answer_grammar
+from samkv_rag.model.tokenization import RenderedPrompt
+from samkv_rag.prefill import PrefillMethod, resolve_method
+from samkv_rag.runtime.stream import AsyncAnswerStream
+from samkv_rag.sources import source_names
+
+Asked = ChatRequest | CompletionRequest
+_SOURCES = "serve"
+"""Sources of documents that came over the network are kept apart from those of other users of the store."""
+_MAX_ELSEWHERE = 256
+"""Answers being written beyond which none is handed over: each handover takes memory to the end of its answer."""
+
+
+class Backend(ABC):
+    """Computes answers, and keeps documents. Errors are ``ApiError`` or ``SamKVError``."""
+
+    @abstractmethod
+    def answer(self, request: Asked, max_tokens: int) -> AsyncGenerator[Piece | GenerationResult, None]:
+        """Yield an answer of at most ``max_tokens`` piece by piece, then the result. Closing ends the work."""
+
+    @abstractmethod
+    async def ingest(self, documents: Sequence[Document]) -> IngestionReport:
+        """Compute and store the KV of documents; one with an id takes the place of what had it before."""
+
+    @abstractmethod
+    async def forget(self, document_id: str) -> int:
+        """Forget a document, and return how many chunks were deleted: none where another has the same text."""
+
+    @abstractmethod
+    def num_evicted(self) -> int:
+        """Chunks evicted so far from the store, by this process, to stay within a budget."""
+
+    @abstractmethod
+    async def close(self) -> None:
+        """Give up what is being answered, and let go of everything."""
+
+
+class EngineBackend(Backend):
+    """One engine in this process.
+
+    Args:
+        engine: answers; it is closed with this.
+        decoder: decodes the answers whose options it carries out; None: the engine decodes all. It is closed, too.
+    """
+
+    def __init__(self, engine: SamKVEngine, decoder: VllmDecoder | None = None) -> None:
+        self.engine = engine
+        self._decoder = decoder
+        self._num_elsewhere = 0
+
+    async def answer(self, request: Asked, max_tokens: int) -> AsyncGenerator[Piece | GenerationResult, None]:
+        method = _method(request.samkv, self.engine.method)
+        prompt, grammar = await to_thread.run_sync(_prompt, self.engine, request)
+        sampling = request.sampling | {"max_new_tokens": min(request.sampling["max_new_tokens"], max_tokens)}
+        texts = [document.text for document in request.documents]
+        async with self._stream(prompt, {"method": method, "grammar": grammar, **sampling}) as stream:
+            announcement = await to_thread.run_sync(self.engine.announce, texts)
+            try:
+                first = await anext(stream, None)
+            finally:  # the prompt has been read, or never will be
+                announcement.cancel()
+            if first is not None:
+                yield first
+            async for piece in stream:
+                yield piece
+        yield stream.result
+
+    async def ingest(self, documents: Sequence[Document]) -> IngestionReport:
+        sources = [source_names(_SOURCES, [one.id])[0] if one.id else None for one in documents]
+        texts = [one.text for one in documents]
+        return await to_thread.run_sync(lambda: self.engine.add_chunks(texts, sources=sources, show_progress=False))
+
+    async def forget(self, document_id: str) -> int:
+        return await to_thread.run_sync(self.engine.remove_sources, source_names(_SOURCES, [document_id]))
+
+    def num_evicted(self) -> int:
+        return self.engine.store.num_evicted
+
+    async def close(self) -> None:
+        if self._decoder is not None:
+            await self._decoder.aclose()
+        await to_thread.run_sync(self.engine.close)
+
+    @asynccontextmanager
+    async def _stream(
+        self, prompt: Prompt, options: dict[str, Any]
+    ) -> AsyncGenerator[AsyncAnswerStream | VllmStream, None]:
+        if self._decoder is None or not self._decoder.carries_out(options):
+            async with aclosing(self.engine.astream(prompt, **options)) as stream:
+                yield stream
+            return
+        if self._num_elsewhere >= _MAX_ELSEWHERE:
+            raise queue_full(f"{_MAX_ELSEWHERE} answers are being written, which is the limit; try again later")
+        self._num_elsewhere += 1
+        try:
+            async with aclosing(VllmStream(self._decoder, self.engine, prompt, options)) as handed_over:
+                yield handed_over
+        finally:
+            self._num_elsewhere -= 1
+
+
+def _prompt(engine: SamKVEngine, request: Asked) -> tuple[Prompt, Grammar | None]:
+    """The prompt with the request's documents in it, and the grammar of the answer."""
+    documents, schema = request.documents, request.json_schema
+    if isinstance(request, ChatRequest):
+        tools, parallel = request.function_schemas, request.parallel_tool_calls is not False
+        rendered = _rendered(engine, request, tools)
+        return rendered, answer_grammar(rendered.text, tools, request.must_call, schema, parallel)
+    shown = [] if _any_in(documents, [request.text]) else map(_shown, documents)
+    prompt = "\n\n".join([*shown, request.text])
+    return prompt, answer_grammar(prompt, schema=schema)
+
+
+def _method(asked: str | dict[str, Any] | None, own: PrefillMethod) -> PrefillMethod:
+    """The method asked for. Options without a name, or with that of the server's own method, change the server's.
+
+    Raises:
+        ConfigurationError: no such method or option, or a value out of range.
+    """
+    if isinstance(asked, dict):
+        name = asked.get("name", own.name)
+        if not isinstance(name, str):
+            raise ConfigurationError(f"samkv.name is {name!r}; it must be the name of a method")
+        return resolve_method(own.to_dict() | asked if name == own.name else asked)
+    return own if asked is None else resolve_method(asked)
+
+
+def _rendered(engine: SamKVEngine, request: ChatRequest, tools: Sequence[dict[str, Any]]) -> RenderedPrompt:
+    """The messages as one prompt. Documents that stand in none of them go where the chat template has its place for
+    documents, else in front of the last message of the user's.
+    """
+    messages, documents = [message.for_template for message in request.messages], request.documents
+    if documents and not _any_in(documents, [message["content"] for message in messages]):
+        if engine.takes_documents:
+            given = [{"title": one.title.strip(), "text": one.text.strip()} for one in documents]
+            with suppress(ChatTemplateError):  # one that escapes them, as JSON: their chunks would not be recognised
+                return render(engine, messages, tools, given)
+        asked = next((message for message in reversed(messages) if message["role"] == "user"), None)
+        if asked is None:
+            raise ApiError(400, "there are documents and no user message; send the question as one", param="messages")
+        asked["content"] = "\n\n".join([*map(_shown, documents), asked["content"]])
+    return render(engine, messages, tools)
+
+
+def _any_in(documents: Sequence[Document], texts: Sequence[str]) -> bool:
+    return any(document.text.strip() in text for document in documents for text in texts)
+
+
+def _shown(document: Document) -> str:
+    """How a document stands in a prompt: its title is ordinary text, so that the chunk is the text alone."""
+    return f"{document.title.strip()}\n{document.text.strip()}" if document.title.strip() else document.text.strip()
