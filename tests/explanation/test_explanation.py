@@ -96,7 +96,7 @@ def test_scores_are_those_of_the_selection(tiny_engine: SamKVEngine, monkeypatch
         return scores
 
     monkeypatch.setattr(Scout, "score_tokens", watched)
-    explained = explain(tiny_engine, sequence_ratio=0.4, placement="prompt")
+    explained = explain(tiny_engine, sequence_ratio=0.4, placement="prompt", sentence_credit=0.0)
     ((layout, scores),) = seen
     whole: list[float] = []
     dropped: list[float] = []
