@@ -26,6 +26,7 @@ from samkv_rag.model.loading import LoadingOptions, load
 from samkv_rag.model.support import check_config, self_test
 from samkv_rag.model.tokenization import PromptTokenizer, RenderedPrompt
 from samkv_rag.prefill import PrefillMethod, Scout, SparsePrefill, resolve_method
+from samkv_rag.prefill.scout import rank_chunks
 from samkv_rag.prompt.assembly import PromptAssembler
 from samkv_rag.prompt.history import History
 from samkv_rag.results import IngestionEstimate, IngestionReport
@@ -275,6 +276,25 @@ class SamKVEngine:
         where none will come, cancel what is returned.
         """
         return self._library.announce(_as_texts(texts))
+
+    def rank(self, question: str, texts: Iterable[str]) -> list[float]:
+        """How well each of ``texts`` matches a question, by the cached values of its chunk: at least 0, higher is better.
+
+        Matches compare within one call: they say how much better than the others a text matches. Their order plays no
+        part. Chunks that are not stored are computed and stored. See :func:`samkv_rag.prefill.scout.rank_chunks`.
+
+        Raises:
+            EmptyPromptError: the question is empty.
+            ChunkTooLongError: a text is longer than the model's context window.
+        """
+        question, chunks = self._rendered(question).text, [text.strip() for text in _as_texts(texts)]
+        if not (unique := [*dict.fromkeys(filter(None, chunks))]):
+            return [0.0] * len(chunks)
+        with torch.inference_mode():
+            layout = self._assembler.of_question(unique, question)
+        found = self._runtime.call(lambda: rank_chunks(self.decoder, layout).tolist())
+        match = dict(zip(unique, found, strict=True))
+        return [match.get(text, 0.0) for text in chunks]
 
     # Answers
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -12,7 +12,7 @@ import torch
 from samkv_rag.chunk_cache import ChunkCache, SummarySpec
 from samkv_rag.ingestion.encoder import encode
 from samkv_rag.ingestion.library import ChunkLibrary
-from samkv_rag.ingestion.recognition import Match, TextSpan, split_prompt
+from samkv_rag.ingestion.recognition import Match, TextSpan, split_prompt, text_digest
 from samkv_rag.model.decoder import Decoder
 from samkv_rag.model.tokenization import PromptTokenizer, RenderedPrompt
 from samkv_rag.prompt.history import History
@@ -107,6 +107,11 @@ class PromptAssembler:
         if with_history:
             segments = [part for segment in segments for part in self._with_history(segment)]
         return PromptLayout.of(segments, self._decoder.device)
+
+    def of_question(self, texts: Sequence[str], question: str) -> PromptLayout:
+        """Layout of the chunks of ``texts``, as :meth:`with_cache`, and a question behind them that is plain text."""
+        spans = [TextSpan(0, text, text_digest(text)) for text in texts]
+        return self.with_cache(SplitPrompt([*spans, TextSpan(0, question, None)], 0, ((0, len(question)),)))
 
     def _segment(self, span: TextSpan, ids: torch.Tensor) -> Segment:
         kind: SegmentKind = "chunk" if span.text_digest else "text"
