@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import groupby
-from math import isfinite
-from typing import Any
+from math import inf, isfinite
+from typing import Any, NamedTuple
 
 from samkv_rag.exceptions import ConfigurationError
 from samkv_rag.results import ChunkUse
@@ -36,6 +36,15 @@ class Arrived(Range):
 
     answer_chars: int
     """Characters of the answer that were written by then."""
+
+
+class Span(NamedTuple):
+    """A part of a source that was retained, ``source[start_char:stop_char]``."""
+
+    start_char: int
+    stop_char: int
+    score: float | None
+    """That of its best block; None: nothing of it was scored, as anchors and full prefill are not."""
 
 
 @dataclass(frozen=True)
@@ -103,6 +112,21 @@ class Explanation:
         chunks = (replace(chunk, source=named.get(chunk.text.strip(), chunk.source)) for chunk in self.chunks)
         return replace(self, chunks=tuple(chunks))
 
+    def cite(self, sources: Iterable[str]) -> list[list[Span]]:
+        """For the text of each source what was retained of it, in its characters, strongest first.
+
+        What refreshes brought in is among it. Spans that touch are one. A source that is no chunk, or of which nothing
+        was retained, has none. White space around a text does not count.
+        """
+        found: dict[str, list[Span]] = {}
+        for chunk in self.chunks:
+            found.setdefault(chunk.text.strip(), []).extend(_spans(chunk))
+        cited = []
+        for text in sources:
+            ahead, spans = len(text) - len(text.lstrip()), _merged(found.get(text.strip(), ()))
+            cited.append([Span(ahead + start, ahead + stop, score) for start, stop, score in spans])
+        return cited
+
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, ready for JSON."""
         return asdict(self)
@@ -147,6 +171,27 @@ def explained_chunk(use: ChunkUse, offsets: Sequence[tuple[int, int]]) -> Explai
     )
     arrivals = (Arrived(*run, chars) for chars, tokens in use.arrivals for run in _runs(tokens, offsets))
     return ExplainedChunk(use.text, use.digest, use.num_tokens, use.hit, retained, blocks, arrivals=tuple(arrivals))
+
+
+def _spans(chunk: ExplainedChunk) -> Iterator[Span]:
+    """Each run of tokens that was retained at any time, with the score of the best block that it has tokens of."""
+    for run in (*chunk.retained, *chunk.arrivals):
+        blocks = (block for block in chunk.blocks if block.start < run.stop and run.start < block.stop)
+        scores = [block.score for block in blocks if block.score is not None]
+        if run.start_char < run.stop_char:
+            yield Span(run.start_char, run.stop_char, max(scores, default=None))
+
+
+def _merged(spans: Iterable[Span]) -> list[Span]:
+    """Spans that touch as one, strongest first."""
+    merged: list[Span] = []
+    for span in sorted(spans, key=lambda span: span[:2]):
+        if merged and span.start_char <= merged[-1].stop_char:
+            last = merged.pop()
+            score = max((s for s in (last.score, span.score) if s is not None), default=None)
+            span = Span(last.start_char, max(last.stop_char, span.stop_char), score)
+        merged.append(span)
+    return sorted(merged, key=lambda span: -inf if span.score is None else span.score, reverse=True)
 
 
 def _runs(tokens: Sequence[int], offsets: Sequence[tuple[int, int]]) -> Iterator[tuple[int, int, int, int]]:

@@ -6,16 +6,18 @@ import json
 import subprocess
 import sys
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import pytest
 
-from samkv_rag import Explanation, SamKVEngine
+from samkv_rag import Explanation, GenerationResult, SamKVEngine
 from samkv_rag.exceptions import ConfigurationError
+from samkv_rag.explanation import Span
 from samkv_rag.model.decoder import Decoder
 from samkv_rag.prefill import Scout
 from samkv_rag.prompt.layout import PromptLayout
-from support import tiny
+from support import explaining, tiny
 from support.engines import MakeEngine
 
 BIRDS = "A gull 🐦🐦 and a café — 東京タワー.\n\n\ttabs  and   spaces\u0301 <b>&amp;</b>"
@@ -202,3 +204,45 @@ def test_answering_imports_neither_the_explanation_nor_its_templates() -> None:
         "assert 'samkv_rag.explanation.render' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120, env={"PYTHONPATH": ":".join(sys.path)})
+
+
+def retained_characters(engine: SamKVEngine, result: GenerationResult) -> dict[str, set[int]]:
+    """The slow way: every character of every token that was retained, or came in later."""
+    found: dict[str, set[int]] = {}
+    for use in result.chunks:
+        offsets = engine.tokenizer.chunk_offsets(use.text)
+        for token in (*use.retained_tokens, *(token for arrival in use.arrivals for token in arrival.tokens)):
+            found.setdefault(use.text, set()).update(range(*offsets[token]))
+    return found
+
+
+@pytest.mark.parametrize("options", [{}, {"refresh_tokens": 2}])
+def test_cited_are_the_characters_of_retained_tokens_in_the_sources_own_text(
+    tiny_engine: SamKVEngine, options: dict[str, Any]
+) -> None:
+    tiny_engine.add_chunks(CHUNKS)
+    method = tiny.method(sequence_ratio=0.4, **options)
+    prompt = tiny.rag_prompt([*CHUNKS, CHUNKS[0]])
+    result = tiny_engine.generate(prompt, max_new_tokens=6, method=method)
+    sources = [f" \n\t{CHUNKS[0]}\n", *CHUNKS[1:], "A text that was not in the prompt."]
+    cited = result.explain().cite(sources)
+    assert cited[-1] == []
+    for source, spans in zip(sources[:-1], cited, strict=False):
+        ahead = len(source) - len(source.lstrip())
+        characters = {i - ahead for span in spans for i in range(span.start_char, span.stop_char)}
+        assert characters == retained_characters(tiny_engine, result)[source.strip()]
+        in_order = sorted(spans)
+        assert all(one.stop_char < other.start_char for one, other in pairwise(in_order)), "spans that touch are one"
+        scores = [span.score for span in spans if span.score is not None]
+        assert scores == sorted(scores, reverse=True)
+        assert [span.score for span in spans][: len(scores)] == scores, "those without a score are last"
+
+
+def test_a_span_scores_as_its_best_block() -> None:
+    chunk = explaining.chunk(kept=((0, 2), (2, 9), (20, 22)), scores=(2.0, 5.0, None, None, 1.0, 9.0))
+    anchors, first, last = chunk.retained
+    assert explaining.explanation(chunk).cite([chunk.text]) == [
+        [Span(anchors.start_char, first.stop_char, 5.0), Span(last.start_char, last.stop_char, 1.0)]
+    ]
+    (spans,) = explaining.whole().cite([explaining.PROSE])
+    assert spans == [Span(0, len(explaining.PROSE), None)], "full prefill scores nothing"

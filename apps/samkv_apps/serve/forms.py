@@ -177,15 +177,11 @@ def explained(result: GenerationResult, documents: Sequence[Document], model: st
 
 
 def _annotations(explanation: Explanation, documents: Sequence[Document]) -> list[dict[str, Any]]:
-    """For each document that was read: which parts of its text, as characters, were retained."""
-    chunks = {chunk.text: chunk for chunk in explanation.chunks}
+    """For each document that was read: which parts of its text, as characters, were retained, strongest first."""
     cited = []
-    for number, document in enumerate(documents):
-        chunk = chunks.get(document.text.strip())
-        if chunk is None or not chunk.retained:
-            continue
-        ahead = len(document.text) - len(document.text.lstrip())  # white space around it is not part of a chunk
-        spans = [{"start_char": ahead + run.start_char, "stop_char": ahead + run.stop_char} for run in chunk.retained]
-        citation = {"document": number, "id": document.id, "title": document.title, "spans": spans}
-        cited.append({"type": "document_citation", "document_citation": citation})
+    for number, (document, spans) in enumerate(zip(documents, explanation.cite(one.text for one in documents), strict=True)):
+        if spans:
+            shown = [span._asdict() for span in spans]
+            citation = {"document": number, "id": document.id, "title": document.title, "spans": shown}
+            cited.append({"type": "document_citation", "document_citation": citation})
     return cited

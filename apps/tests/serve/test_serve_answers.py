@@ -14,6 +14,7 @@ from llama_index.core.llms import ChatMessage
 from llama_index.llms.openai_like import OpenAILike
 from serving import MODEL, Running, tiny_engine
 
+from samkv_rag import Explanation
 from samkv_rag.prefill import FullPrefill
 from samkv_rag.store import open_store
 from support import tiny
@@ -160,9 +161,11 @@ def test_what_was_read_is_cited_by_characters(server: Running, client: openai.Op
     assert [chunk["source"] for chunk in explanation["chunks"]] == ["eight", "Nine"]
     cited = [one["document_citation"] for one in answer.choices[0].message.model_dump()["annotations"]]
     assert [(one["document"], one["id"], one["title"]) for one in cited] == [(0, "eight", ""), (1, None, "Nine")]
+    told = Explanation.from_dict(explanation).cite(document["text"] for document in documents)
+    assert [one["spans"] for one in cited] == [[span._asdict() for span in spans] for spans in told]
     for citation, chunk, document in zip(cited, explanation["chunks"], documents, strict=True):
         spans = [document["text"][span["start_char"] : span["stop_char"]] for span in citation["spans"]]
-        assert spans == [chunk["text"][run["start_char"] : run["stop_char"]] for run in chunk["retained"]]
+        assert {chunk["text"][run["start_char"] : run["stop_char"]] for run in chunk["retained"]} == set(spans)
         assert all(spans)
     last = list(client.chat.completions.create(model=MODEL, messages=ASKED, max_tokens=4, extra_body=body, stream=True))
     end: Any = last[-1]

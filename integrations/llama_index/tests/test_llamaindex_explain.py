@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 from calling import ask, every_form, text_of
 from llama_index.core import VectorStoreIndex
-from llama_index.core.schema import TextNode
+from llama_index.core.query_engine import RetrieverQueryEngine
+from llama_index.core.retrievers import BaseRetriever
+from llama_index.core.schema import MetadataMode, NodeWithScore, QueryBundle, TextNode
 from llama_index.llms.samkv import SamKVIngestion, SamKVLLM, SamKVPostprocessor
 
 from samkv_rag import Explanation, SamKVEngine
@@ -60,3 +66,101 @@ def test_after_a_query_the_llm_tells_what_was_read(engine: SamKVEngine) -> None:
     named = told.with_sources({node.text: node.metadata["file"] for node in response.source_nodes})
     assert [chunk.source for chunk in named.chunks] == [node.metadata["file"] for node in response.source_nodes]
     assert told.answer == str(response)
+
+
+class Finds(BaseRetriever):
+    """Always the same nodes, the very same objects."""
+
+    def __init__(self, nodes: Sequence[NodeWithScore]) -> None:
+        super().__init__()
+        self._nodes = list(nodes)
+
+    def _retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
+        return self._nodes
+
+
+@pytest.fixture
+def found() -> list[NodeWithScore]:
+    texts = [f"  {CHUNKS[0]}\n", *CHUNKS[1:]]
+    metadata = {"file": "a.md", "secret": "x"}
+    hidden = {"excluded_llm_metadata_keys": ["secret"], "excluded_embed_metadata_keys": ["secret"]}
+    return [NodeWithScore(node=TextNode(text=text, metadata=dict(metadata), **hidden)) for text in texts]
+
+
+def query_engine(llm: SamKVLLM, found: Sequence[NodeWithScore], **options: Any) -> RetrieverQueryEngine:
+    return RetrieverQueryEngine.from_args(
+        Finds(found), llm=llm, node_postprocessors=[SamKVPostprocessor(llm)], **options
+    )
+
+
+def spans_of(response: Any) -> list[Any]:
+    return [item.node.metadata.get("samkv_spans") for item in response.source_nodes]
+
+
+def expected_spans(explanation: Explanation, found: Sequence[NodeWithScore]) -> list[Any]:
+    return [[span._asdict() for span in spans] for spans in explanation.cite(item.text for item in found)]
+
+
+async def answered(query: Any, mode: str) -> Any:
+    """The response of an async query, its stream read to the end in another task."""
+    response = await query
+    if "stream" in mode:
+
+        async def read() -> None:
+            assert not any(spans_of(response)), "what is read is known at the end"
+            assert [piece async for piece in response.async_response_gen()]
+
+        await asyncio.create_task(read())
+    return response
+
+
+@pytest.mark.parametrize("mode", ["query", "stream", "aquery", "astream", "refine", "gather"])
+def test_source_nodes_say_which_parts_of_them_were_read(
+    engine: SamKVEngine, found: list[NodeWithScore], mode: str
+) -> None:
+    llm = SamKVLLM.from_engine(engine, max_tokens=4, explain=True)
+    before = [item.model_dump_json() for item in found]
+    options: dict[str, Any] = {"streaming": "stream" in mode}
+    if mode == "refine":
+        options["response_mode"] = "refine"
+    if mode == "gather":
+        options |= {"response_mode": "accumulate", "use_async": True}
+    asked = query_engine(llm, found, **options)
+    if mode.startswith("a"):
+        response = asyncio.run(answered(asked.aquery("Which record?"), mode))
+    else:
+        response = asked.query("Which record?")
+        if mode == "stream":
+            assert not any(spans_of(response))
+            assert list(response.response_gen)
+    cited = spans_of(response)
+    assert all(cited)
+    if mode not in ("refine", "gather"):  # which ask once for each node
+        assert llm.last_explanation is not None
+        assert cited == expected_spans(llm.last_explanation, found)
+    for item in response.source_nodes:
+        assert item.node.metadata["file"] == "a.md"
+        for shown in (MetadataMode.LLM, MetadataMode.EMBED):
+            assert "samkv_spans" not in item.node.get_content(metadata_mode=shown)
+            assert "secret" not in item.node.get_content(metadata_mode=shown)
+    assert [item.model_dump_json() for item in found] == before, "what the index holds is left alone"
+
+
+def test_queries_at_the_same_time_cite_their_own_nodes(engine: SamKVEngine, found: list[NodeWithScore]) -> None:
+    llm = SamKVLLM.from_engine(engine, max_tokens=4, explain=True)
+    questions = [f"Which record says {word}?" for word in ("tide", "lamp", "granite", "winter")]
+    asked = query_engine(llm, found)
+    alone = [spans_of(asked.query(question)) for question in questions]
+    with ThreadPoolExecutor(4) as threads:
+        assert [spans_of(response) for response in threads.map(asked.query, questions)] == alone
+
+    async def together() -> list[Any]:
+        return await asyncio.gather(*map(asked.aquery, questions))
+
+    assert [spans_of(response) for response in asyncio.run(together())] == alone
+    assert len({str(spans) for spans in alone}) > 1
+
+
+def test_without_explain_no_node_says_anything(engine: SamKVEngine, found: list[NodeWithScore]) -> None:
+    llm = SamKVLLM.from_engine(engine, max_tokens=4)
+    assert spans_of(query_engine(llm, found).query("Which record?")) == [None] * len(found)

@@ -1,4 +1,4 @@
-"""SamKVPostprocessor: announces the retrieved texts, changes nothing."""
+"""SamKVPostprocessor: announces the retrieved texts, changes no node, and ranks them where asked."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ NODES = [
 def test_is_a_postprocessor() -> None:
     made = SamKVPostprocessor(SamKVLLM("no/such-model"))  # which is not loaded
     assert isinstance(made, BaseNodePostprocessor)
-    assert made.to_dict() == {"class_name": "SamKVPostprocessor"}
+    assert made.to_dict() == {"class_name": "SamKVPostprocessor", "rerank": False, "top_n": None}
 
 
 @pytest.mark.parametrize("is_async", [False, True])
@@ -39,7 +39,7 @@ def test_announces_texts_without_metadata_and_hands_back_the_same_nodes_unchange
     processor = SamKVPostprocessor(llm)
     after = asyncio.run(processor.apostprocess_nodes(nodes)) if is_async else processor.postprocess_nodes(nodes)
     assert watched.announced == TEXTS
-    assert all(one is other for one, other in zip(nodes, after, strict=True))
+    assert all(one.node is other.node for one, other in zip(nodes, after, strict=True))
     assert [node.model_dump_json() for node in after] == before
     assert processor.postprocess_nodes([]) == []
 
@@ -50,5 +50,31 @@ def test_what_it_cannot_use_is_refused(llm: SamKVLLM, watched: Any) -> None:
             SamKVPostprocessor(**arguments)
     with pytest.raises(ConfigurationError, match="llm is a MockLLM; it must be a SamKVLLM"):
         SamKVPostprocessor(MockLLM())  # type: ignore[arg-type]
-    with pytest.raises(ConfigurationError, match="unknown option top_n"):
+    with pytest.raises(ConfigurationError, match="unknown option top_k.*did you mean top_n"):
+        SamKVPostprocessor(llm, top_k=3)
+    with pytest.raises(ConfigurationError, match="top_n is 3 and nothing is ranked; pass rerank=True"):
         SamKVPostprocessor(llm, top_n=3)
+    with pytest.raises(ConfigurationError, match="top_n is 0"):
+        SamKVPostprocessor(llm, rerank=True, top_n=0)
+    with pytest.raises(ConfigurationError, match="no query to rank by; pass query_bundle or query_str"):
+        SamKVPostprocessor(llm, rerank=True).postprocess_nodes([NodeWithScore(node=NODES[0])])
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+def test_reranked_the_nodes_that_match_the_query_best_come_first(llm: SamKVLLM, watched: Any, is_async: bool) -> None:
+    plain = [f"Record {n}: " + "granite island stone signal winter " * 4 for n in range(4)]
+    plain[2] = "Record 2: granite island stone the seventh gannet, keeper of the paraffin. " + "winter signal " * 6
+    query = "Who is the seventh gannet, keeper of the paraffin?"
+    nodes = [NodeWithScore(node=TextNode(text=text), score=1.0) for text in plain] + [NodeWithScore(node=NODES[3])]
+    processor = SamKVPostprocessor(llm, rerank=True, top_n=3)
+    if is_async:
+        kept = asyncio.run(processor.apostprocess_nodes(nodes, query_str=query))
+    else:
+        kept = processor.postprocess_nodes(nodes, query_str=query)
+    matches = dict(zip(plain, watched.rank(query, plain), strict=True))
+    expected = sorted(plain, key=matches.__getitem__, reverse=True)[:3]
+    assert [item.node.text for item in kept] == expected == watched.announced
+    assert expected[0] == plain[2]
+    assert [item.score for item in kept] == [matches[text] for text in expected]
+    assert [item.score for item in nodes] == [1.0] * 4 + [None], "what the retriever returned is left alone"
+    assert processor.postprocess_nodes([], query_str=query) == []

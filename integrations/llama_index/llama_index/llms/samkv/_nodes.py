@@ -21,6 +21,11 @@ def chunks_with_ids(items: Iterable[BaseNode | NodeWithScore | str]) -> list[tup
     return [(node_id, text) for node_id, text in pairs if text.strip()]
 
 
-def _id_and_text(item: BaseNode | NodeWithScore) -> tuple[str, str]:
+def node_text(item: BaseNode | NodeWithScore) -> str:
+    """The text of one node; empty where it has none."""
     node = item.node if isinstance(item, NodeWithScore) else item
-    return node.node_id, node.get_content(metadata_mode=MetadataMode.NONE)
+    return node.get_content(metadata_mode=MetadataMode.NONE)
+
+
+def _id_and_text(item: BaseNode | NodeWithScore) -> tuple[str, str]:
+    return (item.node if isinstance(item, NodeWithScore) else item).node_id, node_text(item)

@@ -22,7 +22,7 @@ from samkv_rag.frameworks.logprobs import token_bytes
 from samkv_rag.frameworks.tools import TextOnly, ToolCall, ToolCalls
 
 if TYPE_CHECKING:
-    from samkv_rag import GenerationMetrics, GenerationResult, TokenLogprob
+    from samkv_rag import Explanation, GenerationMetrics, GenerationResult, TokenLogprob
     from samkv_rag.runtime.stream import AnswerStream
 
 
@@ -65,9 +65,15 @@ class Answer:
 
 
 def growing_answers(
-    stream: AnswerStream, reader: TextOnly | ToolCalls, explain: bool, record: Callable[[GenerationResult], None]
+    stream: AnswerStream,
+    reader: TextOnly | ToolCalls,
+    record: Callable[[GenerationResult], None],
+    explain: Callable[[Explanation], None] | None,
 ) -> Generator[Answer, None, None]:
-    """Yield the answer so far for every piece, and close ``stream``; the last one carries the figures."""
+    """Yield the answer so far for every piece, and close ``stream``; the last one carries the figures.
+
+    ``explain`` is told what the answer was read from, and the last one carries that, too.
+    """
     text, calls = "", list[ToolCall]()
     with closing(stream):
         for said in _said(stream, reader):
@@ -81,7 +87,10 @@ def growing_answers(
         result = stream.result
         record(result)
         figures = _figures(result.metrics, result.finish_reason)
-        explained = {"explanation": result.explain().to_dict()} if explain else {}
+        explained = {}
+        if explain is not None:
+            explain(explanation := result.explain())
+            explained = {"explanation": explanation.to_dict()}
         others = {"others": [other.text for other in result.others]} if result.others else {}
         logprobs = [[_logprob(other) for other in one.top or (one,)] for one in result.logprobs]
         yield Answer(text, "", tuple(calls), figures | explained | others, figures["usage"], logprobs or None)

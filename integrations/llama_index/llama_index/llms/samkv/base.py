@@ -38,6 +38,7 @@ from llama_index.core.llms.llm import ToolSelection, default_completion_to_promp
 from llama_index.core.prompts import PromptTemplate
 from llama_index.core.tools import BaseTool
 from llama_index.core.types import Model
+from llama_index.llms.samkv._citations import cite, sources
 from llama_index.llms.samkv._messages import engine_messages, refuse_non_text
 from llama_index.llms.samkv._recorder import Recorder
 from llama_index.llms.samkv._responses import Answer, growing_answers, last_answer
@@ -112,7 +113,8 @@ class SamKVLLM(CustomLLM, FunctionCallingLLM):
 
     Responses carry ``raw={"usage": ..., "finish_reason": ..., "metrics": ...}``; in a stream, the last one. With
     ``explain`` there is an ``"explanation"`` too, for :meth:`samkv_rag.Explanation.from_dict`: it holds the
-    chunks' texts, which then reach whatever logs responses.
+    chunks' texts, which then reach whatever logs responses. With a :class:`SamKVPostprocessor`, the ``source_nodes`` of
+    a query say in ``metadata["samkv_spans"]`` which parts of them were read.
 
     Raises:
         ConfigurationError: an argument is unknown or out of range.
@@ -150,7 +152,7 @@ class SamKVLLM(CustomLLM, FunctionCallingLLM):
 
     logprobs: bool = Field(default=False, description="Answers say how likely each token was.")
     top_logprobs: int = Field(default=0, ge=0, le=20, description="How many of the likeliest tokens they name beside.")
-    explain: bool = Field(default=False, description="Responses say which tokens of which chunks were kept.")
+    explain: bool = Field(default=False, description="Responses, and their source nodes, say what was read.")
     on_metrics: Callable[[GenerationMetrics], None] | None = Field(
         default=None,
         exclude=True,
@@ -443,7 +445,13 @@ class SamKVLLM(CustomLLM, FunctionCallingLLM):
         asked, grammar = self._guided(prompt, tools, schema, kwargs)
         options = {"grammar": grammar} | options if grammar else options
         stream, reader = self.engine.stream(asked, **options), ToolCalls() if tools else TextOnly()
-        return growing_answers(stream, reader, explain, lambda result: self._recorder.record(result, self.on_metrics))
+        nodes = sources.get()  # now: the stream may be read in another context
+        return growing_answers(
+            stream,
+            reader,
+            lambda result: self._recorder.record(result, self.on_metrics),
+            (lambda explanation: cite(nodes, explanation)) if explain else None,
+        )
 
     def _guided(
         self,

@@ -1,16 +1,19 @@
-"""A postprocessor that changes no node: it announces the retrieved chunks to the engine."""
+"""A postprocessor that announces the retrieved chunks to the engine, and where asked ranks them by it."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from llama_index.core.bridge.pydantic import PrivateAttr
+from llama_index.core.bridge.pydantic import Field, PrivateAttr, ValidationError
 from llama_index.core.postprocessor.types import BaseNodePostprocessor
 from llama_index.core.schema import NodeWithScore, QueryBundle
-from llama_index.llms.samkv._nodes import chunk_texts
+from llama_index.llms.samkv._citations import sources
+from llama_index.llms.samkv._nodes import chunk_texts, node_text
 
 from samkv_rag.checks import refuse_unknown
+from samkv_rag.exceptions import ConfigurationError
 from samkv_rag.frameworks.handle import EngineHandle, resolve_handle
+from samkv_rag.frameworks.options import config_error
 
 if TYPE_CHECKING:
     from llama_index.llms.samkv.base import SamKVLLM
@@ -21,24 +24,39 @@ if TYPE_CHECKING:
 class SamKVPostprocessor(BaseNodePostprocessor):
     """Announce the retrieved chunks to the engine, so that their KV is on its way before the prompt is.
 
-    Put it last in ``node_postprocessors``, after filters and rerankers. Nodes come back as they were:
-    nothing is written into their text. A chunk that was never ingested is recognised in the prompt
-    thanks to the announcement, computed on the spot and stored.
+    Put it last in ``node_postprocessors``, after filters and other rerankers. Nothing is written into nodes' texts. A
+    chunk that was never ingested is recognised in the prompt thanks to the announcement, computed on the spot and
+    stored.
+
+    Where the LLM has ``explain``, the query's ``source_nodes`` say in ``metadata["samkv_spans"]`` which parts of their
+    text the answer was read from, strongest first: ``start_char``, ``stop_char``, ``score``. From a stream they say so
+    at its end.
 
     Args:
         llm: the SamKVLLM that will answer.
         engine: instead of ``llm``, its engine.
+        rerank: sort the nodes by how well the engine finds that they match the query, best first. Their scores are
+            these matches; see :meth:`samkv_rag.SamKVEngine.rank`.
+        top_n: so many of the best are kept; None: all.
         callback_manager: as for every LlamaIndex postprocessor.
 
     Raises:
-        ConfigurationError: not exactly one of ``llm`` and ``engine``, or an unknown argument.
+        ConfigurationError: not exactly one of ``llm`` and ``engine``, an unknown argument, or ``top_n`` without
+            ``rerank`` or below 1.
     """
 
+    rerank: bool = Field(default=False, description="Sort nodes by how well they match the query.")
+    top_n: int | None = Field(default=None, ge=1, description="How many of the best are kept; None: all.")
     _handle: EngineHandle = PrivateAttr()
 
     def __init__(self, llm: SamKVLLM | None = None, *, engine: SamKVEngine | None = None, **options: Any) -> None:
-        refuse_unknown(options, ("callback_manager",))
-        super().__init__(**options)
+        refuse_unknown(options, list(type(self).model_fields))
+        try:
+            super().__init__(**options)
+        except ValidationError as error:
+            raise config_error(error.errors()) from error
+        if self.top_n is not None and not self.rerank:
+            raise ConfigurationError(f"top_n is {self.top_n} and nothing is ranked; pass rerank=True too")
         self._handle = resolve_handle(llm, engine, "SamKVLLM")
 
     @classmethod
@@ -49,5 +67,22 @@ class SamKVPostprocessor(BaseNodePostprocessor):
     def _postprocess_nodes(
         self, nodes: list[NodeWithScore], query_bundle: QueryBundle | None = None
     ) -> list[NodeWithScore]:
-        self._handle.get().announce(chunk_texts(nodes))
-        return nodes
+        # Copies: an answer's spans go to its own query's, whatever the retriever does with those that it returned.
+        found = self._ranked(nodes, query_bundle) if self.rerank else [item.model_copy() for item in nodes]
+        self._handle.get().announce(chunk_texts(found))
+        sources.set(found)
+        return found
+
+    async def _apostprocess_nodes(
+        self, nodes: list[NodeWithScore], query_bundle: QueryBundle | None = None
+    ) -> list[NodeWithScore]:
+        found = await super()._apostprocess_nodes(nodes, query_bundle)  # in a thread, in a copy of this context
+        sources.set(found)
+        return found
+
+    def _ranked(self, nodes: list[NodeWithScore], query: QueryBundle | None) -> list[NodeWithScore]:
+        if query is None:
+            raise ConfigurationError("rerank is True and there is no query to rank by; pass query_bundle or query_str")
+        matches = self._handle.get().rank(query.query_str, map(node_text, nodes))
+        scored = [item.model_copy(update={"score": match}) for item, match in zip(nodes, matches, strict=True)]
+        return sorted(scored, key=NodeWithScore.get_score, reverse=True)[: self.top_n]
