@@ -278,10 +278,10 @@ class SamKVEngine:
         return self._library.announce(_as_texts(texts))
 
     def rank(self, question: str, texts: Iterable[str]) -> list[float]:
-        """How well each of ``texts`` matches a question, by the cached values of its chunk: at least 0, higher is better.
+        """How well each of ``texts`` matches a question, by what is cached of them: at least 0, the more the better.
 
-        Matches compare within one call: they say how much better than the others a text matches. Their order plays no
-        part. Chunks that are not stored are computed and stored. See :func:`samkv_rag.prefill.scout.rank_chunks`.
+        Matches compare within one call: they say how much better than the others a text matches. The order of texts
+        plays no part. Chunks that are not stored are computed and stored. See ``samkv_rag.prefill.scout.rank_chunks``.
 
         Raises:
             EmptyPromptError: the question is empty.

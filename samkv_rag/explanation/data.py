@@ -46,6 +46,11 @@ class Span(NamedTuple):
     score: float | None
     """That of its best block; None: nothing of it was scored, as anchors and full prefill are not."""
 
+    @property
+    def strength(self) -> float:
+        """To sort by: the score, or less than any."""
+        return -inf if self.score is None else self.score
+
 
 @dataclass(frozen=True)
 class ExplainedChunk:
@@ -188,10 +193,10 @@ def _merged(spans: Iterable[Span]) -> list[Span]:
     for span in sorted(spans, key=lambda span: span[:2]):
         if merged and span.start_char <= merged[-1].stop_char:
             last = merged.pop()
-            score = max((s for s in (last.score, span.score) if s is not None), default=None)
+            score = max(last, span, key=lambda one: one.strength).score
             span = Span(last.start_char, max(last.stop_char, span.stop_char), score)
         merged.append(span)
-    return sorted(merged, key=lambda span: -inf if span.score is None else span.score, reverse=True)
+    return sorted(merged, key=lambda span: span.strength, reverse=True)
 
 
 def _runs(tokens: Sequence[int], offsets: Sequence[tuple[int, int]]) -> Iterator[tuple[int, int, int, int]]:

@@ -8,6 +8,7 @@ from itertools import permutations
 import pytest
 import torch
 
+from samkv_rag.exceptions import EmptyPromptError
 from samkv_rag.prefill.scout import rank_chunks
 from samkv_rag.prompt.layout import PromptLayout, Segment
 from support import engines, tiny
@@ -121,3 +122,28 @@ def test_chunks_stay_in_their_messages(make_engine: MakeEngine) -> None:
     placed, order = layout.placed([4.0, 3.0, 2.0, 1.0])
     assert order == [0, 1, 2, 3]
     assert placed.token_ids.tolist() == layout.token_ids.tolist()
+
+
+def test_the_engine_ranks_texts_as_chunks_of_a_prompt_are_ranked(make_engine: MakeEngine) -> None:
+    engine, question = make_engine(chunks=CHUNKS), "Who is the keeper of the paraffin?"
+    layout = engines.layout_of(engine, "".join(CHUNKS) + question)
+    assert [segment.text for segment in layout.chunks] == CHUNKS
+    with torch.inference_mode():
+        expected = dict(zip(CHUNKS, rank_chunks(engine.decoder, layout).tolist(), strict=True))
+    texts = ["  ", CHUNKS[3], f" {CHUNKS[0]}\n", CHUNKS[1], CHUNKS[3], CHUNKS[2]]
+    found = engine.rank(question, texts)
+    assert found == pytest.approx([expected.get(text.strip(), 0.0) for text in texts], abs=1e-5)
+    assert max(found) > 0
+    assert engine.rank(question, []) == []
+    assert engine.rank(question, " ") == [0.0]
+
+
+def test_what_is_ranked_is_stored_and_control_tokens_in_a_question_are_text(make_engine: MakeEngine) -> None:
+    engine = make_engine()
+    engine.rank("Which keeper?", CHUNKS)
+    assert all(map(engine.has_chunk, CHUNKS))
+    segment = engine._assembler.of_question(CHUNKS, "a </s> b").segments[-1]
+    assert segment.kind == "text"
+    assert not segment.is_structure
+    with pytest.raises(EmptyPromptError):
+        engine.rank(" ", CHUNKS)

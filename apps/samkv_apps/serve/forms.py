@@ -178,8 +178,8 @@ def explained(result: GenerationResult, documents: Sequence[Document], model: st
 
 def _annotations(explanation: Explanation, documents: Sequence[Document]) -> list[dict[str, Any]]:
     """For each document that was read: which parts of its text, as characters, were retained, strongest first."""
-    cited = []
-    for number, (document, spans) in enumerate(zip(documents, explanation.cite(one.text for one in documents), strict=True)):
+    cited, spans_of = [], explanation.cite(document.text for document in documents)
+    for number, (document, spans) in enumerate(zip(documents, spans_of, strict=True)):
         if spans:
             shown = [span._asdict() for span in spans]
             citation = {"document": number, "id": document.id, "title": document.title, "spans": shown}

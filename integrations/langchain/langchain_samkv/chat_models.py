@@ -73,8 +73,9 @@ class ChatSamKV(BaseChatModel):
     Answers carry ``usage_metadata``, in which ``cache_read`` counts the tokens whose KV was reused, and
     ``response_metadata`` with ``model_name``, ``finish_reason``, ``metrics`` and, where asked for, ``logprobs``
     in OpenAI's form; in a stream, the last chunk.
-    With ``explain`` there is an ``explanation`` too, for :meth:`samkv_rag.Explanation.from_dict`: it holds the
-    chunks' texts, which then reach chat histories and traces.
+    With ``explain`` there is an ``explanation`` too, for :meth:`samkv_rag.Explanation.from_dict`; and ``content`` is a
+    block of text with LangChain's citations among its ``annotations``, strongest first. Both hold the chunks' texts,
+    which then reach chat histories and traces.
 
     Raises:
         ConfigurationError: an argument is unknown or out of range.
@@ -128,7 +129,7 @@ class ChatSamKV(BaseChatModel):
     seed: int | None = Field(default=None, description="Makes sampling repeatable.")
     logprobs: bool = Field(default=False, description="Answers say how likely each token was.")
     top_logprobs: int = Field(default=0, ge=0, le=20, description="How many of the likeliest tokens they name beside.")
-    explain: bool = Field(default=False, description="Answers say which tokens of which chunks were kept.")
+    explain: bool = Field(default=False, description="Answers say what was read, and cite it.")
     streaming: bool = Field(default=False, description="Also invoke reports token by token to callbacks.")
 
     def __init__(self, *, engine: SamKVEngine | None = None, **options: Any) -> None:

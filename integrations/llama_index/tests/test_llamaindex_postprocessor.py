@@ -50,7 +50,7 @@ def test_what_it_cannot_use_is_refused(llm: SamKVLLM, watched: Any) -> None:
             SamKVPostprocessor(**arguments)
     with pytest.raises(ConfigurationError, match="llm is a MockLLM; it must be a SamKVLLM"):
         SamKVPostprocessor(MockLLM())  # type: ignore[arg-type]
-    with pytest.raises(ConfigurationError, match="unknown option top_k.*did you mean top_n"):
+    with pytest.raises(ConfigurationError, match=r"unknown option top_k.*did you mean top_n"):
         SamKVPostprocessor(llm, top_k=3)
     with pytest.raises(ConfigurationError, match="top_n is 3 and nothing is ranked; pass rerank=True"):
         SamKVPostprocessor(llm, top_n=3)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from functools import reduce
+from operator import add
 
 import pytest
 from langchain_core.messages import messages_from_dict, messages_to_dict
@@ -10,7 +12,9 @@ from langchain_core.messages import messages_from_dict, messages_to_dict
 from langchain_samkv import ChatSamKV
 from samkv_rag import Explanation, SamKVEngine
 from samkv_rag.exceptions import ConfigurationError
+from samkv_rag.ingestion.recognition import text_digest
 from tests.calling import CHUNKS, QUESTION, ask, every_form, ingested_engine
+from tests.scripted import scripted_engine
 
 
 @pytest.fixture(scope="module")
@@ -31,6 +35,57 @@ def test_every_form_explains_itself_only_where_asked(engine: SamKVEngine, form: 
     assert told.answer == message.text
     assert 0 < told.num_retained <= 0.15 * told.num_tokens + 1
     assert told.chunks[0].blocks
+
+
+@every_form
+def test_every_form_cites_what_it_read_in_langchains_words(engine: SamKVEngine, form: str) -> None:
+    llm = ChatSamKV(engine=engine, max_tokens=4)
+    plain, message = ask(llm, form), ask(llm, form, explain=True)
+    assert plain.content == message.text, "without explain, content is text"
+    (block,) = message.content_blocks
+    assert (block["type"], block["text"]) == ("text", plain.text)
+    citations = block["annotations"]
+    assert {citation["type"] for citation in citations} == {"citation"}
+    texts = {text_digest(text): text for text in CHUNKS}
+    spans = [one["extras"] for one in citations]
+    assert [one["cited_text"] for one in citations] == [
+        texts[span["digest"]][span["start_char"] : span["stop_char"]] for span in spans
+    ]
+    told = Explanation.from_dict(message.response_metadata["explanation"])
+    expected = [(digest, *span) for digest, text in texts.items() for span in told.cite([text])[0]]
+    assert sorted(map(str, expected)) == sorted(
+        str((span["digest"], span["start_char"], span["stop_char"], span["score"])) for span in spans
+    )
+    scores = [span["score"] for span in spans if span["score"] is not None]
+    assert scores == sorted(scores, reverse=True)
+    assert [span["score"] for span in spans][: len(scores)] == scores, "strongest first over all chunks"
+
+
+def test_a_streams_last_chunk_has_the_citations(engine: SamKVEngine) -> None:
+    *before, last = ChatSamKV(engine=engine, max_tokens=4).stream(QUESTION, explain=True)
+    assert last.content_blocks[0]["annotations"]
+    assert not any("annotations" in block for chunk in before for block in chunk.content_blocks)
+
+
+def test_an_answer_that_cites_is_read_again_as_its_text(engine: SamKVEngine) -> None:
+    llm = ChatSamKV(engine=engine, max_tokens=4)
+    answers = [llm.invoke(QUESTION, explain=explain) for explain in (False, True)]
+    metrics = [
+        llm.invoke([("human", QUESTION), answer, ("human", "And then?")]).response_metadata["metrics"]
+        for answer in answers
+    ]
+    assert metrics[0]["prompt_tokens"] == metrics[1]["prompt_tokens"]
+
+
+def test_calls_and_objects_are_read_from_answers_that_explain_themselves() -> None:
+    llm = ChatSamKV(engine=scripted_engine(), max_tokens=64, explain=True)
+    schema = {"title": "Keeper", "type": "object", "properties": {"name": {"type": "string"}}, "required": ["name"]}
+    assert llm.with_structured_output(schema).invoke("Say 'Ann'.") == {"name": "Ann"}
+    tool = {"name": "look_up", "description": "Look up.", "parameters": schema}
+    calling = llm.bind_tools([tool], tool_choice="any")
+    for answer in (calling.invoke("Say 'Ann'."), reduce(add, calling.stream("Say 'Ann'."))):
+        assert [call["args"] for call in answer.tool_calls] == [{"name": "Ann"}]
+        assert answer.text == ""
 
 
 def test_a_model_may_explain_always_and_a_call_say_no(engine: SamKVEngine) -> None:

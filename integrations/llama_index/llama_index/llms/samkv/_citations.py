@@ -35,4 +35,3 @@ def cite(nodes: Sequence[NodeWithScore], explanation: Explanation) -> None:
             }
             shown = node.metadata | {_KEY: [span._asdict() for span in spans]}
             item.node = node.model_copy(update={"metadata": shown, **hidden})
-

@@ -1,0 +1,59 @@
+"""A reranker that asks the engine which documents match a question."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from langchain_core.callbacks import Callbacks
+from langchain_core.documents import BaseDocumentCompressor, Document
+from pydantic import Field, PrivateAttr, ValidationError
+
+from samkv_rag.checks import refuse_unknown
+from samkv_rag.frameworks.handle import EngineHandle, resolve_handle
+from samkv_rag.frameworks.options import config_error
+
+if TYPE_CHECKING:
+    from langchain_samkv.chat_models import ChatSamKV
+    from samkv_rag import SamKVEngine
+
+
+class SamKVReranker(BaseDocumentCompressor):
+    """Keep the documents that match the question best, best first, and announce them to the engine.
+
+    No other model is asked: the engine compares the question with what it has cached of the documents, see
+    :meth:`samkv_rag.SamKVEngine.rank`. Their ``metadata["relevance_score"]`` is that match. In a chain it is the
+    compressor of LangChain's ``ContextualCompressionRetriever``.
+
+    Args:
+        llm: the ChatSamKV that will answer.
+        engine: instead of ``llm``, its engine.
+        top_n: how many documents are kept; None: all.
+
+    Raises:
+        ConfigurationError: not exactly one of ``llm`` and ``engine``, an unknown argument, or ``top_n`` below 1.
+    """
+
+    top_n: int | None = Field(default=3, ge=1)
+    _handle: EngineHandle = PrivateAttr()
+
+    def __init__(self, llm: ChatSamKV | None = None, *, engine: SamKVEngine | None = None, **options: Any) -> None:
+        refuse_unknown(options, list(type(self).model_fields))
+        try:
+            super().__init__(**options)
+        except ValidationError as error:
+            raise config_error(error.errors()) from error
+        self._handle = resolve_handle(llm, engine, "ChatSamKV")
+
+    def compress_documents(
+        self, documents: Sequence[Document], query: str, callbacks: Callbacks | None = None
+    ) -> list[Document]:
+        """Return copies of the best of ``documents``, best first."""
+        engine = self._handle.get()
+        matches = engine.rank(query, [document.page_content for document in documents])
+        pairs = sorted(zip(matches, documents, strict=True), key=lambda pair: pair[0], reverse=True)[: self.top_n]
+        engine.announce([document.page_content for _, document in pairs])
+        return [
+            document.model_copy(update={"metadata": document.metadata | {"relevance_score": match}})
+            for match, document in pairs
+        ]

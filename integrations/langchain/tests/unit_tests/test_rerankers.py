@@ -1,0 +1,53 @@
+"""A reranker keeps the documents that match the question best."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+from langchain_classic.retrievers import ContextualCompressionRetriever
+from langchain_core.documents import Document
+from langchain_core.vectorstores import InMemoryVectorStore
+
+from langchain_samkv import ChatSamKV, SamKVReranker
+from samkv_rag import SamKVEngine
+from samkv_rag.exceptions import ConfigurationError
+from tests.lighthouse import QUERY, TEXTS, WordEmbeddings, documents
+
+FOUND = [*documents(*TEXTS), Document(page_content="  \n")]
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+def test_the_best_come_first_with_their_match_and_are_announced(tiny_engine: SamKVEngine, is_async: bool) -> None:
+    reranker = SamKVReranker(ChatSamKV(engine=tiny_engine), top_n=2)
+    call: Any = asyncio.run(reranker.acompress_documents(FOUND, QUERY)) if is_async else None
+    kept = call or reranker.compress_documents(FOUND, QUERY)
+    matches = dict(zip(TEXTS, tiny_engine.rank(QUERY, TEXTS), strict=True))
+    best = sorted(TEXTS, key=matches.__getitem__, reverse=True)[:2]
+    assert [document.page_content for document in kept] == best
+    assert [document.metadata for document in kept] == [
+        {"length": len(text), "relevance_score": matches[text]} for text in best
+    ]
+    assert all("relevance_score" not in document.metadata for document in FOUND)
+    prompt = "\n\n".join([*best, QUERY])
+    assert tiny_engine.generate(prompt, max_new_tokens=1).metrics.chunks_hit == 2, "ranking has computed them"
+
+
+def test_it_stands_behind_any_retriever(tiny_engine: SamKVEngine) -> None:
+    store = InMemoryVectorStore(WordEmbeddings())
+    store.add_documents(documents(*TEXTS))
+    reranker = SamKVReranker(engine=tiny_engine, top_n=1)
+    chain = ContextualCompressionRetriever(base_compressor=reranker, base_retriever=store.as_retriever())
+    (best,) = chain.invoke(QUERY)
+    matches = tiny_engine.rank(QUERY, TEXTS)
+    assert best.page_content == TEXTS[matches.index(max(matches))]
+
+
+def test_what_it_cannot_use_is_refused(tiny_engine: SamKVEngine) -> None:
+    with pytest.raises(ConfigurationError, match="exactly one of llm=ChatSamKV"):
+        SamKVReranker()
+    with pytest.raises(ConfigurationError, match=r"unknown option top_k.*did you mean top_n"):
+        SamKVReranker(engine=tiny_engine, top_k=2)
+    with pytest.raises(ConfigurationError, match="top_n is 0"):
+        SamKVReranker(engine=tiny_engine, top_n=0)
