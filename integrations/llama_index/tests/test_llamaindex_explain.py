@@ -161,6 +161,16 @@ def test_queries_at_the_same_time_cite_their_own_nodes(engine: SamKVEngine, foun
     assert len({str(spans) for spans in alone}) > 1
 
 
+def test_a_later_answer_changes_no_earlier_response(engine: SamKVEngine, found: list[NodeWithScore]) -> None:
+    llm = SamKVLLM.from_engine(engine, max_tokens=4, explain=True)
+    response = query_engine(llm, found).query("Which record?")
+    cited = spans_of(response)
+    llm.complete(tiny.rag_prompt(CHUNKS, "And the lamp of the seventh keeper?"))
+    assert llm.last_explanation is not None
+    assert expected_spans(llm.last_explanation, found) != cited
+    assert spans_of(response) == cited
+
+
 def test_without_explain_no_node_says_anything(engine: SamKVEngine, found: list[NodeWithScore]) -> None:
     llm = SamKVLLM.from_engine(engine, max_tokens=4)
     assert spans_of(query_engine(llm, found).query("Which record?")) == [None] * len(found)

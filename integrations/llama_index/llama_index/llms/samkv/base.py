@@ -38,7 +38,7 @@ from llama_index.core.llms.llm import ToolSelection, default_completion_to_promp
 from llama_index.core.prompts import PromptTemplate
 from llama_index.core.tools import BaseTool
 from llama_index.core.types import Model
-from llama_index.llms.samkv._citations import cite, sources
+from llama_index.llms.samkv._citations import cite, uncited
 from llama_index.llms.samkv._messages import engine_messages, refuse_non_text
 from llama_index.llms.samkv._recorder import Recorder
 from llama_index.llms.samkv._responses import Answer, growing_answers, last_answer
@@ -445,7 +445,7 @@ class SamKVLLM(CustomLLM, FunctionCallingLLM):
         asked, grammar = self._guided(prompt, tools, schema, kwargs)
         options = {"grammar": grammar} | options if grammar else options
         stream, reader = self.engine.stream(asked, **options), ToolCalls() if tools else TextOnly()
-        nodes = sources.get()  # now: the stream may be read in another context
+        nodes = uncited.get([])  # now: the stream may be read in another context
         return growing_answers(
             stream,
             reader,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from llama_index.core.bridge.pydantic import Field, PrivateAttr, ValidationError
 from llama_index.core.postprocessor.types import BaseNodePostprocessor
 from llama_index.core.schema import NodeWithScore, QueryBundle
-from llama_index.llms.samkv._citations import sources
+from llama_index.llms.samkv._citations import uncited
 from llama_index.llms.samkv._nodes import chunk_texts, node_text
 
 from samkv_rag.checks import refuse_unknown
@@ -70,14 +70,14 @@ class SamKVPostprocessor(BaseNodePostprocessor):
         # Copies: an answer's spans go to its own query's, whatever the retriever does with those that it returned.
         found = self._ranked(nodes, query_bundle) if self.rerank else [item.model_copy() for item in nodes]
         self._handle.get().announce(chunk_texts(found))
-        sources.set(found)
+        uncited.set([*found])
         return found
 
     async def _apostprocess_nodes(
         self, nodes: list[NodeWithScore], query_bundle: QueryBundle | None = None
     ) -> list[NodeWithScore]:
         found = await super()._apostprocess_nodes(nodes, query_bundle)  # in a thread, in a copy of this context
-        sources.set(found)
+        uncited.set([*found])
         return found
 
     def _ranked(self, nodes: list[NodeWithScore], query: QueryBundle | None) -> list[NodeWithScore]:
