@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from calling import ask, every_form, text_of
 from llama_index.core import VectorStoreIndex
+from llama_index.core.chat_engine import ContextChatEngine
 from llama_index.core.query_engine import RetrieverQueryEngine
 from llama_index.core.retrievers import BaseRetriever
 from llama_index.core.schema import MetadataMode, NodeWithScore, QueryBundle, TextNode
@@ -144,6 +145,19 @@ def test_source_nodes_say_which_parts_of_them_were_read(
             assert "samkv_spans" not in item.node.get_content(metadata_mode=shown)
             assert "secret" not in item.node.get_content(metadata_mode=shown)
     assert [item.model_dump_json() for item in found] == before, "what the index holds is left alone"
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_chat_engines_source_nodes_say_so_too(
+    engine: SamKVEngine, found: list[NodeWithScore], streaming: bool
+) -> None:
+    llm = SamKVLLM.from_engine(engine, max_tokens=4, explain=True)
+    chat = ContextChatEngine.from_defaults(Finds(found), llm=llm, node_postprocessors=[SamKVPostprocessor(llm)])
+    response = chat.stream_chat("Which record?") if streaming else chat.chat("Which record?")
+    if streaming:
+        assert list(response.response_gen)
+    assert llm.last_explanation is not None
+    assert spans_of(response) == expected_spans(llm.last_explanation, found)
 
 
 def test_queries_at_the_same_time_cite_their_own_nodes(engine: SamKVEngine, found: list[NodeWithScore]) -> None:
