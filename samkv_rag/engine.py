@@ -290,8 +290,7 @@ class SamKVEngine:
         question, chunks = self._rendered(question).text, [text.strip() for text in _as_texts(texts)]
         if not (unique := [*dict.fromkeys(filter(None, chunks))]):
             return [0.0] * len(chunks)
-        with torch.inference_mode():
-            layout = self._assembler.of_question(unique, question)
+        layout = self._assembler.of_question(unique, question)
         found = self._runtime.call(lambda: rank_chunks(self.decoder, layout).tolist())
         match = dict(zip(unique, found, strict=True))
         return [match.get(text, 0.0) for text in chunks]

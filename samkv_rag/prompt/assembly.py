@@ -111,7 +111,8 @@ class PromptAssembler:
     def of_question(self, texts: Sequence[str], question: str) -> PromptLayout:
         """Layout of the chunks of ``texts``, as :meth:`with_cache`, and a question behind them that is plain text."""
         spans = [TextSpan(0, text, text_digest(text)) for text in texts]
-        return self.with_cache(SplitPrompt([*spans, TextSpan(0, question, None)], 0, ((0, len(question)),)))
+        with torch.inference_mode():
+            return self.with_cache(SplitPrompt([*spans, TextSpan(0, question, None)], 0, ((0, len(question)),)))
 
     def _segment(self, span: TextSpan, ids: torch.Tensor) -> Segment:
         kind: SegmentKind = "chunk" if span.text_digest else "text"
