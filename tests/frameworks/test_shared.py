@@ -32,6 +32,7 @@ from samkv_rag.frameworks.options import (
     config_error,
     method_as_dict,
 )
+from samkv_rag.frameworks.ranking import best_of
 from samkv_rag.prefill import Epic, Scout
 
 TOOL = {"type": "function", "function": {"name": "add", "parameters": {"type": "object", "properties": {}}}}
@@ -178,3 +179,9 @@ class TestMessages:
         monkeypatch.setattr(tiny_engine.tokenizer.tokenizer, "chat_template", template)
         with pytest.raises(ChatTemplateError, match="2 refused"):
             render(tiny_engine, said(("user", "Hi"), ("user", "again")))
+
+
+def test_a_retrievers_order_and_the_engines_are_worth_the_same() -> None:
+    assert best_of("abcd", [0.0, 1.0, 9.0, 0.5], 2) == [("c", 1 / 63 + 1 / 61), ("b", 1 / 62 + 1 / 62)]
+    assert [one for one, _ in best_of("ab", [0.0, 1.0], None)] == ["a", "b"], "where both are level, the retriever's"
+    assert best_of("", [], 3) == []

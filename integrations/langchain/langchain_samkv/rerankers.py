@@ -12,6 +12,7 @@ from pydantic import Field, PrivateAttr, ValidationError
 from samkv_rag.checks import refuse_unknown
 from samkv_rag.frameworks.handle import EngineHandle, resolve_handle
 from samkv_rag.frameworks.options import config_error
+from samkv_rag.frameworks.ranking import best_of
 
 if TYPE_CHECKING:
     from langchain_samkv.chat_models import ChatSamKV
@@ -19,11 +20,12 @@ if TYPE_CHECKING:
 
 
 class SamKVReranker(BaseDocumentCompressor):
-    """Keep the documents that match the question best, best first, and announce them to the engine.
+    """Keep the best of a retriever's documents, best first, and announce them to the engine.
 
-    No other model is asked: the engine compares the question with what it has cached of the documents, see
-    :meth:`samkv_rag.SamKVEngine.rank`. Their ``metadata["relevance_score"]`` is that match. In a chain it is the
-    compressor of LangChain's ``ContextualCompressionRetriever``.
+    They are sorted by the order in which they come and by how well they match the question. No other model is asked:
+    the engine compares the question with what it has cached of them, see :meth:`samkv_rag.SamKVEngine.rank`. Their
+    ``metadata["relevance_score"]`` is the sum of 1 ÷ (60 + place) in both orders. In a chain it is the compressor of
+    LangChain's ``ContextualCompressionRetriever``.
 
     Args:
         llm: the ChatSamKV that will answer.
@@ -51,9 +53,9 @@ class SamKVReranker(BaseDocumentCompressor):
         """Return copies of the best of ``documents``, best first."""
         engine = self._handle.get()
         matches = engine.rank(query, [document.page_content for document in documents])
-        pairs = sorted(zip(matches, documents, strict=True), key=lambda pair: pair[0], reverse=True)[: self.top_n]
-        engine.announce([document.page_content for _, document in pairs])
+        best = best_of(documents, matches, self.top_n)
+        engine.announce([document.page_content for document, _ in best])
         return [
-            document.model_copy(update={"metadata": document.metadata | {"relevance_score": match}})
-            for match, document in pairs
+            document.model_copy(update={"metadata": document.metadata | {"relevance_score": score}})
+            for document, score in best
         ]

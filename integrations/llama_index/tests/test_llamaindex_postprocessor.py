@@ -61,7 +61,9 @@ def test_what_it_cannot_use_is_refused(llm: SamKVLLM, watched: Any) -> None:
 
 
 @pytest.mark.parametrize("is_async", [False, True])
-def test_reranked_the_nodes_that_match_the_query_best_come_first(llm: SamKVLLM, watched: Any, is_async: bool) -> None:
+def test_reranked_nodes_come_by_the_retrievers_order_and_their_match(
+    llm: SamKVLLM, watched: Any, is_async: bool
+) -> None:
     plain = [f"Record {n}: " + "granite island stone signal winter " * 4 for n in range(4)]
     plain[2] = "Record 2: granite island stone the seventh gannet, keeper of the paraffin. " + "winter signal " * 6
     query = "Who is the seventh gannet, keeper of the paraffin?"
@@ -71,10 +73,13 @@ def test_reranked_the_nodes_that_match_the_query_best_come_first(llm: SamKVLLM, 
         kept = asyncio.run(processor.apostprocess_nodes(nodes, query_str=query))
     else:
         kept = processor.postprocess_nodes(nodes, query_str=query)
-    matches = dict(zip(plain, watched.rank(query, plain), strict=True))
-    expected = sorted(plain, key=matches.__getitem__, reverse=True)[:3]
+    matches = [*watched.rank(query, plain), 0.0]
+    assert matches.index(max(matches)) == 2
+    places = [sorted(matches, reverse=True).index(match) for match in matches]
+    scores = {text: 1 / (61 + n) + 1 / (61 + places[n]) for n, text in enumerate(plain)}
+    expected = sorted(plain, key=scores.__getitem__, reverse=True)[:3]
+    assert plain[2] in expected
     assert [item.node.text for item in kept] == expected == watched.announced
-    assert expected[0] == plain[2]
-    assert [item.score for item in kept] == [matches[text] for text in expected]
+    assert [item.score for item in kept] == [scores[text] for text in expected]
     assert [item.score for item in nodes] == [1.0] * 4 + [None], "what the retriever returned is left alone"
     assert processor.postprocess_nodes([], query_str=query) == []

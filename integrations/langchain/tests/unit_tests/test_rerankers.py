@@ -13,6 +13,7 @@ from langchain_core.vectorstores import InMemoryVectorStore
 from langchain_samkv import ChatSamKV, SamKVReranker
 from samkv_rag import SamKVEngine
 from samkv_rag.exceptions import ConfigurationError
+from samkv_rag.frameworks.ranking import best_of
 from tests.lighthouse import QUERY, TEXTS, WordEmbeddings, documents
 
 FOUND = [*documents(*TEXTS), Document(page_content="  \n")]
@@ -23,11 +24,11 @@ def test_the_best_come_first_with_their_match_and_are_announced(tiny_engine: Sam
     reranker = SamKVReranker(ChatSamKV(engine=tiny_engine), top_n=2)
     call: Any = asyncio.run(reranker.acompress_documents(FOUND, QUERY)) if is_async else None
     kept = call or reranker.compress_documents(FOUND, QUERY)
-    matches = dict(zip(TEXTS, tiny_engine.rank(QUERY, TEXTS), strict=True))
-    best = sorted(TEXTS, key=matches.__getitem__, reverse=True)[:2]
+    expected = best_of(TEXTS, tiny_engine.rank(QUERY, TEXTS), 2)
+    best = [text for text, _ in expected]
     assert [document.page_content for document in kept] == best
     assert [document.metadata for document in kept] == [
-        {"length": len(text), "relevance_score": matches[text]} for text in best
+        {"length": len(text), "relevance_score": score} for text, score in expected
     ]
     assert all("relevance_score" not in document.metadata for document in FOUND)
     prompt = "\n\n".join([*best, QUERY])
@@ -39,9 +40,9 @@ def test_it_stands_behind_any_retriever(tiny_engine: SamKVEngine) -> None:
     store.add_documents(documents(*TEXTS))
     reranker = SamKVReranker(engine=tiny_engine, top_n=1)
     chain = ContextualCompressionRetriever(base_compressor=reranker, base_retriever=store.as_retriever())
-    (best,) = chain.invoke(QUERY)
-    matches = tiny_engine.rank(QUERY, TEXTS)
-    assert best.page_content == TEXTS[matches.index(max(matches))]
+    found = [document.page_content for document in store.as_retriever().invoke(QUERY)]
+    ((expected, _),) = best_of(found, tiny_engine.rank(QUERY, found), 1)
+    assert [document.page_content for document in chain.invoke(QUERY)] == [expected]
 
 
 def test_what_it_cannot_use_is_refused(tiny_engine: SamKVEngine) -> None:

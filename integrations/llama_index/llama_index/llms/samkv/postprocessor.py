@@ -14,6 +14,7 @@ from samkv_rag.checks import refuse_unknown
 from samkv_rag.exceptions import ConfigurationError
 from samkv_rag.frameworks.handle import EngineHandle, resolve_handle
 from samkv_rag.frameworks.options import config_error
+from samkv_rag.frameworks.ranking import best_of
 
 if TYPE_CHECKING:
     from llama_index.llms.samkv.base import SamKVLLM
@@ -35,8 +36,8 @@ class SamKVPostprocessor(BaseNodePostprocessor):
     Args:
         llm: the SamKVLLM that will answer.
         engine: instead of ``llm``, its engine.
-        rerank: sort the nodes by how well the engine finds that they match the query, best first. Their scores are
-            these matches; see :meth:`samkv_rag.SamKVEngine.rank`.
+        rerank: sort the nodes, best first, by the order in which they come and by how well the engine finds that they
+            match the query: see :meth:`samkv_rag.SamKVEngine.rank`. Scores are the sum of 1 ÷ (60 + place) in both.
         top_n: so many of the best are kept; None: all.
         callback_manager: as for every LlamaIndex postprocessor.
 
@@ -84,5 +85,4 @@ class SamKVPostprocessor(BaseNodePostprocessor):
         if query is None:
             raise ConfigurationError("rerank is True and there is no query to rank by; pass query_bundle or query_str")
         matches = self._handle.get().rank(query.query_str, map(node_text, nodes))
-        scored = [item.model_copy(update={"score": match}) for item, match in zip(nodes, matches, strict=True)]
-        return sorted(scored, key=NodeWithScore.get_score, reverse=True)[: self.top_n]
+        return [item.model_copy(update={"score": score}) for item, score in best_of(nodes, matches, self.top_n)]
