@@ -6,8 +6,9 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
-from benchmarks import contexts, faults, server, serving, variants
+from benchmarks import contexts, faults, ranking, server, serving, variants
 from benchmarks import store as store_benchmark
 from support import tiny
 
@@ -97,3 +98,31 @@ def test_variants_are_compared_on_the_same_cases(tmp_path: Path) -> None:
     full, scout, same, everything = json.loads(found.read_text())["rows"]
     assert scout["gold_nll"] == same["gold_nll"] != full["gold_nll"]
     assert everything["gold_nll"] == pytest.approx(full["gold_nll"], abs=1e-4)
+
+
+class FirstLetter:
+    """Embeds a text as its first letter."""
+
+    def embed(self, text: str) -> torch.Tensor:
+        return torch.eye(128)[None, ord(text[0])]
+
+
+def test_rankings_are_compared_by_their_supporting_chunks(tmp_path: Path) -> None:
+    tiny.model("llama").save_pretrained(tmp_path / "model")
+    tiny.tokenizer().save_pretrained(tmp_path / "model")
+    titles = ["Aa", "Bb", "Cc", "Who", "Ee"]
+    chunks = [{"title": title, "text": tiny.text(seed, 20)} for seed, title in enumerate(titles)]
+    case = {
+        "id": "1",
+        "question": "Who is it?",
+        "answers": ["Ada"],
+        "chunks": chunks,
+        "supporting": ["Who", "Aa", "Ee"],
+    }
+    data = tmp_path / "cases.jsonl"
+    data.write_text(json.dumps(case | {"supporting": ["Who", "Aa", "Ee"]}))
+    said: list[str] = []
+    ranking.main(["--model", str(tmp_path / "model"), "--cases", str(data)], said.append, FirstLetter)
+    rows = {line.split(" | ")[0].strip("| "): line.strip("| ").split(" | ")[1:] for line in said}
+    assert rows["MiniLM"] == ["1.00", "0.67", "0.67"], "the question's letter, then the order of the file"
+    assert set(rows) >= {"the engine's match", "BM25", "MiniLM, reranked", "BM25, reranked"}
