@@ -14,7 +14,7 @@ def best_of(found: Sequence[T], matches: Sequence[float], top_n: int | None) -> 
     """The ``top_n`` best of what a retriever found, best first, each with its score; None: all of it.
 
     ``found`` is in the retriever's order, ``matches`` are the engine's. A score is the sum of 1 ÷ (60 + place) in both
-    orders, which are worth as much as each other: a small model's match alone orders worse than an embedding does.
+    orders, which count as much as each other: a small model's match alone may order worse than an embedding does.
 
     Source: reciprocal rank fusion (Cormack, Clarke and Büttcher, SIGIR 2009).
     """
