@@ -8,12 +8,14 @@ import time
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import repeat
 
 from tqdm import tqdm
 
-from samkv_rag.chunk_cache import ChunkCache, ChunkReader, ChunkShape, SummarySpec, chunk_key
+from samkv_rag.chunk_cache import ChunkCache, ChunkReader, ChunkShape, SummarySpec, chunk_key, score_layers
 from samkv_rag.config import Admit, KVDtype
 from samkv_rag.exceptions import (
     ChunkTooLongError,
@@ -39,7 +41,9 @@ logger = logging.getLogger(__name__)
 _MAX_ANNOUNCED = 10_000
 """Texts recognised because they were announced, and not because they are stored."""
 _MAX_ANNOUNCEMENTS = 256
-_MAX_VERIFIED = 100_000
+_MAX_REMEMBERED = 10_000
+_PARALLEL = 16
+"""Chunks that are asked for at a time where a server keeps them."""
 _BATCH_TOKENS = {"cpu": 2048, "cuda": 16384}
 
 Run = Callable[[Callable[[], list[ChunkCache]]], list[ChunkCache]]
@@ -106,7 +110,9 @@ class ChunkLibrary:
         self._index = ChunkIndex()
         self._announced: OrderedDict[str, None] = OrderedDict()
         self._announcements: list[Announcement] = []
-        self._verified: OrderedDict[str, object] = OrderedDict()
+        self._checked: OrderedDict[str, tuple[object, set[str]]] = OrderedDict()
+        """By key: the blob whose metadata was compared, and its tensors that were."""
+        self._doubted: set[str] = set()
 
     # What is there
 
@@ -263,33 +269,39 @@ class ChunkLibrary:
         for announcement in ended:
             announcement.cancel()
 
-    def read(self, texts: Sequence[str]) -> list[tuple[ChunkReader, bool]]:
-        """Readers of ``texts``, and whether the store had them; what it lacks is computed and stored."""
+    def read(self, texts: Sequence[str], whole: bool = True) -> list[tuple[ChunkReader, bool]]:
+        """Readers of ``texts``, and whether the store had them; what it lacks is computed and stored.
+
+        Unless ``whole``, no more will be read than what ``Scout`` selects by.
+        """
         # All are on their way from a slow disk while the first is still being checked and computed with.
         stop_prefetch = self._store.prefetch(self._key(text_digest(text)) for text in texts)
         try:
-            readers = [self._open(text) for text in texts]
+            if self._store.shared and len(texts) > 1:
+                with ThreadPoolExecutor(min(_PARALLEL, len(texts)), "samkv-open") as pool:
+                    readers = list(pool.map(self._open, texts, repeat(whole)))
+            else:
+                readers = [self._open(text, whole) for text in texts]
         finally:
             stop_prefetch()
         computed = self._compute([text for text, reader in zip(texts, readers, strict=True) if reader is None])
         return [(reader, True) if reader else (computed[t], False) for t, reader in zip(texts, readers, strict=True)]
 
     def distrust(self, texts: Iterable[str]) -> None:
-        """Verify these chunks again before they are read next: one of them could not be read."""
+        """Verify all of these chunks when they are read next: one of them proved damaged."""
         with self._lock:
-            for text in texts:
-                self._verified.pop(self._key(text_digest(text)), None)
+            self._doubted.update(self._key(text_digest(text)) for text in texts)
 
     def close(self) -> None:
         """Let go of the catalog; the store is its owner's."""
         self._catalog.close()
 
-    def _open(self, text: str) -> ChunkReader | None:
+    def _open(self, text: str, whole: bool) -> ChunkReader | None:
         key = self._key(text_digest(text))
         try:
-            chunk = open_chunk(self._store, key)
+            chunk = open_chunk(self._store, key, None if whole else self._num_bytes_to_select(text))
             if chunk is not None:
-                self._verify_once(key, text, chunk)
+                self._check(key, text, chunk)
             return chunk
         except StoreUnreachableError:  # the store has warned of it
             return None
@@ -301,20 +313,35 @@ class ChunkLibrary:
             )
             return None
 
-    def _verify_once(self, key: str, text: str, chunk: StoredChunk) -> None:
-        """Verify what this process has not read yet, or what has changed since."""
+    def _num_bytes_to_select(self, text: str) -> int:
+        """At least what a stored chunk has up to the last layer that ``Scout`` selects by."""
+        num_layers = score_layers(self._shape.num_layers).stop if self._spec.storage == "full" else None
+        num_bytes = encoded_bytes(self._shape, self.num_tokens(text_digest(text), text), self._kv_dtype, num_layers)
+        return num_bytes + num_bytes // 50 + 4096
+
+    def _check(self, key: str, text: str, chunk: StoredChunk) -> None:
+        """Compare what a chunk says of itself, where this process has not yet or it has changed since.
+
+        Its KV is compared with checksums as it is read, or all of it now where there is reason to.
+        """
         with self._lock:
-            if self._verified.get(key) == chunk.blob.identity:
-                return
+            identity, checked = self._checked.get(key, (None, chunk.checked))
+            is_doubted = key in self._doubted
+            self._doubted.discard(key)
+        if is_doubted:
+            chunk.verify()
+        elif identity == chunk.blob.identity:
+            chunk.checked = checked
+            return
         token_ids = self._tokenizer.chunk_ids(text)
-        chunk.verify(self._shape, token_ids)
+        chunk.require(self._shape, token_ids)
         wanted = self._identity(describe(text, len(token_ids)))
         if replace(chunk.identity, model_name=wanted.model_name) != wanted:  # a model may go by several names
             raise DamagedChunkError("its metadata is not that of its text")
         with self._lock:
-            self._verified[key] = chunk.blob.identity
-            if len(self._verified) > _MAX_VERIFIED:
-                self._verified.popitem(last=False)
+            self._checked[key] = (chunk.blob.identity, chunk.checked)
+            if len(self._checked) > _MAX_REMEMBERED:
+                self._checked.popitem(last=False)
 
     def _compute(self, texts: Iterable[str]) -> dict[str, ChunkReader]:
         """Readers of chunks computed now, of what is stored of them: a first answer is like those that follow."""
@@ -362,7 +389,7 @@ class ChunkLibrary:
                 del self._used_once[key]
                 return True
             self._used_once[key] = None
-            if len(self._used_once) > _MAX_VERIFIED:
+            if len(self._used_once) > _MAX_REMEMBERED:
                 self._used_once.popitem(last=False)
             return False
 

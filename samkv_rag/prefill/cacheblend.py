@@ -54,7 +54,8 @@ class CacheBlend(RecomputingPrefill):
 
             hidden = decoder.run_layers(hidden, plan.row_positions, attend_to_fresh, [CHECK_LAYER])
             above = range(CHECK_LAYER + 1, decoder.num_layers)
-            hidden = decoder.run_layers(hidden, plan.row_positions, PlannedPass(decoder, plan, buffer), above)
+            attend = PlannedPass(decoder, plan, buffer, layers=above)
+            hidden = decoder.run_layers(hidden, plan.row_positions, attend, above)
         return Prefilled(hidden[:, -1:], everything, recomputed)
 
 

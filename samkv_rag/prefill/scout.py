@@ -132,8 +132,9 @@ class Scout(SparsePrefill):
         scores = AttentionScores(layout.num_tokens, layout.tail, decoder, len(plan.row_positions), self)
         observer: Observer = _AllKeys(decoder, layout, plan, scores) if over_anchors else scores
         hidden = decoder.embed(layout.token_ids[plan.row_positions][None])
-        attend = PlannedPass(decoder, plan, observer=observer)
-        decoder.run_layers(hidden, plan.row_positions, attend, range(scores.layers[-1] + 1))
+        layers = range(scores.layers[-1] + 1)
+        attend = PlannedPass(decoder, plan, observer=observer, layers=layers)
+        decoder.run_layers(hidden, plan.row_positions, attend, layers)
         return scores.scores
 
 
@@ -181,7 +182,8 @@ def _question_values(decoder: Decoder, layout: PromptLayout, layer: int) -> torc
     question = layout.without_chunks()
     plan = make_plan(question, retained=torch.ones_like(question.is_text))
     hidden = decoder.embed(question.token_ids[plan.row_positions][None])
-    hidden = decoder.run_layers(hidden, plan.row_positions, PlannedPass(decoder, plan), range(layer))
+    attend = PlannedPass(decoder, plan, layers=range(layer))
+    hidden = decoder.run_layers(hidden, plan.row_positions, attend, range(layer))
     _, values = decoder.project(hidden, plan.row_positions, layer)
     num_tokens = min(layout.tail.stop - layout.tail.start, MAX_SCORING_TOKENS)
     return values[0, :, -num_tokens:].transpose(0, 1).flatten(1).float()
@@ -232,7 +234,7 @@ class _AllKeys:
 
     def __init__(self, decoder: Decoder, layout: PromptLayout, plan: Plan, scores: AttentionScores) -> None:
         everything = make_plan(layout, retained=torch.ones_like(layout.is_text))
-        self._read_keys = LayerReader(decoder, everything, keys_only=True)
+        self._read_keys = LayerReader(decoder, everything, scores.layers, keys_only=True)
         self._text_columns = everything.row_columns
         self._columns_in_pass = plan.row_columns
         self._scores = scores

@@ -90,12 +90,13 @@ class PromptAssembler:
             segments.append(replace(segment, hit=self._library.knows(segment.digest)))
         return PromptLayout.of(segments, self._decoder.device)
 
-    def with_cache(self, prompt: SplitPrompt, with_history: bool = False) -> PromptLayout:
+    def with_cache(self, prompt: SplitPrompt, with_history: bool = False, whole: bool = True) -> PromptLayout:
         """Layout with every chunk's cache open; missing ones are computed, and so is the exact prefix.
 
-        ``with_history`` what was said in former turns has the KV of then.
+        ``with_history`` what was said in former turns has the KV of then. Unless ``whole``, no more of the chunks will
+        be read than what ``Scout`` selects by.
         """
-        opened = iter(self._library.read(prompt.chunk_texts))
+        opened = iter(self._library.read(prompt.chunk_texts, whole))
         segments = []
         for i, span in enumerate(prompt.spans):
             if span.text_digest:

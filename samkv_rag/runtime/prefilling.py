@@ -37,7 +37,8 @@ def read_prompt(assembler: PromptAssembler, sequence: Sequence, context_window: 
     try:
         with clock.phase("assemble"):
             if method.needs:
-                layout = assembler.with_cache(prompt, with_history=not method.is_exact)
+                whole = method.needs != {"index"}
+                layout = assembler.with_cache(prompt, with_history=not method.is_exact, whole=whole)
             else:
                 layout = assembler.without_cache(prompt)
     finally:

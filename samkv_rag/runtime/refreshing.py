@@ -102,7 +102,8 @@ class Refresher:
         start = layout.num_tokens + first
         tail = slice(start, start + len(token_ids))
         scores = AttentionScores(tail.stop, tail, self._decoder, len(token_ids), self._scout)
-        read = LayerReader(self._decoder, make_plan(layout, torch.ones_like(layout.is_chunk)))
+        layers = range(scores.layers[-1] + 1)
+        read = LayerReader(self._decoder, make_plan(layout, torch.ones_like(layout.is_chunk)), layers)
 
         def attend(
             layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, spec: LayerSpec
@@ -116,7 +117,7 @@ class Refresher:
             return attention(query, keys, values, spec, is_causal=True)
 
         hidden = self._decoder.embed(torch.tensor([token_ids]))
-        self._decoder.run_layers(hidden, torch.arange(tail.start, tail.stop), attend, range(scores.layers[-1] + 1))
+        self._decoder.run_layers(hidden, torch.arange(tail.start, tail.stop), attend, layers)
         own = credit_sentences(scores.scores[: layout.num_tokens], layout, self._scout.sentence_credit)
         return self._blocks.top_token_mean(own, self._scout.block_top_tokens)
 

@@ -31,43 +31,35 @@ class Blob(Protocol):
     identity: object
     """Equal only for blobs of the same, unchanged bytes."""
 
-    def read_into(self, start: int, buffers: Sequence[Buffer]) -> None:
-        """Fill ``buffers``, one after another, with the bytes from ``start`` on.
+    def read(self, parts: Sequence[tuple[int, Buffer]]) -> None:
+        """Fill every buffer with the bytes from its start on, by one request where the backend can.
 
         Raises:
             DamagedBlobError: there are fewer bytes, or others than there were.
         """
 
-    def read_parts(self, parts: Sequence[tuple[int, Buffer]]) -> None:
-        """Fill every buffer with the bytes from its start on, by one request where the backend can."""
-
 
 class BytesBlob:
     """Bytes in memory."""
 
-    def __init__(self, data: bytes) -> None:
+    def __init__(self, data: bytes | bytearray) -> None:
         self._view = memoryview(data)
         self.size = len(data)
         self.identity: object = next(_serial)
 
-    def read_into(self, start: int, buffers: Sequence[Buffer]) -> None:
-        for buffer in buffers:
+    def read(self, parts: Sequence[tuple[int, Buffer]]) -> None:
+        for start, buffer in parts:
             target = memoryview(buffer)
             if start + target.nbytes > self.size:
                 raise DamagedBlobError(f"it ends after {self.size} bytes, {start + target.nbytes} are needed")
             if target.nbytes:  # a buffer of no bytes cannot be cast
                 target.cast("B")[:] = self._view[start : start + target.nbytes]
-            start += target.nbytes
-
-    def read_parts(self, parts: Sequence[tuple[int, Buffer]]) -> None:
-        for start, buffer in parts:
-            self.read_into(start, [buffer])
 
 
 def read_bytes(blob: Blob, start: int = 0, stop: int | None = None) -> bytearray:
     """Bytes ``start`` to ``stop`` of a blob; its end unless given."""
     data = bytearray((blob.size if stop is None else stop) - start)
-    blob.read_into(start, [data])
+    blob.read([(start, data)])
     return data
 
 
@@ -126,6 +118,10 @@ class Store(ABC):
         """Let go of connections and threads; the store is not used afterwards."""
 
     # What slow stores do better than this
+
+    def get_beginning(self, key: str, num_bytes: int) -> Blob | None:
+        """Like :meth:`get`, where the first ``num_bytes`` will be read and the others hardly."""
+        return self.get(key)
 
     def prefetch(self, keys: Iterable[str]) -> Callable[[], None]:
         """Start bringing bytes nearer; returns at once. Calling what is returned stops it."""

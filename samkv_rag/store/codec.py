@@ -1,24 +1,23 @@
-"""A chunk cache as the bytes of a safetensors file, and back, layer by layer; ``docs/format.md`` specifies it.
+"""A chunk cache as the bytes of a safetensors file, and back, tensor by tensor; ``docs/format.md`` specifies it.
 
-Tensors: ``token_ids`` [tokens]; then in full ``kv.<layer>`` [2, kv_heads, tokens, head_dim], keys then values,
-``block_mean_keys``, ``anchor_mean_key``, ``local_mean_query``; in an index ``keys`` of the scoring layers,
-``values.<layer>`` of the ranking layer, and ``anchor_keys`` and ``anchor_values`` of the anchors up to the last scoring
-layer. In int8 with their scales beside them. Metadata: one JSON document with who computed the chunk, of which text,
-and an XXH3-64 checksum of every tensor and of the document itself.
+Tensors: ``token_ids`` [tokens]; ``layer.<layer>.keys`` and ``layer.<layer>.values`` [kv_heads, tokens, head_dim], in
+full of all layers, in an index of those that select; then in full the summary, in an index ``anchor_keys`` and
+``anchor_values`` of the anchors up to the last scoring layer. In int8 with their scales beside them. Metadata: one JSON
+document with who computed the chunk, of which text, and an XXH3-64 checksum of every tensor and of the document itself.
 
-The library writes the files. It reads them whole or through a memory map; here one layer at a time goes
-straight to its place in the assembled prompt, so reading is our own.
+The library writes the files. It reads them whole or through a memory map; here a layer goes straight to its place in
+the assembled prompt, so reading is our own. A tensor is compared with its checksum when it is first read.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, fields
-from functools import cached_property
+from functools import cached_property, lru_cache
 from itertools import groupby
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import xxhash
@@ -37,7 +36,6 @@ from samkv_rag.exceptions import ConfigurationError, DamagedChunkError, StoreErr
 from samkv_rag.store.base import Blob, Buffer, BytesBlob, DamagedBlobError, Store, read_bytes, require_key
 from samkv_rag.store.quantization import (
     KEY_GROUP_TOKENS,
-    VALUE_GROUP_CHANNELS,
     dequantize_keys,
     dequantize_rows,
     num_row_groups,
@@ -45,7 +43,7 @@ from samkv_rag.store.quantization import (
     quantize_rows,
 )
 
-FORMAT_VERSION = 7
+FORMAT_VERSION = 8
 PREFIX_CHARS = 16
 """Characters of a text's prefix and suffix, by which it is noticed in prompts; shorter texts are not worth a cache."""
 _METADATA = "samkv"
@@ -61,9 +59,8 @@ _DTYPES = {
 _MODEL_DTYPES = {
     str(t).removeprefix("torch."): t for t in (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 }
-_FIRST_READ_BYTES = 4 << 10
+_FIRST_READ_BYTES = 8 << 10
 """Holds the header of an index, and of a full chunk of few layers."""
-_PIECE_BYTES = 4 << 20
 _METADATA_BYTES, _ENTRY_BYTES = 800, 125
 """Of a header: about what is said of the chunk, and of each tensor."""
 _MAX_HEADER_BYTES = 64 << 20
@@ -117,8 +114,16 @@ def encode_chunk(cache: ChunkCache, identity: ChunkIdentity, kv_dtype: str = "au
         StoreError: a value is not finite, which a quantised chunk cannot hold.
     """
     stored = stored_dtype(kv_dtype, cache.keys.dtype, storage)
-    parts = _index_tensors(cache, stored) if storage == "index" else _tensors(cache, stored)
-    tensors = {name: tensor.cpu().contiguous() for name, tensor in parts.items()}
+    tensors: dict[str, torch.Tensor] = {}
+    for name, tensor in _contents(cache, storage).items():
+        if name == "token_ids":
+            tensors[name] = tensor
+        elif stored != "int8":
+            tensors[name] = tensor.to(_MODEL_DTYPES[stored])
+        else:
+            quantize = quantize_keys if _is_by_channel(name) else quantize_rows
+            tensors[name], tensors[f"{name}.scales"] = quantize(tensor.cpu())
+    tensors = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
     body = {
         "format": FORMAT_VERSION,
         **asdict(identity),
@@ -131,20 +136,28 @@ def encode_chunk(cache: ChunkCache, identity: ChunkIdentity, kv_dtype: str = "au
     return bytes(save(tensors, {_METADATA: json.dumps({"body": body, "checksum": _body_checksum(body)})}))
 
 
-def encoded_bytes(shape: ChunkShape, num_tokens: int, kv_dtype: str) -> int:
-    """About how many bytes :func:`encode_chunk` makes of a chunk; known without computing it."""
+def encoded_bytes(shape: ChunkShape, num_tokens: int, kv_dtype: str, num_layers: int | None = None) -> int:
+    """About how many bytes :func:`encode_chunk` makes of a chunk; known without computing it.
+
+    With ``num_layers``, how many there are up to the last of so many layers: their tensors lie in order.
+    """
     stored = stored_dtype(kv_dtype, shape.dtype, shape.spec.storage)
-    tensors = _expected(shape, num_tokens, stored).values()
-    return _METADATA_BYTES + sum(math.prod(size) * dtype.itemsize + _ENTRY_BYTES for dtype, size in tensors)
+    expected = _expected(shape, num_tokens, stored)
+    sizes = {name: math.prod(size) * dtype.itemsize for name, (dtype, size) in expected.items()}
+    above = range(shape.num_layers if num_layers is None else num_layers, shape.num_layers)
+    behind = sum(sizes.get(name, 0) for layer in above for name in _layer(layer))
+    return _METADATA_BYTES + len(sizes) * _ENTRY_BYTES + sum(sizes.values()) - behind
 
 
-def open_chunk(store: Store, key: str) -> StoredChunk | None:
+def open_chunk(store: Store, key: str, num_bytes: int | None = None) -> StoredChunk | None:
     """Reader of what is stored under ``key``; None where nothing is.
+
+    With ``num_bytes`` no more than these first ones will be read, as a rule.
 
     Raises:
         DamagedChunkError: it is not a chunk of this format, or another chunk's.
     """
-    blob = store.get(key)
+    blob = store.get(key) if num_bytes is None else store.get_beginning(key, num_bytes)
     chunk = None if blob is None else StoredChunk(blob)
     if chunk is not None and chunk.identity.key != key:
         raise DamagedChunkError("it is another chunk's")
@@ -154,10 +167,10 @@ def open_chunk(store: Store, key: str) -> StoredChunk | None:
 
 
 class StoredChunk:
-    """Reader of an encoded chunk; every tensor it returns is an owned copy.
+    """Reader of an encoded chunk; every tensor it returns is an owned copy, and was compared with its checksum.
 
     Raises:
-        DamagedChunkError: not a chunk of this format.
+        DamagedChunkError: not a chunk of this format; on reading, a tensor that differs from its checksum.
     """
 
     def __init__(self, blob: Blob) -> None:
@@ -167,8 +180,10 @@ class StoredChunk:
         self._data = blob
         self._tensors, self._body = _read_header(blob)
         data_start = min((span.start for span in self._tensors.values()), default=0)
-        self.bytes_read = _FIRST_READ_BYTES + (data_start if data_start > _FIRST_READ_BYTES else 0)
+        self.bytes_read = min(blob.size, max(data_start, _FIRST_READ_BYTES))
         """So far, of what the store holds."""
+        self.checked: set[str] = set()
+        """Tensors that were compared; may be handed on to the next reader of a blob of the same identity."""
         try:
             self.identity = _identity(self._body)
             self._dtype = _MODEL_DTYPES[self._body["dtype"]]
@@ -178,111 +193,81 @@ class StoredChunk:
             self.storage: str = self._body["storage"]
             if self.storage not in ("full", "index"):
                 raise ValueError(f"storage {self.storage!r}")
-        except (KeyError, TypeError, ValueError, StoreError) as error:
+            self._checksums: dict[str, str] = self._body["checksums"]
+            if self._checksums.keys() != self._tensors.keys():
+                raise ValueError("tensors other than those of its checksums")
+        except (KeyError, TypeError, ValueError, AttributeError, StoreError) as error:
             raise DamagedChunkError(f"its metadata is not what a writer writes ({error!r})") from error
-        ids, num_tokens = self._span("token_ids"), self.identity.num_tokens
-        if (ids.dtype, ids.shape) != (torch.int64, (num_tokens,)):
-            raise DamagedChunkError(f"its token ids are {ids.dtype} {list(ids.shape)}, expected int64 [{num_tokens}]")
+        ids, num_tokens = self._tensors.get("token_ids"), self.identity.num_tokens
+        if ids is None or (ids.dtype, ids.shape) != (torch.int64, (num_tokens,)):
+            raise DamagedChunkError(f"its token ids are {ids}, expected int64 [{num_tokens}]")
 
     def load(self) -> None:
         """Bring the whole chunk into memory by one request; what is read of it later is read there."""
-        try:
-            data = read_bytes(self.blob)
-        except DamagedBlobError as error:
-            raise DamagedChunkError(str(error)) from error
-        self.bytes_read += len(data)
-        self._data = BytesBlob(bytes(data))
+        data = bytearray(self.num_bytes)
+        self._request([(0, memoryview(data))])
+        self._data = BytesBlob(data)
 
     @cached_property
     def token_ids(self) -> torch.Tensor:
-        return self._read("token_ids")
+        return self._read("token_ids")[0]
 
     def layer(self, layer: int, tokens: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
         if self.storage == "index":
             return self._anchors(layer, tokens)
-        span = self._span(f"kv.{layer:03}")
-        if tokens is not None and self.kv_dtype != "int8":
-            keys, values = self._read_rows(span, tokens).to(self._dtype)
-            return keys, values
-        keys, values = torch.empty(2, *span.shape[1:], dtype=self._dtype)
-        self.fill_layer(layer, keys, values)
-        return (keys, values) if tokens is None else (keys[:, tokens], values[:, tokens])
+        keys, values = self._decoded(*_layer(layer), tokens=tokens)
+        return keys.to(self._dtype), values.to(self._dtype)
 
     def fill_layer(self, layer: int, keys: torch.Tensor, values: torch.Tensor | None) -> None:
-        if self.storage == "index":
-            if values is not None:
-                raise LookupError(_ANCHORS_ALONE)
-            keys.copy_(self._keys("keys", layer - self._num_unscored))
+        if self.storage == "index" and values is not None:
+            raise LookupError(_ANCHORS_ALONE)
+        places = dict(zip(_layer(layer), [keys] if values is None else [keys, values], strict=False))
+        if keys.dtype == self._span(_layer(layer)[0]).dtype and all(p[0].is_contiguous() for p in places.values()):
+            self._fill(places)  # from the store to its place by one request, head by head
             return
-        span = self._span(name := f"kv.{layer:03}")
-        parts = [keys] if values is None else [keys, values]
-        if self.kv_dtype == "int8":
-            keys.copy_(dequantize_keys(self._read(name, 0), self._read("key_scales", layer)))
-            if values is not None:
-                values.copy_(self.layer_values(layer))
-        elif keys.dtype == span.dtype and all(part[0].is_contiguous() for part in parts):
-            # From the store to its place in one call, head by head.
-            self._read_into(span.start, [row for part in parts for row in part.view(torch.uint8).numpy()])
-        else:
-            for number, part in enumerate(parts):
-                part.copy_(self._read(name, number))
+        for place, found in zip(places.values(), self._decoded(*places), strict=True):
+            place.copy_(found)
 
     def layer_values(self, layer: int) -> torch.Tensor:
-        if self.storage == "index":
-            return self._rows(f"values.{layer:03}")
-        values = self._read(f"kv.{layer:03}", 1)
-        if self.kv_dtype == "int8":
-            return dequantize_rows(values, self._read("value_scales", layer), self._dtype)
-        return values.to(self._dtype)
+        return self._decoded(_layer(layer)[1])[0].to(self._dtype)
 
     def summary(self) -> Summary:
-        return Summary(*(self._rows(name) for name in _SUMMARY))
-
-    # An index
-
-    @property
-    def _num_unscored(self) -> int:
-        """Layers below the first that scores."""
-        return self._span("anchor_keys").shape[0]
+        return Summary(*(means.to(self._dtype) for means in self._decoded(*_SUMMARY)))
 
     def _anchors(self, layer: int, tokens: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
-        """Keys and values of those anchors that ``tokens`` names."""
-        anchors = index_anchors(self.identity.num_tokens)
+        """Keys and values of those anchors of an index that ``tokens`` names."""
+        anchors, (below, values) = index_anchors(self.identity.num_tokens), self._anchor_kv
         if tokens is None or not bool(torch.isin(tokens, anchors).all()):
             raise LookupError(_ANCHORS_ALONE)
-        places, above = torch.searchsorted(anchors, tokens), layer - self._num_unscored
-        keys = self._keys("anchor_keys", layer)[:, places] if above < 0 else self._keys("keys", above)[:, tokens]
-        return keys, self._rows("anchor_values", layer)[:, places]
+        places = torch.searchsorted(anchors, tokens)
+        if layer < len(below):
+            return below[layer][:, places], values[layer][:, places]
+        return self._decoded(_layer(layer)[0], tokens=tokens)[0].to(self._dtype), values[layer][:, places]
 
-    def _keys(self, name: str, index: int) -> torch.Tensor:
-        """One layer of keys, ``[kv_heads, tokens, head_dim]``."""
-        stored = self._read(name, index)
-        if self.kv_dtype == "int8":
-            stored = dequantize_keys(stored, self._read(f"{name}.scales", index))
-        return stored.to(self._dtype)
+    @cached_property
+    def _anchor_kv(self) -> list[torch.Tensor]:
+        return [states.to(self._dtype) for states in self._decoded("anchor_keys", "anchor_values")]
 
-    def verify(self, shape: ChunkShape | None = None, token_ids: list[int] | None = None) -> None:
-        """Compare every tensor with its checksum and, where given, with what the model and the text say.
+    # Checking
+
+    def verify(self) -> None:
+        """Read every tensor, and compare it with its checksum.
 
         Raises:
-            DamagedChunkError: something differs.
+            DamagedChunkError: one differs.
         """
-        checksums = self._body.get("checksums")
-        if not isinstance(checksums, dict) or set(checksums) != set(self._tensors):
-            raise DamagedChunkError("its list of tensors is not that of its checksums")
-        for name, span in self._tensors.items():
-            checksum, is_finite = self._examined(span)
-            if checksum != checksums[name]:
-                raise DamagedChunkError(f"the checksum of {name} differs")
-            if not is_finite:
-                raise DamagedChunkError(f"{name} holds a value that is not finite")
-        if shape is not None:
-            self._require_shape(shape)
-        if token_ids is not None and self.token_ids.tolist() != token_ids:
-            raise DamagedChunkError("its token ids are not those of its text")
+        self.checked.clear()
+        for name in self._tensors:
+            self._read(name)
 
-    def _require_shape(self, wanted: ChunkShape) -> None:
-        """A file with right checksums can still have been made by somebody else."""
+    def require(self, wanted: ChunkShape, token_ids: list[int] | None = None) -> None:
+        """Compare every tensor's dtype and shape with the model's, the token ids with the text's.
+
+        A file with right checksums can still have been made by somebody else.
+
+        Raises:
+            DamagedChunkError: one differs.
+        """
         if self._dtype != wanted.dtype:
             raise DamagedChunkError(f"its dtype is {self._dtype}, the model's {wanted.dtype}")
         ids = self.token_ids
@@ -294,79 +279,96 @@ class StoredChunk:
         if extra := sorted(self._tensors.keys() - expected):
             raise DamagedChunkError(f"it has {extra[0]}, which no chunk of this model has")
         for name, (dtype, shape) in expected.items():
-            found = self._span(name)
-            if (found.dtype, found.shape) != (dtype, shape):
-                raise DamagedChunkError(f"{name} is {found.dtype} {list(found.shape)}, expected {dtype} {list(shape)}")
+            if (found := self._tensors.get(name)) is None or (found.dtype, found.shape) != (dtype, shape):
+                raise DamagedChunkError(f"{name} is {found}, expected {dtype} {list(shape)}")
+        if token_ids is not None and ids.tolist() != token_ids:
+            raise DamagedChunkError("its token ids are not those of its text")
 
-    def _rows(self, name: str, index: int | None = None) -> torch.Tensor:
-        rows = self._read(name, index)
-        if self.kv_dtype == "int8":
-            return dequantize_rows(rows, self._read(f"{name}.scales", index), self._dtype)
-        return rows.to(self._dtype)
+    def _check(self, name: str, tensor: torch.Tensor) -> None:
+        """Compare the bytes of a stored tensor, as they were read, with its checksum."""
+        if _checksum(tensor) != self._checksums[name]:
+            raise DamagedChunkError(f"the checksum of {name} differs")
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise DamagedChunkError(f"{name} holds a value that is not finite")
+        self.checked.add(name)
+
+    # Reading
+
+    def _decoded(self, *names: str, tokens: torch.Tensor | None = None) -> list[torch.Tensor]:
+        """Tensors, of all tokens or some; in float32 where they are quantised."""
+        scaled = [f"{name}.scales" for name in names] if self.kv_dtype == "int8" else []
+        if tokens is not None and self.checked.issuperset(names):
+            stored = self._read_rows(names, tokens) + self._read(*scaled)
+        else:  # whole, for the checksum is
+            stored = self._read(*names, *scaled)
+            stored[: len(names)] = [one if tokens is None else one[:, tokens] for one in stored[: len(names)]]
+        if not scaled:
+            return stored
+        decoded = []
+        for name, codes, scales in zip(names, stored, stored[len(names) :], strict=False):
+            if _is_by_channel(name):
+                decoded.append(dequantize_keys(codes, scales, tokens))
+            else:
+                decoded.append(dequantize_rows(codes, scales if tokens is None else scales[:, tokens]))
+        return decoded
+
+    def _read(self, *names: str) -> list[torch.Tensor]:
+        """Whole tensors as they are stored, by one request."""
+        spans = {name: self._span(name) for name in names}
+        found = {name: torch.empty(span.shape, dtype=span.dtype) for name, span in spans.items()}
+        self._fill(found)
+        return list(found.values())
+
+    def _fill(self, places: dict[str, torch.Tensor]) -> None:
+        """Read whole tensors into ``places``, each contiguous or so head by head, by one request; check new ones."""
+        parts: list[tuple[int, Buffer]] = []
+        for name, place in places.items():
+            start = self._span(name).start
+            for buffer in _buffers(place):
+                parts.append((start, buffer))
+                start += buffer.nbytes
+        self._request(parts)
+        for name, place in places.items():
+            if name not in self.checked:
+                self._check(name, place)
+
+    def _read_rows(self, names: Iterable[str], tokens: torch.Tensor) -> list[torch.Tensor]:
+        """``[kv_heads, tokens, head_dim]`` of each name; the bytes of other tokens are not touched."""
+        parts: list[tuple[int, Buffer]] = []
+        found, runs = [], list(_runs(tokens.tolist()))
+        for name in names:
+            span = self._span(name)
+            heads, num_tokens, head_dim = span.shape
+            row_bytes = head_dim * span.dtype.itemsize
+            found.append(rows := torch.empty(heads, len(tokens), head_dim, dtype=span.dtype))
+            for head, own in enumerate(rows):
+                start = span.start + head * num_tokens * row_bytes
+                parts += [(start + token * row_bytes, _raw(own[first:stop])) for first, stop, token in runs]
+        self._request(parts)
+        return found
+
+    def _request(self, parts: list[tuple[int, Buffer]]) -> None:
+        try:
+            self._data.read(parts)
+        except DamagedBlobError as error:
+            raise DamagedChunkError(str(error)) from error
+        if self._data is self.blob:
+            self.bytes_read += sum(buffer.nbytes for _, buffer in parts)
 
     def _span(self, name: str) -> _Span:
         try:
             return self._tensors[name]
         except KeyError:
-            raise DamagedChunkError(f"it has no tensor {name}") from None
-
-    def _read(self, name: str, index: int | None = None) -> torch.Tensor:
-        span = self._span(name) if index is None else self._span(name).item(index)
-        tensor = torch.empty(span.shape, dtype=span.dtype)
-        self._read_into(span.start, [_raw(tensor)])
-        return tensor
-
-    def _read_rows(self, span: _Span, tokens: torch.Tensor) -> torch.Tensor:
-        """``[2, kv_heads, tokens, head_dim]`` of a layer; the bytes of other tokens are not touched."""
-        rows = torch.empty(*span.shape[:2], len(tokens), span.shape[3], dtype=span.dtype)
-        row_bytes = span.shape[3] * span.dtype.itemsize
-        heads = [span.item(kind).item(head).start for kind in range(2) for head in range(span.shape[1])]
-        parts: list[tuple[int, Buffer]] = []
-        for first, stop, token in _runs(tokens.tolist()):
-            places = (_raw(own[first:stop]) for own in rows.flatten(0, 1))
-            parts += [(start + token * row_bytes, place) for start, place in zip(heads, places, strict=True)]
-        try:
-            self._data.read_parts(parts)
-        except DamagedBlobError as error:
-            raise DamagedChunkError(str(error)) from error
-        self.bytes_read += rows.nbytes
-        return rows
-
-    def _read_into(self, start: int, buffers: list[Buffer]) -> None:
-        try:
-            self._data.read_into(start, buffers)
-        except DamagedBlobError as error:
-            raise DamagedChunkError(str(error)) from error
-        if self._data is self.blob:
-            self.bytes_read += sum(memoryview(buffer).nbytes for buffer in buffers)
-
-    def _examined(self, span: _Span) -> tuple[str, bool]:
-        """A tensor's checksum, and whether all of its values are finite; its bytes are read once."""
-        hasher, is_finite = _hasher(span.dtype, span.shape), True
-        for start in range(span.start, span.stop, _PIECE_BYTES):
-            self._read_into(start, [piece := bytearray(min(_PIECE_BYTES, span.stop - start))])
-            hasher.update(piece)
-            if span.dtype.is_floating_point:
-                is_finite = is_finite and bool(torch.isfinite(torch.frombuffer(piece, dtype=span.dtype)).all())
-        return hasher.hexdigest(), is_finite
+            raise LookupError(f"it has no tensor {name}") from None
 
 
-@dataclass(frozen=True)
-class _Span:
+class _Span(NamedTuple):
     """Where a tensor lies, in bytes from the file's beginning, and how its bytes are read."""
 
     dtype: torch.dtype
     shape: tuple[int, ...]
     start: int
     stop: int
-
-    def item(self, index: int) -> _Span:
-        """The part of the tensor at ``index`` of its first dimension."""
-        if not 0 <= index < self.shape[0]:
-            raise LookupError(f"{index} is not one of {self.shape[0]} layers")
-        num_bytes = (self.stop - self.start) // self.shape[0]
-        start = self.start + index * num_bytes
-        return _Span(self.dtype, self.shape[1:], start, start + num_bytes)
 
 
 def _read_header(blob: Blob) -> tuple[dict[str, _Span], dict[str, Any]]:
@@ -420,79 +422,54 @@ def _span(described: dict[str, Any], data_start: int) -> _Span:
     return _Span(dtype, tuple(shape), data_start + start, data_start + stop)
 
 
-def _tensors(cache: ChunkCache, stored: str) -> dict[str, torch.Tensor]:
-    rows = {name: getattr(cache.means, name) for name in _SUMMARY}
-    pairs = zip(cache.keys, cache.values, strict=True)
-    tensors = {"token_ids": cache.token_ids}
-    if stored != "int8":
-        kv = {f"kv.{layer:03}": torch.stack(pair) for layer, pair in enumerate(pairs)}
-        return tensors | {name: tensor.to(_MODEL_DTYPES[stored]) for name, tensor in (kv | rows).items()}
-    key_scales, value_scales = [], []
-    for layer, (keys, values) in enumerate(pairs):
-        key_codes, own_key_scales = quantize_keys(keys.cpu())
-        value_codes, own_value_scales = quantize_rows(values.cpu(), VALUE_GROUP_CHANNELS)
-        tensors[f"kv.{layer:03}"] = torch.stack((key_codes, value_codes))
-        key_scales.append(own_key_scales)
-        value_scales.append(own_value_scales)
-    tensors |= {"key_scales": torch.stack(key_scales), "value_scales": torch.stack(value_scales)}
-    for name, values in rows.items():
-        tensors[name], tensors[f"{name}.scales"] = quantize_rows(values.cpu())
-    return tensors
+def _layer(layer: int) -> tuple[str, str]:
+    """Names of a layer's keys and values."""
+    return f"layer.{layer:03}.keys", f"layer.{layer:03}.values"
 
 
-def _index_tensors(cache: ChunkCache, stored: str) -> dict[str, torch.Tensor]:
-    scored, anchors = score_layers(cache.keys.shape[0]), index_anchors(cache.num_tokens)
-    keys = {"keys": cache.keys[scored.start : scored.stop], "anchor_keys": cache.keys[: scored.start, :, anchors]}
-    ranking = ranking_layer(cache.keys.shape[0])
-    rows = {"anchor_values": cache.values[: scored.stop, :, anchors], f"values.{ranking:03}": cache.values[ranking]}
-    tensors = {"token_ids": cache.token_ids}
-    if stored != "int8":
-        return tensors | {name: tensor.to(_MODEL_DTYPES[stored]) for name, tensor in (keys | rows).items()}
-    for name, tensor in keys.items():
-        tensors[name], scales = quantize_keys(tensor.cpu())
-        tensors[f"{name}.scales"] = scales.movedim(0, 1)
-    for name, tensor in rows.items():
-        tensors[name], tensors[f"{name}.scales"] = quantize_rows(tensor.cpu())
-    return tensors
+def _is_by_channel(name: str) -> bool:
+    """Whether a tensor is quantised as keys are, rather than row by row."""
+    return name.endswith(".keys") or name == "anchor_keys"
 
 
-def _expected_index(
-    wanted: ChunkShape, num_tokens: int, kv_dtype: str
-) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
-    """What ``_index_tensors`` makes of a chunk of ``wanted``."""
-    scored, num_anchors = score_layers(wanted.num_layers), len(index_anchors(num_tokens))
-    heads, dim = wanted.num_kv_heads, wanted.head_dim
-    keys = {"keys": (len(scored), heads, num_tokens, dim), "anchor_keys": (scored.start, heads, num_anchors, dim)}
-    rows: dict[str, tuple[int, ...]] = {"anchor_values": (scored.stop, heads, num_anchors, dim)}
-    rows[f"values.{ranking_layer(wanted.num_layers):03}"] = (heads, num_tokens, dim)
-    stored = torch.int8 if kv_dtype == "int8" else _MODEL_DTYPES[kv_dtype]
-    expected = {name: (stored, shape) for name, shape in (keys | rows).items()}
-    if kv_dtype == "int8":
-        for name, (layers, _, tokens, _) in keys.items():
-            expected[f"{name}.scales"] = torch.bfloat16, (layers, 2, heads, -(-tokens // KEY_GROUP_TOKENS), dim)
-        for name, shape in rows.items():
-            expected[f"{name}.scales"] = torch.bfloat16, (*shape[:-1], num_row_groups(shape[-1]))
-    return {"token_ids": (torch.int64, (num_tokens,)), **expected}
+def _contents(cache: ChunkCache, storage: str) -> dict[str, torch.Tensor]:
+    """What is stored of a chunk, before it is brought to a dtype."""
+    num_layers = cache.keys.shape[0]
+    if storage == "full":
+        with_keys = with_values = range(num_layers)
+        more = {name: getattr(cache.means, name) for name in _SUMMARY}
+    else:
+        with_keys, ranking = score_layers(num_layers), ranking_layer(num_layers)
+        with_values, anchors = range(ranking, ranking + 1), index_anchors(cache.num_tokens)
+        more = {"anchor_keys": cache.keys[: with_keys.start, :, anchors]}
+        more["anchor_values"] = cache.values[: with_keys.stop, :, anchors]
+    keys = {_layer(layer)[0]: cache.keys[layer] for layer in with_keys}
+    values = {_layer(layer)[1]: cache.values[layer] for layer in with_values}
+    return {"token_ids": cache.token_ids, **keys, **values, **more}
 
 
+@lru_cache(1024)
 def _expected(wanted: ChunkShape, num_tokens: int, kv_dtype: str) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
     """What a chunk of ``wanted`` is stored as: every tensor's dtype and shape."""
-    if wanted.spec.storage == "index":
-        return _expected_index(wanted, num_tokens, kv_dtype)
+
+    def like(*shape: int) -> torch.Tensor:
+        return torch.empty(1).expand(shape)  # takes no memory
+
     layers, heads, dim = wanted.num_layers, wanted.num_kv_heads, wanted.head_dim
-    rows: dict[str, tuple[int, ...]] = {
-        "block_mean_keys": (layers, heads, wanted.spec.num_blocks(num_tokens), dim),
-        "anchor_mean_key": (layers, heads, dim),
-        "local_mean_query": (layers, wanted.num_heads, dim),
-    }
-    codes = {f"kv.{layer:03}": (2, heads, num_tokens, dim) for layer in range(layers)} | rows
-    stored = torch.int8 if kv_dtype == "int8" else _MODEL_DTYPES[kv_dtype]
-    expected = {"token_ids": (torch.int64, (num_tokens,)), **{name: (stored, shape) for name, shape in codes.items()}}
-    if kv_dtype == "int8":
-        scales = {f"{name}.scales": (*shape[:-1], num_row_groups(shape[-1])) for name, shape in rows.items()}
-        scales["key_scales"] = (layers, 2, heads, -(-num_tokens // KEY_GROUP_TOKENS), dim)
-        scales["value_scales"] = (layers, heads, num_tokens, num_row_groups(dim, VALUE_GROUP_CHANNELS))
-        expected |= {name: (torch.bfloat16, shape) for name, shape in scales.items()}
+    blocks = like(layers, heads, wanted.spec.num_blocks(num_tokens), dim)
+    means = Summary(blocks, like(layers, heads, dim), like(layers, wanted.num_heads, dim))
+    kv = like(layers, heads, num_tokens, dim)
+    expected: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {}
+    contents = _contents(ChunkCache(torch.arange(num_tokens), kv, kv, means), wanted.spec.storage)
+    for name, shape in ((name, tuple(tensor.shape)) for name, tensor in contents.items()):
+        if name == "token_ids":
+            expected[name] = torch.int64, shape
+        elif kv_dtype != "int8":
+            expected[name] = _MODEL_DTYPES[kv_dtype], shape
+        else:
+            groups = (2, *shape[:-2], -(-shape[-2] // KEY_GROUP_TOKENS), dim)
+            scales = groups if _is_by_channel(name) else (*shape[:-1], num_row_groups(dim))
+            expected |= {name: (torch.int8, shape), f"{name}.scales": (torch.bfloat16, scales)}
     return expected
 
 
@@ -503,19 +480,21 @@ def _runs(tokens: list[int]) -> Iterator[tuple[int, int, int]]:
         yield run[0][0], run[-1][0] + 1, run[0][1]
 
 
-def _hasher(dtype: torch.dtype, shape: tuple[int, ...] | torch.Size) -> xxhash.xxh3_64:
-    """Takes a tensor's bytes; how they are read counts, too."""
-    return xxhash.xxh3_64(f"{dtype}{list(shape)}".encode())
-
-
 def _checksum(tensor: torch.Tensor) -> str:
-    hasher = _hasher(tensor.dtype, tensor.shape)
-    hasher.update(_raw(tensor))
+    """Of a tensor's bytes, and of how they are read."""
+    hasher = xxhash.xxh3_64(f"{tensor.dtype}{list(tensor.shape)}".encode())
+    for buffer in _buffers(tensor):
+        hasher.update(buffer)
     return hasher.hexdigest()
 
 
 def _body_checksum(body: dict[str, Any]) -> str:
     return xxhash.xxh3_64_hexdigest(json.dumps(body, sort_keys=True).encode())
+
+
+def _buffers(tensor: torch.Tensor) -> list[Buffer]:
+    """The bytes of a tensor that is contiguous, or whose items are, in memory order; no copy."""
+    return [_raw(tensor)] if tensor.is_contiguous() else list(tensor.view(torch.uint8).numpy())
 
 
 def _raw(tensor: torch.Tensor) -> memoryview:

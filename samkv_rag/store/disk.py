@@ -247,14 +247,14 @@ class FileBlob:
         self.size = status.st_size
         self.mtime_ns = status.st_mtime_ns
 
-    def read_into(self, start: int, buffers: Sequence[Buffer]) -> None:
-        self._read([(start, buffers)])
-
-    def read_parts(self, parts: Sequence[tuple[int, Buffer]]) -> None:
-        self._read([(start, [buffer]) for start, buffer in parts])
-
-    def _read(self, parts: Sequence[tuple[int, Sequence[Buffer]]]) -> None:
-        wanted = sum(memoryview(buffer).nbytes for _, buffers in parts for buffer in buffers)
+    def read(self, parts: Sequence[tuple[int, Buffer]]) -> None:
+        runs: list[tuple[int, list[Buffer]]] = []
+        stop = -1
+        for start, buffer in parts:  # what lies side by side is read by one call
+            if start != stop:
+                runs.append((start, []))
+            runs[-1][1].append(buffer)
+            stop = start + memoryview(buffer).nbytes
         try:
             descriptor = os.open(self._path, _READ)
             try:
@@ -263,12 +263,12 @@ class FileBlob:
                     raise OSError(errno.EINVAL, "not a regular file")
                 if _identity(status) != self.identity:
                     raise DamagedBlobError("it was replaced while it was read")
-                found = sum(_read_at(descriptor, start, buffers) for start, buffers in parts)
+                found = sum(_read_at(descriptor, start, buffers) for start, buffers in runs)
             finally:
                 os.close(descriptor)
         except OSError as error:
             raise DamagedBlobError(f"unreadable ({error.strerror})") from error
-        if found != wanted:
+        if found != (wanted := sum(memoryview(buffer).nbytes for _, buffer in parts)):
             raise DamagedBlobError(f"{found} of {wanted} bytes from {parts[0][0]} on are there")
 
 

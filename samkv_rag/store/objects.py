@@ -13,7 +13,7 @@ from typing import Any
 
 from samkv_rag.exceptions import ConfigurationError
 from samkv_rag.store.base import Blob, BytesBlob, StoredBytes, require_key
-from samkv_rag.store.unreachable import RemoteStore, without_secrets
+from samkv_rag.store.unreachable import Part, RemoteStore, without_secrets
 
 _FOLDER = "chunks"
 _SUFFIX = ".safetensors"
@@ -71,6 +71,23 @@ class ObjectStore(RemoteStore):
                 return BytesBlob(bytes(self._obstore.get(self._store, path).bytes()))
             except self._missing:
                 return None
+
+        return self._outage.call(read)
+
+    def _get_part(self, key: str, start: int, stop: int, version: str | None = None) -> Part | None:
+        path = _path(key)
+        options = {"range": (start, stop), **({"if_match": version} if version else {})}
+
+        def read() -> Part | None:
+            try:
+                found = self._obstore.get(self._store, path, options=options)
+            except (*self._missing, self._obstore.exceptions.PreconditionError):
+                return None
+            except self._obstore.exceptions.BaseError:
+                if self._obstore.head(self._store, path)["size"] > start:
+                    raise
+                return Part(b"", start)  # no range of nothing can be had
+            return Part(bytes(found.bytes()), found.meta["size"], found.meta["e_tag"])
 
         return self._outage.call(read)
 

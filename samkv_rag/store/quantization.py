@@ -5,8 +5,7 @@ neighbouring tokens; values have no such channels and share theirs within a toke
 float32; scales and zeros are bfloat16, rounded so that no value falls outside the codes.
 
     keys     x = zero + scale · (code + 128), groups of 64 tokens
-    values   x = scale · code, groups of 64 channels
-    rows     x = scale · code, groups of 32 channels (summaries)
+    values   x = scale · code, groups of 64 channels; summaries, too
 """
 
 from __future__ import annotations
@@ -18,8 +17,7 @@ from samkv_rag.exceptions import StoreError
 _LOWEST = -128
 _NUM_STEPS = 255
 KEY_GROUP_TOKENS = 64
-VALUE_GROUP_CHANNELS = 64
-_ROW_GROUP_CHANNELS = 32
+_ROW_GROUP_CHANNELS = 64
 
 
 def quantize_keys(keys: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -33,44 +31,51 @@ def quantize_keys(keys: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return codes, scales
 
 
-def dequantize_keys(codes: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
-    """Inverse of :func:`quantize_keys` for one layer, ``[kv_heads, tokens, head_dim]`` in float32."""
+def dequantize_keys(codes: torch.Tensor, scales: torch.Tensor, tokens: torch.Tensor | None = None) -> torch.Tensor:
+    """Inverse of :func:`quantize_keys`, ``[..., tokens, head_dim]`` in float32.
+
+    With ``tokens`` ``[n]`` the codes are those of these tokens, the scales those of all.
+    """
     keys, (scale, lowest) = codes.float(), scales.float()
-    scale, zero = scale[..., None, :], torch.sub(lowest, scale, alpha=_LOWEST)[..., None, :]
+    zero = torch.sub(lowest, scale, alpha=_LOWEST)
+    if tokens is not None:
+        groups = tokens // KEY_GROUP_TOKENS
+        return torch.addcmul(zero[..., groups, :], keys, scale[..., groups, :], out=keys)
     num_groups = keys.shape[-2] // KEY_GROUP_TOKENS
     whole = num_groups * KEY_GROUP_TOKENS
     # In place, and in two calls whatever the length: one for the whole groups, one for what is left.
     if whole:
-        grouped = keys[:, :whole].view(keys.shape[0], num_groups, KEY_GROUP_TOKENS, -1)
-        torch.addcmul(zero[:, :num_groups], grouped, scale[:, :num_groups], out=grouped)
+        grouped = keys[..., :whole, :].unflatten(-2, (num_groups, KEY_GROUP_TOKENS))
+        torch.addcmul(zero[..., :num_groups, None, :], grouped, scale[..., :num_groups, None, :], out=grouped)
     if whole < keys.shape[-2]:
-        rest = keys[:, whole:]
-        torch.addcmul(zero[:, num_groups], rest, scale[:, num_groups], out=rest)
+        rest = keys[..., whole:, :]
+        torch.addcmul(zero[..., num_groups:, :], rest, scale[..., num_groups:, :], out=rest)
     return keys
 
 
-def quantize_rows(rows: torch.Tensor, group_channels: int = _ROW_GROUP_CHANNELS) -> tuple[torch.Tensor, torch.Tensor]:
+def quantize_rows(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Return int8 codes of ``rows`` ``[..., channels]`` and their scales ``[..., groups]``, bfloat16.
 
     Raises:
         StoreError: a value is not finite.
     """
-    num_groups = num_row_groups(rows.shape[-1], group_channels)
-    grouped = rows.float().reshape(*rows.shape[:-1], num_groups, rows.shape[-1] // num_groups)
+    grouped = rows.float().unflatten(-1, (num_row_groups(rows.shape[-1]), -1))
     scale = _rounded_up(grouped.abs().amax(-1, keepdim=True) / 127)
     codes = _codes(grouped, scale, -127, 127).to(torch.int8)
     return codes.flatten(-2), scale.squeeze(-1)
 
 
-def dequantize_rows(codes: torch.Tensor, scales: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """Inverse of :func:`quantize_rows`."""
-    grouped = codes.float().reshape(*scales.shape, codes.shape[-1] // scales.shape[-1])
-    return grouped.mul_(scales.float()[..., None]).reshape(codes.shape).to(dtype)
+def dequantize_rows(codes: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
+    """Inverse of :func:`quantize_rows`, in float32."""
+    rows = codes.float()
+    rows.unflatten(-1, (scales.shape[-1], -1)).mul_(scales.float()[..., None])
+    return rows
 
 
-def num_row_groups(num_channels: int, group_channels: int = _ROW_GROUP_CHANNELS) -> int:
-    """The fewest groups of equal size, at most ``group_channels`` each."""
-    return next(n for n in range(1, num_channels + 1) if num_channels % n == 0 and num_channels <= n * group_channels)
+def num_row_groups(num_channels: int) -> int:
+    """The fewest groups of equal size, at most 64 channels each."""
+    sizes = range(1, num_channels + 1)
+    return next(n for n in sizes if num_channels % n == 0 and num_channels <= n * _ROW_GROUP_CHANNELS)
 
 
 def _affine(group: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from samkv_rag.exceptions import ConfigurationError, StoreFullError
 from samkv_rag.store.base import Blob, BytesBlob, StoredBytes, require_key
-from samkv_rag.store.unreachable import RemoteStore, without_secrets
+from samkv_rag.store.unreachable import Part, RemoteStore, without_secrets
 
 SCHEMES = ("redis", "rediss", "valkey", "valkeys")
 _PREFIX = "samkv:"
@@ -48,6 +48,14 @@ class RedisStore(RemoteStore):
     def get(self, key: str) -> Blob | None:
         data = self._outage.call(lambda: self._client.get(_name(key)))
         return None if data is None else BytesBlob(data)
+
+    def _get_part(self, key: str, start: int, stop: int, version: str | None = None) -> Part | None:
+        def read() -> list[Any]:
+            with self._client.pipeline() as pipeline:  # one transaction: both are of the same bytes
+                return list(pipeline.getrange(_name(key), start, stop - 1).strlen(_name(key)).exists(_name(key)).execute())
+
+        data, num_bytes, is_there = self._outage.call(read)
+        return Part(data, num_bytes) if is_there else None
 
     def put(self, key: str, data: bytes) -> None:
         def write() -> bool:

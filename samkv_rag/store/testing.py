@@ -50,14 +50,12 @@ class StoreContract:
         blob = store.get(key_of(1))
         assert blob is not None
         first, second, none = bytearray(10), bytearray(300), bytearray(0)
-        blob.read_into(17, [first, none, second])
+        blob.read([(17, first), (27, none), (27, second)])
         assert bytes(first + second) == data_of(1)[17:327]
-        with pytest.raises(DamagedBlobError):
-            blob.read_into(991, [bytearray(10)])
-        blob.read_parts([(500, first), (3, second)])
+        blob.read([(500, first), (3, second)])
         assert bytes(first + second) == data_of(1)[500:510] + data_of(1)[3:303]
         with pytest.raises(DamagedBlobError):
-            blob.read_parts([(0, first), (991, bytearray(10))])
+            blob.read([(0, first), (991, bytearray(10))])
 
     def test_putting_again_replaces(self, store: Store) -> None:
         store.put(key_of(1), data_of(1))

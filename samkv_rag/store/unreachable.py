@@ -8,12 +8,14 @@ import re
 import threading
 import time
 import warnings
-from collections.abc import Callable
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from samkv_rag.exceptions import StoreUnreachableError, StoreUnreachableWarning
-from samkv_rag.store.base import Store
+from samkv_rag.store.base import Blob, Buffer, BytesBlob, DamagedBlobError, Store
 
 T = TypeVar("T")
 RETRY_AFTER_S = 10.0
@@ -71,6 +73,16 @@ class Outage:
         )
 
 
+class Part(NamedTuple):
+    """Some bytes of what stands under a key."""
+
+    data: bytes
+    num_bytes: int
+    """Of all of it."""
+    version: str | None = None
+    """Equal only for equal bytes, where the server says so."""
+
+
 class RemoteStore(Store):
     """A store at a URL, which other machines may share. Implementations make every call by ``self._outage``."""
 
@@ -85,3 +97,38 @@ class RemoteStore(Store):
         """A file of this user; ``SAMKV_CATALOGS`` names another folder for it."""
         folder = os.environ.get("SAMKV_CATALOGS") or Path.home() / ".cache" / "samkv_rag" / "catalogs"
         return Path(folder) / f"{hashlib.sha256(self._url.encode()).hexdigest()}.sqlite"
+
+    def get_beginning(self, key: str, num_bytes: int) -> Blob | None:
+        part = self._get_part(key, 0, num_bytes)
+        return None if part is None else _BlobInParts(part, partial(self._get_part, key))
+
+    @abstractmethod
+    def _get_part(self, key: str, start: int, stop: int, version: str | None = None) -> Part | None:
+        """Bytes ``start`` to ``stop``, or as many as there are; None where nothing is, or not that ``version``."""
+
+
+class _BlobInParts:
+    """Its first bytes are here; one request brings the others when any of them is asked for."""
+
+    def __init__(self, first: Part, get_part: Callable[[int, int, str | None], Part | None]) -> None:
+        self._here = BytesBlob(first.data)
+        self._first, self._get_part = first, get_part
+        self._lock = threading.Lock()
+        self.size = first.num_bytes
+        self.identity: object = first.version or self._here.identity
+
+    def read(self, parts: Sequence[tuple[int, Buffer]]) -> None:
+        if any(start + memoryview(buffer).nbytes > self._here.size for start, buffer in parts):
+            with self._lock:
+                if self._here.size < self.size:
+                    self._here = BytesBlob(self._first.data + self._rest())
+        self._here.read(parts)
+
+    def _rest(self) -> bytes:
+        try:
+            rest = self._get_part(self._here.size, self.size, self._first.version)
+        except StoreUnreachableError as error:
+            raise DamagedBlobError(str(error)) from error
+        if rest is None or rest.num_bytes != self.size:
+            raise DamagedBlobError("it was replaced while it was read")
+        return rest.data

@@ -17,7 +17,7 @@ from samkv_rag.store.base import BytesBlob, read_bytes
 from samkv_rag.store.codec import ChunkIdentity, StoredChunk, encode_chunk, stored_dtype
 from samkv_rag.store.quantization import dequantize_keys, dequantize_rows, quantize_keys, quantize_rows
 from support import tiny
-from support.crafting import ABSENT, rewritten, with_token_ids_of_shape
+from support.crafting import ABSENT, rewritten, verify, with_token_ids_of_shape
 from support.engines import MakeEngine
 
 IDENTITY = ChunkIdentity("f" * 64, "d" * 64, 100, "The lamp burns p", "lit at sunset 漢🦭", 70)
@@ -50,7 +50,7 @@ def test_what_was_encoded_is_read(dtype: torch.dtype) -> None:
             assert torch.equal(ours, theirs)
     for ours, theirs in zip(vars(chunk.summary()).values(), vars(original.means).values(), strict=True):
         assert torch.equal(ours, theirs)
-    chunk.verify(replace(SHAPE, dtype=dtype), list(range(70)))
+    verify(chunk, replace(SHAPE, dtype=dtype), list(range(70)))
 
 
 @pytest.mark.parametrize("kv_dtype", ["float32", "int8", "bfloat16"])
@@ -66,33 +66,47 @@ def test_a_layer_is_read_into_any_place(kv_dtype: Any) -> None:
     assert torch.equal(strided.movedim(-1, 0), torch.stack(expected))
 
 
-@pytest.mark.parametrize("kv_dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(("kv_dtype", "itemsize", "num_scale_bytes"), [("float32", 4, 0), ("bfloat16", 2, 0), ("int8", 1, 536)])
 @pytest.mark.parametrize("tokens", [[0], [69], [3, 4, 5, 40, 66, 67], list(range(70))])
-def test_of_a_few_tokens_no_more_is_read(kv_dtype: Any, tokens: list[int]) -> None:
+def test_of_a_few_tokens_no_more_is_read(kv_dtype: Any, itemsize: int, num_scale_bytes: int, tokens: list[int]) -> None:
     chunk = read(encode_chunk(cache(), IDENTITY, kv_dtype))
+    first, whole = chunk.layer(1, torch.tensor(tokens)), chunk.layer(1)  # checked, and so read whole
     before = chunk.bytes_read
-    found = chunk.layer(1, torch.tensor(tokens))
-    itemsize = 4 if kv_dtype == "float32" else 2
-    assert chunk.bytes_read - before == 2 * 2 * len(tokens) * 16 * itemsize
-    for ours, theirs in zip(found, chunk.layer(1), strict=True):
-        assert torch.equal(ours, theirs[:, tokens])
+    again = chunk.layer(1, torch.tensor(tokens))
+    assert chunk.bytes_read - before == 2 * 2 * len(tokens) * 16 * itemsize + num_scale_bytes
+    for once, twice, theirs in zip(first, again, whole, strict=True):
+        assert torch.equal(once, theirs[:, tokens])
+        assert torch.equal(twice, theirs[:, tokens])
 
 
-def test_in_8_bits_a_few_tokens_are_read_with_the_layer() -> None:
-    chunk = read(encode_chunk(cache(), IDENTITY, "int8"))
-    tokens = torch.tensor([3, 4, 66])
-    for ours, theirs in zip(chunk.layer(1, tokens), chunk.layer(1), strict=True):
-        assert torch.equal(ours, theirs[:, tokens])
+@pytest.mark.parametrize("kv_dtype", ["float32", "int8"])
+def test_damage_is_found_where_it_is_read_and_not_before(kv_dtype: Any) -> None:
+    data = bytearray(encode_chunk(cache(), IDENTITY, kv_dtype))
+    data[read(bytes(data))._span("layer.001.values").start] ^= 1
+    chunk, tokens = read(bytes(data)), torch.tensor([60])
+    chunk.require(SHAPE, list(range(70)))
+    for layer in (0, 2):
+        chunk.layer(layer)
+    chunk.fill_layer(1, torch.empty(2, 70, 16), None)
+    for spoilt in (
+        lambda: chunk.layer(1),
+        lambda: chunk.layer(1, tokens),  # another token's byte is wrong, and nothing says which
+        lambda: chunk.layer_values(1),
+        lambda: chunk.fill_layer(1, *torch.empty(2, 2, 70, 16)),
+        chunk.verify,
+    ):
+        with pytest.raises(DamagedChunkError, match="the checksum of layer.001.values differs"):
+            spoilt()
 
 
 @pytest.mark.parametrize(
     ("kv_dtype", "storage", "golden"),
     [
-        ("float32", "full", "cda5d2e153fe8c31"),
-        ("auto", "full", "0bd277e8f7053915"),
-        ("int8", "full", "2a5026e47e1f04de"),
-        ("auto", "index", "cece6f88567c1fbd"),
-        ("bfloat16", "index", "fa4aeb33565f3111"),
+        ("float32", "full", "ec8df499f157c9c7"),
+        ("auto", "full", "775ffa98d280ff4d"),
+        ("int8", "full", "f18a0d31e6670ab0"),
+        ("auto", "index", "b6d89a438b6294c0"),
+        ("bfloat16", "index", "c6bb4e3ac5275841"),
     ],
 )
 def test_the_format_does_not_change_unnoticed(kv_dtype: Any, storage: Any, golden: str) -> None:
@@ -120,7 +134,7 @@ def test_every_flipped_bit_is_found() -> None:
         spoilt = bytearray(data)
         spoilt[at] ^= 1 << at % 8
         with pytest.raises(DamagedChunkError):
-            read(bytes(spoilt)).verify(SHAPE, list(range(6)))
+            verify(read(bytes(spoilt)), SHAPE, list(range(6)))
 
 
 @pytest.mark.parametrize("data", [b"", b"short", b"\xff" * 100, b"\0" * 5000, b"{}" * 5000])
@@ -168,7 +182,7 @@ FORGED = {
 @pytest.mark.parametrize("token_ids", [list(range(70)), None], ids=["with text", "without"])
 def test_a_forged_chunk_is_not_trusted(changes: dict[str, Any], token_ids: list[int] | None) -> None:
     with pytest.raises(DamagedChunkError):
-        read(forged(**changes)).verify(SHAPE, token_ids)
+        verify(read(forged(**changes)), SHAPE, token_ids)
 
 
 HALF_A_PAIR = "\ud800"
@@ -184,7 +198,7 @@ NOT_WRITTEN: dict[str, list[Any]] = {
     "model_name": [7, None, HALF_A_PAIR, ABSENT],
     "dtype": ["int64", "float8", [1], None, ABSENT],
     "kv_dtype": ["int16", "auto", ["auto"], None, 8, ABSENT],
-    "format": [6, 8, "7", None, ABSENT],
+    "format": [7, 9, "8", None, ABSENT],
     "storage": ["half", 1, ["full"], None, ABSENT],
 }
 
@@ -201,12 +215,12 @@ def test_metadata_that_no_writer_writes_is_damage(name: str, value: Any) -> None
 def test_a_shape_that_holds_nothing_is_damage(shape: list[int]) -> None:
     data = with_token_ids_of_shape(encode_chunk(cache(), IDENTITY), shape)
     with pytest.raises(DamagedChunkError):
-        read(data).verify(SHAPE)
+        verify(read(data), SHAPE)
 
 
 SCALES = {
-    "key_scales": (3, 2, 2, 2, 16),
-    "value_scales": (3, 2, 70, 1),
+    "layer.001.keys.scales": (2, 2, 2, 16),
+    "layer.002.values.scales": (2, 70, 1),
     "block_mean_keys.scales": (3, 2, 4, 1),
     "anchor_mean_key.scales": (3, 2, 1),
     "local_mean_query.scales": (3, 4, 1),
@@ -227,21 +241,21 @@ WRONG: dict[str, Callable[[torch.Tensor], Any]] = {
 @pytest.mark.parametrize("name", SCALES)
 def test_scales_that_no_writer_writes_are_damage(name: str, wrong: Callable[[torch.Tensor], Any]) -> None:
     data = encode_chunk(cache(), IDENTITY, "int8")
-    read(data).verify(SHAPE)
+    verify(read(data), SHAPE)
     scales = safetensors.torch.load(data)[name]
     assert tuple(scales.shape) == SCALES[name]
     with pytest.raises(DamagedChunkError, match=name):
-        read(rewritten(data, {name: wrong(scales)})).verify(SHAPE)
+        verify(read(rewritten(data, {name: wrong(scales)})), SHAPE)
 
 
 @pytest.mark.parametrize("kv_dtype", ["auto", "int8"])
 @pytest.mark.parametrize(
-    "name", ["kv.003", "kv.0000", "kv.000.scales", "notes", "hidden", "anchor_mean_key.scales.scales"]
+    "name", ["layer.003.keys", "layer.0000.keys", "layer.000.scales", "notes", "hidden", "anchor_mean_key.scales.scales"]
 )
 def test_a_tensor_that_no_writer_writes_is_damage(kv_dtype: Any, name: str) -> None:
     data = encode_chunk(cache(), IDENTITY, kv_dtype)
     with pytest.raises(DamagedChunkError, match=f"it has {name}"):
-        read(rewritten(data, {name: torch.zeros(2)})).verify(SHAPE)
+        verify(read(rewritten(data, {name: torch.zeros(2)})), SHAPE)
 
 
 POISONED = tiny.tokenizer()(CHUNK)["input_ids"][::-1]
@@ -287,7 +301,7 @@ def test_int8_is_close_and_half_as_large() -> None:
         for ours, theirs in zip(chunk.layer(layer), original.layer(layer), strict=True):
             assert float((ours.float() - theirs.float()).abs().max()) < 0.04
     assert len(data) < 0.65 * len(plain)
-    chunk.verify(replace(SHAPE, dtype=torch.bfloat16), list(range(70)))
+    verify(chunk, replace(SHAPE, dtype=torch.bfloat16), list(range(70)))
 
 
 @pytest.mark.parametrize("num_tokens", [1, 63, 64, 65, 200])
@@ -297,14 +311,14 @@ def test_quantising_is_bounded_by_half_a_step(num_tokens: int) -> None:
     codes, scales = quantize_keys(keys)
     steps = scales[0].float().repeat_interleave(64, dim=1)[:, :num_tokens]
     assert bool(((dequantize_keys(codes, scales) - keys).abs() <= steps * 0.51 + 1e-6).all())
-    found = dequantize_rows(*quantize_rows(values), torch.float32)
+    found = dequantize_rows(*quantize_rows(values))
     assert bool(((found - values).abs() <= values.abs().amax(-1, keepdim=True) / 127 * 0.52 + 1e-6).all())
 
 
 def test_equal_and_zero_values_survive() -> None:
     for value in (0.0, 3.0, -7.5):
         rows = torch.full((5, 32), value)
-        assert torch.allclose(dequantize_rows(*quantize_rows(rows), torch.float32), rows, rtol=0.01)
+        assert torch.allclose(dequantize_rows(*quantize_rows(rows)), rows, rtol=0.01)
 
 
 def test_a_chunk_without_blocks_is_read_in_int8(make_engine: MakeEngine) -> None:

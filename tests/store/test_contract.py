@@ -53,12 +53,14 @@ def test_damage_is_a_miss_that_is_named_and_mended(store: Store, make_engine: Ma
         result = fresh.generate(PROMPT, max_new_tokens=6)
     assert len(warned) == 4
     assert result.token_ids == expected.token_ids
-    assert (result.metrics.chunks_hit, result.metrics.chunks_missed) == (0, 4)
+    # The flipped byte is found as its layer is read; by then the others were computed again and stored.
+    assert (result.metrics.chunks_hit, result.metrics.chunks_missed) == (3, 1)
     assert fresh.generate(PROMPT, max_new_tokens=6).metrics.chunks_hit == 4
 
 
 def _flip(data: bytes) -> bytes:
-    return data[:-100] + bytes([data[-100] ^ 1]) + data[-99:]
+    middle = len(data) // 2
+    return data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :]
 
 
 def _cut(data: bytes) -> bytes:

@@ -19,7 +19,7 @@ from samkv_rag.prefill import PrefillMethod, method_classes
 from samkv_rag.store.base import BytesBlob, read_bytes
 from samkv_rag.store.codec import ChunkIdentity, StoredChunk, encode_chunk
 from support import tiny
-from support.crafting import ABSENT, rewritten
+from support.crafting import ABSENT, rewritten, verify
 from support.engines import MakeEngine
 
 CHUNKS = [tiny.text(seed, num_words) for seed, num_words in ((1, 40), (2, 65), (3, 12))]
@@ -46,7 +46,7 @@ def encoded(kv_dtype: str, num_tokens: int = 70) -> bytes:
 @pytest.mark.parametrize("num_tokens", [1, 3, 5, 70, 200])
 def test_what_an_index_holds_is_read(kv_dtype: str, tolerance: float, num_tokens: int) -> None:
     original, chunk = cache(num_tokens), StoredChunk(BytesBlob(encoded(kv_dtype, num_tokens)))
-    chunk.verify(SHAPE, list(range(num_tokens)))
+    verify(chunk, SHAPE, list(range(num_tokens)))
     anchors, scored = index_anchors(num_tokens), score_layers(6)
     for layer in range(scored.stop):
         for found, expected in zip(chunk.layer(layer, anchors), original.layer(layer, anchors), strict=True):
@@ -94,7 +94,7 @@ def test_an_index_takes_a_fraction_of_full_bfloat16(shape: str, most: float) -> 
     identity = replace(IDENTITY, num_tokens=165)
     index = encode_chunk(original, identity, storage="index")
     assert len(index) <= most * len(encode_chunk(original, identity, "bfloat16"))
-    StoredChunk(BytesBlob(index)).verify(wanted)
+    verify(StoredChunk(BytesBlob(index)), wanted)
 
 
 # Damage
@@ -106,7 +106,7 @@ def test_every_flipped_bit_of_an_index_is_found() -> None:
         spoilt = bytearray(data)
         spoilt[at] ^= 1 << at % 8
         with pytest.raises(DamagedChunkError):
-            StoredChunk(BytesBlob(bytes(spoilt))).verify(SHAPE, list(range(6)))
+            verify(StoredChunk(BytesBlob(bytes(spoilt))), SHAPE, list(range(6)))
 
 
 WRONG: dict[str, Callable[[torch.Tensor], Any]] = {
@@ -119,19 +119,19 @@ WRONG: dict[str, Callable[[torch.Tensor], Any]] = {
 
 @pytest.mark.parametrize("wrong", WRONG.values(), ids=WRONG)
 @pytest.mark.parametrize(
-    "name", [n + s for n in ("keys", "anchor_keys", "anchor_values", "values.001") for s in ("", ".scales")]
+    "name", [n + s for n in ("layer.003.keys", "anchor_keys", "anchor_values", "layer.001.values") for s in ("", ".scales")]
 )
 def test_a_tensor_that_no_writer_writes_is_damage(name: str, wrong: Callable[[torch.Tensor], Any]) -> None:
     data = encoded("int8")
     tensor = safetensors.torch.load(data)[name]
     with pytest.raises(DamagedChunkError, match=name):
-        StoredChunk(BytesBlob(rewritten(data, {name: wrong(tensor)}))).verify(SHAPE)
+        verify(StoredChunk(BytesBlob(rewritten(data, {name: wrong(tensor)}))), SHAPE)
 
 
 def test_another_storage_is_damage() -> None:
     for data in (encoded("int8"), rewritten(encode_chunk(cache(), IDENTITY), storage="index")):
         with pytest.raises(DamagedChunkError):
-            StoredChunk(BytesBlob(data)).verify(replace(SHAPE, spec=replace(SPEC, storage="full")))
+            verify(StoredChunk(BytesBlob(data)), replace(SHAPE, spec=replace(SPEC, storage="full")))
 
 
 # In the engine
@@ -181,7 +181,7 @@ def test_an_index_is_read_once_a_query(make_engine: MakeEngine, tmp_path: Path) 
     stored = sum(found.num_bytes for found in engine.store.keys())
     for _ in range(2):
         read = engine.generate(PROMPT, max_new_tokens=1).metrics.bytes_read
-        assert stored <= read <= stored + len(CHUNKS) * 4096
+        assert stored <= read <= stored + len(CHUNKS) * 8192
     assert engine.generate(PROMPT, max_new_tokens=1, method="full_prefill").metrics.bytes_read == 0
 
 
@@ -191,7 +191,8 @@ def test_scouting_over_anchors_reads_less_of_full_storage(make_engine: MakeEngin
         engine.generate(PROMPT, max_new_tokens=1, method=tiny.method(scouted=scouted)).metrics.bytes_read
         for scouted in ("all", "all", "anchors")
     )
-    assert over_anchors < 0.6 * over_all < 0.6 * first  # a process checks what it reads for the first time
+    assert over_anchors < 0.6 * over_all
+    assert first == over_all < 0.85 * sum(found.num_bytes for found in engine.store.keys())  # checked as it is read
 
 
 REFUSED: list[PrefillMethod] = [

@@ -10,6 +10,9 @@ import safetensors.torch
 import torch
 import xxhash
 
+from samkv_rag.chunk_cache import ChunkShape
+from samkv_rag.store.codec import StoredChunk
+
 ABSENT = object()
 """A tensor or a name of the metadata that the crafted file has not."""
 
@@ -50,3 +53,9 @@ def _checksum(tensor: torch.Tensor) -> str:
     hasher = xxhash.xxh3_64(f"{tensor.dtype}{list(tensor.shape)}".encode())
     hasher.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return hasher.hexdigest()
+
+
+def verify(chunk: StoredChunk, shape: ChunkShape, token_ids: list[int] | None = None) -> None:
+    """Check all that an engine checks of a chunk, whatever it reads."""
+    chunk.require(shape, token_ids)
+    chunk.verify()

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import pairwise
 from typing import Protocol
 
 import torch
 
+from samkv_rag.chunk_cache import ChunkCache
 from samkv_rag.model.attention import LayerSpec, causal_attention
 from samkv_rag.model.decoder import Decoder
 from samkv_rag.model.kv_buffer import KVBuffer
@@ -26,8 +29,8 @@ class PlannedPass:
     """Attention of a pass that follows ``plan``.
 
     One layer's keys and values, ``[batch, kv_heads, columns, head_dim]``, are all that it holds at a
-    time; the retained ones are appended to ``buffer``. With ``fusion_theta``, recomputed KV is mixed
-    with the cached.
+    time, and the next ones while it reads ahead through ``layers`` (None: all); the retained ones are appended to
+    ``buffer``. With ``fusion_theta``, recomputed KV is mixed with the cached.
     """
 
     def __init__(
@@ -37,12 +40,13 @@ class PlannedPass:
         buffer: KVBuffer | None = None,
         observer: Observer | None = None,
         fusion_theta: float | None = None,
+        layers: Sequence[int] | None = None,
     ) -> None:
         self._plan = plan
         self._buffer = buffer
         self._observer = observer
         self._fusion_theta = fusion_theta
-        self._read_cached = LayerReader(decoder, plan)
+        self._read_cached = LayerReader(decoder, plan, layers)
         if buffer is not None:
             buffer.positions = plan.retained_positions
 
@@ -110,62 +114,79 @@ def fuse(recomputed: torch.Tensor, cached: torch.Tensor, is_chunk: torch.Tensor,
 class LayerReader:
     """Reads a plan's cached KV, one layer at a time, rotated to its place in the prompt.
 
-    Columns that no source fills hold leftovers of other layers: the pass writes what it computes there.
-    ``keys_only``, which takes whole sources, returns the keys twice.
+    While one layer is computed with, the next of ``layers`` (None: of all) is read in a thread. Columns that no source
+    fills hold leftovers of other layers: the pass writes what it computes there. ``keys_only``, which takes whole
+    sources, returns the keys twice.
     """
 
-    def __init__(self, decoder: Decoder, plan: Plan, keys_only: bool = False) -> None:
+    def __init__(
+        self, decoder: Decoder, plan: Plan, layers: Sequence[int] | None = None, keys_only: bool = False
+    ) -> None:
         self._sources = plan.sources
         self._device = decoder.device
         self._rotate = decoder.rotation_by(plan.rotate_offsets)
         # Nothing is rotated where the prompt's beginning alone is read: it stands where it was computed.
         self._rotates = any(source.offset for source in plan.sources)
+        layers = range(decoder.num_layers) if layers is None else layers
+        self._following = dict(pairwise(layers))
         shape = (1 if keys_only else 2, 1, decoder.num_kv_heads, len(plan.positions), decoder.head_dim)
-        self._staging = _PinnedStaging(shape, decoder.dtype) if decoder.device.type == "cuda" else None
-        # Zeros, not empty: stray NaNs behind a mask would still spread through attention's values.
-        self._states = torch.zeros(shape if self._staging is None else (0,), dtype=decoder.dtype)
+        # What was computed just now is in memory.
+        is_stored = any(not isinstance(source.reader, ChunkCache) for source in plan.sources)
+        self._thread = ThreadPoolExecutor(1, "samkv-layer") if is_stored and len(layers) > 1 else None
+        self._slots = _Slots(shape, decoder, 2 if self._thread else 1)
+        self._ahead: tuple[int, Future[torch.Tensor]] | None = None
 
     def __call__(self, layer: int) -> _KV:
         """Keys and values, each ``[1, kv_heads, columns, head_dim]``, to be overwritten by the caller at will."""
-        if self._staging is None:
-            self.assemble(self._states, layer)
-            states = self._states.to(self._device)
-        else:
-            slot = self._staging.next_slot()
-            self.assemble(slot, layer)
-            states = self._staging.upload(slot, self._device)
+        ahead, self._ahead = self._ahead, None
+        if ahead is not None and ahead[0] != layer:
+            ahead[1].exception()  # one at a time: the slots take turns
+            ahead = None
+        slot = self._read(layer) if ahead is None else ahead[1].result()
+        states = self._slots.upload(slot, self._device)
+        if self._thread is not None and (following := self._following.get(layer)) is not None:
+            self._ahead = following, self._thread.submit(self._read, following)
         return (self._rotate[layer](states[0]) if self._rotates else states[0]), states[-1]
 
-    def assemble(self, states: torch.Tensor, layer: int) -> None:
-        """Read one layer of all sources into ``states`` ``[2, 1, kv_heads, columns, head_dim]``, on the host."""
-        for source in self._sources:
-            if source.tokens is None:
-                keys, *values = states[:, 0, :, source.columns]
-                source.reader.fill_layer(layer, keys, values[0] if values else None)
-            else:
-                for own, cached in zip(states[:, 0], source.reader.layer(layer, source.tokens), strict=True):
-                    own[:, source.columns] = cached
+    def _read(self, layer: int) -> torch.Tensor:
+        """One layer of all sources, ``[2, 1, kv_heads, columns, head_dim]``, on the host."""
+        states = self._slots.next()
+        with torch.inference_mode():  # a thread has a mode of its own
+            for source in self._sources:
+                if source.tokens is None:
+                    keys, *values = states[:, 0, :, source.columns]
+                    source.reader.fill_layer(layer, keys, values[0] if values else None)
+                else:
+                    for own, cached in zip(states[:, 0], source.reader.layer(layer, source.tokens), strict=True):
+                        own[:, source.columns] = cached
+        return states
 
 
-class _PinnedStaging:
-    """Page-locked memory: a layer reaches a CUDA device in one copy for which the host does not wait.
+class _Slots:
+    """Host memory of a layer, by turns: one slot is filled while another is computed with, or still being copied.
 
-    Two slots take turns, so that one is filled while the other is still being copied.
+    Page-locked before a CUDA device, which a layer then reaches in one copy for which the host does not wait.
     """
 
-    def __init__(self, shape: tuple[int, ...], dtype: torch.dtype) -> None:
-        self._slots = [torch.zeros(shape, dtype=dtype, pin_memory=True) for _ in range(2)]
-        self._copied = [torch.cuda.Event() for _ in range(2)]  # type: ignore[no-untyped-call]
+    def __init__(self, shape: tuple[int, ...], decoder: Decoder, num_slots: int) -> None:
+        on_cuda = decoder.device.type == "cuda"
+        # Zeros, not empty: stray NaNs behind a mask would still spread through attention's values.
+        self._slots = [
+            torch.zeros(shape, dtype=decoder.dtype, pin_memory=on_cuda) for _ in range(2 if on_cuda else num_slots)
+        ]
+        self._copied = [torch.cuda.Event() for _ in self._slots] if on_cuda else []  # type: ignore[no-untyped-call]
         self._current = 0
 
-    def next_slot(self) -> torch.Tensor:
-        """The slot whose copy was started two layers ago, once that copy is done."""
-        self._current = 1 - self._current
-        self._copied[self._current].synchronize()
+    def next(self) -> torch.Tensor:
+        """The slot that was filled longest ago, once its copy is done."""
+        self._current = (self._current + 1) % len(self._slots)
+        if self._copied:
+            self._copied[self._current].synchronize()
         return self._slots[self._current]
 
     def upload(self, slot: torch.Tensor, device: torch.device) -> torch.Tensor:
-        """Start the copy of the slot just filled."""
+        """Start the copy of the slot just filled; on the host it is the slot itself."""
         states = slot.to(device, non_blocking=True)
-        self._copied[self._current].record()
+        if self._copied:
+            self._copied[self._current].record()
         return states
