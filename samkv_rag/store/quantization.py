@@ -36,21 +36,17 @@ def dequantize_keys(codes: torch.Tensor, scales: torch.Tensor, tokens: torch.Ten
 
     With ``tokens`` ``[n]`` the codes are those of these tokens, the scales those of all.
     """
-    keys, (scale, lowest) = codes.float(), scales.float()
+    scale, lowest = scales.float()
     zero = torch.sub(lowest, scale, alpha=_LOWEST)
     if tokens is not None:
         groups = tokens // KEY_GROUP_TOKENS
-        return torch.addcmul(zero[..., groups, :], keys, scale[..., groups, :], out=keys)
-    num_groups = keys.shape[-2] // KEY_GROUP_TOKENS
-    whole = num_groups * KEY_GROUP_TOKENS
-    # In place, and in two calls whatever the length: one for the whole groups, one for what is left.
-    if whole:
-        grouped = keys[..., :whole, :].unflatten(-2, (num_groups, KEY_GROUP_TOKENS))
-        torch.addcmul(zero[..., :num_groups, None, :], grouped, scale[..., :num_groups, None, :], out=grouped)
-    if whole < keys.shape[-2]:
-        rest = keys[..., whole:, :]
-        torch.addcmul(zero[..., num_groups:, :], rest, scale[..., num_groups:, :], out=rest)
-    return keys
+        return torch.addcmul(zero[..., groups, :], codes.float(), scale[..., groups, :])
+    # The last group is filled up: one call for all, in place.
+    keys = torch.empty(*codes.shape[:-2], scale.shape[-2] * KEY_GROUP_TOKENS, codes.shape[-1])
+    keys[..., : codes.shape[-2], :] = codes
+    grouped = torch.unflatten(keys, -2, (-1, KEY_GROUP_TOKENS))
+    torch.addcmul(zero[..., None, :], grouped, scale[..., None, :], out=grouped)
+    return keys[..., : codes.shape[-2], :]
 
 
 def quantize_rows(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -59,7 +55,7 @@ def quantize_rows(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     Raises:
         StoreError: a value is not finite.
     """
-    grouped = rows.float().unflatten(-1, (num_row_groups(rows.shape[-1]), -1))
+    grouped = torch.unflatten(rows.float(), -1, (num_row_groups(rows.shape[-1]), -1))
     scale = _rounded_up(grouped.abs().amax(-1, keepdim=True) / 127)
     codes = _codes(grouped, scale, -127, 127).to(torch.int8)
     return codes.flatten(-2), scale.squeeze(-1)
@@ -68,7 +64,7 @@ def quantize_rows(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 def dequantize_rows(codes: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
     """Inverse of :func:`quantize_rows`, in float32."""
     rows = codes.float()
-    rows.unflatten(-1, (scales.shape[-1], -1)).mul_(scales.float()[..., None])
+    torch.unflatten(rows, -1, (scales.shape[-1], -1)).mul_(scales.float()[..., None])
     return rows
 
 

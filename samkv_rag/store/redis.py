@@ -52,7 +52,9 @@ class RedisStore(RemoteStore):
     def _get_part(self, key: str, start: int, stop: int, version: str | None = None) -> Part | None:
         def read() -> list[Any]:
             with self._client.pipeline() as pipeline:  # one transaction: both are of the same bytes
-                return list(pipeline.getrange(_name(key), start, stop - 1).strlen(_name(key)).exists(_name(key)).execute())
+                return list(
+                    pipeline.getrange(_name(key), start, stop - 1).strlen(_name(key)).exists(_name(key)).execute()
+                )
 
         data, num_bytes, is_there = self._outage.call(read)
         return Part(data, num_bytes) if is_there else None

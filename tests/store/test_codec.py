@@ -66,7 +66,9 @@ def test_a_layer_is_read_into_any_place(kv_dtype: Any) -> None:
     assert torch.equal(strided.movedim(-1, 0), torch.stack(expected))
 
 
-@pytest.mark.parametrize(("kv_dtype", "itemsize", "num_scale_bytes"), [("float32", 4, 0), ("bfloat16", 2, 0), ("int8", 1, 536)])
+@pytest.mark.parametrize(
+    ("kv_dtype", "itemsize", "num_scale_bytes"), [("float32", 4, 0), ("bfloat16", 2, 0), ("int8", 1, 536)]
+)
 @pytest.mark.parametrize("tokens", [[0], [69], [3, 4, 5, 40, 66, 67], list(range(70))])
 def test_of_a_few_tokens_no_more_is_read(kv_dtype: Any, itemsize: int, num_scale_bytes: int, tokens: list[int]) -> None:
     chunk = read(encode_chunk(cache(), IDENTITY, kv_dtype))
@@ -95,7 +97,7 @@ def test_damage_is_found_where_it_is_read_and_not_before(kv_dtype: Any) -> None:
         lambda: chunk.fill_layer(1, *torch.empty(2, 2, 70, 16)),
         chunk.verify,
     ):
-        with pytest.raises(DamagedChunkError, match="the checksum of layer.001.values differs"):
+        with pytest.raises(DamagedChunkError, match=r"the checksum of layer\.001\.values differs"):
             spoilt()
 
 
@@ -250,7 +252,8 @@ def test_scales_that_no_writer_writes_are_damage(name: str, wrong: Callable[[tor
 
 @pytest.mark.parametrize("kv_dtype", ["auto", "int8"])
 @pytest.mark.parametrize(
-    "name", ["layer.003.keys", "layer.0000.keys", "layer.000.scales", "notes", "hidden", "anchor_mean_key.scales.scales"]
+    "name",
+    ["layer.003.keys", "layer.0000.keys", "layer.000.scales", "notes", "hidden", "anchor_mean_key.scales.scales"],
 )
 def test_a_tensor_that_no_writer_writes_is_damage(kv_dtype: Any, name: str) -> None:
     data = encode_chunk(cache(), IDENTITY, kv_dtype)

@@ -1,0 +1,267 @@
+"""What an answer asks of a store: a request a chunk, all at once, for what its method reads; none for what is near."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from samkv_rag.chunk_cache import ChunkCache, score_layers
+from samkv_rag.exceptions import DamagedChunkError, StoreUnreachableError
+from samkv_rag.prefill import PrefillMethod
+from samkv_rag.prefill.passes.plan import make_plan
+from samkv_rag.prefill.passes.planned_pass import LayerReader
+from samkv_rag.store import Blob, open_store
+from samkv_rag.store.base import StoredBytes, read_bytes
+from samkv_rag.store.codec import StoredChunk, open_chunk
+from samkv_rag.store.disk import DiskStore, FileBlob
+from samkv_rag.store.memory import MemoryStore
+from samkv_rag.store.testing import data_of, key_of
+from samkv_rag.store.unreachable import Part, RemoteStore
+from support import stores, tiny
+from support.engines import CHUNKS, PROMPT, MakeEngine, layout_of
+
+ALL_LAYERS: list[tuple[str, dict[str, Any]]] = [
+    ("naive_reuse", {}),
+    ("scout", {"recompute": False}),
+    ("scout", {"refresh_tokens": 4}),
+]
+
+
+class Remote(RemoteStore):
+    """A server in memory that counts what it is asked for, and answers when ``at_once`` requests have come."""
+
+    def __init__(self) -> None:
+        super().__init__("test://remote", (OSError,))
+        self.kept = MemoryStore()
+        self.requests: list[tuple[str, int]] = []
+        """Of each key, and how many bytes were sent."""
+        self.at_once = threading.Barrier(1)
+        self.away = False
+
+    @property
+    def catalog_path(self) -> None:  # type: ignore[override]
+        return None
+
+    def get(self, key: str) -> Blob | None:
+        return None if (blob := self.kept.get(key)) is None else self._sent(key, blob, blob)
+
+    def _get_part(self, key: str, start: int, stop: int, version: str | None = None) -> Part | None:
+        if self.away:
+            raise StoreUnreachableError("it is away")
+        if (blob := self.kept.get(key)) is None:
+            return None
+        data = bytes(read_bytes(blob))[start:stop]
+        return self._sent(key, data, Part(data, blob.size))
+
+    def _sent(self, key: str, sent: Any, answer: Any) -> Any:
+        self.at_once.wait(10)
+        self.requests.append((key, sent.size if hasattr(sent, "size") else len(sent)))
+        return answer
+
+    def contains(self, keys: Iterable[str]) -> set[str]:
+        return self.kept.contains(keys)
+
+    def put(self, key: str, data: bytes) -> None:
+        self.kept.put(key, data)
+
+    def delete(self, keys: Iterable[str]) -> int:
+        return self.kept.delete(keys)
+
+    def keys(self) -> Iterator[StoredBytes]:
+        return self.kept.keys()
+
+
+# Far
+
+
+@pytest.mark.parametrize("kv_dtype", ["float32", "int8"])
+@pytest.mark.parametrize(("storage", "share"), [("index", 1.0), ("full", 0.9)])
+def test_an_answer_asks_once_a_chunk_and_for_all_at_once(
+    make_engine: MakeEngine, storage: Any, kv_dtype: Any, share: float
+) -> None:
+    remote, long = Remote(), [tiny.text(seed, 300) for seed in range(4)]
+    engine = make_engine(store=remote, storage=storage, kv_dtype=kv_dtype, chunks=long)
+    sizes = {found.key: found.num_bytes for found in remote.keys()}
+    remote.at_once = threading.Barrier(len(long))
+    for _ in range(2):
+        remote.requests.clear()
+        assert engine.generate(tiny.rag_prompt(long), max_new_tokens=2).metrics.chunks_hit == len(long)
+        assert {key for key, _ in remote.requests} == sizes.keys()
+        assert len(remote.requests) == len(long)
+        assert all(num_bytes <= share * sizes[key] for key, num_bytes in remote.requests)
+
+
+@pytest.mark.parametrize(("name", "options"), ALL_LAYERS)
+def test_a_method_that_reads_all_layers_asks_once_for_the_whole_chunk(
+    make_engine: MakeEngine, name: str, options: dict[str, Any]
+) -> None:
+    remote = Remote()
+    engine = make_engine(store=remote, chunks=CHUNKS)
+    engine.generate(PROMPT, max_new_tokens=8, method=tiny.method(name, **options))
+    assert sorted(remote.requests) == sorted((found.key, found.num_bytes) for found in remote.keys())
+
+
+def test_what_lies_behind_the_beginning_comes_by_one_more_request(make_engine: MakeEngine) -> None:
+    remote = Remote()
+    make_engine(store=remote, chunks=CHUNKS[:1])
+    ((key, size),) = ((found.key, found.num_bytes) for found in remote.keys())
+    chunk, whole = open_chunk(remote, key, 10_000), open_chunk(remote.kept, key)
+    assert chunk is not None
+    assert whole is not None
+    for layer in range(4):
+        for ours, theirs in zip(chunk.layer(layer), whole.layer(layer), strict=True):
+            assert torch.equal(ours, theirs)
+    assert remote.requests == [(key, 10_000), (key, size - 10_000)]
+
+
+def _replace(remote: Remote, key: str) -> None:
+    data = bytes(read_bytes(remote.kept.get(key)))  # type: ignore[arg-type]
+    remote.put(key, data[:10_000] + bytes(len(data) - 10_000))
+
+
+SPOILT: dict[str, Callable[[Remote, str], Any]] = {
+    "deleted": lambda remote, key: remote.delete([key]),
+    "replaced by other bytes": _replace,
+    "replaced by fewer bytes": lambda remote, key: remote.put(key, data_of(1)),
+    "away": lambda remote, key: setattr(remote, "away", True),
+}
+
+
+@pytest.mark.parametrize("spoil", SPOILT.values(), ids=SPOILT)
+def test_two_requests_are_never_mixed(make_engine: MakeEngine, spoil: Callable[[Remote, str], Any]) -> None:
+    remote = Remote()
+    make_engine(store=remote, chunks=CHUNKS[:1])
+    (key,) = (found.key for found in remote.keys())
+    chunk = open_chunk(remote, key, 10_000)
+    assert chunk is not None
+    spoil(remote, key)
+    with pytest.raises(DamagedChunkError):
+        chunk.layer(3)
+
+
+@pytest.mark.parametrize("kind", ["s3", "redis"])
+def test_a_server_sends_the_beginning_and_then_the_rest(
+    kind: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    store = stores.KINDS[kind](request, tmp_path)
+    assert store.get_beginning(key_of(1), 10) is None
+    store.put(key_of(1), data_of(1))
+    store.put(key_of(2), b"")
+    for num_bytes in (10, 1000, 5000):
+        blob, empty = store.get_beginning(key_of(1), num_bytes), store.get_beginning(key_of(2), num_bytes)
+        assert blob is not None
+        assert empty is not None
+        assert (blob.size, bytes(read_bytes(blob))) == (1000, data_of(1))
+        assert (empty.size, bytes(read_bytes(empty))) == (0, b"")
+
+
+# Near
+
+
+@pytest.mark.parametrize("storage", ["full", "index"])
+def test_what_is_in_memory_touches_no_disk(
+    make_engine: MakeEngine, storage: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_engine(store=tmp_path, storage=storage, chunks=CHUNKS)
+    read: list[str] = []
+    get, read_file = DiskStore.get, FileBlob.read
+    monkeypatch.setattr(DiskStore, "get", lambda self, key: (read.append(key), get(self, key))[1])
+    monkeypatch.setattr(FileBlob, "read", lambda self, parts: (read.append("bytes"), read_file(self, parts))[1])
+    monkeypatch.setattr(DiskStore, "prefetch", lambda self, keys: read.extend(keys))
+    engine = make_engine(store=open_store(tmp_path, memory_bytes=1 << 30), storage=storage)
+    answers = []
+    for _ in range(2):
+        answers.append(engine.generate(PROMPT, max_new_tokens=4).token_ids)
+        num_read, read[:] = len(read), []
+    assert num_read == 0
+    assert answers[0] == answers[1]
+
+
+def test_a_file_is_read_from_the_disk_by_layers_and_nothing_twice(
+    make_engine: MakeEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    long = [tiny.text(seed, 300) for seed in range(3)]
+    engine = make_engine(store=tmp_path, chunks=long)
+    places: list[tuple[int, int]] = []
+    read = FileBlob.read
+
+    def record(self: FileBlob, parts: Any) -> None:
+        places.extend((start, start + memoryview(buffer).nbytes) for start, buffer in parts)
+        read(self, parts)
+
+    monkeypatch.setattr(FileBlob, "read", record)
+    method: PrefillMethod = tiny.method(placement="prompt")  # ranking reads the values of a layer once more
+    engine.generate(tiny.rag_prompt(long), max_new_tokens=1, method=method)
+    blob = engine.store.get(next(engine.store.keys()).key)
+    assert blob is not None
+    spans, scored = StoredChunk(blob).tensors, score_layers(4)
+    unread = spans[f"layer.{scored.stop:03}.keys"].start
+    assert sum(stop - start for start, stop in places) < 1.05 * len(long) * unread
+    assert not [start for start, _ in places if start >= unread and start > spans["layer.000.keys"].start + unread]
+
+
+# Ahead
+
+
+class Recorder:
+    """A reader that says which layers it was asked for."""
+
+    def __init__(self, reader: Any) -> None:
+        self._reader = reader
+        self.asked: list[int] = []
+        self.was_asked = {layer: threading.Event() for layer in range(4)}
+        self.raises: int | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._reader, name)
+
+    def fill_layer(self, layer: int, keys: torch.Tensor, values: torch.Tensor | None) -> None:
+        self.asked.append(layer)
+        if layer == self.raises:
+            raise DamagedChunkError("it is spoilt")
+        self._reader.fill_layer(layer, keys, values)
+        self.was_asked[layer].set()
+
+
+@pytest.fixture
+def recorded(make_engine: MakeEngine) -> tuple[Any, Any, Recorder]:
+    """A decoder, a plan to read everything, and a recorder of the first chunk's reader."""
+    engine = make_engine(chunks=CHUNKS)
+    layout = layout_of(engine, PROMPT)
+    plan = make_plan(layout, torch.ones_like(layout.is_text))
+    source = next(source for source in plan.sources if not isinstance(source.reader, ChunkCache))
+    recorder = Recorder(source.reader)
+    object.__setattr__(source, "reader", recorder)
+    return engine.decoder, plan, recorder
+
+
+def test_the_next_layer_is_read_while_one_is_computed_with(recorded: tuple[Any, Any, Recorder]) -> None:
+    decoder, plan, recorder = recorded
+    expected = [[states.clone() for states in LayerReader(decoder, plan, [layer])(layer)] for layer in range(3)]
+    recorder.asked.clear()
+    for event in recorder.was_asked.values():
+        event.clear()
+    read = LayerReader(decoder, plan, range(3))
+    for layer in range(3):
+        states = read(layer)
+        if layer < 2:
+            assert recorder.was_asked[layer + 1].wait(10)
+        for ours, theirs in zip(states, expected[layer], strict=True):
+            assert torch.equal(ours, theirs)  # the layer read meanwhile is elsewhere
+    assert recorder.asked == [0, 1, 2]
+
+
+def test_damage_found_ahead_is_raised_at_its_layer(recorded: tuple[Any, Any, Recorder]) -> None:
+    decoder, plan, recorder = recorded
+    recorder.raises = 1
+    read = LayerReader(decoder, plan)
+    read(0)
+    with pytest.raises(DamagedChunkError, match="spoilt"):
+        read(1)
+    read(3)
+    assert recorder.asked[:3] == [0, 1, 3]
