@@ -30,11 +30,11 @@ from benchmarks.machine import describe_machine
 from benchmarks.synthetic import byte_tokenizer, chunk_text, prompt, random_model
 from samkv_rag import EngineConfig, SamKVEngine
 from samkv_rag.config import Storage
-from samkv_rag.exceptions import StoreFullError
+from samkv_rag.exceptions import DamagedChunkError, StoreFullError
 from samkv_rag.prefill import Scout
 from samkv_rag.store import Store, open_store
 from samkv_rag.store.admin import verify
-from samkv_rag.store.base import DamagedBlobError, read_bytes
+from samkv_rag.store.base import read_bytes
 
 _REFERENCE = "the seventh keeper"
 _LONGEST_LIFE_S = 0.08
@@ -235,7 +235,7 @@ def _content(store: Store, key: str) -> bytes | None:
     blob = store.get(key)
     try:
         return None if blob is None else bytes(read_bytes(blob))
-    except DamagedBlobError:  # replaced since it was opened: a miss
+    except DamagedChunkError:  # replaced since it was opened: a miss
         return None
 
 

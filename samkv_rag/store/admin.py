@@ -161,9 +161,9 @@ def export_chunks(store: Store, target: Path, namespace: str | None = None, mode
                     if (chunk := _verified(store, entry.key)) is None:
                         continue
                     member = tarfile.TarInfo(f"{entry.key}.safetensors")
-                    member.size = chunk.num_bytes
+                    member.size = chunk.blob.size
                     tar.addfile(member, io.BytesIO(read_bytes(chunk.blob)))
-                    copied = copied.plus(chunk.num_bytes)
+                    copied = copied.plus(chunk.blob.size)
         os.replace(file.name, target)
     except OSError as error:
         raise StoreError(f"{target} cannot be written: {error.strerror}") from error

@@ -9,7 +9,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar
 
-from samkv_rag.exceptions import StoreError
+from samkv_rag.exceptions import DamagedChunkError, StoreError
 
 Buffer = Any
 """A writable, C-contiguous object with the buffer protocol: a NumPy array, a memoryview."""
@@ -17,10 +17,6 @@ Self = TypeVar("Self", bound="Store")
 
 _serial = count()
 _KEY = re.compile(r"[0-9a-f]{64}")
-
-
-class DamagedBlobError(StoreError):
-    """The bytes under a key are not what they should be; the text says how."""
 
 
 class Blob(Protocol):
@@ -35,7 +31,7 @@ class Blob(Protocol):
         """Fill every buffer with the bytes from its start on, by one request where the backend can.
 
         Raises:
-            DamagedBlobError: there are fewer bytes, or others than there were.
+            DamagedChunkError: there are fewer bytes, or others than there were.
         """
 
 
@@ -51,7 +47,7 @@ class BytesBlob:
         for start, buffer in parts:
             target = memoryview(buffer)
             if start + target.nbytes > self.size:
-                raise DamagedBlobError(f"it ends after {self.size} bytes, {start + target.nbytes} are needed")
+                raise DamagedChunkError(f"it ends after {self.size} bytes, {start + target.nbytes} are needed")
             if target.nbytes:  # a buffer of no bytes cannot be cast
                 target.cast("B")[:] = self._view[start : start + target.nbytes]
 

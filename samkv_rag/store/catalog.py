@@ -77,11 +77,11 @@ class Catalog:
     def news(self, fingerprint: str) -> list[KnownText]:
         """Texts added since the last time this was asked for ``fingerprint``, by any process."""
 
-        def read(connection: sqlite3.Connection) -> list[KnownText]:
+        def read() -> list[KnownText]:
             since = self._seen.get(fingerprint, 0)
-            if since and self._is_unchanged(connection):
+            if since and self._is_unchanged():
                 return []
-            rows = connection.execute(
+            rows = self._connection.execute(
                 f"SELECT id, {', '.join(KnownText._fields)} FROM chunks WHERE fingerprint = ? AND id > ? ORDER BY id",
                 (fingerprint, since),
             ).fetchall()
@@ -89,7 +89,7 @@ class Catalog:
                 self._seen[fingerprint] = rows[-1][0]
             return [KnownText(*row[1:]) for row in rows if _is_sound(KnownText._fields, row[1:])]
 
-        return self._read(read)
+        return self._run(read)
 
     def add(self, chunks: Iterable[ChunkIdentity], replace: bool = False) -> None:
         """Write down chunks that were stored; ones that are known stay as they are unless ``replace``."""
@@ -119,9 +119,7 @@ class Catalog:
     def chunks(self, fingerprint: str | None = None) -> list[ChunkIdentity]:
         """Every known chunk, oldest first; of one fingerprint, or of all."""
         where, values = ("WHERE fingerprint = ?", (fingerprint,)) if fingerprint else ("", ())
-        rows = self._read(
-            lambda c: c.execute(f"SELECT {', '.join(_COLUMNS)} FROM chunks {where} ORDER BY id", values).fetchall()
-        )
+        rows = self._select(f"SELECT {', '.join(_COLUMNS)} FROM chunks {where} ORDER BY id", values)
         return [ChunkIdentity(*row) for row in rows if _is_sound(_COLUMNS, row)]
 
     # Sources
@@ -150,9 +148,7 @@ class Catalog:
 
     def sources(self, fingerprint: str) -> dict[str, str]:
         """Every source of a fingerprint and the chunk key that it refers to."""
-        rows = self._read(
-            lambda c: c.execute("SELECT source, key FROM sources WHERE fingerprint = ?", (fingerprint,)).fetchall()
-        )
+        rows = self._select("SELECT source, key FROM sources WHERE fingerprint = ?", (fingerprint,))
         return {source: key for source, key in rows if isinstance(source, str)}
 
     def close(self) -> None:
@@ -246,15 +242,16 @@ class Catalog:
         except (sqlite3.Error, UnicodeDecodeError) as again:
             raise self._as_store_error(again) from again
 
-    def _is_unchanged(self, connection: sqlite3.Connection) -> bool:
+    def _is_unchanged(self) -> bool:
         """Whether nobody, this connection included, has written since the last time."""
-        version = connection.execute("PRAGMA data_version").fetchone()[0] + connection.total_changes
+        changes = self._connection.total_changes
+        version = self._connection.execute("PRAGMA data_version").fetchone()[0] + changes
         unchanged = version == self._version
         self._version = version
         return bool(unchanged)
 
-    def _read(self, function: Callable[[sqlite3.Connection], T]) -> T:
-        return self._run(lambda: function(self._connection))
+    def _select(self, statement: str, values: Sequence[str]) -> list[Any]:
+        return self._run(lambda: self._connection.execute(statement, values).fetchall())
 
     def _write(self, function: Callable[[sqlite3.Connection], T]) -> T:
         """Run ``function`` in one transaction: it takes effect whole or not at all."""

@@ -33,7 +33,7 @@ from samkv_rag.chunk_cache import (
     score_layers,
 )
 from samkv_rag.exceptions import ConfigurationError, DamagedChunkError, StoreError
-from samkv_rag.store.base import Blob, Buffer, BytesBlob, DamagedBlobError, Store, read_bytes, require_key
+from samkv_rag.store.base import Blob, Buffer, BytesBlob, Store, read_bytes, require_key
 from samkv_rag.store.quantization import (
     KEY_GROUP_TOKENS,
     dequantize_keys,
@@ -175,8 +175,6 @@ class StoredChunk:
 
     def __init__(self, blob: Blob) -> None:
         self.blob = blob
-        self.num_bytes = blob.size
-        """Size of the whole encoded chunk."""
         self._data = blob
         self.tensors, self._body = _read_header(blob)
         """Where each lies, by name."""
@@ -205,7 +203,7 @@ class StoredChunk:
 
     def load(self) -> None:
         """Bring the whole chunk into memory by one request; what is read of it later is read there."""
-        data = bytearray(self.num_bytes)
+        data = bytearray(self.blob.size)
         self._request([(0, memoryview(data))])
         self._data = BytesBlob(data)
 
@@ -350,10 +348,7 @@ class StoredChunk:
         return found
 
     def _request(self, parts: list[tuple[int, Buffer]]) -> None:
-        try:
-            self._data.read(parts)
-        except DamagedBlobError as error:
-            raise DamagedChunkError(str(error)) from error
+        self._data.read(parts)
         if self._data is self.blob:
             self.bytes_read += sum(buffer.nbytes for _, buffer in parts)
 
@@ -389,7 +384,7 @@ def _read_header(blob: Blob) -> tuple[dict[str, _Span], dict[str, Any]]:
             raise DamagedChunkError("the checksum of its metadata differs")
         if body["format"] != FORMAT_VERSION:
             raise DamagedChunkError(f"its format is {body['format']!r}, expected {FORMAT_VERSION}")
-    except (DamagedBlobError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise DamagedChunkError(f"it is not a chunk file, or not all of one ({error!r})") from error
     position = 8 + length
     for span in sorted(tensors.values(), key=lambda span: (span.start, span.stop)):

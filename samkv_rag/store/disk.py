@@ -23,8 +23,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from samkv_rag.exceptions import ConfigurationError, StoreError, StoreFormatError, StoreFullError
-from samkv_rag.store.base import Blob, Buffer, DamagedBlobError, Store, StoredBytes, require_key
+from samkv_rag.exceptions import ConfigurationError, DamagedChunkError, StoreError, StoreFormatError, StoreFullError
+from samkv_rag.store.base import Blob, Buffer, Store, StoredBytes, require_key
 
 logger = logging.getLogger(__name__)
 
@@ -211,15 +211,14 @@ class DiskStore(Store):
         with self._lock:
             too_old = time.monotonic() - self._counted_at > _RECOUNT_AFTER_S
             if too_old or self._num_bytes + num_bytes > self.budget_bytes:
-                self._evict(key, num_bytes)
+                self._evict(key, num_bytes, self.budget_bytes)
 
-    def _evict(self, key: str, num_bytes: int) -> None:
+    def _evict(self, key: str, num_bytes: int, budget_bytes: int) -> None:
         """Count the folder's bytes; where ``num_bytes`` more do not fit, delete what was used longest ago."""
-        assert self.budget_bytes is not None
         stored = [found for found in self.keys() if found.key != key]
         total = sum(found.num_bytes for found in stored)
-        if total + num_bytes > self.budget_bytes:
-            target = min(self.budget_bytes - num_bytes, int(self.budget_bytes * (1 - _FREED_AT_ONCE)))
+        if total + num_bytes > budget_bytes:
+            target = min(budget_bytes - num_bytes, int(budget_bytes * (1 - _FREED_AT_ONCE)))
             num_evicted = 0
             for found in sorted(stored, key=lambda found: found.last_use_s):
                 if total <= target:
@@ -228,7 +227,7 @@ class DiskStore(Store):
                 total -= found.num_bytes
                 num_evicted += 1
             self.num_evicted += num_evicted
-            logger.info("evicted %d chunks of %s to stay within %d bytes", num_evicted, self.folder, self.budget_bytes)
+            logger.info("evicted %d chunks of %s to stay within %d bytes", num_evicted, self.folder, budget_bytes)
         self._num_bytes = total
         self._counted_at = time.monotonic()
 
@@ -262,14 +261,14 @@ class FileBlob:
                 if not stat.S_ISREG(status.st_mode):
                     raise OSError(errno.EINVAL, "not a regular file")
                 if _identity(status) != self.identity:
-                    raise DamagedBlobError("it was replaced while it was read")
+                    raise DamagedChunkError("it was replaced while it was read")
                 found = sum(_read_at(descriptor, start, buffers) for start, buffers in runs)
             finally:
                 os.close(descriptor)
         except OSError as error:
-            raise DamagedBlobError(f"unreadable ({error.strerror})") from error
+            raise DamagedChunkError(f"unreadable ({error.strerror})") from error
         if found != (wanted := sum(memoryview(buffer).nbytes for _, buffer in parts)):
-            raise DamagedBlobError(f"{found} of {wanted} bytes from {parts[0][0]} on are there")
+            raise DamagedChunkError(f"{found} of {wanted} bytes from {parts[0][0]} on are there")
 
 
 def _read_at(descriptor: int, start: int, buffers: Sequence[Buffer]) -> int:

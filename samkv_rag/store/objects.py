@@ -12,7 +12,7 @@ from datetime import timedelta
 from typing import Any
 
 from samkv_rag.exceptions import ConfigurationError
-from samkv_rag.store.base import Blob, BytesBlob, StoredBytes, require_key
+from samkv_rag.store.base import StoredBytes, require_key
 from samkv_rag.store.unreachable import Part, RemoteStore, without_secrets
 
 _FOLDER = "chunks"
@@ -63,17 +63,6 @@ class ObjectStore(RemoteStore):
         there = self._threads.map(self._has, wanted)
         return {key for key, found in zip(wanted, there, strict=True) if found}
 
-    def get(self, key: str) -> Blob | None:
-        path = _path(key)
-
-        def read() -> Blob | None:
-            try:
-                return BytesBlob(bytes(self._obstore.get(self._store, path).bytes()))
-            except self._missing:
-                return None
-
-        return self._outage.call(read)
-
     def _get_part(self, key: str, start: int, stop: int, version: str | None = None) -> Part | None:
         path = _path(key)
         options = {"range": (start, stop), **({"if_match": version} if version else {})}
@@ -89,22 +78,20 @@ class ObjectStore(RemoteStore):
                 return Part(b"", start)  # no range of nothing can be had
             return Part(bytes(found.bytes()), found.meta["size"], found.meta["e_tag"])
 
-        return self._outage.call(read)
+        return self._ask(read)
 
     def put(self, key: str, data: bytes) -> None:
         path = _path(key)
-        self._outage.call(lambda: self._obstore.put(self._store, path, data))
+        self._ask(lambda: self._obstore.put(self._store, path, data))
 
     def delete(self, keys: Iterable[str]) -> int:
         there = sorted(self.contains(set(keys)))
         if there:
-            self._outage.call(lambda: self._obstore.delete(self._store, [_path(key) for key in there]))
+            self._ask(lambda: self._obstore.delete(self._store, [_path(key) for key in there]))
         return len(there)
 
     def keys(self) -> Iterator[StoredBytes]:
-        listed = self._outage.call(
-            lambda: [entry for page in self._obstore.list(self._store, _FOLDER) for entry in page]
-        )
+        listed = self._ask(lambda: [entry for page in self._obstore.list(self._store, _FOLDER) for entry in page])
         for entry in listed:
             name = str(entry["path"]).rpartition("/")[2]
             if name.endswith(_SUFFIX):
@@ -123,7 +110,7 @@ class ObjectStore(RemoteStore):
                 return False
             return True
 
-        return self._outage.call(look)
+        return self._ask(look)
 
 
 def _path(key: str) -> str:

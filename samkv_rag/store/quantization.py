@@ -56,7 +56,7 @@ def quantize_rows(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         StoreError: a value is not finite.
     """
     grouped = torch.unflatten(rows.float(), -1, (num_row_groups(rows.shape[-1]), -1))
-    scale = _rounded_up(grouped.abs().amax(-1, keepdim=True) / 127)
+    scale = _rounded(grouped.abs().amax(-1, keepdim=True) / 127, torch.inf)
     codes = _codes(grouped, scale, -127, 127).to(torch.int8)
     return codes.flatten(-2), scale.squeeze(-1)
 
@@ -77,8 +77,8 @@ def num_row_groups(num_channels: int) -> int:
 def _affine(group: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Codes of a group of keys, and its scale and zero stacked; one of each channel."""
     low, high = group.amin(-2, keepdim=True), group.amax(-2, keepdim=True)
-    zero = _rounded_down(low)
-    scale = _rounded_up((high - zero.float()) / _NUM_STEPS)
+    zero = _rounded(low, -torch.inf)
+    scale = _rounded((high - zero.float()) / _NUM_STEPS, torch.inf)
     codes = _codes(group - zero.float(), scale, 0, _NUM_STEPS) + _LOWEST
     return codes.to(torch.int8), torch.stack((scale, zero))
 
@@ -90,17 +90,8 @@ def _codes(group: torch.Tensor, scale: torch.Tensor, low: int, high: int) -> tor
     return (group / divisor).round_().clamp_(low, high)
 
 
-def _rounded_down(values: torch.Tensor) -> torch.Tensor:
-    """The largest bfloat16 up to each float32 value."""
-    return torch.where(values < 0, -_rounded_up(-values), _cut(values).bfloat16())
-
-
-def _rounded_up(values: torch.Tensor) -> torch.Tensor:
-    """The smallest bfloat16 from each float32 value of at least 0 on."""
-    cut = _cut(values)
-    return torch.where(cut < values, _cut((cut.view(torch.int32) + 2**16).view(torch.float32)), cut).bfloat16()
-
-
-def _cut(values: torch.Tensor) -> torch.Tensor:
-    """Float32 values without what bfloat16 cannot hold: its bits are the upper half of a float32's."""
-    return (values.contiguous().view(torch.int32) >> 16 << 16).view(torch.float32)
+def _rounded(values: torch.Tensor, towards: float) -> torch.Tensor:
+    """The nearest bfloat16 of each float32 value that is not on the other side of it than ``towards``, an infinity."""
+    rounded = values.bfloat16()
+    is_past = rounded.float() < values if towards > 0 else rounded.float() > values
+    return torch.where(is_past, torch.nextafter(rounded, rounded.new_tensor(towards)), rounded)

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from samkv_rag.exceptions import ConfigurationError, StoreFullError
-from samkv_rag.store.base import Blob, BytesBlob, StoredBytes, require_key
+from samkv_rag.store.base import StoredBytes, require_key
 from samkv_rag.store.unreachable import Part, RemoteStore, without_secrets
 
 SCHEMES = ("redis", "rediss", "valkey", "valkeys")
@@ -45,10 +45,6 @@ class RedisStore(RemoteStore):
         found = self._ask_each("exists", map(_name, wanted))
         return {key for key, is_there in zip(wanted, found, strict=True) if is_there}
 
-    def get(self, key: str) -> Blob | None:
-        data = self._outage.call(lambda: self._client.get(_name(key)))
-        return None if data is None else BytesBlob(data)
-
     def _get_part(self, key: str, start: int, stop: int, version: str | None = None) -> Part | None:
         def read() -> list[Any]:
             with self._client.pipeline() as pipeline:  # one transaction: both are of the same bytes
@@ -56,7 +52,7 @@ class RedisStore(RemoteStore):
                     pipeline.getrange(_name(key), start, stop - 1).strlen(_name(key)).exists(_name(key)).execute()
                 )
 
-        data, num_bytes, is_there = self._outage.call(read)
+        data, num_bytes, is_there = self._ask(read)
         return Part(data, num_bytes) if is_there else None
 
     def put(self, key: str, data: bytes) -> None:
@@ -67,7 +63,7 @@ class RedisStore(RemoteStore):
                 return False
             return True
 
-        if not self._outage.call(write):
+        if not self._ask(write):
             raise StoreFullError(
                 "the server has no memory left (maxmemory) and its policy evicts nothing; raise maxmemory or set "
                 "maxmemory-policy to allkeys-lru. Stored chunks are intact"
@@ -75,10 +71,10 @@ class RedisStore(RemoteStore):
 
     def delete(self, keys: Iterable[str]) -> int:
         names = [_name(key) for key in set(keys)]
-        return int(self._outage.call(lambda: self._client.delete(*names))) if names else 0
+        return int(self._ask(lambda: self._client.delete(*names))) if names else 0
 
     def keys(self) -> Iterator[StoredBytes]:
-        names = self._outage.call(lambda: list(self._client.scan_iter(match=f"{_PREFIX}*", count=1000)))
+        names = self._ask(lambda: list(self._client.scan_iter(match=f"{_PREFIX}*", count=1000)))
         for name, num_bytes in zip(names, self._ask_each("strlen", names), strict=True):
             yield StoredBytes(name.decode(errors="replace").removeprefix(_PREFIX), num_bytes, 0.0)
 
@@ -94,7 +90,7 @@ class RedisStore(RemoteStore):
                     getattr(pipeline, command)(name)
                 return list(pipeline.execute())
 
-        return self._outage.call(ask)
+        return self._ask(ask)
 
 
 def _name(key: str) -> str:

@@ -16,8 +16,8 @@ from contextlib import suppress
 
 import pytest
 
-from samkv_rag.exceptions import StoreError
-from samkv_rag.store.base import DamagedBlobError, Store, read_bytes
+from samkv_rag.exceptions import DamagedChunkError, StoreError
+from samkv_rag.store.base import Store, read_bytes
 
 
 def key_of(number: int) -> str:
@@ -54,7 +54,7 @@ class StoreContract:
         assert bytes(first + second) == data_of(1)[17:327]
         blob.read([(500, first), (3, second)])
         assert bytes(first + second) == data_of(1)[500:510] + data_of(1)[3:303]
-        with pytest.raises(DamagedBlobError):
+        with pytest.raises(DamagedChunkError):
             blob.read([(0, first), (991, bytearray(10))])
 
     def test_putting_again_replaces(self, store: Store) -> None:
@@ -96,7 +96,7 @@ class StoreContract:
         blob = store.get(key_of(1))
         assert blob is not None
         store.put(key_of(1), data_of(2))
-        with suppress(DamagedBlobError):
+        with suppress(DamagedChunkError):
             assert bytes(read_bytes(blob)) == data_of(1)
 
     def test_equal_identities_mean_equal_bytes(self, store: Store) -> None:

@@ -60,11 +60,13 @@ class TieredStore(Store):
 
     def get(self, key: str) -> Blob | None:
         with self._changed:
-            fetching = self._fetching.get(key)
+            fetching, pending = self._fetching.get(key), self._pending.get(key)
+        if pending is not None:
+            return BytesBlob(pending)
         if fetching is not None:
             with suppress(SamKVError):
                 fetching.result()
-        return self.near.get(key) or self._pending_blob(key) or self._fetch(key)
+        return self.near.get(key) or self._fetch(key)
 
     def put(self, key: str, data: bytes) -> None:
         try:
@@ -140,11 +142,6 @@ class TieredStore(Store):
         with suppress(StoreError):  # the near store may be full: then it is read far again
             self.near.put(key, data)
         return BytesBlob(data)
-
-    def _pending_blob(self, key: str) -> Blob | None:
-        with self._changed:
-            data = self._pending.get(key)
-        return None if data is None else BytesBlob(data)
 
     def _write(self, key: str) -> None:
         """Write what is pending under ``key``, and once more where it was replaced meanwhile."""

@@ -14,11 +14,13 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
-from samkv_rag.exceptions import StoreUnreachableError, StoreUnreachableWarning
-from samkv_rag.store.base import Blob, Buffer, BytesBlob, DamagedBlobError, Store
+from samkv_rag.exceptions import DamagedChunkError, StoreUnreachableError, StoreUnreachableWarning
+from samkv_rag.store.base import Blob, Buffer, BytesBlob, Store
 
 T = TypeVar("T")
 RETRY_AFTER_S = 10.0
+_ALL = 1 << 40
+"""More bytes than anything has."""
 MASK = "**********"
 """What stands for a secret wherever a location is shown; pydantic's own."""
 
@@ -27,50 +29,6 @@ def without_secrets(location: str) -> str:
     """A location fit to be shown: user, password and query of a URL are masked."""
     shown = re.sub(r"(?<=://).*@", f"{MASK}@", location)  # passwords may hold / and @: up to the last @
     return f"{shown.partition('?')[0]}?{MASK}" if "://" in shown and "?" in shown else shown
-
-
-class Outage:
-    """Guards the calls to a place: after one that failed, further ones fail at once for a while."""
-
-    def __init__(self, place: str, errors: tuple[type[BaseException], ...]) -> None:
-        self._place = place
-        self._errors = errors
-        self._until = float("-inf")
-        self._reason = ""
-        self._lock = threading.Lock()
-
-    def call(self, function: Callable[[], T]) -> T:
-        """Return what ``function`` returns.
-
-        Raises:
-            StoreUnreachableError: it failed, or another call failed a moment ago.
-        """
-        with self._lock:
-            remaining_s = self._until - time.monotonic()
-        if remaining_s > 0:
-            raise StoreUnreachableError(
-                f"{self._place} cannot be reached ({self._reason}); it is tried again in {remaining_s:.0f} s"
-            )
-        try:
-            result = function()
-        except self._errors as error:
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            self._begin(without_secrets(reason)[:200])
-            raise StoreUnreachableError(
-                f"{self._place} cannot be reached ({self._reason}); check the address, the network and the credentials"
-            ) from error
-        with self._lock:
-            self._until = float("-inf")
-        return result
-
-    def _begin(self, reason: str) -> None:
-        with self._lock:
-            self._reason, self._until = reason, time.monotonic() + RETRY_AFTER_S
-        warnings.warn(
-            f"{self._place} cannot be reached ({reason}); chunks that lie there alone are misses",
-            StoreUnreachableWarning,
-            stacklevel=4,
-        )
 
 
 class Part(NamedTuple):
@@ -84,19 +42,28 @@ class Part(NamedTuple):
 
 
 class RemoteStore(Store):
-    """A store at a URL, which other machines may share. Implementations make every call by ``self._outage``."""
+    """A store at a URL, which other machines may share.
+
+    Implementations make every request by ``self._ask``: after one that failed, further ones fail at once for a while.
+    """
 
     shared = True
 
     def __init__(self, url: str, errors: tuple[type[BaseException], ...]) -> None:
-        self._outage = Outage(without_secrets(url), errors)
-        self._url = url
+        self._url, self._place = url, without_secrets(url)
+        self._errors = errors
+        self._until = float("-inf")
+        self._reason = ""
+        self._lock = threading.Lock()
 
     @property
     def catalog_path(self) -> Path:
         """A file of this user; ``SAMKV_CATALOGS`` names another folder for it."""
         folder = os.environ.get("SAMKV_CATALOGS") or Path.home() / ".cache" / "samkv_rag" / "catalogs"
         return Path(folder) / f"{hashlib.sha256(self._url.encode()).hexdigest()}.sqlite"
+
+    def get(self, key: str) -> Blob | None:
+        return self.get_beginning(key, _ALL)
 
     def get_beginning(self, key: str, num_bytes: int) -> Blob | None:
         part = self._get_part(key, 0, num_bytes)
@@ -105,6 +72,36 @@ class RemoteStore(Store):
     @abstractmethod
     def _get_part(self, key: str, start: int, stop: int, version: str | None = None) -> Part | None:
         """Bytes ``start`` to ``stop``, or as many as there are; None where nothing is, or not that ``version``."""
+
+    def _ask(self, request: Callable[[], T]) -> T:
+        """Return what ``request`` returns.
+
+        Raises:
+            StoreUnreachableError: it failed, or another one failed a moment ago.
+        """
+        with self._lock:
+            remaining_s = self._until - time.monotonic()
+        if remaining_s > 0:
+            raise StoreUnreachableError(
+                f"{self._place} cannot be reached ({self._reason}); it is tried again in {remaining_s:.0f} s"
+            )
+        try:
+            result = request()
+        except self._errors as error:
+            reason = without_secrets((str(error).strip().splitlines() or [type(error).__name__])[0])[:200]
+            with self._lock:
+                self._reason, self._until = reason, time.monotonic() + RETRY_AFTER_S
+            warnings.warn(
+                f"{self._place} cannot be reached ({reason}); chunks that lie there alone are misses",
+                StoreUnreachableWarning,
+                stacklevel=3,
+            )
+            raise StoreUnreachableError(
+                f"{self._place} cannot be reached ({reason}); check the address, the network and the credentials"
+            ) from error
+        with self._lock:
+            self._until = float("-inf")
+        return result
 
 
 class _BlobInParts:
@@ -128,7 +125,7 @@ class _BlobInParts:
         try:
             rest = self._get_part(self._here.size, self.size, self._first.version)
         except StoreUnreachableError as error:
-            raise DamagedBlobError(str(error)) from error
+            raise DamagedChunkError(str(error)) from error
         if rest is None or rest.num_bytes != self.size:
-            raise DamagedBlobError("it was replaced while it was read")
+            raise DamagedChunkError("it was replaced while it was read")
         return rest.data

@@ -15,7 +15,7 @@ from samkv_rag.exceptions import DamagedChunkError, StoreUnreachableError
 from samkv_rag.prefill import PrefillMethod
 from samkv_rag.prefill.passes.plan import make_plan
 from samkv_rag.prefill.passes.planned_pass import LayerReader
-from samkv_rag.store import Blob, open_store
+from samkv_rag.store import open_store
 from samkv_rag.store.base import StoredBytes, read_bytes
 from samkv_rag.store.codec import StoredChunk, open_chunk
 from samkv_rag.store.disk import DiskStore, FileBlob
@@ -47,21 +47,15 @@ class Remote(RemoteStore):
     def catalog_path(self) -> None:  # type: ignore[override]
         return None
 
-    def get(self, key: str) -> Blob | None:
-        return None if (blob := self.kept.get(key)) is None else self._sent(key, blob, blob)
-
     def _get_part(self, key: str, start: int, stop: int, version: str | None = None) -> Part | None:
         if self.away:
             raise StoreUnreachableError("it is away")
         if (blob := self.kept.get(key)) is None:
             return None
         data = bytes(read_bytes(blob))[start:stop]
-        return self._sent(key, data, Part(data, blob.size))
-
-    def _sent(self, key: str, sent: Any, answer: Any) -> Any:
         self.at_once.wait(10)
-        self.requests.append((key, sent.size if hasattr(sent, "size") else len(sent)))
-        return answer
+        self.requests.append((key, len(data)))
+        return Part(data, blob.size)
 
     def contains(self, keys: Iterable[str]) -> set[str]:
         return self.kept.contains(keys)
