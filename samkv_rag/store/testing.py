@@ -40,10 +40,11 @@ class StoreContract:
         store.put(key_of(1), data_of(1))
         store.put(key_of(2), data_of(2, num_bytes=0))
         assert store.contains([key_of(1), key_of(2), key_of(3)]) == {key_of(1), key_of(2)}
-        for number, num_bytes in ((1, 1000), (2, 0)):
-            blob = store.get(key_of(number))
-            assert blob is not None
-            assert (blob.size, bytes(read_bytes(blob))) == (num_bytes, data_of(number, num_bytes))
+        assert store.get_beginning(key_of(3), 10) is None
+        for number, num_bytes, asked in ((1, 1000, 10), (1, 1000, 5000), (2, 0, 10)):
+            for blob in (store.get(key_of(number)), store.get_beginning(key_of(number), asked)):
+                assert blob is not None
+                assert (blob.size, bytes(read_bytes(blob))) == (num_bytes, data_of(number, num_bytes))
 
     def test_any_part_is_read_into_the_callers_buffers(self, store: Store) -> None:
         store.put(key_of(1), data_of(1))

@@ -20,9 +20,9 @@ from samkv_rag.store.base import StoredBytes, read_bytes
 from samkv_rag.store.codec import StoredChunk, open_chunk
 from samkv_rag.store.disk import DiskStore, FileBlob
 from samkv_rag.store.memory import MemoryStore
-from samkv_rag.store.testing import data_of, key_of
+from samkv_rag.store.testing import data_of
 from samkv_rag.store.unreachable import Part, RemoteStore
-from support import stores, tiny
+from support import tiny
 from support.engines import CHUNKS, PROMPT, MakeEngine, layout_of
 
 ALL_LAYERS: list[tuple[str, dict[str, Any]]] = [
@@ -136,22 +136,6 @@ def test_two_requests_are_never_mixed(make_engine: MakeEngine, spoil: Callable[[
     spoil(remote, key)
     with pytest.raises(DamagedChunkError):
         chunk.layer(3)
-
-
-@pytest.mark.parametrize("kind", ["s3", "redis"])
-def test_a_server_sends_the_beginning_and_then_the_rest(
-    kind: str, request: pytest.FixtureRequest, tmp_path: Path
-) -> None:
-    store = stores.KINDS[kind](request, tmp_path)
-    assert store.get_beginning(key_of(1), 10) is None
-    store.put(key_of(1), data_of(1))
-    store.put(key_of(2), b"")
-    for num_bytes in (10, 1000, 5000):
-        blob, empty = store.get_beginning(key_of(1), num_bytes), store.get_beginning(key_of(2), num_bytes)
-        assert blob is not None
-        assert empty is not None
-        assert (blob.size, bytes(read_bytes(blob))) == (1000, data_of(1))
-        assert (empty.size, bytes(read_bytes(empty))) == (0, b"")
 
 
 # Near
