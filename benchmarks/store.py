@@ -1,33 +1,43 @@
-"""Reading chunk caches from a warm disk store, and opening a large one.
+"""Reading chunk caches from a warm disk store, first tokens from slow and far ones, and opening a large one.
 
-    python -m benchmarks.store [--chunks 100000] [--json FILE]
+    python -m benchmarks.store [--chunks 100000] [--far redis://localhost:6379] [--json FILE]
 
 Reading: 10 chunks of 500 tokens are opened and brought layer by layer into one buffer, as a prefill does.
 ``plain`` reads the same files whole; ``library`` is the safetensors library's memory map of them, copied into
 the same buffer; ``first`` is the first reading of a process, which compares checksums. Processor seconds, the
-best of some rounds that take turns. Opening: from a folder to an engine's index of all its chunks; the files
-themselves are not there, since opening looks at none.
+best of some rounds that take turns. Answers: milliseconds to the first token of a prompt of such chunks, the median
+of some rounds after one that warms up, each like a new process's first, and what a round asked the store for. Their
+places are a folder, a folder of which 500 MB a second are read, and those of ``--far``, where every request waits 5 ms.
+Opening: from a folder to an engine's index of all its chunks; the files themselves are not there, since opening looks
+at none.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import tempfile
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from statistics import median
+from typing import Any, get_args
 
 import torch
 from safetensors import safe_open as untyped_safe_open
 
 from benchmarks.machine import describe_machine
-from benchmarks.synthetic import SHAPES
+from benchmarks.synthetic import SHAPES, byte_tokenizer, chunk_text, prompt, random_model
+from samkv_rag import EngineConfig, SamKVEngine
 from samkv_rag.chunk_cache import ChunkCache, Summary
+from samkv_rag.config import Storage
 from samkv_rag.ingestion.recognition import ChunkIndex, describe
-from samkv_rag.store import Store, open_store
+from samkv_rag.prefill import Scout
+from samkv_rag.store import Blob, Store, open_store
+from samkv_rag.store.base import Buffer, StoredBytes, read_bytes
 from samkv_rag.store.catalog import Catalog
 from samkv_rag.store.codec import ChunkIdentity, StoredChunk, encode_chunk
 
@@ -41,6 +51,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--shape", default="qwen2.5-0.5b", choices=SHAPES)
     parser.add_argument("--chunks", type=int, default=100_000, help="of the store that is opened")
     parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--far", nargs="*", default=[], metavar="URL", help="stores that answers are read from, too")
+    parser.add_argument("--options", type=json.loads, default={}, metavar="JSON", help="storage_options of --far")
+    parser.add_argument("--answer-rounds", type=int, default=5)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
@@ -48,6 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "machine": describe_machine(),
         "setup": {"shape": options.shape, "chunks": NUM_CHUNKS, "chunk_tokens": CHUNK_TOKENS, "rounds": options.rounds},
         "reading": {dtype: measure_reading(options.shape, dtype, options.rounds) for dtype in ("bfloat16", "int8")},
+        "answers": measure_answers(options),
         "opening": measure_opening(options.chunks),
     }
     text = json.dumps(figures, indent=2)
@@ -82,6 +96,110 @@ def measure_reading(shape: str, kv_dtype: str, rounds: int) -> dict[str, float]:
                 way()
                 best[name] = min(best[name], time.thread_time() - started)
     return {"file_bytes": file_bytes, **{f"{name}_ms": 1e3 * seconds for name, seconds in best.items()}}
+
+
+def measure_answers(options: argparse.Namespace) -> dict[str, Any]:
+    """Time to first token, requests and bytes by storage and place."""
+    model = random_model(options.shape, dtype=torch.bfloat16)
+    texts = [chunk_text(number, CHUNK_TOKENS) for number in range(NUM_CHUNKS)]
+    found: dict[str, Any] = {}
+    for storage in get_args(Storage):
+        with tempfile.TemporaryDirectory() as folder:
+            places: dict[str, Slow] = {
+                "folder": Slow(open_store(folder)),
+                "500 MB/s": Slow(open_store(folder), bytes_per_s=500e6),
+            }
+            for url in options.far:
+                far = open_store(url, memory_bytes=0, storage_options=options.options)
+                places[url.partition(":")[0]] = Slow(far, latency_s=5e-3)
+            for place, store in places.items():
+                for stored in places["folder"].keys():  # computed once
+                    blob = places["folder"].store.get(stored.key)
+                    if blob is not None and place != "folder":
+                        store.put(stored.key, bytes(read_bytes(blob)))
+                with SamKVEngine.from_pretrained(
+                    model, tokenizer=byte_tokenizer(), store=store, config=EngineConfig(storage=storage)
+                ) as engine:
+                    engine.add_chunks(texts, show_progress=False)
+                    found[f"{storage}, {place}"] = _answer(engine, store, texts, options.answer_rounds)
+    return found
+
+
+def _answer(engine: SamKVEngine, store: Slow, texts: list[str], rounds: int) -> dict[str, float]:
+    ttft_ms = []
+    for _ in range(rounds + 1):
+        store.num_requests = store.num_bytes = 0
+        engine._library._checked.clear()  # as a new process
+        metrics = engine.generate(prompt(texts), method=Scout(), max_new_tokens=1).metrics
+        assert metrics.chunks_hit == len(texts)
+        ttft_ms.append(1e3 * metrics.ttft_s)
+    return {"ttft_ms": median(ttft_ms[1:]), "requests": store.num_requests, "bytes": store.num_bytes}
+
+
+class Slow(Store):
+    """A store whose requests wait, and whose bytes take their time; counts both.
+
+    Args:
+        store: what is read from; a blob of it is asked by as many requests as it is read.
+        latency_s: of every request.
+        bytes_per_s: of all requests together.
+    """
+
+    def __init__(self, store: Store, latency_s: float = 0.0, bytes_per_s: float = math.inf) -> None:
+        self.store, self.latency_s, self.bytes_per_s = store, latency_s, bytes_per_s
+        self.shared = store.shared  # type: ignore[misc]
+        self.num_requests = self.num_bytes = 0
+        self._lock = threading.Lock()
+
+    def get(self, key: str) -> Blob | None:
+        return self._sent(self.store.get(key), _EVERY)
+
+    def get_beginning(self, key: str, num_bytes: int) -> Blob | None:
+        return self._sent(self.store.get_beginning(key, num_bytes), num_bytes)
+
+    def wait(self, num_bytes: int) -> None:
+        """What one request of so many bytes takes."""
+        time.sleep(self.latency_s)
+        with self._lock:
+            self.num_requests += 1
+            self.num_bytes += num_bytes
+            time.sleep(num_bytes / self.bytes_per_s)
+
+    def _sent(self, blob: Blob | None, num_bytes: int) -> Blob | None:
+        if blob is None or not self.shared:
+            return None if blob is None else _SlowBlob(blob, self)
+        self.wait(min(num_bytes, blob.size))
+        return blob
+
+    def contains(self, keys: Iterable[str]) -> set[str]:
+        return self.store.contains(keys)
+
+    def put(self, key: str, data: bytes) -> None:
+        self.store.put(key, data)
+
+    def delete(self, keys: Iterable[str]) -> int:
+        return self.store.delete(keys)
+
+    def keys(self) -> Iterator[StoredBytes]:
+        return self.store.keys()
+
+    def close(self) -> None:
+        self.store.close()
+
+
+_EVERY = 1 << 40
+
+
+class _SlowBlob:
+    """A file's bytes, which are read when they are asked for."""
+
+    def __init__(self, blob: Blob, store: Slow) -> None:
+        self.size, self.identity = blob.size, blob.identity
+        self._blob, self._store = blob, store
+
+    def read(self, parts: Sequence[tuple[int, Buffer]]) -> None:
+        self._store.wait(sum(memoryview(buffer).nbytes for _, buffer in parts))
+        self._blob.read(parts)
 
 
 def measure_opening(num_chunks: int) -> dict[str, float]:
