@@ -40,6 +40,12 @@ def test_the_store_benchmark_reads_every_dtype_and_opens_a_store(tmp_path: Path)
     assert reading["bfloat16"]["file_bytes"] > reading["int8"]["file_bytes"] > 0
     assert all(row[f"{way}_ms"] > 0 for row in reading.values() for way in ("plain", "warm", "first"))
     assert figures["opening"]["chunks"] == 50
+    answers = figures["answers"]
+    assert answers.keys() == {
+        f"{storage}, {place}" for storage in ("full", "index") for place in ("folder", "500 MB/s")
+    }
+    assert all(row["ttft_ms"] > 0 for row in answers.values())
+    assert 0 < answers["index, folder"]["bytes"] < 0.5 * answers["full, folder"]["bytes"]
 
 
 def test_requests_together_get_the_answers_they_get_alone(tmp_path: Path) -> None:

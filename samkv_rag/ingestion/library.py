@@ -328,11 +328,11 @@ class ChunkLibrary:
             identity, checked = self._checked.get(key, (None, chunk.checked))
             is_doubted = key in self._doubted
             self._doubted.discard(key)
-        if is_doubted:
-            chunk.verify()
-        elif identity == chunk.blob.identity:
+        if identity == chunk.blob.identity and not is_doubted:
             chunk.checked = checked
             return
+        if is_doubted or chunk.storage == "index":  # all of an index is in memory
+            chunk.verify()
         token_ids = self._tokenizer.chunk_ids(text)
         chunk.require(self._shape, token_ids)
         wanted = self._identity(describe(text, len(token_ids)))

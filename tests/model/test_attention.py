@@ -150,7 +150,7 @@ def test_a_buffer_grows_and_keeps_what_it_holds() -> None:
     ],
     ids=tiny.method_id,
 )
-def test_one_layer_of_cached_kv_is_in_memory_at_a_time(
+def test_a_layer_of_cached_kv_and_the_next_are_in_memory_at_a_time(
     make_engine: Callable[..., SamKVEngine], monkeypatch: pytest.MonkeyPatch, method: PrefillMethod, tmp_path: Any
 ) -> None:
     engine = make_engine(store=tmp_path, method=method)
@@ -184,10 +184,10 @@ def test_one_layer_of_cached_kv_is_in_memory_at_a_time(
             held = [number for number, refs in alive.items() if any(ref() is not None for ref in refs)]
             most_layers = max(most_layers, len(held))
 
-    monkeypatch.setattr(engine._library, "read", lambda texts: [(Watched(r), hit) for r, hit in read(texts)])
+    monkeypatch.setattr(engine._library, "read", lambda *asked: [(Watched(r), hit) for r, hit in read(*asked)])
     metrics = engine.generate(tiny.rag_prompt(chunks), max_new_tokens=3).metrics
     assert metrics.chunks_hit == 4
-    assert most_layers == 1
+    assert most_layers <= 2
     assert len(alive) == engine.decoder.num_layers
-    assert len(places) <= 2  # whole chunks go into one place a pass, layer after layer
+    assert len(places) <= 4  # whole chunks go into two places a pass, which take turns
     assert metrics.kv_bytes_resident < 0.6 * metrics.kv_bytes_full
