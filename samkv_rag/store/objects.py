@@ -60,8 +60,8 @@ class ObjectStore(RemoteStore):
 
     def contains(self, keys: Iterable[str]) -> set[str]:
         wanted = list(keys)
-        there = self._threads.map(self._has, wanted)
-        return {key for key, found in zip(wanted, there, strict=True) if found}
+        found = self._threads.map(lambda key: self._get_part(key, 0, 1), wanted)
+        return {key for key, part in zip(wanted, found, strict=True) if part is not None}
 
     def _get_part(self, key: str, start: int, stop: int, version: str | None = None) -> Part | None:
         path = _path(key)
@@ -72,10 +72,10 @@ class ObjectStore(RemoteStore):
                 found = self._obstore.get(self._store, path, options=options)
             except (*self._missing, self._obstore.exceptions.PreconditionError):
                 return None
-            except self._obstore.exceptions.BaseError:
-                if self._obstore.head(self._store, path)["size"] > start:
+            except self._obstore.exceptions.BaseError as error:
+                if "416 Range" not in str(error):
                     raise
-                return Part(b"", start)  # no range of nothing can be had
+                return Part(b"", start)  # nothing is there from ``start`` on
             return Part(bytes(found.bytes()), found.meta["size"], found.meta["e_tag"])
 
         return self._ask(read)
@@ -99,18 +99,6 @@ class ObjectStore(RemoteStore):
 
     def close(self) -> None:
         self._threads.shutdown(wait=False, cancel_futures=True)
-
-    def _has(self, key: str) -> bool:
-        path = _path(key)
-
-        def look() -> bool:
-            try:
-                self._obstore.head(self._store, path)
-            except self._missing:
-                return False
-            return True
-
-        return self._ask(look)
 
 
 def _path(key: str) -> str:
