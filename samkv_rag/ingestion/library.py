@@ -301,6 +301,8 @@ class ChunkLibrary:
         try:
             chunk = open_chunk(self._store, key, None if whole else self._num_bytes_to_select(text))
             if chunk is not None:
+                if chunk.storage == "index":  # all of it is needed
+                    chunk.load()
                 self._check(key, text, chunk)
             return chunk
         except StoreUnreachableError:  # the store has warned of it

@@ -28,7 +28,6 @@ from samkv_rag.store.codec import ChunkIdentity, open_chunk
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
-_WAIT_S = 60.0
 _SCHEMA_VERSION = 5
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS chunks (
@@ -44,7 +43,7 @@ CREATE TABLE IF NOT EXISTS sources (
     PRIMARY KEY (fingerprint, source)) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS sources_of ON sources (key);
 """
-_OPTIONS: dict[str, Any] = {"check_same_thread": False, "isolation_level": None, "timeout": _WAIT_S}
+_OPTIONS: dict[str, Any] = {"check_same_thread": False, "isolation_level": None, "timeout": 60.0}
 _COLUMNS = {field.name: field.type for field in fields(ChunkIdentity)}
 
 
@@ -207,7 +206,6 @@ class Catalog:
         return not self._store.shared
 
     def _prepared(self, connection: sqlite3.Connection) -> sqlite3.Connection:
-        connection.execute(f"PRAGMA busy_timeout = {int(_WAIT_S * 1000)}")
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = NORMAL")
         version = connection.execute("PRAGMA user_version").fetchone()[0]

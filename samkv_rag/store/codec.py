@@ -161,8 +161,6 @@ def open_chunk(store: Store, key: str, num_bytes: int | None = None) -> StoredCh
     chunk = None if blob is None else StoredChunk(blob)
     if chunk is not None and chunk.identity.key != key:
         raise DamagedChunkError("it is another chunk's")
-    if chunk is not None and chunk.storage == "index":
-        chunk.load()
     return chunk
 
 
