@@ -59,8 +59,8 @@ _DTYPES = {
 _MODEL_DTYPES = {
     str(t).removeprefix("torch."): t for t in (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 }
-_FIRST_READ_BYTES = 8 << 10
-"""Holds the header of an index, and of a full chunk of few layers."""
+_FIRST_READ_BYTES = 16 << 10
+"""Holds the header of an index, and of a full chunk of some thirty layers."""
 _METADATA_BYTES, _ENTRY_BYTES = 800, 125
 """Of a header: about what is said of the chunk, and of each tensor."""
 _MAX_HEADER_BYTES = 64 << 20

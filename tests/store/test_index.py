@@ -182,18 +182,19 @@ def test_an_index_is_read_once_a_query(make_engine: MakeEngine, tmp_path: Path) 
     stored = sum(found.num_bytes for found in engine.store.keys())
     for _ in range(2):
         read = engine.generate(PROMPT, max_new_tokens=1).metrics.bytes_read
-        assert stored <= read <= stored + len(CHUNKS) * 8192
+        assert stored <= read <= stored + len(CHUNKS) * 16384
     assert engine.generate(PROMPT, max_new_tokens=1, method="full_prefill").metrics.bytes_read == 0
 
 
 def test_scouting_over_anchors_reads_less_of_full_storage(make_engine: MakeEngine, tmp_path: Path) -> None:
-    engine = make_engine(store=tmp_path, chunks=CHUNKS)
+    long = [tiny.text(seed, 300) for seed in range(2)]
+    engine, prompt = make_engine(store=tmp_path, chunks=long), tiny.rag_prompt(long)
     first, over_all, over_anchors = (
-        engine.generate(PROMPT, max_new_tokens=1, method=tiny.method(scouted=scouted)).metrics.bytes_read
+        engine.generate(prompt, max_new_tokens=1, method=tiny.method(scouted=scouted)).metrics.bytes_read
         for scouted in ("all", "all", "anchors")
     )
     assert over_anchors < 0.6 * over_all
-    assert first == over_all < sum(found.num_bytes for found in engine.store.keys())  # checked as it is read
+    assert first == over_all < 0.9 * sum(found.num_bytes for found in engine.store.keys())  # checked as it is read
 
 
 REFUSED: list[PrefillMethod] = [
