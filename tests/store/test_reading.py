@@ -104,18 +104,18 @@ def test_what_lies_behind_the_beginning_comes_by_one_more_request(make_engine: M
     remote = Remote()
     make_engine(store=remote, chunks=CHUNKS[:1])
     ((key, size),) = ((found.key, found.num_bytes) for found in remote.keys())
-    chunk, whole = open_chunk(remote, key, 10_000), open_chunk(remote.kept, key)
+    chunk, whole = open_chunk(remote, key, 20_000), open_chunk(remote.kept, key)
     assert chunk is not None
     assert whole is not None
     for layer in range(4):
         for ours, theirs in zip(chunk.layer(layer), whole.layer(layer), strict=True):
             assert torch.equal(ours, theirs)
-    assert remote.requests == [(key, 10_000), (key, size - 10_000)]
+    assert remote.requests == [(key, 20_000), (key, size - 20_000)]
 
 
 def _replace(remote: Remote, key: str) -> None:
     data = bytes(read_bytes(remote.kept.get(key)))  # type: ignore[arg-type]
-    remote.put(key, data[:10_000] + bytes(len(data) - 10_000))
+    remote.put(key, data[:20_000] + bytes(len(data) - 20_000))
 
 
 SPOILT: dict[str, Callable[[Remote, str], Any]] = {
@@ -131,7 +131,7 @@ def test_two_requests_are_never_mixed(make_engine: MakeEngine, spoil: Callable[[
     remote = Remote()
     make_engine(store=remote, chunks=CHUNKS[:1])
     (key,) = (found.key for found in remote.keys())
-    chunk = open_chunk(remote, key, 10_000)
+    chunk = open_chunk(remote, key, 20_000)
     assert chunk is not None
     spoil(remote, key)
     with pytest.raises(DamagedChunkError):
