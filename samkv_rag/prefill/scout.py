@@ -72,7 +72,7 @@ class Scout(SparsePrefill):
     emphasis_weight: float = 3.0
     placement: Placement = "by_score"
     match_power: float = 1.0
-    sentence_credit: float = 2.0
+    sentence_credit: float = 3.0
     scouted: Scouted | None = None
 
     def __post_init__(self) -> None:
@@ -164,7 +164,8 @@ def credit_sentences(scores: torch.Tensor, layout: PromptLayout, credit: float) 
     """``scores`` ``[tokens]`` in which a sentence's words have what its end got, divided by the root of their number.
 
     Models gather at a full stop what the sentence says (SepLLM, arXiv 2412.12094), so questions look there. Retained
-    alone it would tell nothing, and the words of the next sentence would share its block.
+    alone it would tell nothing, and the words of the next sentence would share its block. A chunk's own end gathers all
+    of the chunk, so the last sentence gets no credit.
     """
     if not credit:
         return scores
@@ -172,7 +173,8 @@ def credit_sentences(scores: torch.Tensor, layout: PromptLayout, credit: float) 
     starts = ends.roll(1) | (layout.is_chunk & (layout.index_in_chunk == 0))
     sentence = starts.cumsum(0)
     totals = torch.zeros(layout.num_tokens + 1, device=layout.device)
-    of_end = totals.index_add(0, sentence, torch.where(ends, scores, 0.0))
+    inner = ends & (layout.chunk_number.roll(-1) == layout.chunk_number)
+    of_end = totals.index_add(0, sentence, torch.where(inner, scores, 0.0))
     num_words = totals.index_add(0, sentence, (~ends).float()).clamp(min=1)
     return torch.where(ends, 0.0, scores + layout.is_chunk * credit * (of_end / num_words.sqrt())[sentence])
 
