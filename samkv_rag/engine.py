@@ -17,7 +17,7 @@ from samkv_rag.config import EngineConfig
 from samkv_rag.exceptions import ConfigurationError, EmptyPromptError, PromptError
 from samkv_rag.generation_result import GenerationResult
 from samkv_rag.grammar import Grammar
-from samkv_rag.handover import require_dense
+from samkv_rag.handover import options_of_our_own, require_dense
 from samkv_rag.ingestion.library import Announcement, ChunkLibrary, Owner
 from samkv_rag.ingestion.namespaces import scoped_fingerprint
 from samkv_rag.model.decoder import Decoder
@@ -25,7 +25,7 @@ from samkv_rag.model.fingerprint import fingerprint
 from samkv_rag.model.loading import LoadingOptions, load
 from samkv_rag.model.support import check_config, self_test
 from samkv_rag.model.tokenization import PromptTokenizer, RenderedPrompt
-from samkv_rag.prefill import PrefillMethod, Scout, SparsePrefill, resolve_method
+from samkv_rag.prefill import PrefillMethod, Scout, resolve_method
 from samkv_rag.prefill.scout import rank_chunks
 from samkv_rag.prompt.assembly import PromptAssembler
 from samkv_rag.prompt.history import History
@@ -405,7 +405,7 @@ class SamKVEngine:
         require_bool("handover", handover)
         if handover:
             require_dense(self.decoder)
-            if own := _options_of_our_own(sampling, chosen, choose):
+            if own := options_of_our_own(options, chosen):
                 raise ConfigurationError(
                     f"handover is True, and another engine cannot carry out {', '.join(own)}; leave it out, or handover"
                 )
@@ -455,19 +455,6 @@ class SamKVEngine:
                 "decode its bytes with errors='replace'"
             ) from error
         return rendered
-
-
-def _options_of_our_own(sampling: Sampling, method: PrefillMethod, choose: Choose | None) -> list[str]:
-    """Options asked for that whoever decodes a handover knows nothing of."""
-    asked = {
-        "n": sampling.n > 1,
-        "logprobs": sampling.logprobs,
-        "repetition_penalty": sampling.repetition_penalty != 1,  # counts the whole prompt
-        "grammar": sampling.grammar,
-        "choose": choose,
-        "refresh_tokens": isinstance(method, SparsePrefill) and method.refresh_tokens,
-    }
-    return [name for name, given in asked.items() if given]
 
 
 def _is_messages(prompt: object) -> TypeGuard[Sequence[Mapping[str, Any]]]:

@@ -8,11 +8,12 @@ would be decoded from T.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from secrets import token_hex
+from typing import Any
 
 import safetensors.torch
 import torch
@@ -48,6 +49,16 @@ class Handover:
             yield file
         finally:
             file.unlink(missing_ok=True)
+
+
+_OF_OUR_OWN = {"n": 1, "logprobs": False, "repetition_penalty": 1, "grammar": None, "choose": None}
+"""Options that whoever decodes a handover cannot carry out, and what leaves them out. The penalty counts the prompt."""
+
+
+def options_of_our_own(options: Mapping[str, Any], method: object) -> list[str]:
+    """Names of the answer's ``options``, and its method's, that whoever decodes a handover knows nothing of."""
+    own = [name for name, left_out in _OF_OUR_OWN.items() if (options.get(name) or left_out) != left_out]
+    return [*own, "refresh_tokens"] if getattr(method, "refresh_tokens", None) else own
 
 
 def require_dense(decoder: Decoder) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import contexts, faults, ranking, server, serving, variants
+from benchmarks import chat, contexts, faults, ranking, server, serving, variants
 from benchmarks import store as store_benchmark
 from support import tiny
 
@@ -104,6 +104,24 @@ def test_variants_are_compared_on_the_same_cases(tmp_path: Path) -> None:
     full, scout, same, everything = json.loads(found.read_text())["rows"]
     assert scout["gold_nll"] == same["gold_nll"] != full["gold_nll"]
     assert everything["gold_nll"] == pytest.approx(full["gold_nll"], abs=1e-4)
+
+
+def test_chats_are_timed_turn_by_turn_with_and_without_their_history(tmp_path: Path) -> None:
+    tiny.model("llama").save_pretrained(tmp_path / "model")
+    tiny.tokenizer().save_pretrained(tmp_path / "model")
+    chunks = [{"title": "", "text": tiny.text(seed, 90)} for seed in range(4)]
+    case = {"question": "Who?", "answers": ["Ada"], "chunks": chunks}
+    data, found = tmp_path / "cases.jsonl", tmp_path / "chat.json"
+    data.write_text("".join(json.dumps(case | {"id": str(number)}) + "\n" for number in range(4)))
+    options = ["--model", str(tmp_path / "model"), "--dtype", "float32", "--cases", str(data), "--json", str(found)]
+    chat.main([*options, "--turns", "2", "--chats", "2", "--max-new-tokens", "4"])
+    rows = json.loads(found.read_text())["rows"]
+    ways = ["history kept", "history computed", "full prefill"]
+    assert [(row["way"], row["turn"], row["n"]) for row in rows] == [(way, turn, 2) for way in ways for turn in (1, 2)]
+    assert all(row["ttft_s"] > 0 and (row["turn"] == 2 or row["ttft_ratio"] == 1) for row in rows)
+    assert all(
+        second["prompt_tokens"] > first["prompt_tokens"] for first, second in zip(rows[::2], rows[1::2], strict=True)
+    )
 
 
 class FirstLetter:

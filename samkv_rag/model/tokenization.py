@@ -65,7 +65,8 @@ class PromptTokenizer:
         self._sentinel_ids = self._plain.ids(_SENTINEL)
         self._adds_space = self._sentinel_ids + self._plain.ids("word") != self._plain.ids(f"{_SENTINEL}word")
         self._bos_ids = self._leading_special_ids()
-        self._texts: dict[int, str] = {}
+        self._signs: dict[int, tuple[bool, bool]] = {}
+        """Of each token met so far: whether it can end a sentence, and whether it begins with a letter or digit."""
 
     @property
     def has_chat_template(self) -> bool:
@@ -167,13 +168,12 @@ class PromptTokenizer:
 
     def sentence_ends(self, token_ids: Sequence[int]) -> list[bool]:
         """Which of a text's tokens end a sentence or a line: signs alone, and no letter or digit behind them."""
-        for token_id in {*token_ids} - self._texts.keys():
-            self._texts[token_id] = self.token_text(token_id)
-        texts = [*(self._texts[token_id] for token_id in token_ids), ""]
-        return [
-            bool(_SENTENCE_END.search(text)) and not any(map(str.isalnum, text + behind[:1]))
-            for text, behind in pairwise(texts)
-        ]
+        for token_id in {*token_ids} - self._signs.keys():
+            text = self.token_text(token_id)
+            is_end = bool(_SENTENCE_END.search(text)) and not any(map(str.isalnum, text))
+            self._signs[token_id] = is_end, text[:1].isalnum()
+        signs = [*(self._signs[token_id] for token_id in token_ids), (False, False)]
+        return [is_end and not continues for (is_end, _), (_, continues) in pairwise(signs)]
 
     def token_text(self, token_id: int) -> str:
         """The text of a token that stands behind another."""

@@ -101,7 +101,9 @@ class PromptAssembler:
         for i, span in enumerate(prompt.spans):
             if span.text_digest:
                 reader, hit = next(opened)
-                segments.append(replace(self._segment(span, reader.token_ids), reader=reader, hit=hit))
+                ends = torch.tensor(self._tokenizer.sentence_ends(reader.token_ids.tolist()))
+                chunk = self._segment(span, reader.token_ids)
+                segments.append(replace(chunk, reader=reader, hit=hit, sentence_ends=ends))
             else:
                 segments.append(self._segment(span, self._token_ids(prompt, span, first=i == 0)))
         segments = self._with_prefix(segments)
@@ -125,7 +127,6 @@ class PromptAssembler:
             start_char=span.start_char,
             text=span.text,
             is_label=span.is_label,
-            sentence_ends=torch.tensor(self._tokenizer.sentence_ends(ids.tolist())) if kind == "chunk" else None,
             is_structure=is_structure,
         )
 

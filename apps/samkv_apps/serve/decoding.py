@@ -18,7 +18,7 @@ from samkv_apps.serve.errors import ApiError
 from samkv_rag import GenerationResult, Piece, SamKVEngine
 from samkv_rag.engine import Prompt
 from samkv_rag.exceptions import ConfigurationError
-from samkv_rag.handover import Handover
+from samkv_rag.handover import Handover, options_of_our_own
 from samkv_rag.runtime.sampling import AnswerText, Sampling
 
 logger = logging.getLogger(__name__)
@@ -53,8 +53,7 @@ class VllmDecoder:
 
     def carries_out(self, options: Mapping[str, Any]) -> bool:
         """Whether a handover can be decoded with these options; the engine itself carries out the rest."""
-        own = options.get("grammar") or options.get("logprobs") or getattr(options["method"], "refresh_tokens", 0)
-        return not own and options.get("n", 1) == 1 and options.get("repetition_penalty", 1) == 1
+        return not options_of_our_own(options, options["method"])
 
     async def decode(
         self, handover: Handover, max_tokens: int, options: Mapping[str, Any]
