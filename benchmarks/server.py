@@ -1,7 +1,8 @@
 """Clients in a closed loop against `samkv serve`, in a process of its own: requests a second, time to the first token.
 
     python -m benchmarks.server [--model FOLDER] [--clients 1,4,8,16] [--requests 32] [--json FILE]
-    python -m benchmarks.server --against http://127.0.0.1:8001 --against-model NAME   # another server, same prompts
+    python -m benchmarks.server --transformers   # beside `transformers serve` and its continuous batching
+    python -m benchmarks.server --ray-replicas 1,2   # so many engines behind the server, a core each
     python -m benchmarks.server --hostile 10000   # broken and harmful requests: no failure, memory stays flat
 
 Every client sends its next request when its last is answered. All listen on this machine alone.
@@ -14,13 +15,14 @@ import asyncio
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from statistics import quantiles
 from typing import Any
@@ -46,40 +48,65 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--chunk-tokens", type=int, default=2000, help="of each request, about")
     parser.add_argument("--new-tokens", type=int, default=64)
     parser.add_argument("--methods", default="scout,full_prefill")
-    parser.add_argument("--against", metavar="URL", help="another server of OpenAI's protocol, measured too")
-    parser.add_argument("--against-model", metavar="NAME", help="what it calls the same model")
+    parser.add_argument("--transformers", action="store_true", help="measure `transformers serve` too")
+    parser.add_argument("--ray-replicas", default="", metavar="N,N", help="measure so many replicas instead")
     parser.add_argument("--hostile", type=int, default=0, metavar="N", help="send so many broken requests instead")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args(arguments)
     model = options.model or str(language_model(say=print))
-    setup = {name: value for name, value in vars(options).items() if name not in ("json", "against")}
-    figures: dict[str, Any] = {"machine": describe_machine(), "setup": setup | {"model": Path(model).name}}
-    with _server(model) as (url, process_id):
-        if options.hostile:
+    setup = {name: value for name, value in vars(options).items() if name != "json"} | {"model": Path(model).name}
+    figures: dict[str, Any] = {"machine": describe_machine(), "setup": setup}
+    if options.hostile:
+        with _samkv(model) as (url, process_id):
             figures["hostile"] = measure_hostile(url, process_id, Path(model).name, options.hostile)
-            print(json.dumps(figures["hostile"]))
-        else:
-            figures["rows"] = asyncio.run(_measure_all(url, Path(model).name, options))
+        print(json.dumps(figures["hostile"]))
+    else:
+        figures["rows"] = list(_replica_rows(model, options) if options.ray_replicas else _rows(model, options))
     if options.json is not None:
         options.json.write_text(json.dumps(figures, indent=2) + "\n")
 
 
-async def _measure_all(url: str, model: str, options: argparse.Namespace) -> list[dict[str, Any]]:
+def _rows(model: str, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Each number of clients, on each server in turn."""
+    with ExitStack() as servers:
+        url, _ = servers.enter_context(_samkv(model))
+        prompts = _ingested(url, options)
+        asked = [(method, url, {"model": Path(model).name, "samkv": method}) for method in options.methods.split(",")]
+        if options.transformers:
+            asked.append(("transformers", servers.enter_context(_transformers(model)), {"model": model}))
+        for _, at, more in asked:  # what is done once, at the first request
+            asyncio.run(measure(at, [_body(prompts[0], 0, options) | more] * 2, 1))
+        for clients in map(int, options.clients.split(",")):
+            for name, at, more in asked:
+                bodies = [_body(prompts[i % len(prompts)], i, options) | more for i in range(options.requests)]
+                yield _shown({"server": name, "clients": clients, **asyncio.run(measure(at, bodies, clients))})
+
+
+def _replica_rows(model: str, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Each number of replicas, with each number of clients; requests are routed by the documents they name."""
+    for replicas in options.ray_replicas.split(","):
+        with _samkv(model, "--ray-replicas", replicas) as (url, _):
+            prompts = _ingested(url, options)
+            asked = [prompts[i % len(prompts)] for i in range(options.requests)]
+            named = {"model": Path(model).name}
+            bodies = [_body(one, i, options) | named | {"documents": one} for i, one in enumerate(asked)]
+            asyncio.run(measure(url, bodies[: len(prompts)], 1))
+            for clients in map(int, options.clients.split(",")):
+                figures = asyncio.run(measure(url, bodies, clients))
+                yield _shown({"replicas": int(replicas), "clients": clients, **figures})
+
+
+def _shown(row: dict[str, Any]) -> dict[str, Any]:
+    print(json.dumps(row), flush=True)
+    return row
+
+
+def _ingested(url: str, options: argparse.Namespace) -> list[list[str]]:
+    """Documents of several prompts, ingested."""
     prompts = [_documents(number, options.chunk_tokens) for number in range(max(8, options.requests // 4))]
-    async with httpx.AsyncClient(base_url=url, timeout=600) as client:
-        for documents in prompts:
-            (await client.post("/v1/samkv/documents", json={"documents": documents})).raise_for_status()
-    servers = [(method, url, model, {"samkv": method}) for method in options.methods.split(",")]
-    if options.against:
-        servers.append(("against", options.against, options.against_model or model, {}))
-    rows = []
-    for clients in map(int, options.clients.split(",")):
-        for name, at, called, more in servers:
-            bodies = [_body(called, prompts[i % len(prompts)], i, options) | more for i in range(options.requests)]
-            row = {"server": name, "clients": clients, **await measure(at, bodies, clients)}
-            print(json.dumps(row), flush=True)
-            rows.append(row)
-    return rows
+    for documents in prompts:
+        httpx.post(f"{url}/v1/samkv/documents", json={"documents": documents}, timeout=600).raise_for_status()
+    return prompts
 
 
 async def measure(url: str, bodies: Sequence[dict[str, Any]], clients: int) -> dict[str, float]:
@@ -139,21 +166,42 @@ def measure_hostile(url: str, process_id: int, model: str, num_requests: int) ->
 
 
 @contextmanager
-def _server(model: str) -> Iterator[tuple[str, int]]:
+def _samkv(model: str, *options: str) -> Iterator[tuple[str, int]]:
     """Run `samkv serve` and yield its address and process id."""
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "samkv_rag.cli.main", "serve", "--model", model, "--store", f"{folder}/kv"]
-        log = Path(folder) / "log"
-        with log.open("w") as stderr, subprocess.Popen([*command, "--port", "0"], stderr=stderr) as process:
-            try:
-                yield _address(process, log), process.pid
-            finally:
-                process.terminate()
+        command = ["samkv_rag.cli.main", "serve", "--model", model, "--store", f"{folder}/kv", "--port", "0", *options]
+        with _process(command, Path(folder) / "log") as (process, log):
+            yield _said(r"http://[\d.]+:\d+", process, log), process.pid
 
 
-def _address(process: subprocess.Popen[bytes], log: Path) -> str:
+@contextmanager
+def _transformers(model: str) -> Iterator[str]:
+    """Run `transformers serve` and yield its address."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    # Left to itself its KV takes most of the machine's memory, and ours has none.
+    options = ["--continuous-batching", "--cb-max-memory-percent", "0.05", "--device", "cpu", "--port", str(port)]
+    with tempfile.TemporaryDirectory() as folder:
+        command = ["transformers.cli.transformers", "serve", model, "--host", "127.0.0.1", *options]
+        with _process(command, Path(folder) / "log") as (process, log):
+            _said("running on", process, log)
+            yield f"http://127.0.0.1:{port}"
+
+
+@contextmanager
+def _process(module: Sequence[str], log: Path) -> Iterator[tuple[subprocess.Popen[bytes], Path]]:
+    command = [sys.executable, "-m", *module]
+    with log.open("w") as file, subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT) as process:
+        try:
+            yield process, log
+        finally:
+            process.terminate()
+
+
+def _said(pattern: str, process: subprocess.Popen[bytes], log: Path) -> str:
+    """What matches in the log, once it does."""
     while process.poll() is None:
-        if found := re.search(r"http://[\d.]+:\d+", log.read_text()):
+        if found := re.search(pattern, log.read_text()):
             return found[0]
         time.sleep(0.1)
     raise RuntimeError(f"the server ended: {log.read_text()[-1000:]}")
@@ -164,11 +212,10 @@ def _resident_bytes(process_id: int) -> int:
     return pages * os.sysconf("SC_PAGE_SIZE")
 
 
-def _body(model: str, documents: Sequence[str], number: int, options: argparse.Namespace) -> dict[str, Any]:
+def _body(documents: Sequence[str], number: int, options: argparse.Namespace) -> dict[str, Any]:
     """The same request for every server: documents stand in the message."""
     question = f"Tell the story of the {SUBJECTS[number % len(SUBJECTS)]}, at length."
     return {
-        "model": model,
         "messages": [{"role": "user", "content": "\n\n".join([*documents, question])}],
         "max_tokens": options.new_tokens,
         "temperature": 0,
