@@ -1,71 +1,59 @@
-"""Options of an integration's LLM: from plain values, checked, merged with those of a call."""
+"""Options of an integration's LLM: pydantic fields, made from plain values, and merged with those of a call."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import fields
 from os import PathLike, fspath
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from samkv_rag.checks import refuse_unknown
+from pydantic import BaseModel, BeforeValidator, Field, PlainSerializer, SecretStr, ValidationError, ValidationInfo
+
+from samkv_rag.checks import refuse_unknown, require_bool
 from samkv_rag.config import EngineConfig
 from samkv_rag.exceptions import ConfigurationError
-from samkv_rag.store.unreachable import MASK
+from samkv_rag.store.unreachable import MASK, without_secrets
 
-ENGINE_OPTIONS = (
-    "store",
-    "config",
-    "method",
-    "device",
-    "dtype",
-    "device_map",
-    "gguf_file",
-    "revision",
-    "token",
-    "attn_implementation",
-    "model_kwargs",
-    "namespace",
-    "store_secret",
-)
-"""Options of ``SamKVEngine.from_pretrained`` that an LLM takes beside the model."""
-
-OWN_CALL_OPTIONS = (
-    "max_tokens",
-    "temperature",
-    "top_p",
-    "top_k",
-    "min_p",
-    "repetition_penalty",
-    "stop",
-    "seed",
-    "logprobs",
-    "top_logprobs",
-    "method",
-)
-"""Options of one call that an LLM has a field for; ``max_tokens`` is the frameworks' name of ``max_new_tokens``."""
-
-CALL_OPTIONS = (*OWN_CALL_OPTIONS, "max_new_tokens", "n", "grammar")
-"""Options of one call."""
+if TYPE_CHECKING:
+    from samkv_rag import SamKVEngine
 
 
-def as_config(config: object) -> object:
-    """Return an EngineConfig from a mapping of its options; anything else as it is.
+def _path_text(path: object) -> object:
+    return fspath(path) if isinstance(path, PathLike) else path
 
-    Raises:
-        ConfigurationError: an option is unknown or out of range.
-    """
+
+def _config(config: object) -> object:
     if not isinstance(config, Mapping):
         return config
     refuse_unknown(config, [field.name for field in fields(EngineConfig)])
     return EngineConfig(**config)
 
 
-def as_method(method: object) -> object:
-    """Return a prefill method from its name, or from a mapping of its name and options; None stays.
+def _plain(options: object) -> object:
+    """A quantization_config and the like as dicts, as they are written out."""
+    if not isinstance(options, Mapping):
+        return options
+    return {name: value.to_dict() if hasattr(value, "to_dict") else value for name, value in options.items()}
 
-    Raises:
-        ConfigurationError: no such method or option, or a value out of range.
-    """
+
+def _secret(secret: object, info: ValidationInfo) -> object:
+    """The secret as it is; no message ever holds it."""
+    text, name = _unmasked(secret), info.field_name
+    if text is not None and not isinstance(text, str):
+        raise ConfigurationError(f"{name} is a {type(secret).__name__}; it must be text, or None")
+    if text == "":
+        raise ConfigurationError(f"{name} is empty; give its text, or None")
+    if text == MASK:  # to go on without it would store chunks where everybody finds them
+        raise ConfigurationError(f"{name} is masked, as it is in options that were written out; give it again")
+    return secret
+
+
+def _unmasked(value: Any) -> Any:
+    return value.get_secret_value() if isinstance(value, SecretStr) else value
+
+
+def _method(method: object) -> object:
     if method is None:
         return None
     from samkv_rag.prefill import resolve_method  # late: it imports torch
@@ -78,47 +66,69 @@ def method_as_dict(method: Any) -> Any:
     return None if method is None else method.to_dict()
 
 
-def as_texts(stop: object) -> object:
-    """Return one text as a list of it; anything else as it is."""
-    return [stop] if isinstance(stop, str) else stop
+PathText = Annotated[str, BeforeValidator(_path_text)]
+_Secret = Annotated[SecretStr | None, BeforeValidator(_secret)]
 
 
-def as_path_text(path: object) -> object:
-    """Return a path as text; anything else as it is."""
-    return fspath(path) if isinstance(path, PathLike) else path
+class EngineOptions(BaseModel):
+    """Options of ``SamKVEngine.from_pretrained`` that an LLM takes beside model and method."""
+
+    store: Annotated[PathText, PlainSerializer(without_secrets)] = Field(
+        default=":memory:", description="Where chunk KV is kept: ':memory:', a folder or a URL."
+    )
+    config: Annotated[EngineConfig | None, BeforeValidator(_config)] = Field(
+        default=None, description="What is fixed at ingestion, or a dict of its options."
+    )
+    device: str | None = Field(default=None, description="Device of the model; None picks one.")
+    dtype: Annotated[
+        str | None, BeforeValidator(lambda dtype: None if dtype is None else str(dtype).removeprefix("torch."))
+    ] = Field(default=None, description="Data type of the model, for example 'bfloat16'.")
+    gguf_file: str | None = Field(default=None, description="GGUF file inside the model's folder.")
+    device_map: dict[str, int | str] | int | str | None = Field(default=None, description="Another word for device.")
+    revision: str | None = Field(default=None, description="Branch, tag or commit of the model on the hub.")
+    token: _Secret = Field(default=None, description="Token of the hub; None takes the one logged in with.")
+    attn_implementation: str | None = Field(default=None, description="Attention that the model must come with.")
+    model_kwargs: Annotated[dict[str, Any] | None, BeforeValidator(_plain)] = Field(
+        default=None, description="What else transformers takes, such as quantization_config."
+    )
+    namespace: str = Field(default="", description="Tenant whose chunks these are; no other gets them.")
+    store_secret: _Secret = Field(default=None, description="Makes the store's keys unknowable without it.")
+
+    def __repr_args__(self) -> Iterable[tuple[str | None, Any]]:
+        for name, value in super().__repr_args__():
+            yield name, without_secrets(value) if name == "store" else value
 
 
-def as_plain(options: object) -> object:
-    """Return a mapping's quantization_config and the like as dicts, as they are written out; anything else as it is."""
-    if not isinstance(options, Mapping):
-        return options
-    return {name: value.to_dict() if hasattr(value, "to_dict") else value for name, value in options.items()}
+class CallOptions(BaseModel):
+    """Options of one call that an LLM has a field for; ``max_tokens`` is the frameworks' name of ``max_new_tokens``."""
+
+    method: Annotated[Any, BeforeValidator(_method), PlainSerializer(method_as_dict)] = Field(
+        default=None, description="How prompts are answered: a method, its name, or a dict with name and options."
+    )
+    max_tokens: int = Field(default=256, ge=1, description="Longest answer, in tokens.")
+    temperature: float = Field(default=0.0, ge=0.0, description="0 always takes the likeliest token.")
+    top_p: float = Field(default=1.0, gt=0.0, le=1.0, description="Sample from the likeliest tokens of this mass.")
+    top_k: int = Field(default=0, ge=0, description="Sample from so many of the likeliest tokens; 0: from all.")
+    min_p: float = Field(default=0.0, ge=0.0, le=1.0, description="Least share of the likeliest token's probability.")
+    repetition_penalty: float = Field(default=1.0, gt=0.0, description="Above 1 makes what was said less likely.")
+    stop: Annotated[list[str] | None, BeforeValidator(lambda stop: [stop] if isinstance(stop, str) else stop)] = Field(
+        default=None, description="Texts that end an answer and are not part of it."
+    )
+    seed: int | None = Field(default=None, description="Makes sampling repeatable.")
+    logprobs: bool = Field(default=False, description="Answers say how likely each token was.")
+    top_logprobs: int = Field(default=0, ge=0, le=20, description="How many of the likeliest tokens they name beside.")
 
 
-def as_secret(secret: object, name: str = "store_secret") -> object:
-    """Return a secret (text, or pydantic's ``SecretStr``) as it is; no message ever holds it.
-
-    Raises:
-        ConfigurationError: it is something else, empty, or the mask that stands for one in written options.
-    """
-    text = secret_value(secret)
-    if text is not None and not isinstance(text, str):
-        raise ConfigurationError(f"{name} is a {type(secret).__name__}; it must be text, or None")
-    if text == "":
-        raise ConfigurationError(f"{name} is empty; give its text, or None")
-    if text == MASK:  # to go on without it would store chunks where everybody finds them
-        raise ConfigurationError(f"{name} is masked, as it is in options that were written out; give it again")
-    return secret
+ENGINE_OPTIONS = tuple(EngineOptions.model_fields)
+OWN_CALL_OPTIONS = tuple(CallOptions.model_fields)
 
 
-def secret_value(secret: Any) -> Any:
-    """Return what a ``SecretStr`` holds; anything else as it is."""
-    return secret.get_secret_value() if hasattr(secret, "get_secret_value") else secret
+def load_engine(options: Mapping[str, Any]) -> SamKVEngine:
+    """Return the engine that an LLM's options describe, ``model_name`` among them."""
+    from samkv_rag import SamKVEngine  # late: it imports torch
 
-
-def as_dtype_name(dtype: object) -> object:
-    """Return ``torch.bfloat16`` as ``"bfloat16"``; None stays."""
-    return dtype if dtype is None else str(dtype).removeprefix("torch.")
+    plain = {name: _unmasked(value) for name, value in options.items()}
+    return SamKVEngine.from_pretrained(plain.pop("model_name"), **plain)
 
 
 def parse_bool(name: str, given: object, own: bool) -> bool:
@@ -127,9 +137,10 @@ def parse_bool(name: str, given: object, own: bool) -> bool:
     Raises:
         ConfigurationError: neither True nor False.
     """
-    if given is not None and not isinstance(given, bool):
-        raise ConfigurationError(f"{name} is {given!r}; it must be True or False")
-    return own if given is None else given
+    if given is None:
+        return own
+    require_bool(name, given)
+    return bool(given)
 
 
 def call_options(own: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
@@ -140,18 +151,23 @@ def call_options(own: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, 
     Raises:
         ConfigurationError: a call gives both, or an option that is unknown.
     """
-    refuse_unknown(given, CALL_OPTIONS)
+    refuse_unknown(given, (*OWN_CALL_OPTIONS, "max_new_tokens", "n", "grammar"))
     changes = {name: value for name, value in given.items() if value is not None}
     if "max_tokens" in changes and "max_new_tokens" in changes:
         raise ConfigurationError("max_tokens and max_new_tokens are the same option; give one")
-    options = {_engine_name(name): value for name, value in own.items()}
-    return options | {_engine_name(name): value for name, value in changes.items()}
+    options = {**own, **changes}
+    return {"max_new_tokens": options.pop("max_tokens"), **options}
 
 
-def config_error(problems: Iterable[Mapping[str, Any]]) -> ConfigurationError:
-    """Return the error for the problems that pydantic found (``ValidationError.errors()``)."""
-    own = [problem for problem in problems if problem["type"] != "default_factory_not_called"]  # only a consequence
-    return ConfigurationError("; ".join(map(_in_words, own)))
+@contextmanager
+def plain_refusals() -> Iterator[None]:
+    """Turn what pydantic refuses into one ConfigurationError that names every option and its value."""
+    try:
+        yield
+    except ValidationError as error:
+        # One that says "default_factory_not_called" is only a consequence of others.
+        problems = [one for one in error.errors() if one["type"] != "default_factory_not_called"]
+        raise ConfigurationError("; ".join(map(_in_words, problems))) from error
 
 
 def _in_words(problem: Mapping[str, Any]) -> str:
@@ -159,7 +175,3 @@ def _in_words(problem: Mapping[str, Any]) -> str:
     if problem["type"] == "missing":
         return f"{name} is missing"
     return f"{name} is {problem['input']!r}: {problem['msg']}"
-
-
-def _engine_name(name: str) -> str:
-    return "max_new_tokens" if name == "max_tokens" else name

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import aclosing, closing
+from dataclasses import asdict
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
 from langchain_core.language_models import BaseChatModel, LangSmithParams, LanguageModelInput
@@ -15,18 +16,8 @@ from langchain_core.outputs import ChatGenerationChunk, ChatResult
 from langchain_core.runnables import Runnable
 from langchain_core.tools import BaseTool
 from langchain_core.utils.function_calling import convert_to_json_schema, convert_to_openai_tool
-from pydantic import (
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    PlainSerializer,
-    SecretStr,
-    ValidationError,
-    ValidationInfo,
-    field_validator,
-)
+from pydantic import ConfigDict, Field, ValidationInfo, field_validator
 
-from langchain_samkv._engine import ENGINE_FIELDS, handle_for, identity_of
 from langchain_samkv._request import Request
 from langchain_samkv._structured import METHODS, parsed
 from samkv_rag.checks import refuse_unknown
@@ -34,16 +25,14 @@ from samkv_rag.config import EngineConfig
 from samkv_rag.exceptions import ConfigurationError
 from samkv_rag.frameworks.handle import EngineHandle
 from samkv_rag.frameworks.options import (
+    ENGINE_OPTIONS,
     OWN_CALL_OPTIONS,
-    as_config,
-    as_dtype_name,
-    as_method,
-    as_path_text,
-    as_plain,
-    as_secret,
-    as_texts,
-    config_error,
+    CallOptions,
+    EngineOptions,
+    PathText,
+    load_engine,
     method_as_dict,
+    plain_refusals,
 )
 from samkv_rag.frameworks.streams import aiter_in_thread
 from samkv_rag.frameworks.tools import chosen_tool
@@ -52,10 +41,17 @@ from samkv_rag.store.unreachable import without_secrets
 if TYPE_CHECKING:
     from samkv_rag import SamKVEngine
 
+_OF_THE_ENGINE = ("model_name", *ENGINE_OPTIONS)
 _PER_CALL = (*OWN_CALL_OPTIONS, "explain")
 
 
-class ChatSamKV(BaseChatModel):
+def _handle_for(fields: Mapping[str, Any]) -> EngineHandle:
+    """The promise of the engine that a chat model's ``fields`` describe."""
+    origin = {name: fields[name] for name in _OF_THE_ENGINE}
+    return EngineHandle(partial(load_engine, origin), origin)
+
+
+class ChatSamKV(EngineOptions, CallOptions, BaseChatModel):
     """A local chat model that answers from the cached KV of the retrieved chunks.
 
     Give ``model`` or an existing ``engine``, which several components may share. A model is loaded on
@@ -83,52 +79,10 @@ class ChatSamKV(BaseChatModel):
 
     model_config = ConfigDict(populate_by_name=True, hide_input_in_errors=True)
 
-    model_name: Annotated[str, BeforeValidator(as_path_text)] = Field(
-        alias="model", description="Hub id or local folder of a transformers model."
-    )
-    store: Annotated[str, BeforeValidator(as_path_text), PlainSerializer(without_secrets)] = Field(
-        default=":memory:", description="Where chunk KV is kept: ':memory:', a folder or a URL."
-    )
-    config: Annotated[EngineConfig | None, BeforeValidator(as_config)] = Field(
-        default=None, description="What is fixed at ingestion, or a dict of its options."
-    )
-    device: str | None = Field(default=None, description="Device of the model; None picks one.")
-    dtype: Annotated[str | None, BeforeValidator(as_dtype_name)] = Field(
-        default=None, description="Data type of the model, for example 'bfloat16'."
-    )
-    gguf_file: str | None = Field(default=None, description="GGUF file inside the model's folder.")
-    device_map: dict[str, int | str] | int | str | None = Field(default=None, description="Another word for device.")
-    revision: str | None = Field(default=None, description="Branch, tag or commit of the model on the hub.")
-    token: Annotated[SecretStr | None, BeforeValidator(partial(as_secret, name="token"))] = Field(
-        default=None, description="Token of the hub; None takes the one logged in with."
-    )
-    attn_implementation: str | None = Field(default=None, description="Attention that the model must come with.")
-    model_kwargs: Annotated[dict[str, Any] | None, BeforeValidator(as_plain)] = Field(
-        default=None, description="What else transformers takes, such as quantization_config."
-    )
-    namespace: str = Field(default="", description="Tenant whose chunks these are; no other gets them.")
-    store_secret: Annotated[SecretStr | None, BeforeValidator(as_secret)] = Field(
-        default=None, description="Makes the store's keys unknowable without it."
-    )
+    model_name: PathText = Field(alias="model", description="Hub id or local folder of a transformers model.")
     engine_handle: EngineHandle = Field(
-        default_factory=handle_for, exclude=True, repr=False, description="The engine, or the promise of one."
+        default_factory=_handle_for, exclude=True, repr=False, description="The engine, or the promise of one."
     )
-
-    method: Annotated[Any, BeforeValidator(as_method), PlainSerializer(method_as_dict)] = Field(
-        default=None, description="How prompts are answered: a method, its name, or a dict with name and options."
-    )
-    max_tokens: int = Field(default=256, ge=1, description="Longest answer, in tokens.")
-    temperature: float = Field(default=0.0, ge=0.0, description="0 always takes the likeliest token.")
-    top_p: float = Field(default=1.0, gt=0.0, le=1.0, description="Sample from the likeliest tokens of this mass.")
-    top_k: int = Field(default=0, ge=0, description="Sample from so many of the likeliest tokens; 0: from all.")
-    min_p: float = Field(default=0.0, ge=0.0, le=1.0, description="Least share of the likeliest token's probability.")
-    repetition_penalty: float = Field(default=1.0, gt=0.0, description="Above 1 makes what was said less likely.")
-    stop: Annotated[list[str] | None, BeforeValidator(as_texts)] = Field(
-        default=None, description="Texts that end an answer and are not part of it."
-    )
-    seed: int | None = Field(default=None, description="Makes sampling repeatable.")
-    logprobs: bool = Field(default=False, description="Answers say how likely each token was.")
-    top_logprobs: int = Field(default=0, ge=0, le=20, description="How many of the likeliest tokens they name beside.")
     explain: bool = Field(default=False, description="Answers say what was read, and cite it.")
     streaming: bool = Field(default=False, description="Also invoke reports token by token to callbacks.")
 
@@ -136,15 +90,13 @@ class ChatSamKV(BaseChatModel):
         fields = type(self).model_fields
         known = {*fields, *(field.alias for field in fields.values() if field.alias)}
         if engine is not None:
-            known -= {*ENGINE_FIELDS, "model", "engine_handle"}
+            known -= {"model", *_OF_THE_ENGINE, "engine_handle"}
         refuse_unknown(options, known)
         if engine is not None:
             options |= {"model_name": engine.model_name, "config": engine.config, "namespace": engine.namespace}
             options.setdefault("method", engine.method)
-        try:
+        with plain_refusals():
             super().__init__(**options)
-        except ValidationError as error:
-            raise config_error(error.errors()) from error
         if engine is not None:
             self.engine_handle = EngineHandle.of(engine, self.engine_handle.origin)
 
@@ -152,7 +104,7 @@ class ChatSamKV(BaseChatModel):
     @classmethod
     def _same_engine(cls, handle: EngineHandle, info: ValidationInfo) -> EngineHandle:
         """Take over the engine of the model this is a copy of, unless the copy is of another model."""
-        fresh = handle_for(info.data)
+        fresh = _handle_for(info.data)
         return handle if handle.origin == fresh.origin else fresh
 
     @property
@@ -285,13 +237,11 @@ class ChatSamKV(BaseChatModel):
     @property
     def _identifying_params(self) -> dict[str, Any]:
         """All that an answer depends on: LangChain's caches of answers are keyed by it."""
-        # LangChain overwrites "stop" with that of the call.
-        own = {"default_stop" if name == "stop" else name: getattr(self, name) for name in _PER_CALL}
-        return identity_of(vars(self)) | own | {"method": method_as_dict(self.method)}
-
-    def __repr_args__(self) -> Iterable[tuple[str | None, Any]]:
-        for name, value in super().__repr_args__():
-            yield name, without_secrets(value) if name == "store" else value
+        # No answer depends on a secret, and LangChain overwrites "stop" with that of the call.
+        names = [name for name in (*_OF_THE_ENGINE, *_PER_CALL) if name not in ("store_secret", "token")]
+        own = {"default_stop" if name == "stop" else name: getattr(self, name) for name in names}
+        plain = {"store": without_secrets(self.store), "config": asdict(self.config or EngineConfig())}
+        return own | plain | {"method": method_as_dict(self.method)}
 
     def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
         return super()._get_ls_params(stop=stop or self.stop, **kwargs)

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 from langchain_core.callbacks import Callbacks
 from langchain_core.documents import BaseDocumentCompressor, Document
-from pydantic import Field, PrivateAttr, ValidationError
+from pydantic import Field, PrivateAttr
 
 from samkv_rag.checks import refuse_unknown
 from samkv_rag.frameworks.handle import EngineHandle, resolve_handle
-from samkv_rag.frameworks.options import config_error
+from samkv_rag.frameworks.options import plain_refusals
 from samkv_rag.frameworks.ranking import best_of
 
 if TYPE_CHECKING:
@@ -41,10 +41,8 @@ class SamKVReranker(BaseDocumentCompressor):
 
     def __init__(self, llm: ChatSamKV | None = None, *, engine: SamKVEngine | None = None, **options: Any) -> None:
         refuse_unknown(options, list(type(self).model_fields))
-        try:
+        with plain_refusals():
             super().__init__(**options)
-        except ValidationError as error:
-            raise config_error(error.errors()) from error
         self._handle = resolve_handle(llm, engine, "ChatSamKV")
 
     def compress_documents(

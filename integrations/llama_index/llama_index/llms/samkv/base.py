@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import reprlib
-from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequence
 from contextlib import aclosing
-from functools import partial
 from os import PathLike
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -27,10 +26,7 @@ from llama_index.core.bridge.pydantic import (
     Field,
     PrivateAttr,
     SecretStr,
-    ValidationError,
-    ValidationInfo,
     field_serializer,
-    field_validator,
 )
 from llama_index.core.llms.custom import CustomLLM
 from llama_index.core.llms.function_calling import FunctionCallingLLM
@@ -46,30 +42,23 @@ from llama_index.llms.samkv._structured import as_object, growing_objects
 from llama_index.llms.samkv._tracing import traced_chat, traced_completion
 
 from samkv_rag.checks import refuse_unknown
-from samkv_rag.config import EngineConfig
 from samkv_rag.exceptions import ConfigurationError, ToolsUnsupportedError
 from samkv_rag.frameworks.handle import EngineHandle
 from samkv_rag.frameworks.messages import Message
 from samkv_rag.frameworks.options import (
     ENGINE_OPTIONS,
     OWN_CALL_OPTIONS,
-    as_config,
-    as_dtype_name,
-    as_method,
-    as_path_text,
-    as_plain,
-    as_secret,
-    as_texts,
+    CallOptions,
+    EngineOptions,
+    PathText,
     call_options,
-    config_error,
-    method_as_dict,
+    load_engine,
     parse_bool,
-    secret_value,
+    plain_refusals,
 )
 from samkv_rag.frameworks.streams import aiter_in_thread, closing_source
 from samkv_rag.frameworks.tools import TextOnly, ToolCalls, answer_grammar, prompt_and_grammar
 from samkv_rag.results import GenerationMetrics
-from samkv_rag.store.unreachable import without_secrets
 
 if TYPE_CHECKING:
     from samkv_rag import Explanation, Grammar, SamKVEngine
@@ -80,19 +69,9 @@ _Response = TypeVar("_Response", CompletionResponse, ChatResponse)
 
 # LlamaIndex's document-context extractor sends extra headers to every LLM.
 _NOT_THE_ENGINES = ("explain", "extra_headers", "tools", "tool_choice", "parallel_tool_calls", "json_schema")
-_FROM_PLAIN: dict[str, Callable[[object], object]] = {
-    "model": as_path_text,
-    "stop": as_texts,
-    "store": as_path_text,
-    "store_secret": as_secret,
-    "token": partial(as_secret, name="token"),
-    "dtype": as_dtype_name,
-    "model_kwargs": as_plain,
-}
-_OF_THE_ENGINE = ("model", *(name for name in ENGINE_OPTIONS if name != "method"))
 
 
-class SamKVLLM(CustomLLM, FunctionCallingLLM):
+class SamKVLLM(EngineOptions, CallOptions, CustomLLM, FunctionCallingLLM):
     """A local LLM that answers from the cached KV of the retrieved chunks.
 
     The model is loaded on first use; touch :attr:`engine` to load it at a time of your choosing. Set
@@ -120,38 +99,7 @@ class SamKVLLM(CustomLLM, FunctionCallingLLM):
         ConfigurationError: an argument is unknown or out of range.
     """
 
-    model: str = Field(description="Hub id or local folder of a transformers model.")
-    store: str = Field(default=":memory:", description="Where chunk KV is kept: ':memory:', a folder or a URL.")
-    config: EngineConfig | None = Field(
-        default=None, description="What is fixed at ingestion, or a dict of its options."
-    )
-    method: Any = Field(
-        default=None, description="How prompts are answered: a method, its name, or a dict with name and options."
-    )
-    device: str | None = Field(default=None, description="Device of the model; None picks one.")
-    dtype: str | None = Field(default=None, description="Data type of the model, for example 'bfloat16'.")
-    gguf_file: str | None = Field(default=None, description="GGUF file inside the model's folder.")
-    device_map: dict[str, int | str] | int | str | None = Field(default=None, description="Another word for device.")
-    revision: str | None = Field(default=None, description="Branch, tag or commit of the model on the hub.")
-    token: SecretStr | None = Field(default=None, description="Token of the hub; None takes the one logged in with.")
-    attn_implementation: str | None = Field(default=None, description="Attention that the model must come with.")
-    model_kwargs: dict[str, Any] | None = Field(
-        default=None, description="What else transformers takes, such as quantization_config."
-    )
-    namespace: str = Field(default="", description="Tenant whose chunks these are; no other gets them.")
-    store_secret: SecretStr | None = Field(default=None, description="Makes the store's keys unknowable without it.")
-
-    max_tokens: int = Field(default=256, ge=1, description="Longest answer, in tokens.")
-    temperature: float = Field(default=0.0, ge=0.0, description="0 always takes the likeliest token.")
-    top_p: float = Field(default=1.0, gt=0.0, le=1.0, description="Sample from the likeliest tokens of this mass.")
-    top_k: int = Field(default=0, ge=0, description="Sample from so many of the likeliest tokens; 0: from all.")
-    min_p: float = Field(default=0.0, ge=0.0, le=1.0, description="Least share of the likeliest token's probability.")
-    repetition_penalty: float = Field(default=1.0, gt=0.0, description="Above 1 makes what was said less likely.")
-    stop: list[str] | None = Field(default=None, description="Texts that end an answer and are not part of it.")
-    seed: int | None = Field(default=None, description="Makes sampling repeatable.")
-
-    logprobs: bool = Field(default=False, description="Answers say how likely each token was.")
-    top_logprobs: int = Field(default=0, ge=0, le=20, description="How many of the likeliest tokens they name beside.")
+    model: PathText = Field(description="Hub id or local folder of a transformers model.")
     explain: bool = Field(default=False, description="Responses, and their source nodes, say what was read.")
     on_metrics: Callable[[GenerationMetrics], None] | None = Field(
         default=None,
@@ -169,10 +117,8 @@ class SamKVLLM(CustomLLM, FunctionCallingLLM):
         if (model is None) == (model_name is None):
             raise ConfigurationError("give the model, SamKVLLM('folder or hub id'); model_name is another word for it")
         model = model_name if model is None else model
-        try:
+        with plain_refusals():
             super().__init__(model=model, **options)
-        except ValidationError as error:
-            raise config_error(error.errors()) from error
         self._handle = EngineHandle(self._load_engine)
 
     @classmethod
@@ -186,42 +132,15 @@ class SamKVLLM(CustomLLM, FunctionCallingLLM):
         Raises:
             ConfigurationError: an option is unknown, out of range, or the engine's.
         """
-        refuse_unknown(options, [name for name in cls.model_fields if name not in _OF_THE_ENGINE])
+        refuse_unknown(options, [name for name in cls.model_fields if name not in ("model", *ENGINE_OPTIONS)])
         options.setdefault("method", engine.method)
         llm = cls(engine.model_name, namespace=engine.namespace, **options)
         llm._handle = EngineHandle.of(engine)
         return llm
 
-    @field_validator("config", mode="before")
-    @classmethod
-    def _config_from_dict(cls, config: object) -> object:
-        return as_config(config)
-
-    @field_validator(*_FROM_PLAIN, mode="before")
-    @classmethod
-    def _from_plain_values(cls, value: object, info: ValidationInfo) -> object:
-        return _FROM_PLAIN[str(info.field_name)](value)
-
-    @field_validator("method", mode="before")
-    @classmethod
-    def _method_from_plain(cls, method: object) -> object:
-        return as_method(method)
-
-    @field_serializer("method")
-    def _plain_method(self, method: object) -> object:
-        return method_as_dict(method)
-
     @field_serializer("store_secret", "token")
     def _masked(self, secret: SecretStr | None) -> str | None:
         return None if secret is None else str(secret)
-
-    @field_serializer("store")
-    def _shown_store(self, store: str) -> str:
-        return without_secrets(store)
-
-    def __repr_args__(self) -> Iterable[tuple[str | None, Any]]:
-        for name, value in super().__repr_args__():
-            yield name, without_secrets(value) if name == "store" else value
 
     @classmethod
     def class_name(cls) -> str:
@@ -433,10 +352,8 @@ class SamKVLLM(CustomLLM, FunctionCallingLLM):
     # Engine calls
 
     def _load_engine(self) -> SamKVEngine:
-        from samkv_rag import SamKVEngine  # late: it imports torch
-
-        options = {name: secret_value(getattr(self, name)) for name in ENGINE_OPTIONS}
-        return SamKVEngine.from_pretrained(self.model, **options)
+        options = {name: getattr(self, name) for name in (*ENGINE_OPTIONS, "method")}
+        return load_engine({"model_name": self.model, **options})
 
     def _answers(self, prompt: _Prompt, kwargs: Mapping[str, Any]) -> Generator[Answer, None, None]:
         """Return the answer as it grows; options are checked now, generation begins with the first piece."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from llama_index.core.bridge.pydantic import Field, PrivateAttr, ValidationError
+from llama_index.core.bridge.pydantic import Field, PrivateAttr
 from llama_index.core.postprocessor.types import BaseNodePostprocessor
 from llama_index.core.schema import NodeWithScore, QueryBundle
 from llama_index.llms.samkv._citations import uncited
@@ -13,7 +13,7 @@ from llama_index.llms.samkv._nodes import chunk_texts, node_text
 from samkv_rag.checks import refuse_unknown
 from samkv_rag.exceptions import ConfigurationError
 from samkv_rag.frameworks.handle import EngineHandle, resolve_handle
-from samkv_rag.frameworks.options import config_error
+from samkv_rag.frameworks.options import plain_refusals
 from samkv_rag.frameworks.ranking import best_of
 
 if TYPE_CHECKING:
@@ -52,10 +52,8 @@ class SamKVPostprocessor(BaseNodePostprocessor):
 
     def __init__(self, llm: SamKVLLM | None = None, *, engine: SamKVEngine | None = None, **options: Any) -> None:
         refuse_unknown(options, list(type(self).model_fields))
-        try:
+        with plain_refusals():
             super().__init__(**options)
-        except ValidationError as error:
-            raise config_error(error.errors()) from error
         if self.top_n is not None and not self.rerank:
             raise ConfigurationError(f"top_n is {self.top_n} and nothing is ranked; pass rerank=True too")
         self._handle = resolve_handle(llm, engine, "SamKVLLM")
