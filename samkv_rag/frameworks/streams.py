@@ -1,4 +1,4 @@
-"""Streams that end when their reader ends, also when read from an event loop."""
+"""Streams read from an event loop, which end when their reader ends."""
 
 from __future__ import annotations
 
@@ -12,25 +12,13 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 
-def closing_source(stream: Generator[T, None, None], source: Generator[Any, None, None]) -> Generator[T, None, None]:
-    """Yield from ``stream`` and close ``source`` with it.
-
-    A framework's wrapper around a stream may not close what it reads from, and an event handler that
-    keeps the exception keeps its frames, and so the generation behind them, alive.
-    """
-    try:
-        yield from stream
-    finally:
-        source.close()
-
-
 def aiter_in_thread(stream: Generator[T, None, None]) -> AsyncGenerator[T, None]:
     """Yield from ``stream``, every step of which runs in one thread of its own, in a copy of the caller's context.
 
     One thread, because what runs between two yields may hold state of its thread; and because the
     close then queues behind a step that a cancelled reader left running.
     """
-    return _aiter(stream, copy_context())
+    return _aiter(stream, copy_context())  # the caller's, not that of who reads first
 
 
 async def _aiter(stream: Generator[T, None, None], context: Context) -> AsyncGenerator[T, None]:

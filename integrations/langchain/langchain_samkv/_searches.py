@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, TypeVar
+from collections.abc import Awaitable, Callable, Sequence
+from functools import wraps
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from langchain_core.documents import Document
 from langchain_core.embeddings import Embeddings
@@ -12,7 +13,34 @@ from langchain_core.vectorstores import VectorStore
 from langchain_samkv._documents import DocumentKV
 from samkv_rag.frameworks.threads import run_in_thread_shielded
 
-Found = TypeVar("Found", Document, tuple[Document, float])
+P = ParamSpec("P")
+Found = TypeVar("Found", list[Document], list[tuple[Document, float]])
+
+
+def _announced(search: Callable[Concatenate[Any, P], Found]) -> Callable[Concatenate[Any, P], Found]:
+    """The wrapped store's ``search``, with what it finds announced."""
+
+    @wraps(search, updated=())  # without the mark of an abstract method
+    def announcing(self: AnnouncedSearches, *args: P.args, **options: P.kwargs) -> Found:
+        found: Found = getattr(self.vectorstore, search.__name__)(*args, **options)
+        self._announce(found)
+        return found
+
+    return announcing
+
+
+def _aannounced(
+    search: Callable[Concatenate[Any, P], Awaitable[Found]],
+) -> Callable[Concatenate[Any, P], Awaitable[Found]]:
+    """The same of an async one, with the announcement off the event loop."""
+
+    @wraps(search, updated=())
+    async def announcing(self: AnnouncedSearches, *args: P.args, **options: P.kwargs) -> Found:
+        found: Found = await getattr(self.vectorstore, search.__name__)(*args, **options)
+        await run_in_thread_shielded(self._announce, found)
+        return found
+
+    return announcing
 
 
 class AnnouncedSearches(VectorStore):
@@ -38,91 +66,18 @@ class AnnouncedSearches(VectorStore):
         """Documents by their ids."""
         return await self.vectorstore.aget_by_ids(ids)
 
-    # -- by query --------------------------------------------------------------------------------
+    similarity_search = _announced(VectorStore.similarity_search)
+    asimilarity_search = _aannounced(VectorStore.asimilarity_search)
+    similarity_search_with_score = _announced(VectorStore.similarity_search_with_score)
+    asimilarity_search_with_score = _aannounced(VectorStore.asimilarity_search_with_score)
+    similarity_search_with_relevance_scores = _announced(VectorStore.similarity_search_with_relevance_scores)
+    asimilarity_search_with_relevance_scores = _aannounced(VectorStore.asimilarity_search_with_relevance_scores)
+    max_marginal_relevance_search = _announced(VectorStore.max_marginal_relevance_search)
+    amax_marginal_relevance_search = _aannounced(VectorStore.amax_marginal_relevance_search)
+    similarity_search_by_vector = _announced(VectorStore.similarity_search_by_vector)
+    asimilarity_search_by_vector = _aannounced(VectorStore.asimilarity_search_by_vector)
+    max_marginal_relevance_search_by_vector = _announced(VectorStore.max_marginal_relevance_search_by_vector)
+    amax_marginal_relevance_search_by_vector = _aannounced(VectorStore.amax_marginal_relevance_search_by_vector)
 
-    def similarity_search(self, query: str, k: int = 4, **kwargs: Any) -> list[Document]:
-        """The ``k`` documents nearest to a query."""
-        return self._announced(self.vectorstore.similarity_search(query, k=k, **kwargs))
-
-    async def asimilarity_search(self, query: str, k: int = 4, **kwargs: Any) -> list[Document]:
-        """The ``k`` documents nearest to a query."""
-        return await self._aannounced(await self.vectorstore.asimilarity_search(query, k=k, **kwargs))
-
-    def similarity_search_with_score(self, *args: Any, **kwargs: Any) -> list[tuple[Document, float]]:
-        """The same with the distances or similarities that the wrapped store measures."""
-        return self._announced(self.vectorstore.similarity_search_with_score(*args, **kwargs))
-
-    async def asimilarity_search_with_score(self, *args: Any, **kwargs: Any) -> list[tuple[Document, float]]:
-        """The same with the distances or similarities that the wrapped store measures."""
-        return await self._aannounced(await self.vectorstore.asimilarity_search_with_score(*args, **kwargs))
-
-    def similarity_search_with_relevance_scores(
-        self, query: str, k: int = 4, **kwargs: Any
-    ) -> list[tuple[Document, float]]:
-        """The same with scores from 0 to 1."""
-        return self._announced(self.vectorstore.similarity_search_with_relevance_scores(query, k=k, **kwargs))
-
-    async def asimilarity_search_with_relevance_scores(
-        self, query: str, k: int = 4, **kwargs: Any
-    ) -> list[tuple[Document, float]]:
-        """The same with scores from 0 to 1."""
-        return await self._aannounced(
-            await self.vectorstore.asimilarity_search_with_relevance_scores(query, k=k, **kwargs)
-        )
-
-    def max_marginal_relevance_search(
-        self, query: str, k: int = 4, fetch_k: int = 20, lambda_mult: float = 0.5, **kwargs: Any
-    ) -> list[Document]:
-        """``k`` of the ``fetch_k`` nearest documents, near to the query and unlike each other."""
-        return self._announced(
-            self.vectorstore.max_marginal_relevance_search(
-                query, k=k, fetch_k=fetch_k, lambda_mult=lambda_mult, **kwargs
-            )
-        )
-
-    async def amax_marginal_relevance_search(
-        self, query: str, k: int = 4, fetch_k: int = 20, lambda_mult: float = 0.5, **kwargs: Any
-    ) -> list[Document]:
-        """``k`` of the ``fetch_k`` nearest documents, near to the query and unlike each other."""
-        return await self._aannounced(
-            await self.vectorstore.amax_marginal_relevance_search(
-                query, k=k, fetch_k=fetch_k, lambda_mult=lambda_mult, **kwargs
-            )
-        )
-
-    def similarity_search_by_vector(self, embedding: list[float], k: int = 4, **kwargs: Any) -> list[Document]:
-        """The ``k`` documents nearest to an embedding."""
-        return self._announced(self.vectorstore.similarity_search_by_vector(embedding, k=k, **kwargs))
-
-    async def asimilarity_search_by_vector(self, embedding: list[float], k: int = 4, **kwargs: Any) -> list[Document]:
-        """The ``k`` documents nearest to an embedding."""
-        return await self._aannounced(await self.vectorstore.asimilarity_search_by_vector(embedding, k=k, **kwargs))
-
-    def max_marginal_relevance_search_by_vector(
-        self, embedding: list[float], k: int = 4, fetch_k: int = 20, lambda_mult: float = 0.5, **kwargs: Any
-    ) -> list[Document]:
-        """As :meth:`max_marginal_relevance_search`, for an embedding."""
-        return self._announced(
-            self.vectorstore.max_marginal_relevance_search_by_vector(
-                embedding, k=k, fetch_k=fetch_k, lambda_mult=lambda_mult, **kwargs
-            )
-        )
-
-    async def amax_marginal_relevance_search_by_vector(
-        self, embedding: list[float], k: int = 4, fetch_k: int = 20, lambda_mult: float = 0.5, **kwargs: Any
-    ) -> list[Document]:
-        """As :meth:`max_marginal_relevance_search`, for an embedding."""
-        return await self._aannounced(
-            await self.vectorstore.amax_marginal_relevance_search_by_vector(
-                embedding, k=k, fetch_k=fetch_k, lambda_mult=lambda_mult, **kwargs
-            )
-        )
-
-    # -- announcements ------------------------------------------------------------------------------
-
-    def _announced(self, found: list[Found]) -> list[Found]:
+    def _announce(self, found: Sequence[Document | tuple[Document, float]]) -> None:
         self._kv.announce(item[0] if isinstance(item, tuple) else item for item in found)
-        return found
-
-    async def _aannounced(self, found: list[Found]) -> list[Found]:
-        return await run_in_thread_shielded(self._announced, found)

@@ -52,20 +52,16 @@ class JsonSchemaParser(BaseCumulativeTransformOutputParser[Any]):
         """
         value = JsonOutputParser().parse_result(result, partial=partial)
         if not partial:
-            self._require_fit(value, result[0].text)
+            try:
+                jsonschema.validate(value, self.json_schema)
+            except jsonschema.ValidationError as error:
+                words = f"the answer does not fit the schema: {error.message}"
+                raise OutputParserException(words, llm_output=result[0].text) from error
         return value
 
     def parse(self, text: str) -> Any:
         """Return the dict in ``text``; raises as :meth:`parse_result`."""
         return self.parse_result([Generation(text=text)])
-
-    def _require_fit(self, value: Any, text: str) -> None:
-        try:
-            jsonschema.validate(value, self.json_schema)
-        except jsonschema.ValidationError as error:
-            raise OutputParserException(
-                f"the answer does not fit the schema: {error.message}", llm_output=text
-            ) from error
 
 
 def _parser(schema: dict[str, Any] | type) -> BaseOutputParser[Any]:

@@ -18,11 +18,12 @@ from langchain_core.tools import BaseTool
 from langchain_core.utils.function_calling import convert_to_json_schema, convert_to_openai_tool
 from pydantic import ConfigDict, Field, ValidationInfo, field_validator
 
-from langchain_samkv._request import Request
+from langchain_samkv._messages import engine_messages
+from langchain_samkv._responses import message_chunks
 from langchain_samkv._structured import METHODS, parsed
 from samkv_rag.checks import refuse_unknown
 from samkv_rag.config import EngineConfig
-from samkv_rag.exceptions import ConfigurationError
+from samkv_rag.exceptions import ChatTemplateError, ConfigurationError
 from samkv_rag.frameworks.handle import EngineHandle
 from samkv_rag.frameworks.options import (
     ENGINE_OPTIONS,
@@ -30,12 +31,14 @@ from samkv_rag.frameworks.options import (
     CallOptions,
     EngineOptions,
     PathText,
+    call_options,
     load_engine,
     method_as_dict,
+    parse_bool,
     plain_refusals,
 )
 from samkv_rag.frameworks.streams import aiter_in_thread
-from samkv_rag.frameworks.tools import chosen_tool
+from samkv_rag.frameworks.tools import TextOnly, ToolCalls, chosen_tool, prompt_and_grammar
 from samkv_rag.store.unreachable import without_secrets
 
 if TYPE_CHECKING:
@@ -43,6 +46,8 @@ if TYPE_CHECKING:
 
 _OF_THE_ENGINE = ("model_name", *ENGINE_OPTIONS)
 _PER_CALL = (*OWN_CALL_OPTIONS, "explain")
+# LangChain passes "stream" on, though it is a matter of which method was called.
+_NOT_THE_ENGINES = ("explain", "stream", "tools", "tool_choice", "parallel_tool_calls", "json_schema")
 
 
 def _handle_for(fields: Mapping[str, Any]) -> EngineHandle:
@@ -166,9 +171,24 @@ class ChatSamKV(EngineOptions, CallOptions, BaseChatModel):
     def _chunks(
         self, messages: Sequence[BaseMessage], given: Mapping[str, Any]
     ) -> Generator[tuple[int, AIMessageChunk], None, None]:
-        """Yield the answers; the model is loaded and the prompt built with the first chunk, in the reader's thread."""
-        own = {name: getattr(self, name) for name in _PER_CALL}
-        yield from Request.of_call(own, given).answer(self.engine, messages)
+        """Yield the answers chunk by chunk, each with the answer's number; closing ends the generation.
+
+        The model is loaded and the prompt built with the first chunk, in the reader's thread.
+        """
+        options = {name: value for name, value in given.items() if name not in _NOT_THE_ENGINES}
+        tools, schema = given.get("tools") or (), given.get("json_schema")
+        explain = parse_bool("explain", given.get("explain"), self.explain)
+        parallel = parse_bool("parallel_tool_calls", given.get("parallel_tool_calls"), True)
+        options = call_options({name: getattr(self, name) for name in OWN_CALL_OPTIONS}, options)
+        engine = self.engine
+        if not engine.has_chat_template:
+            raise ChatTemplateError(f"{engine.model_name} has no chat template; take an instruction-tuned model")
+        prompt, grammar = prompt_and_grammar(
+            engine, engine_messages(messages), tools, given.get("tool_choice"), schema, parallel
+        )
+        options = {"grammar": grammar} | options if grammar else options
+        with closing(engine.stream(prompt, **options)) as stream:
+            yield from message_chunks(stream, engine.model_name, ToolCalls if tools else TextOnly, explain)
 
     # Tools and structured answers
 

@@ -1,12 +1,12 @@
 """One pair of LLM events around a call.
 
-LlamaIndex's decorators, put around one call instead of a method: a stream then keeps hold of what it
-reads from (see samkv_rag.frameworks.streams), and no decorated method calls another, which would count tokens twice.
+LlamaIndex's decorators, put around one call instead of a method: a stream then keeps hold of what it reads from, and
+no decorated method calls another, which would count tokens twice.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from llama_index.core.base.llms.types import ChatMessage
@@ -18,19 +18,23 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-def traced_chat(llm: LLM, messages: Sequence[ChatMessage], kwargs: Mapping[str, Any], respond: Callable[[], T]) -> T:
-    """Return ``respond()``, reported as one chat call."""
+def traced(llm: LLM, asked: str | Sequence[ChatMessage], kwargs: Mapping[str, Any], respond: Callable[[], T]) -> T:
+    """Return ``respond()``, reported as one completion or chat call."""
 
-    def call(_llm: LLM, _messages: Sequence[ChatMessage], **_kwargs: Any) -> T:
+    def call(_llm: LLM, _asked: Any, **_kwargs: Any) -> T:
         return respond()
 
-    return cast(T, llm_chat_callback()(call)(llm, messages, **kwargs))
+    callback = llm_completion_callback if isinstance(asked, str) else llm_chat_callback
+    return cast(T, callback()(call)(llm, asked, **kwargs))
 
 
-def traced_completion(llm: LLM, prompt: str, kwargs: Mapping[str, Any], respond: Callable[[], T]) -> T:
-    """Return ``respond()``, reported as one completion call."""
+def closing_source(stream: Generator[T, None, None], source: Generator[Any, None, None]) -> Generator[T, None, None]:
+    """Yield from ``stream`` and close ``source`` with it.
 
-    def call(_llm: LLM, _prompt: str, **_kwargs: Any) -> T:
-        return respond()
-
-    return cast(T, llm_completion_callback()(call)(llm, prompt, **kwargs))
+    LlamaIndex's wrapper around a stream may not close what it reads from, and an event handler that keeps the exception
+    keeps its frames, and so the generation behind them, alive.
+    """
+    try:
+        yield from stream
+    finally:
+        source.close()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import reprlib
 from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequence
 from contextlib import aclosing
+from functools import partial
 from os import PathLike
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -22,7 +23,6 @@ from llama_index.core.base.llms.types import (
     ToolCallBlock,
 )
 from llama_index.core.bridge.pydantic import (
-    BaseModel,
     Field,
     PrivateAttr,
     SecretStr,
@@ -36,10 +36,9 @@ from llama_index.core.tools import BaseTool
 from llama_index.core.types import Model
 from llama_index.llms.samkv._citations import cite, uncited
 from llama_index.llms.samkv._messages import engine_messages, refuse_non_text
-from llama_index.llms.samkv._recorder import Recorder
 from llama_index.llms.samkv._responses import Answer, growing_answers, last_answer
 from llama_index.llms.samkv._structured import as_object, growing_objects
-from llama_index.llms.samkv._tracing import traced_chat, traced_completion
+from llama_index.llms.samkv._tracing import closing_source, traced
 
 from samkv_rag.checks import refuse_unknown
 from samkv_rag.exceptions import ConfigurationError, ToolsUnsupportedError
@@ -56,12 +55,12 @@ from samkv_rag.frameworks.options import (
     parse_bool,
     plain_refusals,
 )
-from samkv_rag.frameworks.streams import aiter_in_thread, closing_source
+from samkv_rag.frameworks.streams import aiter_in_thread
 from samkv_rag.frameworks.tools import TextOnly, ToolCalls, answer_grammar, prompt_and_grammar
 from samkv_rag.results import GenerationMetrics
 
 if TYPE_CHECKING:
-    from samkv_rag import Explanation, Grammar, SamKVEngine
+    from samkv_rag import Explanation, GenerationResult, Grammar, SamKVEngine
     from samkv_rag.model.tokenization import RenderedPrompt
 
 _Prompt = str | list[Message]
@@ -108,7 +107,7 @@ class SamKVLLM(EngineOptions, CallOptions, CustomLLM, FunctionCallingLLM):
     )
 
     _handle: EngineHandle = PrivateAttr()
-    _recorder: Recorder = PrivateAttr(default_factory=Recorder)
+    _last_result: GenerationResult | None = PrivateAttr(default=None)
 
     def __init__(
         self, model: str | PathLike[str] | None = None, *, model_name: str | None = None, **options: Any
@@ -181,7 +180,7 @@ class SamKVLLM(EngineOptions, CallOptions, CustomLLM, FunctionCallingLLM):
 
         With several calls at a time, read ``response.raw["metrics"]`` or set ``on_metrics`` instead.
         """
-        return self._recorder.metrics
+        return None if self._last_result is None else self._last_result.metrics
 
     @property
     def last_explanation(self) -> Explanation | None:
@@ -189,31 +188,31 @@ class SamKVLLM(EngineOptions, CallOptions, CustomLLM, FunctionCallingLLM):
 
         With several calls at a time, set ``explain`` and read ``response.raw["explanation"]`` instead.
         """
-        return self._recorder.explanation
+        return None if self._last_result is None else self._last_result.explain()
 
     # The four calls
 
     def complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
         """Answer a prompt; ``formatted`` means it needs no chat template."""
         answers = self._answers(self._completion_prompt(prompt, formatted), kwargs)
-        return traced_completion(self, prompt, kwargs, lambda: last_answer(answers).as_completion())
+        return traced(self, prompt, kwargs, lambda: last_answer(answers).as_completion())
 
     def chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
         """Answer a conversation."""
         answers = self._answers(self._chat_prompt(messages), kwargs)
-        return traced_chat(self, messages, kwargs, lambda: last_answer(answers).as_chat())
+        return traced(self, messages, kwargs, lambda: last_answer(answers).as_chat())
 
     def stream_complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponseGen:
         """Answer a prompt piece by piece; closing the stream ends the generation."""
         answers = self._answers(self._completion_prompt(prompt, formatted), kwargs)
         responses = (answer.as_completion() for answer in answers)
-        return closing_source(traced_completion(self, prompt, kwargs, lambda: responses), answers)
+        return closing_source(traced(self, prompt, kwargs, lambda: responses), answers)
 
     def stream_chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponseGen:
         """Answer a conversation piece by piece; closing the stream ends the generation."""
         answers = self._answers(self._chat_prompt(messages), kwargs)
         responses = (answer.as_chat() for answer in answers)
-        return closing_source(traced_chat(self, messages, kwargs, lambda: responses), answers)
+        return closing_source(traced(self, messages, kwargs, lambda: responses), answers)
 
     # The same four without blocking the event loop
 
@@ -293,8 +292,8 @@ class SamKVLLM(EngineOptions, CallOptions, CustomLLM, FunctionCallingLLM):
         Raises:
             ConfigurationError: the answer was cut off.
         """
-        messages = self._extend_messages(prompt.format_messages(**prompt_args))
-        return as_object(self.chat(messages, **_fitting(output_cls, llm_kwargs)), output_cls)
+        messages, options = self._asked_for(output_cls, prompt, llm_kwargs, prompt_args)
+        return as_object(self.chat(messages, **options), output_cls)
 
     async def astructured_predict(
         self,
@@ -304,8 +303,8 @@ class SamKVLLM(EngineOptions, CallOptions, CustomLLM, FunctionCallingLLM):
         **prompt_args: Any,
     ) -> Model:
         """:meth:`structured_predict` in a thread."""
-        messages = self._extend_messages(prompt.format_messages(**prompt_args))
-        return as_object(await self.achat(messages, **_fitting(output_cls, llm_kwargs)), output_cls)
+        messages, options = self._asked_for(output_cls, prompt, llm_kwargs, prompt_args)
+        return as_object(await self.achat(messages, **options), output_cls)
 
     def _structured_stream_call(
         self,
@@ -315,8 +314,8 @@ class SamKVLLM(EngineOptions, CallOptions, CustomLLM, FunctionCallingLLM):
         **prompt_args: Any,
     ) -> Generator[Any, None, None]:
         """Yield the object as it grows; the last one is whole."""
-        messages = self._extend_messages(prompt.format_messages(**prompt_args))
-        return growing_objects(self.stream_chat(messages, **_fitting(output_cls, llm_kwargs)), output_cls)
+        messages, options = self._asked_for(output_cls, prompt, llm_kwargs, prompt_args)
+        return growing_objects(self.stream_chat(messages, **options), output_cls)
 
     async def _structured_astream_call(
         self,
@@ -326,6 +325,17 @@ class SamKVLLM(EngineOptions, CallOptions, CustomLLM, FunctionCallingLLM):
         **prompt_args: Any,
     ) -> AsyncGenerator[Any, None]:
         return aiter_in_thread(self._structured_stream_call(output_cls, prompt, llm_kwargs, **prompt_args))
+
+    def _asked_for(
+        self,
+        output_cls: type[Model],
+        prompt: PromptTemplate,
+        llm_kwargs: Mapping[str, Any] | None,
+        prompt_args: Mapping[str, Any],
+    ) -> tuple[list[ChatMessage], dict[str, Any]]:
+        """Messages and options of a call whose answer is an object of ``output_cls``."""
+        messages = self._extend_messages(prompt.format_messages(**prompt_args))
+        return messages, {**(llm_kwargs or {}), "json_schema": output_cls.model_json_schema()}
 
     # Prompts and options
 
@@ -355,6 +365,11 @@ class SamKVLLM(EngineOptions, CallOptions, CustomLLM, FunctionCallingLLM):
         options = {name: getattr(self, name) for name in (*ENGINE_OPTIONS, "method")}
         return load_engine({"model_name": self.model, **options})
 
+    def _record(self, result: GenerationResult) -> None:
+        self._last_result = result
+        if self.on_metrics is not None:
+            self.on_metrics(result.metrics)
+
     def _answers(self, prompt: _Prompt, kwargs: Mapping[str, Any]) -> Generator[Answer, None, None]:
         """Return the answer as it grows; options are checked now, generation begins with the first piece."""
         options, tools, schema = self._options(kwargs), kwargs.get("tools") or [], kwargs.get("json_schema")
@@ -363,12 +378,7 @@ class SamKVLLM(EngineOptions, CallOptions, CustomLLM, FunctionCallingLLM):
         options = {"grammar": grammar} | options if grammar else options
         stream, reader = self.engine.stream(asked, **options), ToolCalls() if tools else TextOnly()
         nodes = uncited.get([])  # now: the stream may be read in another context
-        return growing_answers(
-            stream,
-            reader,
-            lambda result: self._recorder.record(result, self.on_metrics),
-            (lambda explanation: cite(nodes, explanation)) if explain else None,
-        )
+        return growing_answers(stream, reader, self._record, partial(cite, nodes) if explain else None)
 
     def _guided(
         self,
@@ -387,11 +397,6 @@ class SamKVLLM(EngineOptions, CallOptions, CustomLLM, FunctionCallingLLM):
             return prompt, answer_grammar("", schema=schema)
         parallel = parse_bool("parallel_tool_calls", kwargs.get("parallel_tool_calls"), True)
         return prompt_and_grammar(self.engine, prompt, tools, kwargs.get("tool_choice"), schema, parallel)
-
-
-def _fitting(output_cls: type[BaseModel], llm_kwargs: Mapping[str, Any] | None) -> dict[str, Any]:
-    """The options of a call whose answer is an object of ``output_cls``."""
-    return {**(llm_kwargs or {}), "json_schema": output_cls.model_json_schema()}
 
 
 def _lazily(call: Callable[[], Generator[_Response, None, None]]) -> Generator[_Response, None, None]:

@@ -8,7 +8,7 @@ from llama_index.core.bridge.pydantic import Field, PrivateAttr
 from llama_index.core.postprocessor.types import BaseNodePostprocessor
 from llama_index.core.schema import NodeWithScore, QueryBundle
 from llama_index.llms.samkv._citations import uncited
-from llama_index.llms.samkv._nodes import chunk_texts, node_text
+from llama_index.llms.samkv._nodes import chunks_with_ids, node_text
 
 from samkv_rag.checks import refuse_unknown
 from samkv_rag.exceptions import ConfigurationError
@@ -68,7 +68,7 @@ class SamKVPostprocessor(BaseNodePostprocessor):
     ) -> list[NodeWithScore]:
         # Copies: an answer's spans go to its own query's, whatever the retriever does with those that it returned.
         found = self._ranked(nodes, query_bundle) if self.rerank else [item.model_copy() for item in nodes]
-        self._handle.get().announce(chunk_texts(found))
+        self._handle.get().announce(text for _, text in chunks_with_ids(found))
         uncited.set([*found])
         return found
 
