@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from functools import wraps
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import Any, TypeVar, cast
 
 from langchain_core.documents import Document
 from langchain_core.embeddings import Embeddings
@@ -13,34 +13,31 @@ from langchain_core.vectorstores import VectorStore
 from langchain_samkv._documents import DocumentKV
 from samkv_rag.frameworks.threads import run_in_thread_shielded
 
-P = ParamSpec("P")
-Found = TypeVar("Found", list[Document], list[tuple[Document, float]])
+Search = TypeVar("Search", bound=Callable[..., Any])
 
 
-def _announced(search: Callable[Concatenate[Any, P], Found]) -> Callable[Concatenate[Any, P], Found]:
-    """The wrapped store's ``search``, with what it finds announced."""
+def _announced(search: Search) -> Search:
+    """The wrapped store's ``search``; what it finds is announced."""
 
     @wraps(search, updated=())  # without the mark of an abstract method
-    def announcing(self: AnnouncedSearches, *args: P.args, **options: P.kwargs) -> Found:
-        found: Found = getattr(self.vectorstore, search.__name__)(*args, **options)
+    def announcing(self: AnnouncedSearches, *args: Any, **options: Any) -> Any:
+        found = getattr(self.vectorstore, search.__name__)(*args, **options)
         self._announce(found)
         return found
 
-    return announcing
+    return cast(Search, announcing)
 
 
-def _aannounced(
-    search: Callable[Concatenate[Any, P], Awaitable[Found]],
-) -> Callable[Concatenate[Any, P], Awaitable[Found]]:
-    """The same of an async one, with the announcement off the event loop."""
+def _aannounced(search: Search) -> Search:
+    """The same of an async one; the announcement is off the event loop."""
 
-    @wraps(search, updated=())
-    async def announcing(self: AnnouncedSearches, *args: P.args, **options: P.kwargs) -> Found:
-        found: Found = await getattr(self.vectorstore, search.__name__)(*args, **options)
+    @wraps(search)
+    async def announcing(self: AnnouncedSearches, *args: Any, **options: Any) -> Any:
+        found = await getattr(self.vectorstore, search.__name__)(*args, **options)
         await run_in_thread_shielded(self._announce, found)
         return found
 
-    return announcing
+    return cast(Search, announcing)
 
 
 class AnnouncedSearches(VectorStore):

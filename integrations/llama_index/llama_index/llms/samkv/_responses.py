@@ -22,7 +22,7 @@ from samkv_rag.frameworks.logprobs import token_bytes
 from samkv_rag.frameworks.tools import TextOnly, ToolCall, ToolCalls
 
 if TYPE_CHECKING:
-    from samkv_rag import Explanation, GenerationMetrics, GenerationResult, TokenLogprob
+    from samkv_rag import Explanation, GenerationResult
     from samkv_rag.runtime.stream import AnswerStream
 
 
@@ -86,14 +86,26 @@ def growing_answers(
             yield Answer(text, delta, tuple(calls))
         result = stream.result
         record(result)
-        figures = _figures(result.metrics, result.finish_reason)
-        explained = {}
+        prompt_tokens, completion_tokens = result.metrics.prompt_tokens, result.metrics.completion_tokens
+        usage = {
+            "prompt_tokens": prompt_tokens,
+            "completion_tokens": completion_tokens,
+            "total_tokens": prompt_tokens + completion_tokens,
+        }
+        raw = {"usage": usage, "finish_reason": result.finish_reason, "metrics": result.metrics.to_dict()}
         if explain is not None:
             explain(explanation := result.explain())
-            explained = {"explanation": explanation.to_dict()}
-        others = {"others": [other.text for other in result.others]} if result.others else {}
-        logprobs = [[_logprob(other) for other in one.top or (one,)] for one in result.logprobs]
-        yield Answer(text, "", tuple(calls), figures | explained | others, figures["usage"], logprobs or None)
+            raw["explanation"] = explanation.to_dict()
+        if result.others:
+            raw["others"] = [other.text for other in result.others]
+        logprobs = [
+            [
+                LogProb(token=likely.text, logprob=likely.logprob, bytes=token_bytes(likely.text) or [])
+                for likely in place
+            ]
+            for place in (one.top or (one,) for one in result.logprobs)
+        ]
+        yield Answer(text, "", tuple(calls), raw, usage, logprobs or None)
 
 
 def _said(stream: AnswerStream, reader: TextOnly | ToolCalls) -> Iterator[str | ToolCall]:
@@ -107,16 +119,3 @@ def last_answer(answers: Iterable[Answer]) -> Answer:
     """Return the complete answer."""
     (last,) = deque(answers, maxlen=1)
     return replace(last, delta=None)
-
-
-def _logprob(one: TokenLogprob) -> LogProb:
-    return LogProb(token=one.text, logprob=one.logprob, bytes=token_bytes(one.text) or [])
-
-
-def _figures(metrics: GenerationMetrics, finish_reason: str | None) -> dict[str, Any]:
-    usage = {
-        "prompt_tokens": metrics.prompt_tokens,
-        "completion_tokens": metrics.completion_tokens,
-        "total_tokens": metrics.prompt_tokens + metrics.completion_tokens,
-    }
-    return {"usage": usage, "finish_reason": finish_reason, "metrics": metrics.to_dict()}

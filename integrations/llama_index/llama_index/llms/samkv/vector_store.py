@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from llama_index.core.bridge.pydantic import PrivateAttr
@@ -13,7 +13,7 @@ from llama_index.core.vector_stores.types import (
     VectorStoreQuery,
     VectorStoreQueryResult,
 )
-from llama_index.llms.samkv._nodes import chunks_with_ids
+from llama_index.llms.samkv._nodes import node_text
 
 from samkv_rag.frameworks.handle import EngineHandle, resolve_handle
 from samkv_rag.frameworks.threads import run_in_thread_shielded
@@ -120,9 +120,8 @@ class SamKVVectorStore(BasePydanticVectorStore):
         self.vector_store.persist(persist_path, fs)
 
     def _ingest(self, nodes: Sequence[BaseNode]) -> None:
-        documents = {node.node_id: node.ref_doc_id or "" for node in nodes}
-        chunks = [(node_id, text) for node_id, text in chunks_with_ids(nodes) if node_id is not None]
-        ids = [_joined(documents[node_id], node_id) for node_id, _ in chunks]
+        chunks = [(node, text) for node in nodes if (text := node_text(node)).strip()]
+        ids = [_joined(node.ref_doc_id or "", node.node_id) for node, _ in chunks]
         self._handle.get().add_chunks([text for _, text in chunks], sources=source_names(_NODES, ids))
 
     def _release_document(self, ref_doc_id: str) -> None:
@@ -130,12 +129,11 @@ class SamKVVectorStore(BasePydanticVectorStore):
 
     def _release_nodes(self, node_ids: Sequence[str]) -> None:
         ends = tuple(_joined("", node_id) for node_id in node_ids)
-        self._release(lambda identifier: identifier.endswith(ends) if ends else False)
+        self._release(lambda identifier: identifier.endswith(ends))
 
-    def _release(self, is_gone: Any) -> None:
+    def _release(self, is_gone: Callable[[str], bool]) -> None:
         engine = self._handle.get()
-        gone = [identifier for identifier in ids_of(_NODES, engine.sources()) if is_gone(identifier)]
-        engine.remove_sources(source_names(_NODES, gone))
+        engine.remove_sources(source_names(_NODES, filter(is_gone, ids_of(_NODES, engine.sources()))))
 
 
 def _joined(document_id: str, node_id: str) -> str:
