@@ -10,12 +10,11 @@ from typing import Any
 
 import pytest
 from calling import ask, every_form, text_of
-from llama_index.core import VectorStoreIndex
 from llama_index.core.chat_engine import ContextChatEngine
 from llama_index.core.query_engine import RetrieverQueryEngine
 from llama_index.core.retrievers import BaseRetriever
 from llama_index.core.schema import MetadataMode, NodeWithScore, QueryBundle, TextNode
-from llama_index.llms.samkv import SamKVIngestion, SamKVLLM, SamKVPostprocessor
+from llama_index.llms.samkv import SamKVLLM, SamKVPostprocessor
 
 from samkv_rag import Explanation, SamKVEngine
 from samkv_rag.exceptions import ConfigurationError
@@ -34,6 +33,7 @@ def engine(tiny_engine: SamKVEngine) -> SamKVEngine:
 @every_form
 def test_every_form_explains_itself_only_where_asked(engine: SamKVEngine, form: str) -> None:
     llm = SamKVLLM.from_engine(engine, max_tokens=4)
+    assert llm.last_explanation is None
     silent = ask(llm, form, PROMPT)
     assert "explanation" not in silent.raw
     assert CHUNKS[0] not in str(silent), "documents stay out of responses"
@@ -52,21 +52,6 @@ def test_a_call_may_say_no(engine: SamKVEngine) -> None:
         assert ("explanation" in llm.complete(PROMPT, explain=explain).raw) == (explain is not False)
     with pytest.raises(ConfigurationError, match="explain is 'yes'; it must be True or False"):
         llm.complete(PROMPT, explain="yes")
-
-
-def test_after_a_query_the_llm_tells_what_was_read(engine: SamKVEngine) -> None:
-    llm = SamKVLLM.from_engine(engine, max_tokens=4)
-    assert llm.last_explanation is None
-    nodes = [TextNode(text=text, metadata={"file": f"{number}.md"}) for number, text in enumerate(CHUNKS)]
-    index = VectorStoreIndex(SamKVIngestion(llm)(nodes))
-    response = index.as_query_engine(llm=llm, similarity_top_k=3, node_postprocessors=[SamKVPostprocessor(llm)]).query(
-        "Which record?"
-    )
-    told = llm.last_explanation
-    assert told is not None
-    named = told.with_sources({node.text: node.metadata["file"] for node in response.source_nodes})
-    assert [chunk.source for chunk in named.chunks] == [node.metadata["file"] for node in response.source_nodes]
-    assert told.answer == str(response)
 
 
 class Finds(BaseRetriever):
@@ -102,13 +87,16 @@ def expected_spans(explanation: Explanation, found: Sequence[NodeWithScore]) -> 
     return [[span._asdict() for span in spans] for spans in explanation.cite(item.text for item in found)]
 
 
-async def answered(query: Any, mode: str) -> Any:
-    """The response of an async query, its stream read to the end in another task."""
-    response = await query
+async def answered(asked: Any, mode: str) -> Any:
+    """The response of a query engine; a stream's once it is read to the end, in another task where it is async."""
+    response = await asked.aquery("Which record?") if mode.startswith("a") else asked.query("Which record?")
     if "stream" in mode:
+        assert not any(spans_of(response)), "what is read is known at the end"
+    if mode == "stream":
+        assert list(response.response_gen)
+    if mode == "astream":
 
         async def read() -> None:
-            assert not any(spans_of(response)), "what is read is known at the end"
             assert [piece async for piece in response.async_response_gen()]
 
         await asyncio.create_task(read())
@@ -116,24 +104,17 @@ async def answered(query: Any, mode: str) -> Any:
 
 
 @pytest.mark.parametrize("mode", ["query", "stream", "aquery", "astream", "refine", "gather"])
-def test_source_nodes_say_which_parts_of_them_were_read(
+async def test_source_nodes_say_which_parts_of_them_were_read(
     engine: SamKVEngine, found: list[NodeWithScore], mode: str
 ) -> None:
     llm = SamKVLLM.from_engine(engine, max_tokens=4, explain=True)
     before = [item.model_dump_json() for item in found]
-    options: dict[str, Any] = {"streaming": "stream" in mode}
-    if mode == "refine":
-        options["response_mode"] = "refine"
-    if mode == "gather":
-        options |= {"response_mode": "accumulate", "use_async": True}
+    options: dict[str, Any] = {
+        "refine": {"response_mode": "refine"},
+        "gather": {"response_mode": "accumulate", "use_async": True},
+    }.get(mode, {"streaming": "stream" in mode})
     asked = query_engine(llm, found, **options)
-    if mode.startswith("a"):
-        response = asyncio.run(answered(asked.aquery("Which record?"), mode))
-    else:
-        response = asked.query("Which record?")
-        if mode == "stream":
-            assert not any(spans_of(response))
-            assert list(response.response_gen)
+    response = await (asyncio.to_thread(asked.query, "Which record?") if mode == "gather" else answered(asked, mode))
     cited = spans_of(response)
     assert all(cited)
     if mode not in ("refine", "gather"):  # which ask once for each node
@@ -186,5 +167,5 @@ def test_a_later_answer_changes_no_earlier_response(engine: SamKVEngine, found: 
 
 
 def test_without_explain_no_node_says_anything(engine: SamKVEngine, found: list[NodeWithScore]) -> None:
-    llm = SamKVLLM.from_engine(engine, max_tokens=4)
-    assert spans_of(query_engine(llm, found).query("Which record?")) == [None] * len(found)
+    asked = query_engine(SamKVLLM.from_engine(engine, max_tokens=4), found)
+    assert spans_of(asked.query("Which record?")) == [None] * len(found)

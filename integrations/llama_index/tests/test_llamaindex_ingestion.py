@@ -9,7 +9,6 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from llama_index.core import VectorStoreIndex
 from llama_index.core.ingestion import IngestionCache, IngestionPipeline
 from llama_index.core.ingestion.pipeline import get_transformation_hash
 from llama_index.core.node_parser import SentenceSplitter
@@ -46,21 +45,21 @@ class TestStep:
         ingestion([ImageNode(image_path="picture.png"), TextNode(text=""), Document(text=TEXTS[0], id_="whole")])
         assert (stored(ingestion.engine), ingestion.engine.sources()) == ([True, False, False], ["/whole"])
 
-    def test_acall_works_off_the_event_loop(self, ingestion: SamKVIngestion, monkeypatch: pytest.MonkeyPatch) -> None:
-        threads: list[int] = []
-        monkeypatch.setattr(ingestion.engine, "add_chunks", lambda *_, **__: threads.append(threading.get_ident()))
-        assert asyncio.run(ingestion.acall(NODES)) is NODES
-        assert threads and threading.get_ident() not in threads
-
-    def test_show_progress_is_a_field_and_an_argument(
+    def test_acall_works_off_the_event_loop_and_show_progress_is_a_field_and_an_argument(
         self, tiny_engine: SamKVEngine, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         shown: list[Any] = []
-        monkeypatch.setattr(tiny_engine, "add_chunks", lambda *_, show_progress, **__: shown.append(show_progress))
+        monkeypatch.setattr(
+            tiny_engine,
+            "add_chunks",
+            lambda *_, show_progress, **__: shown.append((show_progress, threading.get_ident() == own)),
+        )
+        own = threading.get_ident()
+        shows = SamKVIngestion(engine=tiny_engine, show_progress=True)
         SamKVIngestion(engine=tiny_engine)(NODES)
-        SamKVIngestion(engine=tiny_engine, show_progress=True)(NODES)
-        SamKVIngestion(engine=tiny_engine, show_progress=True)(NODES, show_progress=False)
-        assert shown == [None, True, False]
+        assert asyncio.run(shows.acall(NODES)) is NODES
+        shows(NODES, show_progress=False)
+        assert shown == [(None, True), (True, False), (False, True)]
 
     def test_ingest_reports_and_takes_nodes_scores_and_texts(self, ingestion: SamKVIngestion) -> None:
         report = ingestion.ingest([NODES[0], NodeWithScore(node=NODES[1]), TEXTS[2], TEXTS[2] + "\n"])
@@ -80,6 +79,11 @@ class TestStep:
         other([TextNode(text=TEXTS[1], id_="1")])
         assert one.remove_nodes(["b/1"]) == 1
         assert stored(tiny_engine) == [False, True, False]
+
+    def test_a_nodes_new_text_takes_the_place_of_its_old_one(self, ingestion: SamKVIngestion) -> None:
+        for text in TEXTS[:2]:
+            ingestion([TextNode(text=text, id_="changing")])
+        assert (stored(ingestion.engine), ingestion.engine.sources()) == ([False, True, False], ["/changing"])
 
     def test_what_it_cannot_do_is_refused(self, ingestion: SamKVIngestion) -> None:
         ingestion(NODES)
@@ -107,31 +111,19 @@ class TestPipeline:
         asyncio.run(IngestionPipeline(transformations=[ingestion]).arun(nodes=NODES))
         assert stored(ingestion.engine) == [True] * 3
 
-    def test_runs_as_an_index_transformation(self, ingestion: SamKVIngestion) -> None:
-        documents = [Document(text=text) for text in TEXTS[:2]]
-        index = VectorStoreIndex.from_documents(documents, transformations=[ingestion], show_progress=True)
-        index.insert(Document(text=TEXTS[2]))
-        assert stored(ingestion.engine) == [True] * 3
-
     def test_a_cache_hit_skips_the_step_and_ingest_makes_up_for_it(
         self, ingestion: SamKVIngestion, make_engine: Callable[..., SamKVEngine]
     ) -> None:
         cache, later = IngestionCache(), SamKVIngestion(engine=make_engine())
+        before = get_transformation_hash(NODES, ingestion)
         IngestionPipeline(transformations=[ingestion], cache=cache).run(nodes=NODES)
+        assert get_transformation_hash(NODES, ingestion) == get_transformation_hash(NODES, later) == before
         nodes = IngestionPipeline(transformations=[later], cache=cache).run(nodes=NODES)
         assert not any(stored(later.engine))
         assert later.ingest(nodes).num_added == 3
 
 
 class TestCacheKey:
-    def test_is_the_same_for_equal_steps_and_after_a_run(
-        self, ingestion: SamKVIngestion, make_engine: Callable[..., SamKVEngine]
-    ) -> None:
-        before, other = get_transformation_hash(NODES, ingestion), SamKVIngestion(engine=make_engine())
-        ingestion(NODES)
-        assert get_transformation_hash(NODES, ingestion) == get_transformation_hash(NODES, other) == before
-        assert ingestion.to_dict() == other.to_dict() == ingestion.model_dump()
-
     def test_names_model_store_and_version_without_loading_the_model(self) -> None:
         ingestion = SamKVIngestion(SamKVLLM("no/such-model", store="kv"), show_progress=True)
         assert ingestion.to_dict() == {

@@ -166,9 +166,11 @@ class TestPrompts:
         assert [prompt for prompt, _ in watched.calls] == ["Q: Hello", "M: Who keeps the light?"]
 
     def test_predict_sends_one_system_message(self, watched: Any) -> None:
-        """LlamaIndex puts system_prompt before the template's own system message."""
+        """LlamaIndex puts system_prompt before the template's own system message, whose role has other names, too."""
         llm = SamKVLLM.from_engine(watched, max_tokens=1, system_prompt="Be brief.")
-        template = ChatPromptTemplate([ChatMessage(role="system", content="Cite."), ChatMessage(content="{question}")])
+        template = ChatPromptTemplate(
+            [ChatMessage(role="developer", content="Cite."), ChatMessage(content="{question}")]
+        )
         llm.predict(template, question="Hello")
         assert watched.calls[-1][0] == [{"role": "system", "content": "Be brief.\n\nCite."}, HELLO]
 

@@ -44,24 +44,13 @@ def num_files(folder: Path) -> int:
     return sum(1 for _ in (folder / "kv").rglob("*.safetensors"))
 
 
-def test_a_text_that_another_document_still_has_stays(
-    index: VectorStoreIndex, ingestion: SamKVIngestion, engine: SamKVEngine
-) -> None:
-    index.delete_ref_doc("one of two", delete_from_docstore=True)
-    assert ingestion.prune(index.docstore.docs.values()) == 0
-    assert engine.has_chunk(SHARED)
-    index.delete_ref_doc("the other of two", delete_from_docstore=True)
-    assert ingestion.prune(index.docstore.docs.values()) == 1
-    assert not engine.has_chunk(SHARED)
-
-
 def test_an_index_loaded_by_another_process_prunes_what_was_deleted_there(
     index: VectorStoreIndex, make_engine: Callable[..., SamKVEngine], tmp_path: Path
 ) -> None:
     index.storage_context.persist(tmp_path / "index")
     loaded = load_index_from_storage(StorageContext.from_defaults(persist_dir=str(tmp_path / "index")))
-    for number in (0, 2):
-        loaded.delete_ref_doc(f"document {number}", delete_from_docstore=True)
+    for deleted in ("document 0", "document 2", "one of two"):
+        loaded.delete_ref_doc(deleted, delete_from_docstore=True)
     engine = make_engine(store=tmp_path / "kv")
     assert num_files(tmp_path) == 4, "LlamaIndex tells nobody"
     later = SamKVIngestion(engine=engine, id_scope="manuals")
@@ -70,37 +59,31 @@ def test_an_index_loaded_by_another_process_prunes_what_was_deleted_there(
     assert [engine.has_chunk(tiny.text(number)) for number in (0, 1, 2, 100)] == [False, True, False, True]
 
 
-class TestSharedStore:
-    """Two indexes, one store: what is pruned for one is the other's no business."""
+def test_what_another_index_holds_stays(
+    index: VectorStoreIndex, ingestion: SamKVIngestion, engine: SamKVEngine
+) -> None:
+    other, own, both = SamKVIngestion(engine=engine, id_scope="other"), tiny.text(50), tiny.text(1)
+    other_index = indexed(other, [Document(text=own), Document(text=both, id_="in both")])
+    for number in (1, 2):
+        index.delete_ref_doc(f"document {number}", delete_from_docstore=True)
+    assert ingestion.prune(index.docstore.docs.values()) == 1
+    assert engine.has_chunk(own) and engine.has_chunk(both) and not engine.has_chunk(tiny.text(2))
+    other_index.delete_ref_doc("in both", delete_from_docstore=True)
+    assert other.prune(other_index.docstore.docs.values()) == 1
+    assert engine.has_chunk(own) and not engine.has_chunk(both)
 
-    @pytest.fixture
-    def other(self, engine: SamKVEngine) -> SamKVIngestion:
-        return SamKVIngestion(engine=engine, id_scope="other")
 
-    def test_another_index_keeps_what_it_holds(
-        self, index: VectorStoreIndex, ingestion: SamKVIngestion, other: SamKVIngestion, engine: SamKVEngine
-    ) -> None:
-        own, both = tiny.text(50), tiny.text(1)
-        other_index = indexed(other, [Document(text=own), Document(text=both, id_="in both")])
-        index.delete_ref_doc("document 1", delete_from_docstore=True)
-        index.delete_ref_doc("document 2", delete_from_docstore=True)
-        assert ingestion.prune(index.docstore.docs.values()) == 1
-        assert engine.has_chunk(own) and engine.has_chunk(both) and not engine.has_chunk(tiny.text(2))
-        other_index.delete_ref_doc("in both", delete_from_docstore=True)
-        assert other.prune(other_index.docstore.docs.values()) == 1
-        assert engine.has_chunk(own) and not engine.has_chunk(both)
-
-    def test_kv_without_a_node_goes_only_when_asked(
-        self, index: VectorStoreIndex, ingestion: SamKVIngestion, other: SamKVIngestion, engine: SamKVEngine
-    ) -> None:
-        indexed(other, [Document(text=tiny.text(50))])
-        engine.add_chunks([tiny.text(60), tiny.text(61), tiny.text(50), tiny.text(0)])
-        keep = [*index.docstore.docs.values(), tiny.text(61)]
-        assert ingestion.prune(keep) == 0
-        assert ingestion.prune(keep, unreferenced=True) == 1
-        assert [engine.has_chunk(tiny.text(number)) for number in (60, 61, 50, 0)] == [False, True, True, True]
-        assert ingestion.prune([]) == 4
-        assert engine.has_chunk(tiny.text(50)) and len(engine.sources()) == 1
+def test_kv_without_a_node_goes_only_when_asked(
+    index: VectorStoreIndex, ingestion: SamKVIngestion, engine: SamKVEngine
+) -> None:
+    indexed(SamKVIngestion(engine=engine, id_scope="other"), [Document(text=tiny.text(50))])
+    engine.add_chunks([tiny.text(60), tiny.text(61), tiny.text(50), tiny.text(0)])
+    keep = [*index.docstore.docs.values(), tiny.text(61)]
+    assert ingestion.prune(keep) == 0
+    assert ingestion.prune(keep, unreferenced=True) == 1
+    assert [engine.has_chunk(tiny.text(number)) for number in (60, 61, 50, 0)] == [False, True, True, True]
+    assert ingestion.prune([]) == 4
+    assert engine.has_chunk(tiny.text(50)) and len(engine.sources()) == 1
 
 
 @pytest.mark.parametrize(
@@ -116,18 +99,10 @@ def test_what_is_kept_stays_though_no_node_of_the_index_stands_for_it(
     assert ingestion.prune([]) == 1
 
 
-def test_a_prune_forgets_the_node_ids_of_earlier_runs(
+def test_node_ids_of_earlier_runs_are_forgotten(
     index: VectorStoreIndex, ingestion: SamKVIngestion, engine: SamKVEngine
 ) -> None:
     again = indexed(ingestion, DOCUMENTS)
     assert len(engine.sources()) == 2 * len(DOCUMENTS), "a splitter's ids are new on each run"
     assert ingestion.prune(again.docstore.docs.values()) == 0
     assert len(engine.sources()) == len(DOCUMENTS)
-
-
-def test_node_ids_that_stay_the_same_do_not_pile_up(ingestion: SamKVIngestion, engine: SamKVEngine) -> None:
-    for text in (tiny.text(1), tiny.text(2)):
-        splitter = SentenceSplitter(chunk_size=1024, id_func=lambda number, document: f"{document.node_id}-{number}")
-        VectorStoreIndex.from_documents([Document(text=text, id_="changing")], transformations=[splitter, ingestion])
-    assert engine.sources() == ["manuals/changing-0"]
-    assert engine.has_chunk(tiny.text(2)) and not engine.has_chunk(tiny.text(1))

@@ -8,12 +8,12 @@ import pytest
 from llama_index.core import Document, StorageContext, VectorStoreIndex
 from llama_index.core.ingestion import DocstoreStrategy, IngestionPipeline
 from llama_index.core.node_parser import SentenceSplitter
+from llama_index.core.schema import TextNode
 from llama_index.core.storage.docstore import SimpleDocumentStore
 from llama_index.core.vector_stores import SimpleVectorStore
 from llama_index.llms.samkv import SamKVLLM, SamKVPostprocessor, SamKVVectorStore
 
 from samkv_rag import SamKVEngine
-from samkv_rag.exceptions import ConfigurationError
 from support import tiny
 from support.bag_of_words import BagOfWords
 
@@ -50,6 +50,12 @@ def test_deleting_a_document_deletes_its_chunks(
     assert stored(tiny_engine) == [False, False, True, True]
     asyncio.run(store.adelete("document 2"))
     assert stored(tiny_engine) == [False, False, False, True]
+    store.delete_nodes()
+    assert stored(tiny_engine)[3], "no node is named"
+    asyncio.run(store.adelete_nodes(index.docstore.get_ref_doc_info("document 3").node_ids))
+    assert not any(stored(tiny_engine))
+    asyncio.run(store.async_add([TextNode(text=TEXTS[1], embedding=[1.0])]))
+    assert stored(tiny_engine) == [False, True, False, False]
 
 
 def test_a_pipeline_that_replaces_a_document_replaces_its_chunks(
@@ -76,8 +82,3 @@ def test_queries_are_the_wrapped_stores(index: VectorStoreIndex, tiny_engine: Sa
     assert response.source_nodes[0].text == TEXTS[3]
     assert llm.last_metrics is not None
     assert llm.last_metrics.chunks_hit == 2
-
-
-def test_an_engine_or_an_llm_is_needed() -> None:
-    with pytest.raises(ConfigurationError, match="exactly one of llm=SamKVLLM"):
-        SamKVVectorStore(SimpleVectorStore())
