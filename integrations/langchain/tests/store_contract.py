@@ -21,8 +21,6 @@ from tests.lighthouse import KEEPER, LAMP, QUERY, SEA, TEXTS, WordEmbeddings, do
 class StoreContract:
     """Subclasses override ``wrapped``: an empty store, new for every test."""
 
-    has_relevance_scores = True
-
     @pytest.fixture
     def wrapped(self) -> VectorStore:
         raise NotImplementedError
@@ -186,13 +184,6 @@ class StoreContract:
         again.delete(["b"])
         assert live_chunks(engine)
 
-    @pytest.fixture
-    def announced(self, engine: SamKVEngine, monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
-        """The texts of every hint."""
-        hints: list[list[str]] = []
-        monkeypatch.setattr(engine, "announce", lambda texts: hints.append(list(texts)))
-        return hints
-
     # -- searching
 
     SEARCHES = [
@@ -205,9 +196,17 @@ class StoreContract:
     ]
 
     @pytest.mark.parametrize(("name", "arguments", "options"), SEARCHES, ids=[name for name, *_ in SEARCHES])
-    def test_searches_are_the_stores_own_and_hint_what_they_find(
-        self, store: SamKVVectorStore, announced: list[list[str]], name: str, arguments: Any, options: Any
+    def test_searches_are_the_stores_own_and_announce_what_they_find(
+        self,
+        store: SamKVVectorStore,
+        engine: SamKVEngine,
+        monkeypatch: pytest.MonkeyPatch,
+        name: str,
+        arguments: Any,
+        options: Any,
     ) -> None:
+        announced: list[list[str]] = []
+        monkeypatch.setattr(engine, "announce", lambda texts: announced.append(list(texts)))
         store.add_texts(TEXTS, ids=["a", "b", "c"])
         try:
             expected = getattr(store.vectorstore, name)(*arguments, **dict(options))
@@ -224,23 +223,6 @@ class StoreContract:
         store.add_documents(documents(*TEXTS), ids=["a", "b", "c"])
         assert asyncio.run(store.aget_by_ids(["b"])) == store.get_by_ids(["b"])
         assert store.embeddings is store.vectorstore.embeddings is not None
-
-    @pytest.mark.parametrize(
-        ("search_type", "options"),
-        [("similarity", {}), ("mmr", {"fetch_k": 3}), ("similarity_score_threshold", {"score_threshold": 0.01})],
-    )
-    def test_retrievers_of_every_kind(
-        self, store: SamKVVectorStore, announced: list[list[str]], search_type: str, options: dict[str, Any]
-    ) -> None:
-        store.add_texts(TEXTS)
-        retriever = store.as_retriever(search_type=search_type, search_kwargs={"k": 2, **options})
-        if "score_threshold" in options and not self.has_relevance_scores:
-            with pytest.raises(NotImplementedError):
-                retriever.invoke(QUERY)
-            return
-        found = [document.page_content for document in retriever.invoke(QUERY)]
-        again = [document.page_content for document in asyncio.run(retriever.ainvoke(QUERY))]
-        assert found[0] == KEEPER and again == found and announced == [found, found]
 
     # -- from an event loop
 
@@ -285,14 +267,11 @@ class StoreContract:
     # -- building
 
     def test_is_built_from_an_llm_or_an_engine(self, wrapped: VectorStore, engine: SamKVEngine) -> None:
-        llm = ChatSamKV(engine=engine)
-        assert SamKVVectorStore(wrapped, llm).engine is engine is SamKVVectorStore(wrapped, engine=engine).engine
+        assert SamKVVectorStore(wrapped, ChatSamKV(engine=engine)).engine is engine
         with pytest.raises(ConfigurationError, match="exactly one of llm=ChatSamKV"):
             SamKVVectorStore(wrapped)
-        with pytest.raises(ConfigurationError, match="exactly one"):
-            SamKVVectorStore(wrapped, llm, engine=engine)
         with pytest.raises(ConfigurationError, match="vectorstore is a list; it must be a VectorStore"):
-            SamKVVectorStore([], llm)  # type: ignore[arg-type]
+            SamKVVectorStore([], engine=engine)  # type: ignore[arg-type]
 
 
 def _refuse(*arguments: Any, **options: Any) -> bool:

@@ -172,12 +172,3 @@ async def test_events_of_a_stream(lcel: Runnable[str, str], retriever: BaseRetri
     pieces = [event["data"]["chunk"].text for event in events if event["event"] == "on_chat_model_stream"]
     assert len(pieces) > 2 and "".join(pieces) == lcel.invoke(QUERY)
     check(by_kind["on_chat_model_end"]["data"]["output"])
-
-
-async def test_many_questions_at_once(lcel: Runnable[str, str]) -> None:
-    answers = Answers()
-    expected = [lcel.invoke(question) for question in QUESTIONS]
-    assert lcel.batch(QUESTIONS) == expected
-    assert await lcel.abatch(QUESTIONS, {"callbacks": [answers]}) == expected
-    for message in answers.messages:
-        check(message)

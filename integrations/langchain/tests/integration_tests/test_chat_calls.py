@@ -16,7 +16,7 @@ from langchain_samkv import ChatSamKV
 from samkv_rag import Grammar, SamKVEngine
 from samkv_rag.exceptions import ConfigurationError, PromptTooLongError
 from support import tiny
-from tests.calling import CHUNKS, QUESTION, aask, ask, awaited_forms, every_form, ingested_engine
+from tests.calling import QUESTION, aask, ask, awaited_forms, every_form, ingested_engine
 
 
 @pytest.fixture(scope="module")
@@ -82,6 +82,7 @@ class TestAnswers:
         message, expected = ask(llm, form), engine.generate([{"role": "user", "content": QUESTION}], max_new_tokens=8)
         figures = expected.metrics
         assert message.content == expected.text
+        assert llm.get_num_tokens(QUESTION) == engine.count_tokens(QUESTION)
         assert message.usage_metadata == {
             "input_tokens": figures.prompt_tokens,
             "output_tokens": figures.completion_tokens,
@@ -93,9 +94,6 @@ class TestAnswers:
         assert (metadata["model_name"], metadata["finish_reason"]) == ("llama", "length")
         assert metadata["metrics"]["chunks_hit"] == 3
         assert metadata["metrics"]["sequence_ratio"] == figures.sequence_ratio <= 0.15
-
-    def test_tokens_are_counted_with_the_models_tokenizer(self, llm: ChatSamKV, engine: SamKVEngine) -> None:
-        assert llm.get_num_tokens(CHUNKS[0]) == engine.count_tokens(CHUNKS[0])
 
     @every_form
     def test_errors_of_a_generation_reach_caller_and_callbacks(self, llm: ChatSamKV, form: str) -> None:
@@ -113,15 +111,14 @@ class TestOptions:
             assert message.usage_metadata and message.usage_metadata["output_tokens"] == 2
             assert message.response_metadata["metrics"]["method"] == "full_prefill"
 
-    @pytest.mark.parametrize("where", ["call", "binding", "model"])
+    @pytest.mark.parametrize("where", ["call", "model"])
     def test_stops_end_the_answer(self, llm: ChatSamKV, engine: SamKVEngine, where: str) -> None:
         whole = str(llm.invoke(QUESTION).content)
         stop = whole[len(whole) // 2 :][:3]
-        stopped = {
-            "call": lambda: llm.invoke(QUESTION, stop=[stop]),
-            "binding": lambda: llm.bind(stop=stop).invoke(QUESTION),
-            "model": lambda: ChatSamKV(engine=engine, max_tokens=8, stop=stop).invoke(QUESTION),
-        }[where]()
+        if where == "call":
+            stopped = llm.invoke(QUESTION, stop=[stop])
+        else:
+            stopped = ChatSamKV(engine=engine, max_tokens=8, stop=stop).invoke(QUESTION)
         assert stopped.content == whole[: whole.index(stop)]
         assert stopped.response_metadata["finish_reason"] == "stop"
 
@@ -131,6 +128,7 @@ class TestOptions:
         (answers,) = llm.generate([[HumanMessage(QUESTION)]], n=3, **options).generations
         (later,) = asyncio.run(llm.agenerate([[HumanMessage(QUESTION)]], n=3, **options)).generations
         assert [one.text for one in answers] == [one.text for one in later] == alone
+        assert len(set(alone)) > 1
         assert ask(llm, "stream", n=3, **options).content == ask(llm, "astream", n=3, **options).content == alone[0]
 
     def test_logprobs_are_in_openais_form(self, llm: ChatSamKV, engine: SamKVEngine) -> None:
@@ -144,10 +142,6 @@ class TestOptions:
 
     def test_a_grammar_is_kept_to(self, llm: ChatSamKV) -> None:
         assert llm.invoke(QUESTION, grammar=Grammar.choices(["left", "right"])).content in ("left", "right")
-
-    def test_a_seed_repeats_a_sampled_answer(self, llm: ChatSamKV) -> None:
-        one, same, other = (llm.invoke(QUESTION, temperature=2.0, seed=seed).content for seed in (1, 1, 2))
-        assert one == same != other
 
     @every_form
     def test_an_unknown_one_is_refused_in_every_form(self, llm: ChatSamKV, form: str) -> None:

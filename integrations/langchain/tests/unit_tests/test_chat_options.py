@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,26 +13,26 @@ from langchain_core.load import dumps
 from langchain_core.runnables import ConfigurableField
 
 from langchain_samkv import ChatSamKV
-from samkv_rag import EngineConfig
+from samkv_rag import EngineConfig, SamKVEngine
 from samkv_rag.exceptions import ConfigurationError
-from samkv_rag.prefill import Scout
 
 
 @pytest.fixture
 def loads(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, dict[str, Any]]]:
     """Calls of SamKVEngine.from_pretrained, which is replaced."""
-    import samkv_rag
-
     seen: list[tuple[str, dict[str, Any]]] = []
 
-    class Loader:
-        @staticmethod
-        def from_pretrained(model: str, **options: Any) -> Any:
-            seen.append((model, options))
-            return object()
+    def load(model: str, **options: Any) -> object:
+        seen.append((model, options))
+        return object()
 
-    monkeypatch.setitem(vars(samkv_rag), "SamKVEngine", Loader)
+    monkeypatch.setattr(SamKVEngine, "from_pretrained", load)
     return seen
+
+
+def test_importing_the_package_does_not_import_torch() -> None:
+    code = "import sys, langchain_samkv; sys.exit(bool({'torch', 'transformers'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], env={"PYTHONPATH": ":".join(sys.path)}).returncode == 0
 
 
 class TestArguments:
@@ -42,8 +44,6 @@ class TestArguments:
             ({"engine": object(), "store": "elsewhere"}, "unknown option store"),
             ({}, "^model is missing$"),
             ({"model": "a/b", "max_tokens": 0}, "^max_tokens is "),
-            ({"model": "a/b", "max_tokens": "many"}, "^max_tokens is "),
-            ({"model": "a/b", "temperature": -1}, "^temperature is "),
             ({"model": "a/b", "top_p": 2.0}, "^top_p is "),
             ({"model": "a/b", "method": "magic"}, "^method is "),
         ],
@@ -53,18 +53,8 @@ class TestArguments:
         with pytest.raises(ConfigurationError, match=words):
             ChatSamKV(**bad)
 
-    def test_plain_values_are_understood(self, tmp_path: Path) -> None:
-        llm = ChatSamKV(
-            model=Path("a/b"),
-            stop="END",
-            store=tmp_path,
-            dtype="torch.bfloat16",
-            config={"block_tokens": 8},
-            method="scout",
-        )
-        assert (llm.model_name, llm.stop, llm.store, llm.dtype) == ("a/b", ["END"], str(tmp_path), "bfloat16")
-        assert (llm.config, llm.method) == (EngineConfig(block_tokens=8), Scout())
-        assert ChatSamKV(model_name="a/b").model_name == "a/b"
+    def test_the_model_goes_by_both_names_and_may_be_a_path(self) -> None:
+        assert ChatSamKV(model=Path("a/b")).model_name == ChatSamKV(model_name="a/b").model_name == "a/b"
 
     def test_an_unknown_method_of_structured_output_is_refused(self) -> None:
         llm = ChatSamKV(model="a/b")
@@ -75,34 +65,25 @@ class TestArguments:
 
 
 class TestEngine:
-    @pytest.mark.parametrize(
-        "tenant",
-        [
-            {},
-            {"store": "s3://bucket/kv", "namespace": "tenant a", "store_secret": "hidden"},
-            {"revision": "v2", "token": "hidden", "device_map": "auto", "model_kwargs": {"variant": "fp16"}},
-        ],
-    )
-    def test_is_loaded_once_with_every_option(self, loads: list[Any], tmp_path: Path, tenant: dict[str, Any]) -> None:
-        options = {"store": tmp_path, "dtype": "float32", "config": {"block_tokens": 8}, "method": "epic"} | tenant
-        llm = ChatSamKV(model="a/b", **options)
-        assert loads == []
-        assert llm.engine is llm.engine
-        expected = {
+    def test_is_loaded_once_with_every_option(self, loads: list[Any], tmp_path: Path) -> None:
+        given = {
             "store": str(tmp_path),
             "config": EngineConfig(block_tokens=8),
-            "device": None,
+            "device": "cpu",
             "dtype": "float32",
-            "gguf_file": None,
-            "device_map": None,
-            "revision": None,
-            "token": None,
-            "attn_implementation": None,
-            "model_kwargs": None,
-            "namespace": "",
-            "store_secret": None,
+            "gguf_file": "a.gguf",
+            "device_map": "auto",
+            "revision": "v2",
+            "token": "hidden",
+            "attn_implementation": "sdpa",
+            "model_kwargs": {"variant": "fp16"},
+            "namespace": "tenant a",
+            "store_secret": "hidden too",
         }
-        assert loads == [("a/b", expected | tenant)]
+        llm = ChatSamKV(model="a/b", method="epic", **given)
+        assert loads == []
+        assert llm.engine is llm.engine
+        assert loads == [("a/b", given)]
 
     def test_is_not_shared_between_tenants(self, loads: list[Any]) -> None:
         llm = ChatSamKV(model="a/b", namespace="a", store_secret="one")

@@ -10,7 +10,6 @@ from langchain_core.vectorstores import InMemoryVectorStore
 
 from langchain_samkv import ChatSamKV, SamKVRetriever
 from samkv_rag import SamKVEngine
-from samkv_rag.exceptions import ConfigurationError
 from tests.lighthouse import QUERY, TEXTS, WordEmbeddings, documents
 
 
@@ -29,8 +28,3 @@ def test_what_is_found_is_announced_and_computed_once(retriever: Any, tiny_engin
     prompt = "\n\n".join([*(document.page_content for document in found), QUERY])
     assert tiny_engine.generate(prompt, max_new_tokens=1).metrics.chunks_missed == 2
     assert tiny_engine.generate(prompt, max_new_tokens=1).metrics.chunks_hit == 2
-
-
-def test_an_engine_or_an_llm_is_needed(retriever: Any) -> None:
-    with pytest.raises(ConfigurationError, match="exactly one of llm=ChatSamKV"):
-        SamKVRetriever(retriever)

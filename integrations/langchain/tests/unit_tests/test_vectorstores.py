@@ -12,13 +12,11 @@ from langchain_tests.integration_tests.vectorstores import VectorStoreIntegratio
 
 from langchain_samkv import ChatSamKV, SamKVVectorStore
 from samkv_rag import SamKVEngine
-from tests.lighthouse import KEEPER, LAMP, QUERY, SEA, TEXTS, WordEmbeddings, live_chunks, shared_engine
+from tests.lighthouse import KEEPER, LAMP, SEA, TEXTS, WordEmbeddings, live_chunks, shared_engine
 from tests.store_contract import StoreContract
 
 
 class TestInMemory(StoreContract):
-    has_relevance_scores = False
-
     @pytest.fixture
     def wrapped(self) -> VectorStore:
         return InMemoryVectorStore(WordEmbeddings())
@@ -36,6 +34,7 @@ class TestBuiltFromTexts:
     def test_from_texts(self, tiny_engine: SamKVEngine) -> None:
         store = SamKVVectorStore.from_texts(TEXTS, WordEmbeddings(), [{"n": 1}, {}, {}], engine=tiny_engine)
         assert isinstance(store.vectorstore, InMemoryVectorStore)
+        assert store.as_retriever().tags == ["SamKVVectorStore", "WordEmbeddings"]
         assert store.similarity_search(LAMP, k=1)[0].metadata == {"n": 1}
         assert live_chunks(tiny_engine, *TEXTS) and len(tiny_engine.sources()) == 3
 
@@ -69,11 +68,6 @@ class TestBuiltFromTexts:
             result = build(TEXTS, WordEmbeddings(), vectorstore_cls=Unreachable, engine=tiny_engine)
             asyncio.run(result)  # type: ignore[arg-type]
         assert live_chunks(tiny_engine)
-
-    def test_a_retriever_names_the_wrapper_and_its_embeddings(self, tiny_engine: SamKVEngine) -> None:
-        store = SamKVVectorStore.from_texts(TEXTS, WordEmbeddings(), engine=tiny_engine)
-        assert store.as_retriever().tags == ["SamKVVectorStore", "WordEmbeddings"]
-        assert store.search(QUERY, "mmr", k=1)[0].page_content == KEEPER
 
 
 def test_stores_without_a_name_do_not_share_a_scope(tiny_engine: SamKVEngine) -> None:
