@@ -55,14 +55,15 @@ def render(
         ToolsUnsupportedError: the template takes no tools.
     """
     plain = join_system_messages(messages)
+    without_system = [one | {"role": "user"} if one["role"] == "system" else one for one in plain]
     refusals: list[ChatTemplateError] = []
-    for form in (plain, join_same_roles(plain), join_same_roles(_without_system_role(plain))):
+    for form in (plain, join_same_roles(plain), join_same_roles(without_system)):
         try:
             return engine.apply_chat_template(form, tools=tools, documents=documents)
         except ToolsUnsupportedError:
             raise
-        except ChatTemplateError as config_error:
-            refusals.append(config_error)
+        except ChatTemplateError as refusal:
+            refusals.append(refusal)
     raise refusals[0]
 
 
@@ -78,19 +79,13 @@ def with_json_instruction(messages: Sequence[Message], schema: Mapping[str, Any]
     return [*messages, {"role": "user", "content": wish}]
 
 
-def _without_system_role(messages: Iterable[Message]) -> list[Message]:
-    return [message | {"role": "user"} if message["role"] == "system" else message for message in messages]
-
-
 def _joined(messages: Iterable[Message], roles: tuple[str, ...]) -> list[Message]:
     joined: list[Message] = []
     for message in messages:
-        if joined and message["role"] in roles and _can_join(joined[-1], message):
-            joined[-1] = joined[-1] | {"content": f"{joined[-1]['content']}\n\n{message['content']}"}
+        last = joined[-1] if joined else {"role": None}
+        has_calls = "tool_calls" in last or "tool_calls" in message
+        if message["role"] == last["role"] and message["role"] in roles and not has_calls:
+            joined[-1] = last | {"content": f"{last['content']}\n\n{message['content']}"}
         else:
             joined.append(message)
     return joined
-
-
-def _can_join(one: Message, other: Message) -> bool:
-    return one["role"] == other["role"] and not ("tool_calls" in one or "tool_calls" in other)

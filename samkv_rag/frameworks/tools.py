@@ -101,15 +101,16 @@ def answer_grammar(
     if not chosen and schema is None:
         return None
     is_marked = _OPEN in prompt
-    rules = []
+    answers, rules = [], []
     if not chosen and schema is not None:
+        answers.append("fitting")
         rules.append(f"fitting: {json_terms(schema)}")
     if functions := [tool["function"] for tool in tools if chosen in (None, ANY, tool["function"]["name"])]:
+        answers.append("calls")
         most = _MOST_CALLS if parallel and is_marked and chosen in (None, ANY) else 1
         opening, closing = (literal(f"{_OPEN}\n"), literal(f"\n{_CLOSE}")) if is_marked else ("", "")
         rules.append(f'calls: call ("\\n" call){{0,{most - 1}}}' if most > 1 else "calls: call")
         rules.append(f"call: {opening} ({' | '.join(_call_terms(one, is_marked) for one in functions)}) {closing}")
-    answers = [rule.partition(":")[0] for rule in rules if not rule.startswith("call:")]
     return Grammar("\n".join([f"start: {' | '.join(answers)}", *rules]))
 
 
@@ -148,12 +149,14 @@ class ToolCalls:
     def add(self, text: str) -> Iterator[str | ToolCall]:
         """Take a piece and yield the text and the calls that it makes certain."""
         self._held += text
-        while self._is_marked() and _CLOSE in self._held:
+        while _OPEN in self._held and _CLOSE in self._held:
             before, _, rest = self._held.partition(_OPEN)
             call, _, self._held = rest.partition(_CLOSE)
             yield from self._text(before.rstrip())
             yield self._call(call)
-        if not self._is_marked() and not self._may_be_plain_call():
+        is_first = not (self._has_text or self.num_calls)
+        may_be_plain_call = is_first and self._held.lstrip()[:1] in ("{", "[", "`")
+        if _OPEN not in self._held and not may_be_plain_call:
             sure = len(self._held) - _length_held_back(self._held)
             released, self._held = self._held[:sure], self._held[sure:]
             yield from self._text(released)
@@ -162,19 +165,12 @@ class ToolCalls:
         """Yield what was held back, once no more text comes."""
         if calls := _plain_calls(self._held):
             yield from (self._numbered(*call) for call in calls)
-        elif self._is_marked():
+        elif _OPEN in self._held:
             before, _, unfinished = self._held.partition(_OPEN)
             yield from self._text(before.rstrip())
             yield self._call(unfinished)
         else:
             yield from self._text(self._held.rstrip() if self.num_calls else self._held)
-
-    def _is_marked(self) -> bool:
-        return _OPEN in self._held
-
-    def _may_be_plain_call(self) -> bool:
-        """Whether the whole answer so far may turn out to be one JSON value."""
-        return not (self._has_text or self.num_calls) and self._held.lstrip()[:1] in ("{", "[", "`")
 
     def _text(self, text: str) -> Iterator[str]:
         if text:

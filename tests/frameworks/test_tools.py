@@ -39,6 +39,8 @@ def read(answer: str, piece_chars: int) -> tuple[str, list[ToolCall]]:
     said = [*(one for piece in pieces for one in reader.add(piece)), *reader.finish()]
     calls = [one for one in said if isinstance(one, ToolCall)]
     assert [call.index for call in calls] == list(range(len(calls)))
+    ids = {call.id for call in calls}
+    assert len(ids) == len(calls) and all(len(one) == 9 and one.isalnum() for one in ids), "as Mistral's template wants"
     return "".join(one for one in said if isinstance(one, str)), calls
 
 
@@ -69,33 +71,13 @@ def test_text_is_passed_on_as_soon_as_it_is_certain() -> None:
     assert [*reader.add("p>")] == [" <top>"]
 
 
-def test_ids_are_their_own_and_fit_every_template() -> None:
-    ids = [call.id for call in read(f"{MARKED}\n{MARKED}", 5)[1]]
-    assert len(set(ids)) == 2
-    assert all(len(i) == 9 and i.isalnum() for i in ids)
-
-
-@pytest.mark.parametrize(
-    ("tool_choice", "chosen"),
-    [
-        (None, None),
-        (False, None),
-        ("auto", None),
-        (True, "any"),
-        ("any", "any"),
-        ("required", "any"),
-        ("add", "add"),
-        ({"type": "function", "function": {"name": "add"}}, "add"),
-    ],
-)
-def test_a_choice_is_free_any_or_one(tool_choice: object, chosen: str | None) -> None:
-    assert chosen_tool(tool_choice, ["add", "now"]) == chosen
-
-
-@pytest.mark.parametrize("tool_choice", ["subtract", {"type": "function", "function": {"name": "subtract"}}, 3])
-def test_a_choice_of_no_tool_is_refused(tool_choice: object) -> None:
-    with pytest.raises(ConfigurationError, match=r"tool_choice is .*; it must be auto, any or one of add, now"):
-        chosen_tool(tool_choice, ["add", "now"])
+def test_a_choice_is_free_any_or_one() -> None:
+    named: dict[str, Any] = {"type": "function", "function": {"name": "add"}}
+    for chosen, choices in ((None, (None, False, "auto")), ("any", (True, "any", "required")), ("add", ("add", named))):
+        assert [chosen_tool(choice, ["add", "now"]) for choice in choices] == [chosen] * len(choices)
+    for choice in ("subtract", {"type": "function", "function": {"name": "subtract"}}, 3):
+        with pytest.raises(ConfigurationError, match=r"tool_choice is .*; it must be auto, any or one of add, now"):
+            chosen_tool(choice, ["add", "now"])
 
 
 def keeps(engine: SamKVEngine, grammar: Grammar | None, text: str) -> bool:
