@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 from calling import ASYNC_FORMS, aask, ask, call, every_async_form, every_form, text_of
 from llama_index.core.callbacks import EventPayload, TokenCountingHandler
-from llama_index.core.prompts import PromptTemplate
 from llama_index.llms.samkv import SamKVLLM
 
 from samkv_rag import GenerationResult
@@ -50,6 +49,8 @@ class TestResponses:
         num_prompt = expected.metrics.prompt_tokens
         usage = {"prompt_tokens": num_prompt, "completion_tokens": 8, "total_tokens": num_prompt + 8}
         assert text_of(response) == expected.text
+        if "chat" in form:
+            assert response.message.additional_kwargs == {}, "LlamaIndex would print them into the next prompt"
         assert response.raw["usage"] == response.additional_kwargs == usage
         assert response.raw["finish_reason"] == "length"
         assert response.raw["metrics"]["completion_tokens"] == 8
@@ -61,9 +62,6 @@ class TestResponses:
         assert [r.message.content for r in responses] == list(accumulate(r.delta for r in responses))
         assert text_of(responses[-1]) == expected.text
         assert [r.raw is None for r in responses] == [True] * (len(responses) - 1) + [False]
-
-    def test_the_message_carries_nothing_into_the_next_prompt(self, llm: SamKVLLM) -> None:
-        assert ask(llm, "chat", PROMPT).message.additional_kwargs == {}
 
 
 class TestEvents:
@@ -81,11 +79,9 @@ class TestEvents:
         for end in ("StartEvent", "EndEvent"):
             assert dispatched.count(f"{kind}{end}") == dispatched.count(f"LLMChat{end}", f"LLMCompletion{end}") == 1
 
-    def test_predict_makes_one_pair_and_calls_tell_their_options(self, llm: SamKVLLM, events: Events) -> None:
-        llm.predict(PromptTemplate(PROMPT))
-        assert [len(pair) for pair in events()] == [2]
+    def test_calls_tell_their_options(self, llm: SamKVLLM, events: Events) -> None:
         llm.complete("Hello", max_tokens=1)
-        payload = events()[1][0].payload
+        payload = events()[0][0].payload
         assert (payload[EventPayload.ADDITIONAL_KWARGS], payload[EventPayload.PROMPT]) == ({"max_tokens": 1}, "Hello")
 
     @every_form

@@ -14,7 +14,7 @@ import torch
 from fake_vllm import Attention, Blocks, KVConnectorRole, Options, Request
 
 from samkv_rag.handover import Handover
-from samkv_vllm.handover import Load, heads, layer_number
+from samkv_vllm.handover import heads
 from support import tiny
 from support.engines import MakeEngine
 
@@ -46,7 +46,9 @@ def attentions(handover: Handover, num_kv_heads: int = 2, block_size: int = 16) 
     """vLLM's layers by name; one has no cache, as those without attention."""
     head_dim = handover.keys.shape[-1]
     layers = range(len(handover.keys))
-    caches = {f"model.layers.{i}.self_attn.attn": Attention(num_kv_heads, head_dim, block_size) for i in layers}
+    caches = {
+        f"language_model.model.layers.{i}.self_attn.attn": Attention(num_kv_heads, head_dim, block_size) for i in layers
+    }
     return {"model.layers.0.mlp": SimpleNamespace(), **caches}
 
 
@@ -83,7 +85,7 @@ def test_a_request_finds_what_was_handed_over_and_nothing_else_changes(
     assert scheduled(scheduler, asked(handover), block_ids) == num_tokens
     assert step(scheduler, worker, layers) == set()
     for number in range(4):
-        layer = layers[f"model.layers.{number}.self_attn.attn"]
+        layer = layers[f"language_model.model.layers.{number}.self_attn.attn"]
         keys, values = layer.held(block_ids, num_tokens)
         torch.testing.assert_close((keys, values), (handover.keys[number], handover.values[number]), atol=0, rtol=0)
         assert int(layer.kv_cache.abs().sum((1, 3)).count_nonzero()) == num_tokens
@@ -98,7 +100,7 @@ def test_what_the_blocks_hold_already_is_not_loaded_again(handover: Handover, tm
     num_tokens, layers = len(handover.token_ids) - 1, attentions(handover)
     assert scheduled(scheduler, asked(handover), BLOCK_IDS, num_computed=32) == num_tokens - 32
     assert step(scheduler, worker, layers) == set()
-    keys, _ = layers["model.layers.3.self_attn.attn"].held(BLOCK_IDS, num_tokens)
+    keys, _ = layers["language_model.model.layers.3.self_attn.attn"].held(BLOCK_IDS, num_tokens)
     assert not keys[:32].any()
     torch.testing.assert_close(keys[32:], handover.keys[3, 32:], atol=0, rtol=0)
     assert scheduled(scheduler, asked(handover), BLOCK_IDS, num_computed=num_tokens) == 0
@@ -133,7 +135,7 @@ def test_a_request_that_cannot_have_it_fails_alone(handover: Handover, tmp_path:
     assert num_tokens == request.num_prompt_tokens - 1  # never computed from the retained tokens alone
     scheduled(scheduler, asked(handover), good)
     assert step(scheduler, worker, layers) == set(BLOCK_IDS[: -(-num_tokens // 16)])
-    layer = layers["model.layers.0.self_attn.attn"]
+    layer = layers["language_model.model.layers.0.self_attn.attn"]
     assert not layer.kv_cache[BLOCK_IDS].any()
     torch.testing.assert_close(layer.held(good, len(handover.token_ids) - 1)[0], handover.keys[0], atol=0, rtol=0)
     assert worker.get_block_ids_with_load_errors() == set()
@@ -145,7 +147,7 @@ def test_another_models_handover_is_refused(handover: Handover, tmp_path: Path) 
         scheduled(scheduler, asked(handover), BLOCK_IDS)
         layers = attentions(handover, **sizes)
         assert step(scheduler, worker, layers)
-        assert not layers["model.layers.0.self_attn.attn"].kv_cache.any()
+        assert not layers["language_model.model.layers.0.self_attn.attn"].kv_cache.any()
 
 
 def test_each_of_several_workers_has_its_heads(handover: Handover, tmp_path: Path) -> None:
@@ -155,7 +157,7 @@ def test_each_of_several_workers_has_its_heads(handover: Handover, tmp_path: Pat
         scheduled(scheduler, asked(handover), BLOCK_IDS)
         layers = attentions(handover, num_kv_heads=1)
         assert step(scheduler, worker, layers) == set()
-        keys, _ = layers["model.layers.1.self_attn.attn"].held(BLOCK_IDS, num_tokens)
+        keys, _ = layers["language_model.model.layers.1.self_attn.attn"].held(BLOCK_IDS, num_tokens)
         torch.testing.assert_close(keys, handover.keys[1, :, head : head + 1], atol=0, rtol=0)
     assert [heads(8, 4, rank, 2) for rank in (0, 1)] == [slice(0, 4), slice(4, 8)]
 
@@ -175,11 +177,3 @@ def test_vllm_does_not_start_where_answers_would_be_wrong(options: dict[str, Any
     connector(folder=str(tmp_path))
     with pytest.raises(ValueError, match=words):
         connector(**({"folder": str(tmp_path)} | options))
-
-
-def test_slots_are_those_of_the_block_table() -> None:
-    load = Load("", True, list(range(50)), [4, 1, 9], start=16)
-    expected = [[4, 1, 9][position // 20] * 20 + position % 20 for position in range(16, 49)]
-    assert load.slots(20).tolist() == expected
-    assert load.blocks(20) == {4, 1, 9}
-    assert layer_number("language_model.model.layers.17.self_attn.attn") == 17

@@ -94,8 +94,3 @@ def test_a_model_may_explain_always_and_a_call_say_no(engine: SamKVEngine) -> No
         assert ("explanation" in asked.invoke(QUESTION).response_metadata) == explains
     with pytest.raises(ConfigurationError, match="explain is 1; it must be True or False"):
         llm.invoke(QUESTION, explain=1)
-
-
-def test_a_cached_answer_is_not_taken_for_one_that_explains(engine: SamKVEngine) -> None:
-    plain, explaining = (ChatSamKV(engine=engine, explain=explain) for explain in (False, True))
-    assert plain._identifying_params != explaining._identifying_params

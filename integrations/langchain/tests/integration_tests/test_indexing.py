@@ -81,11 +81,3 @@ def test_batches_smaller_than_a_source(indexed: Callable[..., Index], tiny_engin
     run(documents("a", LAMP, KEEPER, SEA))
     run(documents("a", LAMP, SEA))
     assert live_chunks(tiny_engine, LAMP, SEA)
-
-
-def test_unchanged_documents_cost_nothing(indexed: Callable[..., Index], tiny_engine: SamKVEngine) -> None:
-    run = indexed("full")
-    run(documents("a", LAMP, KEEPER))
-    before = sorted(tiny_engine.store.keys())
-    assert run(documents("a", LAMP, KEEPER))["num_skipped"] == 2
-    assert sorted(tiny_engine.store.keys()) == before

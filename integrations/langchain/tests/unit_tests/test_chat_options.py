@@ -126,6 +126,7 @@ class TestIdentity:
             {"min_p": 0.5},
             {"repetition_penalty": 1.5},
             {"logprobs": True},
+            {"explain": True},
             {"store": "elsewhere"},
             {"namespace": "tenant a"},
             {"dtype": "float32"},
