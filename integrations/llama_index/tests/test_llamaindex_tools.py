@@ -107,16 +107,13 @@ class TestTools:
         )
         assert answer.message.content == engine.generate(prompt, max_new_tokens=8).text
 
-    def test_an_answer_without_a_call_says_so(self, llm: SamKVLLM) -> None:
-        response = llm.chat_with_tools([TOOL], QUESTION, max_tokens=8)
+    @pytest.mark.parametrize("required", [False, True])
+    def test_an_answer_without_a_whole_call_is_text_and_says_so(self, llm: SamKVLLM, required: bool) -> None:
+        response = llm.chat_with_tools([TOOL], QUESTION, tool_required=required, max_tokens=15)
+        assert (response.message.content or "").startswith("<tool_call>") == required
         assert llm.get_tool_calls_from_response(response, error_on_no_tool_call=False) == []
         with pytest.raises(ConfigurationError, match=r"calls no tool but says .*pass tool_required=True"):
             llm.get_tool_calls_from_response(response)
-
-    def test_a_call_that_is_cut_off_is_text(self, llm: SamKVLLM) -> None:
-        response = llm.chat_with_tools([TOOL], QUESTION, tool_required=True, max_tokens=20)
-        assert (response.message.content or "").startswith("<tool_call>")
-        assert llm.get_tool_calls_from_response(response, error_on_no_tool_call=False) == []
 
     def test_predict_and_call_calls(self, llm: SamKVLLM) -> None:
         assert llm.predict_and_call([TOOL], QUESTION, tool_required=True).response in MEASURED

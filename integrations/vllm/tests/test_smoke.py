@@ -45,25 +45,15 @@ def vllm_server(model: Path, folder: Path) -> Iterator[str]:
         "kv_role": "kv_consumer",
         "kv_connector_extra_config": {"folder": str(folder)},
     }
-    options = [
-        "--model",
-        str(model),
-        "--dtype",
-        "float32",
-        "--max-num-seqs",
-        "8",
-        "--enforce-eager",
-        "--port",
-        str(port),
-    ]
-    command = [
-        PYTHON,
-        "-m",
-        "vllm.entrypoints.openai.api_server",
-        *options,
-        "--kv-transfer-config",
-        json.dumps(transfer),
-    ]
+    options = {
+        "--model": model,
+        "--dtype": "float32",
+        "--max-num-seqs": 8,
+        "--port": port,
+        "--kv-transfer-config": json.dumps(transfer),
+    }
+    words = [str(word) for option in options.items() for word in option]
+    command = [PYTHON, "-m", "vllm.entrypoints.openai.api_server", "--enforce-eager", *words]
     environment = os.environ | {
         "PYTHONPATH": str(Path(__file__).parents[1]),
         "VLLM_CPU_KVCACHE_SPACE": "1",

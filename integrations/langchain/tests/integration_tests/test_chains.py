@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -98,33 +99,47 @@ def test_lcel_with_a_plain_format_docs(lcel: Runnable[str, str], retriever: Base
 
 def test_stuff_documents_in_a_retrieval_chain(llm: ChatSamKV, retriever: BaseRetriever, engine: SamKVEngine) -> None:
     answers = Answers()
-    chain = create_retrieval_chain(retriever, create_stuff_documents_chain(llm, PROMPT))
+    document_prompt = PromptTemplate.from_template("{page_content}\n--")
+    stuff = create_stuff_documents_chain(llm, PROMPT, document_prompt=document_prompt, document_separator="\n")
+    chain = create_retrieval_chain(retriever, stuff)
     result = chain.invoke({"input": QUERY}, {"callbacks": [answers]})
     check(answers.messages[0])
-    assert result["answer"] == direct_answer(engine, expected_context(retriever))
+    passages = "\n".join(f"{document.page_content}\n--" for document in retriever.invoke(QUERY))
+    assert result["answer"] == direct_answer(engine, f"{RULES}\n\n{passages}")
     assert result["context"] == retriever.invoke(QUERY), "documents come back as they were"
 
 
-def test_documents_with_metadata_around_them(llm: ChatSamKV, retriever: BaseRetriever) -> None:
-    answers = Answers()
-    document_prompt = PromptTemplate.from_template("<passage>{page_content}</passage>")
-    stuff = create_stuff_documents_chain(llm, PROMPT, document_prompt=document_prompt, document_separator="\n--\n")
-    stuff.invoke({"context": retriever.invoke(QUERY), "input": QUERY}, {"callbacks": [answers]})
-    check(answers.messages[0])
+def an_agent(llm: ChatSamKV, retriever: BaseRetriever) -> Callable[[str], Any]:
+    """With the passages in its prompt; it remembers by a checkpointer."""
 
-
-def test_an_agent_with_the_passages_in_its_prompt_that_remembers_by_a_checkpointer(
-    llm: ChatSamKV, retriever: BaseRetriever, engine: SamKVEngine
-) -> None:
     @dynamic_prompt
     def with_passages(request: ModelRequest) -> str:
         return expected_context(retriever, request.state["messages"][-1].text)
 
     agent = create_agent(llm, tools=[], middleware=[with_passages], checkpointer=InMemorySaver())
     thread: Any = {"configurable": {"thread_id": "one"}}
-    turns: list[str] = []
-    for question in QUESTIONS[:2]:
-        answer = agent.invoke({"messages": [HumanMessage(question)]}, thread)["messages"][-1]
+    return lambda question: agent.invoke({"messages": [HumanMessage(question)]}, thread)["messages"][-1]
+
+
+def a_chain(llm: ChatSamKV, retriever: BaseRetriever) -> Callable[[str], Any]:
+    """With a history of messages."""
+    prompt = ChatPromptTemplate.from_messages(
+        [("system", RULES + "\n\n{context}"), MessagesPlaceholder("history"), ("human", "{input}")]
+    )
+    passages = RunnablePassthrough.assign(context=lambda asked: format_docs(retriever.invoke(asked["input"])))
+    history = InMemoryChatMessageHistory()
+    chain = RunnableWithMessageHistory(
+        passages | prompt | llm, lambda _: history, input_messages_key="input", history_messages_key="history"
+    )
+    return lambda question: chain.invoke({"input": question}, {"configurable": {"session_id": "one"}})
+
+
+@pytest.mark.filterwarnings("ignore::langchain_core._api.deprecation.LangChainDeprecationWarning")
+@pytest.mark.parametrize("made", [an_agent, a_chain])
+def test_a_conversation(made: Any, llm: ChatSamKV, retriever: BaseRetriever, engine: SamKVEngine) -> None:
+    asked, turns = made(llm, retriever), list[str]()
+    for question in QUESTIONS:
+        answer = asked(question)
         check(answer)
         context = expected_context(retriever, question)
         assert answer.text == direct_answer(engine, context, *turns, question=question)
@@ -143,26 +158,6 @@ def test_an_agent_that_searches_by_a_tool() -> None:
     assert call.tool_calls[0]["args"] == {"query": QUERY}
     assert isinstance(found, ToolMessage) and KEEPER in found.text
     check(answer)
-
-
-@pytest.mark.filterwarnings("ignore::langchain_core._api.deprecation.LangChainDeprecationWarning")
-def test_a_conversation_with_message_history(llm: ChatSamKV, retriever: BaseRetriever, engine: SamKVEngine) -> None:
-    prompt = ChatPromptTemplate.from_messages(
-        [("system", RULES + "\n\n{context}"), MessagesPlaceholder("history"), ("human", "{input}")]
-    )
-    passages = RunnablePassthrough.assign(context=lambda asked: format_docs(retriever.invoke(asked["input"])))
-    history = InMemoryChatMessageHistory()
-    chain = RunnableWithMessageHistory(
-        passages | prompt | llm, lambda _: history, input_messages_key="input", history_messages_key="history"
-    )
-    turns: list[str] = []
-    for question in QUESTIONS:
-        answer = chain.invoke({"input": question}, {"configurable": {"session_id": "one"}})
-        check(answer)
-        context = expected_context(retriever, question)
-        assert answer.text == direct_answer(engine, context, *turns, question=question)
-        turns += [question, answer.text]
-    assert [message.text for message in history.messages] == turns
 
 
 async def test_events_of_a_stream(lcel: Runnable[str, str], retriever: BaseRetriever) -> None:

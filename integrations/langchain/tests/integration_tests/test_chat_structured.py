@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import reduce
-from operator import add
 from typing import Any, Literal, TypedDict
 
 import pytest
@@ -72,14 +70,6 @@ class TestTools:
         assert isinstance(result, ToolMessage) and result.content == "7 metres at North Quay"
         answer = bound.invoke([HumanMessage(QUESTION), asked, result])
         assert answer.text and not answer.tool_calls
-
-    def test_streamed_equals_whole(self, llm: ChatSamKV) -> None:
-        bound = llm.bind_tools([tide_at], tool_choice="tide_at")
-        streamed: Any = reduce(add, bound.stream(QUESTION))
-        whole = bound.invoke(QUESTION)
-        assert [call["args"] for call in streamed.tool_calls] == [call["args"] for call in whole.tool_calls]
-        assert streamed.content == whole.content == ""
-        assert streamed.usage_metadata == whole.usage_metadata
 
     def test_a_template_without_tools_is_refused_when_bound_or_else_when_called(self, silent_llm: ChatSamKV) -> None:
         with pytest.raises(ToolsUnsupportedError, match=r"the chat template of .* takes no tools, 1 given"):

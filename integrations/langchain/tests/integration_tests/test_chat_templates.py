@@ -50,11 +50,6 @@ def test_messages_are_joined_as_far_as_the_template_wants_it(
     assert prompts == [expected]
 
 
-def test_what_fits_in_no_form_is_refused_with_the_templates_words() -> None:
-    with pytest.raises(ChatTemplateError, match="must alternate"):
-        ChatSamKV(engine=tiny_engine(ALTERNATING)).invoke([AIMessage("Hello"), HumanMessage("Hi")])
-
-
 def test_a_model_without_template_is_named() -> None:
     with pytest.raises(ChatTemplateError, match="llama has no chat template"):
         ChatSamKV(engine=tiny_engine(chat_template=None)).invoke("Hello")
