@@ -130,7 +130,7 @@ class TestOptions:
             of: str = Field(default_factory=lambda made: str(made["model"]))
 
         with pytest.raises(ConfigurationError, match=r"^model is missing; top_p is 2: [^;]*$"), plain_refusals():
-            Made(**{"top_p": 2})
+            Made.model_validate({"top_p": 2})
 
 
 class TestMessages:

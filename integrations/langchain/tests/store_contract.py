@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -74,8 +75,8 @@ class StoreContract:
             assert engine.has_chunk(SEA), "KV comes first"
             raise ConnectionError("no route to the vectors")
 
-        for name in ("add_texts", "aadd_texts"):
-            monkeypatch.setattr(store.vectorstore, name, fail)
+        monkeypatch.setattr(store.vectorstore, "add_texts", fail)
+        monkeypatch.setattr(store.vectorstore, "aadd_texts", fail)
         with pytest.raises(ConnectionError):
             store.add_texts([SEA, KEEPER], ids=["a", "b"])
         with pytest.raises(ConnectionError):
@@ -105,10 +106,8 @@ class StoreContract:
         store.add_texts([LAMP], ids=["a"])
         for refused in (lambda *_, **__: False, _refuse):
             monkeypatch.setattr(store.vectorstore, "delete", refused)
-            try:
+            with suppress(PermissionError):
                 assert store.delete(["a"]) is False
-            except PermissionError:
-                assert refused is _refuse
             assert live_chunks(engine, LAMP)
 
     def test_deleting_without_ids_follows_what_the_store_did(

@@ -12,7 +12,6 @@ from langchain_core.messages import messages_from_dict, messages_to_dict
 from langchain_samkv import ChatSamKV
 from samkv_rag import Explanation, SamKVEngine
 from samkv_rag.exceptions import ConfigurationError
-from samkv_rag.ingestion.recognition import text_digest
 from tests.calling import CHUNKS, QUESTION, ask, every_form, ingested_engine
 from tests.scripted import scripted_engine
 
@@ -23,42 +22,31 @@ def engine() -> SamKVEngine:
 
 
 @every_form
-def test_every_form_explains_itself_only_where_asked(engine: SamKVEngine, form: str) -> None:
+def test_every_form_explains_itself_and_cites_what_it_read_where_asked(engine: SamKVEngine, form: str) -> None:
     llm = ChatSamKV(engine=engine, max_tokens=4)
-    silent = ask(llm, form)
+    silent, message = ask(llm, form), ask(llm, form, explain=True)
     assert "explanation" not in silent.response_metadata
     assert CHUNKS[0] not in str(silent), "documents stay out of answers"
-    message = ask(llm, form, explain=True)
     (kept,) = messages_from_dict(json.loads(json.dumps(messages_to_dict([message]))))
     told = Explanation.from_dict(kept.response_metadata["explanation"])
     assert [chunk.text for chunk in told.chunks] == CHUNKS
-    assert told.answer == message.text
+    assert told.answer == message.text == silent.content, "without explain, content is text"
     assert 0 < told.num_retained <= 0.15 * told.num_tokens + 1
     assert told.chunks[0].blocks
 
-
-@every_form
-def test_every_form_cites_what_it_read_in_langchains_words(engine: SamKVEngine, form: str) -> None:
-    llm = ChatSamKV(engine=engine, max_tokens=4)
-    plain, message = ask(llm, form), ask(llm, form, explain=True)
-    assert plain.content == message.text, "without explain, content is text"
     (block,) = message.content_blocks
-    assert (block["type"], block["text"]) == ("text", plain.text)
-    citations = block["annotations"]
-    assert {citation["type"] for citation in citations} == {"citation"}
-    texts = {text_digest(text): text for text in CHUNKS}
-    spans = [one["extras"] for one in citations]
-    assert [one["cited_text"] for one in citations] == [
-        texts[span["digest"]][span["start_char"] : span["stop_char"]] for span in spans
+    assert (block["type"], block["text"]) == ("text", silent.content)
+    assert {citation["type"] for citation in block["annotations"]} == {"citation"}
+    found = [one["extras"] | {"cited_text": one["cited_text"]} for one in block["annotations"]]
+    expected = [
+        span._asdict() | {"digest": chunk.digest, "cited_text": chunk.text[span.start_char : span.stop_char]}
+        for chunk in told.chunks
+        for span in told.cite([chunk.text])[0]
     ]
-    told = Explanation.from_dict(message.response_metadata["explanation"])
-    expected = [(digest, *span) for digest, text in texts.items() for span in told.cite([text])[0]]
-    assert sorted(map(str, expected)) == sorted(
-        str((span["digest"], span["start_char"], span["stop_char"], span["score"])) for span in spans
-    )
-    scores = [span["score"] for span in spans if span["score"] is not None]
+    assert sorted(map(str, found)) == sorted(map(str, expected))
+    scores = [span["score"] for span in found if span["score"] is not None]
     assert scores == sorted(scores, reverse=True)
-    assert [span["score"] for span in spans][: len(scores)] == scores, "strongest first over all chunks"
+    assert [span["score"] for span in found][: len(scores)] == scores, "strongest first over all chunks"
 
 
 def test_a_streams_last_chunk_has_the_citations(engine: SamKVEngine) -> None:
