@@ -101,10 +101,22 @@ class TestOptions:
             with pytest.raises(ConfigurationError, match=f"{name} is masked"):
                 Options(**{name: again})
 
-    @pytest.mark.parametrize(("bad", "words"), [("", "is empty"), (b"hidden", "is a bytes"), (["hidden"], "is a list")])
-    def test_a_bad_secret_is_refused_unseen(self, bad: Any, words: str) -> None:
-        with pytest.raises(ConfigurationError, match=f"store_secret {words}") as refused:
-            Options(store_secret=bad)
+    @pytest.mark.parametrize(
+        ("name", "bad", "words"),
+        [
+            ("config", {"block_size": 3}, "unknown option block_size"),
+            ("method", "magic", "^method is "),
+            ("max_tokens", "many", "^max_tokens is "),
+            ("temperature", -1, "^temperature is "),
+            ("top_p", 2.0, "^top_p is "),
+            ("store_secret", "", "store_secret is empty"),
+            ("store_secret", b"hidden", "store_secret is a bytes"),
+            ("token", ["hidden"], "token is a list"),
+        ],
+    )
+    def test_what_is_unknown_or_out_of_range_is_refused_by_name(self, name: str, bad: Any, words: str) -> None:
+        with pytest.raises(ConfigurationError, match=words) as refused, plain_refusals():
+            Options(**{name: bad})
         assert "hidden" not in str(refused.value)
 
     def test_a_quantisation_is_written_out_so_that_it_is_read_again(self) -> None:
