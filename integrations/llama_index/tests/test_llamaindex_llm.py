@@ -17,6 +17,7 @@ from llama_index.llms.samkv import SamKVLLM
 from samkv_rag import EngineConfig, Grammar, SamKVEngine, SamKVError
 from samkv_rag.exceptions import ConfigurationError, PromptError
 from samkv_rag.prefill import NaiveReuse, Scout
+from support import tiny
 
 MESSAGES = [ChatMessage(role="user", content="Who keeps the light?")]
 SYSTEM, HELLO = {"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hello"}
@@ -141,7 +142,7 @@ class TestPrompts:
         llm = SamKVLLM.from_engine(watched, max_tokens=1, system_prompt="Be brief.")
         llm.complete("Hello")
         llm.complete("Hello", formatted=True)
-        assert [prompt for prompt, _ in watched.calls] == [[SYSTEM, HELLO], "Hello"]
+        assert [prompt for prompt, _ in watched.calls] == [watched.apply_chat_template([SYSTEM, HELLO]), "Hello"]
 
     def test_without_a_template_messages_and_system_prompt_become_one_text(self, without_template: Any) -> None:
         llm = SamKVLLM.from_engine(without_template, max_tokens=1, system_prompt="Be brief.")
@@ -169,7 +170,16 @@ class TestPrompts:
             [ChatMessage(role="developer", content="Cite."), ChatMessage(content="{question}")]
         )
         llm.predict(template, question="Hello")
-        assert watched.calls[-1][0] == [{"role": "system", "content": "Be brief.\n\nCite."}, HELLO]
+        joined = [{"role": "system", "content": "Be brief.\n\nCite."}, HELLO]
+        assert watched.calls[-1][0] == watched.apply_chat_template(joined)
+
+    def test_a_template_without_a_system_role_gets_its_text_with_the_users(self, tiny_engine: SamKVEngine) -> None:
+        template = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no') }}{% endif %}" + tiny.CHAT_TEMPLATE
+        tokenizer = copy.deepcopy(tiny_engine.tokenizer.tokenizer)
+        tokenizer.chat_template = template
+        engine = SamKVEngine(tiny_engine.decoder.model, tokenizer)
+        llm = SamKVLLM.from_engine(engine, max_tokens=4, system_prompt="Be brief.")
+        assert llm.complete("Hello").text == llm.chat([ChatMessage("Be brief.\n\nHello")]).message.content
 
     @pytest.mark.parametrize("engine", ["watched", "without_template"])
     def test_an_image_is_refused(self, request: pytest.FixtureRequest, engine: str) -> None:

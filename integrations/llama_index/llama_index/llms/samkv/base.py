@@ -382,13 +382,13 @@ class SamKVLLM(EngineOptions, CallOptions, CustomLLM, FunctionCallingLLM):
         schema: Mapping[str, Any] | None,
         kwargs: Mapping[str, Any],
     ) -> tuple[_Prompt | RenderedPrompt, Grammar | None]:
-        """The prompt that shows tools and schema, and the grammar of the answer."""
+        """The prompt as the model's template takes it, with tools and schema, and the grammar of the answer."""
         if tools and isinstance(prompt, str):
             raise ToolsUnsupportedError(
                 f"{len(tools)} tools given, which only a chat template can show; take a model that has one, without "
                 "messages_to_prompt"
             )
-        if isinstance(prompt, str) or not (tools or schema):
+        if isinstance(prompt, str):
             return prompt, answer_grammar("", schema=schema)
         parallel = parse_bool("parallel_tool_calls", kwargs.get("parallel_tool_calls"), True)
         return prompt_and_grammar(self.engine, prompt, tools, kwargs.get("tool_choice"), schema, parallel)
