@@ -14,7 +14,7 @@ import typer
 from samkv_rag.exceptions import ConfigurationError
 
 if TYPE_CHECKING:
-    from samkv_rag.store.admin import Amount, Entry
+    from samkv_rag.store.admin import Amount
 
 app = typer.Typer()
 
@@ -22,7 +22,7 @@ _Store = Annotated[str, typer.Option("--store", metavar="DIR", help="Folder that
 _Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 _Namespace = Annotated[str | None, typer.Option(help="Only this namespace; '' is the one without a name.")]
 _Model = Annotated[str | None, typer.Option(metavar="FINGERPRINT", help="Only this model; first characters will do.")]
-_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
+_SECONDS = {"S": 1, "M": 60, "H": 3600, "D": 86400, "W": 7 * 86400}
 _BYTES = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 _BYTES |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
 
@@ -38,11 +38,11 @@ def store_commands(context: typer.Context) -> None:
 @app.command()
 def stat(store: _Store, as_json: _Json = False) -> None:
     """Count what is stored, by namespace and model, and what a character of text takes."""
-    from samkv_rag.store.admin import Amount, amounts, open_existing
+    from samkv_rag.store import admin
 
-    with open_existing(store) as opened:
-        groups = amounts(opened)
-    total = Amount(*(sum(figures) for figures in zip(*map(astuple, groups.values()), strict=True)))
+    with admin.open_existing(store) as opened:
+        groups = admin.amounts(opened)
+    total = admin.Amount(*(sum(figures) for figures in zip(*map(astuple, groups.values()), strict=True)))
     if as_json:
         listed = [{"namespace": n, "model": m, "model_name": name, **asdict(a)} for (n, m, name), a in groups.items()]
         _print_json({**asdict(total), "groups": listed})
@@ -55,18 +55,17 @@ def stat(store: _Store, as_json: _Json = False) -> None:
 @app.command()
 def ls(store: _Store, namespace: _Namespace = None, model: _Model = None, as_json: _Json = False) -> None:
     """List the chunks, the one used longest ago first."""
-    from samkv_rag.store.admin import entries, open_existing
+    from samkv_rag.store import admin
 
-    with open_existing(store) as opened:
-        found = entries(opened, namespace, model)
+    with admin.open_existing(store) as opened:
+        found = admin.entries(opened, namespace, model)
     if as_json:
-        _print_json([_as_dict(entry) for entry in found])
+        _print_json([stored._asdict() | (asdict(who) if who else {}) for stored, who in found])
         return
-    for entry in found:
-        who = entry.identity
+    for stored, who in found:
         tokens = f"{who.num_tokens:,} tokens" if who else "not in the catalog"
-        used = time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.last_use_s))
-        typer.echo(f"{entry.key[:12]}  {format_bytes(entry.num_bytes):>9}  {used}  {tokens}")
+        used = time.strftime("%Y-%m-%d %H:%M", time.localtime(stored.last_use_s))
+        typer.echo(f"{stored.key[:12]}  {format_bytes(stored.num_bytes):>9}  {used}  {tokens}")
 
 
 @app.command()
@@ -76,11 +75,10 @@ def verify(
     as_json: _Json = False,
 ) -> None:
     """Check every file in full; exit with 1 where one is damaged. Checksums find damage, not forgery."""
-    from samkv_rag.store.admin import open_existing
-    from samkv_rag.store.admin import verify as verify_store
+    from samkv_rag.store import admin
 
-    with open_existing(store) as opened:
-        found = verify_store(opened, remove_damaged)
+    with admin.open_existing(store) as opened:
+        found = admin.verify(opened, remove_damaged)
     if as_json:
         _print_json(asdict(found))
     else:
@@ -109,24 +107,24 @@ def prune(
 ) -> None:
     """Delete chunks: those that any option names, within --namespace and --model."""
     from samkv_rag.sources import source_names
-    from samkv_rag.store.admin import PruneRule, open_existing
-    from samkv_rag.store.admin import prune as prune_store
+    from samkv_rag.store import admin
 
     if keep_sources is not None and not id_scope:
         raise ConfigurationError("--keep-sources needs --id-scope, the id_scope of the ingestion step or vector store")
     if older_than is None and max_bytes is None and keep_sources is None:
         raise ConfigurationError("nothing says what to delete; give --older-than, --max-bytes or --keep-sources")
     kept = None if keep_sources is None else source_names(id_scope, keep_sources.read_text("utf-8").split("\n"))
-    rule = PruneRule(
-        namespace,
-        model,
-        older_than_s=None if older_than is None else parse_seconds(older_than),
-        max_bytes=None if max_bytes is None else parse_bytes(max_bytes),
-        keep_sources=None if kept is None else frozenset(kept),
-        id_scope=source_names(id_scope, [""])[0],
-    )
-    with open_existing(store) as opened:
-        gone = prune_store(opened, rule, dry_run)
+    with admin.open_existing(store) as opened:
+        gone = admin.prune(
+            opened,
+            namespace,
+            model,
+            older_than_s=None if older_than is None else parse_seconds(older_than),
+            max_bytes=None if max_bytes is None else parse_bytes(max_bytes),
+            keep_sources=None if kept is None else frozenset(kept),
+            id_scope=source_names(id_scope, [""])[0],
+            dry_run=dry_run,
+        )
     if as_json:
         _print_json({**asdict(gone), "dry_run": dry_run})
     else:
@@ -141,10 +139,10 @@ def export_(
     model: _Model = None,
 ) -> None:
     """Copy the chunks into a .tar file; damaged ones are left out."""
-    from samkv_rag.store.admin import export_chunks, open_existing
+    from samkv_rag.store import admin
 
-    with open_existing(store) as opened:
-        typer.echo(f"exported {_in_words(export_chunks(opened, target, namespace, model))}")
+    with admin.open_existing(store) as opened:
+        typer.echo(f"exported {_in_words(admin.export_chunks(opened, target, namespace, model))}")
 
 
 @app.command("import")
@@ -152,11 +150,11 @@ def import_(
     source: Annotated[Path, typer.Argument(metavar="FILE", help="What `samkv store export` wrote.")], store: _Store
 ) -> None:
     """Add the chunks of an exported file; damaged ones are refused, and exit with 1 then."""
-    from samkv_rag.store.admin import import_chunks
+    from samkv_rag.store import admin
     from samkv_rag.store.disk import DiskStore
 
     with DiskStore(store) as opened:
-        copied, refused = import_chunks(opened, source)
+        copied, refused = admin.import_chunks(opened, source)
     typer.echo(f"imported {_in_words(copied)}")
     for name, reason in refused.items():
         typer.echo(f"refused: {name}: {reason}")
@@ -171,9 +169,7 @@ def parse_bytes(text: str) -> int:
 
 def parse_seconds(text: str) -> float:
     """``"30d"`` to 2,592,000; units are s, m (minutes), h, d and w."""
-    return _scaled(
-        text, {unit.upper(): size for unit, size in _UNITS.items()}, "", "a length of time such as 30d or 12h"
-    )
+    return _scaled(text, _SECONDS, "", "a length of time such as 30d or 12h")
 
 
 def format_bytes(num_bytes: float) -> str:
@@ -197,11 +193,6 @@ def _in_words(amount: Amount) -> str:
     chunks = "1 chunk" if amount.num_chunks == 1 else f"{amount.num_chunks:,} chunks"
     per_char = f", {amount.num_bytes / amount.num_chars:,.0f} for a character of text" if amount.num_chars else ""
     return f"{chunks}, {format_bytes(amount.num_bytes)}{per_char}"
-
-
-def _as_dict(entry: Entry) -> dict[str, Any]:
-    who = {} if entry.identity is None else asdict(entry.identity)
-    return {"key": entry.key, "num_bytes": entry.num_bytes, "last_use_s": entry.last_use_s, **who}
 
 
 def _print_json(figures: Any) -> None:

@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import repeat
+from typing import TypeVar
 
 from tqdm import tqdm
 
@@ -46,6 +47,7 @@ _PARALLEL = 16
 """Chunks that are asked for at a time where a server keeps them."""
 _BATCH_TOKENS = {"cpu": 2048, "cuda": 16384}
 
+T = TypeVar("T")
 Run = Callable[[Callable[[], list[ChunkCache]]], list[ChunkCache]]
 """Runs a function where the model may be used."""
 
@@ -146,15 +148,17 @@ class ChunkLibrary:
         Raises:
             EmptyChunkError, ChunkTooLongError: a text cannot be a chunk.
         """
-        worthwhile = [text for text in dict.fromkeys(_cleaned(texts)) if len(text) >= PREFIX_CHARS]
-        keys = {text: self._key(text_digest(text)) for text in worthwhile}
-        stored = self._store.contains(keys.values())
-        return self._estimate(self._tokenised(text for text in worthwhile if keys[text] not in stored))
+        return self._pending(_cleaned(texts))[2]
 
-    def _estimate(self, pending: dict[str, list[int]]) -> IngestionEstimate:
+    def _pending(self, cleaned: Iterable[str]) -> tuple[list[str], dict[str, list[int]], IngestionEstimate]:
+        """Texts that are stored, token ids of those to be computed, and what these will take; of long enough ones."""
+        keys = {text: self._key(text_digest(text)) for text in cleaned if len(text) >= PREFIX_CHARS}
+        stored = self._store.contains(keys.values())
+        pending = self._tokenised(text for text, key in keys.items() if key not in stored)
         lengths = [len(ids) for ids in pending.values()]
         num_bytes = sum(encoded_bytes(self._shape, length, self._kv_dtype) for length in lengths)
-        return IngestionEstimate(len(lengths), sum(lengths), num_bytes)
+        estimate = IngestionEstimate(len(lengths), sum(lengths), num_bytes)
+        return [text for text, key in keys.items() if key in stored], pending, estimate
 
     def add(
         self,
@@ -176,13 +180,8 @@ class ChunkLibrary:
         """
         cleaned = list(_cleaned(texts))
         references = self._references(cleaned, sources)
-        started = time.perf_counter()
-        unique = list(dict.fromkeys(cleaned))
-        worthwhile = [text for text in unique if len(text) >= PREFIX_CHARS]
-        keys = {text: self._key(text_digest(text)) for text in worthwhile}
-        stored = self._store.contains(keys.values())
-        pending = self._tokenised(text for text in worthwhile if keys[text] not in stored)
-        estimate, num_bytes = self._estimate(pending), 0
+        started, num_bytes = time.perf_counter(), 0
+        known, pending, estimate = self._pending(cleaned)
         if max_bytes is not None and estimate.num_bytes > max_bytes:
             raise StoreFullError(
                 f"{estimate.num_chunks:,} new chunks of {estimate.num_tokens:,} tokens would take about "
@@ -192,9 +191,10 @@ class ChunkLibrary:
         disable = None if show_progress is None and pending else not (show_progress and pending)
         with tqdm(total=len(pending), desc="Caching chunks", unit="chunk", disable=disable) as bar:
             for text, cache in self._encoded(pending):
-                num_bytes += self._put(text, cache)
+                identity, data = self._encode(text, cache)
+                self._put(identity, data)
+                num_bytes += len(data)
                 bar.update()
-        known = [text for text in worthwhile if keys[text] in stored]
         self._write_down(known)
         self._store.flush()
         if references:
@@ -204,8 +204,8 @@ class ChunkLibrary:
         return IngestionReport(
             num_added=len(pending),
             num_reused=len(known),
-            num_skipped=len(unique) - len(worthwhile),
-            num_tokens=sum(map(len, pending.values())),
+            num_skipped=len(set(cleaned)) - len(pending) - len(known),
+            num_tokens=estimate.num_tokens,
             elapsed_s=time.perf_counter() - started,
             num_bytes=num_bytes,
         )
@@ -245,19 +245,16 @@ class ChunkLibrary:
         with self._lock:
             self._sync()
             for text in known:
-                if self._index.get(text.digest) is None or text.digest in self._announced:
-                    self._announced[text.digest] = None
-                    self._announced.move_to_end(text.digest)
-            self._index.add([text for text in known if not self._index.has(text)])
-            while len(self._announced) > _MAX_ANNOUNCED:
-                self._index.remove([self._announced.popitem(last=False)[0]])
+                if not self.knows(text.digest):
+                    self._index.remove(_remember(self._announced, text.digest, None, _MAX_ANNOUNCED))
+                if not self._index.has(text):
+                    self._index.add([text])
         digests = frozenset(text.digest for text in known)
         announcement = Announcement(digests, self._store.prefetch(map(self._key, digests)))
         with self._lock:
             self._announcements.append(announcement)
-            oldest = self._announcements.pop(0) if len(self._announcements) > _MAX_ANNOUNCEMENTS else None
-        if oldest is not None:
-            oldest.cancel()
+            if len(self._announcements) > _MAX_ANNOUNCEMENTS:
+                self._announcements.pop(0).cancel()
         return announcement
 
     def end_announcements(self, digests: Iterable[str]) -> None:
@@ -341,9 +338,7 @@ class ChunkLibrary:
         if replace(chunk.identity, model_name=wanted.model_name) != wanted:  # a model may go by several names
             raise DamagedChunkError("its metadata is not that of its text")
         with self._lock:
-            self._checked[key] = (chunk.blob.identity, chunk.checked)
-            if len(self._checked) > _MAX_REMEMBERED:
-                self._checked.popitem(last=False)
+            _remember(self._checked, key, (chunk.blob.identity, chunk.checked))
 
     def _compute(self, texts: Iterable[str]) -> dict[str, ChunkReader]:
         """Readers of chunks computed now, of what is stored of them: a first answer is like those that follow."""
@@ -354,7 +349,7 @@ class ChunkLibrary:
                 identity, data = self._encode(text, cache)
                 computed[text] = StoredChunk(BytesBlob(data))
                 if self._admits(identity.key):
-                    self._store_chunk(identity, data)
+                    self._put(identity, data)
             except StoreError as error:  # the question at hand can be answered all the same
                 warnings.warn(str(error), stacklevel=2)
         return computed
@@ -368,17 +363,11 @@ class ChunkLibrary:
             self._announced.pop(text.digest, None)
         self._index.add(news)
 
-    def _put(self, text: str, cache: ChunkCache) -> int:
-        """Store a chunk and return its bytes."""
-        identity, data = self._encode(text, cache)
-        self._store_chunk(identity, data)
-        return len(data)
-
     def _encode(self, text: str, cache: ChunkCache) -> tuple[ChunkIdentity, bytes]:
         identity = self._identity(describe(text, cache.num_tokens))
         return identity, encode_chunk(cache, identity, self._kv_dtype, self._spec.storage)
 
-    def _store_chunk(self, identity: ChunkIdentity, data: bytes) -> None:
+    def _put(self, identity: ChunkIdentity, data: bytes) -> None:
         self._store.put(identity.key, data)
         self._catalog.add([identity], replace=True)
 
@@ -390,9 +379,7 @@ class ChunkLibrary:
             if key in self._used_once:
                 del self._used_once[key]
                 return True
-            self._used_once[key] = None
-            if len(self._used_once) > _MAX_REMEMBERED:
-                self._used_once.popitem(last=False)
+            _remember(self._used_once, key, None)
             return False
 
     def _write_down(self, texts: Sequence[str]) -> None:
@@ -400,8 +387,8 @@ class ChunkLibrary:
         described = [(text, describe(text)) for text in texts]
         with self._lock:
             self._sync()
-            unknown = [pair for pair in described if not (self.knows(pair[1].digest) and self._index.has(pair[1]))]
-        counted = [one._replace(num_tokens=len(self._tokenizer.chunk_ids(text))) for text, one in unknown]
+            unknown = [text for text, one in described if not (self.knows(one.digest) and self._index.has(one))]
+        counted = [describe(text, len(self._tokenizer.chunk_ids(text))) for text in unknown]
         self._catalog.add(map(self._identity, counted), replace=True)
 
     def _delete(self, keys: set[str], also_shared: bool = False) -> int:
@@ -454,6 +441,13 @@ class ChunkLibrary:
         for texts in _batches(pending, self._decoder.device.type):
             token_ids = [pending[text] for text in texts]
             yield from zip(texts, self._run(partial(encode, self._decoder, token_ids, self._spec)), strict=True)
+
+
+def _remember(memory: OrderedDict[str, T], key: str, value: T, limit: int = _MAX_REMEMBERED) -> list[str]:
+    """Put ``value`` last, and return the keys that were dropped: what came first, past ``limit``."""
+    memory[key] = value
+    memory.move_to_end(key)
+    return [memory.popitem(last=False)[0] for _ in range(len(memory) - limit)]
 
 
 def _batches(pending: dict[str, list[int]], device_type: str) -> Iterator[list[str]]:

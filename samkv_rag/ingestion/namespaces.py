@@ -11,7 +11,7 @@ import hmac
 
 from samkv_rag.exceptions import ConfigurationError
 
-MAX_NAMESPACE_CHARS = 128
+_MAX_CHARS = 128
 
 
 def scoped_fingerprint(fingerprint: str, namespace: str = "", secret: str | bytes | None = None) -> str:
@@ -23,27 +23,16 @@ def scoped_fingerprint(fingerprint: str, namespace: str = "", secret: str | byte
     Raises:
         ConfigurationError: the namespace is not a short printable text; the secret is empty, or neither text nor bytes.
     """
-    _require_namespace(namespace)
-    _require_secret(secret)
+    if not isinstance(namespace, str) or len(namespace) > _MAX_CHARS or not namespace.isprintable():
+        raise ConfigurationError(
+            f"namespace is {namespace!r}; it must be a text of at most {_MAX_CHARS} printable characters"
+        )
+    if secret is not None and not isinstance(secret, (str, bytes)):  # no message shows it
+        raise ConfigurationError(f"store_secret is of type {type(secret).__name__}; it must be text or bytes, or None")
+    if secret is not None and not secret:
+        raise ConfigurationError("store_secret is empty; give some random text, or None for no secret")
     if not namespace and secret is None:
         return fingerprint
     # A secret from the environment may hold bytes that are no text.
     key = secret.encode("utf-8", "surrogatepass") if isinstance(secret, str) else secret or b""
     return hmac.new(key, f"{fingerprint}\n{namespace}".encode(), hashlib.sha256).hexdigest()
-
-
-def _require_namespace(namespace: object) -> None:
-    if not isinstance(namespace, str) or len(namespace) > MAX_NAMESPACE_CHARS or not namespace.isprintable():
-        raise ConfigurationError(
-            f"namespace is {namespace!r}; it must be a text of at most {MAX_NAMESPACE_CHARS} printable characters"
-        )
-
-
-def _require_secret(secret: object) -> None:
-    """No message shows it."""
-    if secret is None:
-        return
-    if not isinstance(secret, (str, bytes)):
-        raise ConfigurationError(f"store_secret is of type {type(secret).__name__}; it must be text or bytes, or None")
-    if not secret:
-        raise ConfigurationError("store_secret is empty; give some random text, or None for no secret")

@@ -7,13 +7,14 @@ import os
 import tarfile
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Collection
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from samkv_rag.exceptions import DamagedChunkError, StoreError, StoreFormatError, StoreFullError
-from samkv_rag.store.base import BytesBlob, Store, read_bytes
+from samkv_rag.store.base import BytesBlob, Store, StoredBytes, read_bytes
 from samkv_rag.store.catalog import Catalog
 from samkv_rag.store.codec import ChunkIdentity, StoredChunk, open_chunk
 from samkv_rag.store.disk import MARKER, DiskStore, as_folder
@@ -36,13 +37,10 @@ class Amount:
         return Amount(self.num_chunks + 1, self.num_bytes + num_bytes, self.num_chars + num_chars)
 
 
-@dataclass(frozen=True)
-class Entry:
+class Entry(NamedTuple):
     """A stored chunk and who it is; None where nothing says so."""
 
-    key: str
-    num_bytes: int
-    last_use_s: float
+    stored: StoredBytes
     identity: ChunkIdentity | None
 
 
@@ -55,22 +53,6 @@ class Verification:
     """Key to what is wrong."""
     num_leftovers: int = 0
     """Files that killed writers left, deleted."""
-
-
-@dataclass(frozen=True)
-class PruneRule:
-    """Which chunks go: those that any of the rules names, within ``namespace`` and ``model``."""
-
-    namespace: str | None = None
-    model: str | None = None
-    """First characters of a model's fingerprint."""
-    older_than_s: float | None = None
-    """Not used for so long."""
-    max_bytes: int | None = None
-    """Those used longest ago, until the rest takes no more."""
-    keep_sources: frozenset[str] | None = None
-    """Sources that stay; of the others of ``id_scope`` the chunks without any source left go."""
-    id_scope: str = ""
 
 
 def open_existing(folder: str | os.PathLike[str]) -> DiskStore:
@@ -86,20 +68,28 @@ def open_existing(folder: str | os.PathLike[str]) -> DiskStore:
 
 
 def entries(store: Store, namespace: str | None = None, model: str | None = None) -> list[Entry]:
-    """Every stored chunk, the one used longest ago first; of one namespace and model, or of all."""
+    """Every stored chunk, the one used longest ago first; of one namespace and model, or of all.
+
+    ``model`` is the beginning of a model's fingerprint.
+    """
     with closing(Catalog(store)) as catalog:
         known = {identity.key: identity for identity in catalog.chunks()}
-    found = [Entry(one.key, one.num_bytes, one.last_use_s, known.get(one.key)) for one in store.keys()]
-    return sorted((e for e in found if _is_of(e, namespace, model)), key=lambda e: (e.last_use_s, e.key))
+    found = [Entry(stored, known.get(stored.key)) for stored in store.keys()]
+    if namespace is not None or model is not None:
+        found = [
+            entry
+            for entry in found
+            if (who := entry.identity) and namespace in (None, who.namespace) and who.model.startswith(model or "")
+        ]
+    return sorted(found, key=lambda entry: (entry.stored.last_use_s, entry.stored.key))
 
 
 def amounts(store: Store) -> dict[tuple[str, str, str], Amount]:
     """How much is stored by namespace, model and model's name; chunks that nothing describes are under ``""``."""
     found: dict[tuple[str, str, str], Amount] = {}
-    for entry in entries(store):
-        who = entry.identity
+    for stored, who in entries(store):
         group = (who.namespace, who.model, who.model_name) if who else ("", "", "")
-        found[group] = found.get(group, Amount()).plus(entry.num_bytes, who.num_chars if who else 0)
+        found[group] = found.get(group, Amount()).plus(stored.num_bytes, who.num_chars if who else 0)
     return dict(sorted(found.items()))
 
 
@@ -122,24 +112,51 @@ def verify(store: Store, remove_damaged: bool = False) -> Verification:
     return Verification(sound, damaged, store.remove_leftovers() if isinstance(store, DiskStore) else 0)
 
 
-def prune(store: Store, rule: PruneRule, dry_run: bool = False) -> Amount:
-    """Delete what ``rule`` names, and return how much that was; ``dry_run`` only counts."""
+def prune(
+    store: Store,
+    namespace: str | None = None,
+    model: str | None = None,
+    *,
+    older_than_s: float | None = None,
+    max_bytes: int | None = None,
+    keep_sources: Collection[str] | None = None,
+    id_scope: str = "",
+    dry_run: bool = False,
+) -> Amount:
+    """Delete the chunks that any rule names, and return how much that was; ``dry_run`` only counts.
+
+    Args:
+        namespace, model: as in :func:`entries`; others stay.
+        older_than_s: those not used for so long.
+        max_bytes: those used longest ago, until the rest takes no more.
+        keep_sources: of the sources that begin with ``id_scope`` all but these are forgotten; the chunks that have
+            no source left then.
+    """
     with closing(Catalog(store)) as catalog:
-        listed = entries(store, rule.namespace, rule.model)
-        going = {entry.key for entry in listed if _is_old(entry, rule.older_than_s)}
-        if rule.keep_sources is not None:
-            going |= _unreferenced(catalog, listed, rule, dry_run)
-        if rule.max_bytes is not None:
-            total = sum(entry.num_bytes for entry in listed if entry.key not in going)
-            for entry in listed:
-                if total > rule.max_bytes and entry.key not in going:
-                    going.add(entry.key)
-                    total -= entry.num_bytes
+        listed, now_s = entries(store, namespace, model), time.time()
+        sizes = {stored.key: stored.num_bytes for stored, _ in listed}
+        going = set()
+        if older_than_s is not None:
+            going = {stored.key for stored, _ in listed if now_s - stored.last_use_s > older_than_s}
+        if keep_sources is not None:
+            for fingerprint in {identity.fingerprint for _, identity in listed if identity}:
+                references = catalog.sources(fingerprint)
+                leaving = {name for name in references if name.startswith(id_scope) and name not in keep_sources}
+                staying = {key for source, key in references.items() if source not in leaving}
+                going |= {references[source] for source in leaving} - staying
+                if not dry_run:
+                    catalog.release(fingerprint, leaving)
+        if max_bytes is not None:
+            total = sum(num_bytes for key, num_bytes in sizes.items() if key not in going)
+            for key, num_bytes in sizes.items():
+                if total > max_bytes and key not in going:
+                    going.add(key)
+                    total -= num_bytes
         if not dry_run:
             store.delete(going)
             catalog.remove(going)
-    sizes = [entry.num_bytes for entry in listed if entry.key in going]
-    return Amount(len(sizes), sum(sizes))
+    gone = sizes.keys() & going
+    return Amount(len(gone), sum(sizes[key] for key in gone))
 
 
 def export_chunks(store: Store, target: Path, namespace: str | None = None, model: str | None = None) -> Amount:
@@ -156,14 +173,13 @@ def export_chunks(store: Store, target: Path, namespace: str | None = None, mode
             tempfile.NamedTemporaryFile(dir=target.parent, delete=False) as file,
             tarfile.open(fileobj=file, mode="w") as tar,
         ):
-            for entry in entries(store, namespace, model):
+            for stored, _ in entries(store, namespace, model):
                 with suppress(DamagedChunkError):
-                    if (chunk := _verified(store, entry.key)) is None:
-                        continue
-                    member = tarfile.TarInfo(f"{entry.key}.safetensors")
-                    member.size = chunk.blob.size
-                    tar.addfile(member, io.BytesIO(read_bytes(chunk.blob)))
-                    copied = copied.plus(chunk.blob.size)
+                    if chunk := _verified(store, stored.key):
+                        member = tarfile.TarInfo(f"{stored.key}.safetensors")
+                        member.size = chunk.blob.size
+                        tar.addfile(member, io.BytesIO(read_bytes(chunk.blob)))
+                        copied = copied.plus(chunk.blob.size)
         os.replace(file.name, target)
     except OSError as error:
         raise StoreError(f"{target} cannot be written: {error.strerror}") from error
@@ -215,30 +231,3 @@ def _verified(store: Store, key: str) -> StoredChunk | None:
     if chunk := open_chunk(store, key):
         chunk.verify()
     return chunk
-
-
-def _is_of(entry: Entry, namespace: str | None, model: str | None) -> bool:
-    who = entry.identity
-    if namespace is None and model is None:
-        return True
-    return who is not None and namespace in (None, who.namespace) and who.model.startswith(model or "")
-
-
-def _is_old(entry: Entry, older_than_s: float | None) -> bool:
-    return older_than_s is not None and time.time() - entry.last_use_s > older_than_s
-
-
-def _unreferenced(catalog: Catalog, listed: Iterable[Entry], rule: PruneRule, dry_run: bool) -> set[str]:
-    """Keys whose last source within ``rule.id_scope`` is not to stay."""
-    assert rule.keep_sources is not None
-    going: set[str] = set()
-    for fingerprint in {entry.identity.fingerprint for entry in listed if entry.identity}:
-        references = catalog.sources(fingerprint)
-        leaving = {
-            source for source in references if source.startswith(rule.id_scope) and source not in rule.keep_sources
-        }
-        staying = {key for source, key in references.items() if source not in leaving}
-        going |= {references[source] for source in leaving} - staying
-        if not dry_run:
-            catalog.release(fingerprint, leaving)
-    return going

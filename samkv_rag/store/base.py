@@ -5,9 +5,8 @@ from __future__ import annotations
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import count
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from samkv_rag.exceptions import DamagedChunkError, StoreError
 
@@ -15,7 +14,6 @@ Buffer = Any
 """A writable, C-contiguous object with the buffer protocol: a NumPy array, a memoryview."""
 Self = TypeVar("Self", bound="Store")
 
-_serial = count()
 _KEY = re.compile(r"[0-9a-f]{64}")
 
 
@@ -41,7 +39,7 @@ class BytesBlob:
     def __init__(self, data: bytes | bytearray) -> None:
         self._view = memoryview(data)
         self.size = len(data)
-        self.identity: object = next(_serial)
+        self.identity = object()
 
     def read(self, parts: Sequence[tuple[int, Buffer]]) -> None:
         for start, buffer in parts:
@@ -76,15 +74,12 @@ class Store(ABC):
     ``StoreUnreachableError`` within its time limit, and its chunks are computed again.
     """
 
-    shared: ClassVar[bool] = False
+    shared: bool = False
     """Whether other machines keep chunks here, which must outlive the documents of this one."""
     num_evicted: int = 0
     """Entries that this process deleted to stay within a budget."""
-
-    @property
-    def catalog_path(self) -> Path | None:
-        """Where this machine writes down what is known of the store; None: in memory."""
-        return None
+    catalog_path: Path | None = None
+    """Where this machine writes down what is known of the store; None: in memory."""
 
     @abstractmethod
     def contains(self, keys: Iterable[str]) -> set[str]:

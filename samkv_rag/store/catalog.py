@@ -64,31 +64,29 @@ class Catalog:
         self._store = store
         self._path = store.catalog_path
         self._lock = threading.RLock()
-        self._read_only = False
         self._kept: list[sqlite3.Connection] = []
         self._process = os.getpid()
-        self._connection = self._open()
-        self._seen: dict[str, int] = {}
-        self._version = -1
+        self._seen: dict[str, tuple[int, int]] = {}
+        """By fingerprint: the last id that was read, and the version of all when it was."""
+        self._open()
 
     # Texts
 
     def news(self, fingerprint: str) -> list[KnownText]:
         """Texts added since the last time this was asked for ``fingerprint``, by any process."""
+        columns = ", ".join(KnownText._fields)
 
-        def read() -> list[KnownText]:
-            since = self._seen.get(fingerprint, 0)
-            if since and self._is_unchanged():
+        def read() -> list[Any]:
+            connection, (since, version_then) = self._connection, self._seen.get(fingerprint, (0, -1))
+            version = connection.execute("PRAGMA data_version").fetchone()[0] + connection.total_changes
+            if version == version_then:  # nobody, this connection included, has written since
                 return []
-            rows = self._connection.execute(
-                f"SELECT id, {', '.join(KnownText._fields)} FROM chunks WHERE fingerprint = ? AND id > ? ORDER BY id",
-                (fingerprint, since),
-            ).fetchall()
-            if rows:
-                self._seen[fingerprint] = rows[-1][0]
-            return [KnownText(*row[1:]) for row in rows if _is_sound(KnownText._fields, row[1:])]
+            select = f"SELECT id, {columns} FROM chunks WHERE fingerprint = ? AND id > ? ORDER BY id"
+            rows = connection.execute(select, (fingerprint, since)).fetchall()
+            self._seen[fingerprint] = (rows[-1][0] if rows else since, version)
+            return rows
 
-        return self._run(read)
+        return [KnownText(*row[1:]) for row in self._run(read) if _is_sound(KnownText._fields, row[1:])]
 
     def add(self, chunks: Iterable[ChunkIdentity], replace: bool = False) -> None:
         """Write down chunks that were stored; ones that are known stay as they are unless ``replace``."""
@@ -155,71 +153,47 @@ class Catalog:
         with self._lock:
             self._connection.close()
 
-    def rebuild(self) -> int:
-        """Write down every stored chunk that says who it is; return how many. Sources are not in the chunks."""
+    # SQLite
+
+    def _open(self) -> None:
+        try:
+            self._connect()
+        except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
+            self._require_damage(error)
+            self._make_again(error)
+
+    def _connect(self) -> None:
+        if self._path is None:
+            self._connection = _prepared(sqlite3.connect(":memory:", **_OPTIONS))
+            return
+        is_new = True
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            os.close(os.open(self._path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))  # for its owner alone
+        except FileExistsError:
+            is_new = False
+        except OSError as error:
+            raise StoreError(f"{self._path} cannot be made: {error.strerror}; the store needs a catalog") from error
+        if os.access(self._path, os.W_OK) and os.access(self._path.parent, os.W_OK):
+            self._connection = _prepared(sqlite3.connect(self._path, **_OPTIONS))
+            if is_new and not self._store.shared:
+                self._add_stored()
+        else:
+            self._connection = sqlite3.connect(f"{self._path.as_uri()}?mode=ro&immutable=1", uri=True, **_OPTIONS)
+            self._connection.execute("SELECT 1 FROM chunks LIMIT 1")
+
+    def _add_stored(self) -> None:
+        """Write down every stored chunk that says who it is. Sources are not in the chunks."""
         found = []
         for stored in self._store.keys():
             with suppress(DamagedChunkError):
                 if chunk := open_chunk(self._store, stored.key):
                     found.append(chunk.identity)
-        self.add(found)
-        return len(found)
+        if found:
+            self.add(found)
+            logger.info("%s was made again from %d chunks", self._path, len(found))
 
-    # SQLite
-
-    def _open(self) -> sqlite3.Connection:
-        try:
-            return self._opened()
-        except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
-            if isinstance(error, sqlite3.OperationalError) and not _is_damage(error):
-                raise self._as_store_error(error) from error
-            return self._made_again(error)
-
-    def _opened(self) -> sqlite3.Connection:
-        if self._path is None:
-            return self._prepared(sqlite3.connect(":memory:", **_OPTIONS))
-        is_new = self._create()
-        if self._read_only:
-            connection: sqlite3.Connection = sqlite3.connect(
-                f"{self._path.as_uri()}?mode=ro&immutable=1", uri=True, **_OPTIONS
-            )
-            connection.execute("SELECT 1 FROM chunks LIMIT 1")
-            return connection
-        connection = self._prepared(sqlite3.connect(self._path, **_OPTIONS))
-        if is_new:
-            self._connection = connection
-            if num_chunks := self.rebuild():
-                logger.info("the catalog of %s was made again from %d chunks", self._path.parent, num_chunks)
-        return connection
-
-    def _create(self) -> bool:
-        """Make an empty file, private to its owner; True where there was none."""
-        assert self._path is not None
-        try:
-            self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            os.close(os.open(self._path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
-        except FileExistsError:
-            self._read_only = not os.access(self._path, os.W_OK) or not os.access(self._path.parent, os.W_OK)
-            return False
-        except OSError as error:
-            raise StoreError(f"{self._path} cannot be made: {error.strerror}; the store needs a catalog") from error
-        return not self._store.shared
-
-    def _prepared(self, connection: sqlite3.Connection) -> sqlite3.Connection:
-        connection.execute("PRAGMA journal_mode = WAL")
-        connection.execute("PRAGMA synchronous = NORMAL")
-        version = connection.execute("PRAGMA user_version").fetchone()[0]
-        if version not in (0, _SCHEMA_VERSION):
-            raise sqlite3.DatabaseError(f"its schema is {version}, expected {_SCHEMA_VERSION}")
-        if version == 0:
-            with connection:
-                connection.execute("BEGIN IMMEDIATE")
-                for statement in _SCHEMA.split(";"):
-                    connection.execute(statement)
-                connection.execute(f"PRAGMA user_version = {_SCHEMA_VERSION}")
-        return connection
-
-    def _made_again(self, error: Exception) -> sqlite3.Connection:
+    def _make_again(self, error: Exception) -> None:
         """Put a damaged file aside, and make it again."""
         assert self._path is not None
         aside = self._path.with_name(f"{self._path.name}.damaged-{time.time_ns()}")
@@ -234,19 +208,11 @@ class Catalog:
             DamagedCatalogWarning,
             stacklevel=2,
         )
-        self._seen, self._version = {}, -1
+        self._seen = {}
         try:
-            return self._opened()
+            self._connect()
         except (sqlite3.Error, UnicodeDecodeError) as again:
             raise self._as_store_error(again) from again
-
-    def _is_unchanged(self) -> bool:
-        """Whether nobody, this connection included, has written since the last time."""
-        changes = self._connection.total_changes
-        version = self._connection.execute("PRAGMA data_version").fetchone()[0] + changes
-        unchanged = version == self._version
-        self._version = version
-        return bool(unchanged)
 
     def _select(self, statement: str, values: Sequence[str]) -> list[Any]:
         return self._run(lambda: self._connection.execute(statement, values).fetchall())
@@ -272,18 +238,22 @@ class Catalog:
             if os.getpid() != self._process:  # a connection must not be used, nor closed, across a fork
                 self._kept.append(self._connection)
                 self._process = os.getpid()
-                self._connection = self._open()
+                self._open()
             try:
                 return function()
             except sqlite3.ProgrammingError as error:
                 raise StoreError(f"the store was closed ({error})") from error
             except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
-                if self._path is None or not _is_damage(error):
-                    raise self._as_store_error(error) from error
+                self._require_damage(error)
                 with suppress(sqlite3.Error):
                     self._connection.close()
-                self._connection = self._made_again(error)
+                self._make_again(error)
                 return function()
+
+    def _require_damage(self, error: Exception) -> None:
+        """Raise what is not damage of a file, which can be made again."""
+        if self._path is None or not _is_damage(error):
+            raise self._as_store_error(error) from error
 
     def _as_store_error(self, error: Exception) -> StoreError:
         code = getattr(error, "sqlite_errorcode", 0) & 0xFF
@@ -293,6 +263,17 @@ class Catalog:
         if code == sqlite3.SQLITE_READONLY:
             return StoreError(f"{place} can only be read; chunks cannot be added or removed here")
         return StoreError(f"{place} cannot be used: {error}")
+
+
+def _prepared(connection: sqlite3.Connection) -> sqlite3.Connection:
+    connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute("PRAGMA synchronous = NORMAL")
+    version = connection.execute("PRAGMA user_version").fetchone()[0]
+    if version not in (0, _SCHEMA_VERSION):
+        raise sqlite3.DatabaseError(f"its schema is {version}, expected {_SCHEMA_VERSION}")
+    if version == 0:
+        connection.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} PRAGMA user_version = {_SCHEMA_VERSION}; COMMIT")
+    return connection
 
 
 def _is_damage(error: Exception) -> bool:

@@ -174,7 +174,7 @@ class StoredChunk:
     def __init__(self, blob: Blob) -> None:
         self.blob = blob
         self._data = blob
-        self.tensors, self._body = _read_header(blob)
+        self.tensors, body = _read_header(blob)
         """Where each lies, by name."""
         data_start = min((span.start for span in self.tensors.values()), default=0)
         self.bytes_read = min(blob.size, max(data_start, _FIRST_READ_BYTES))
@@ -182,15 +182,11 @@ class StoredChunk:
         self.checked: set[str] = set()
         """Tensors that were compared; may be handed on to the next reader of a blob of the same identity."""
         try:
-            self.identity = _identity(self._body)
-            self._dtype = _MODEL_DTYPES[self._body["dtype"]]
-            self.kv_dtype = self._body["kv_dtype"]
-            if self.kv_dtype not in ("int8", *_MODEL_DTYPES):
-                raise ValueError(f"kv_dtype {self.kv_dtype!r}")
-            self.storage: str = self._body["storage"]
-            if self.storage not in ("full", "index"):
-                raise ValueError(f"storage {self.storage!r}")
-            self._checksums: dict[str, str] = self._body["checksums"]
+            self.identity = _identity(body)
+            self._dtype, self._checksums = _MODEL_DTYPES[body["dtype"]], body["checksums"]
+            self.kv_dtype, self.storage = body["kv_dtype"], body["storage"]
+            if self.kv_dtype not in ("int8", *_MODEL_DTYPES) or self.storage not in ("full", "index"):
+                raise ValueError(f"kv_dtype {self.kv_dtype!r}, storage {self.storage!r}")
             if self._checksums.keys() != self.tensors.keys():
                 raise ValueError("tensors other than those of its checksums")
         except (KeyError, TypeError, ValueError, AttributeError, StoreError) as error:
@@ -219,7 +215,7 @@ class StoredChunk:
         if self.storage == "index" and values is not None:
             raise LookupError(_ANCHORS_ALONE)
         places = dict(zip(_layer(layer), [keys] if values is None else [keys, values], strict=False))
-        if keys.dtype == self._span(_layer(layer)[0]).dtype and all(p[0].is_contiguous() for p in places.values()):
+        if keys.dtype == self.tensors[_layer(layer)[0]].dtype and all(p[0].is_contiguous() for p in places.values()):
             self._fill(places)  # from the store to its place by one request, head by head
             return
         for place, found in zip(places.values(), self._decoded(*places), strict=True):
@@ -281,39 +277,27 @@ class StoredChunk:
         if token_ids is not None and ids.tolist() != token_ids:
             raise DamagedChunkError("its token ids are not those of its text")
 
-    def _check(self, name: str, tensor: torch.Tensor) -> None:
-        """Compare the bytes of a stored tensor, as they were read, with its checksum."""
-        if _checksum(tensor) != self._checksums[name]:
-            raise DamagedChunkError(f"the checksum of {name} differs")
-        # The least and the greatest value: many times as fast as to look at each for itself.
-        if tensor.is_floating_point() and not all(map(math.isfinite, torch.aminmax(tensor) if tensor.numel() else ())):
-            raise DamagedChunkError(f"{name} holds a value that is not finite")
-        self.checked.add(name)
-
     # Reading
 
     def _decoded(self, *names: str, tokens: torch.Tensor | None = None) -> list[torch.Tensor]:
         """Tensors, of all tokens or some; in float32 where they are quantised."""
         scaled = [f"{name}.scales" for name in names] if self.kv_dtype == "int8" else []
         if tokens is not None and self.checked.issuperset(names):
-            stored = self._read_rows(names, tokens) + self._read(*scaled)
+            stored, scales = self._read_rows(names, tokens), self._read(*scaled)
         else:  # whole, for the checksum is
             stored = self._read(*names, *scaled)
-            stored[: len(names)] = [one if tokens is None else one[:, tokens] for one in stored[: len(names)]]
-        if not scaled:
-            return stored
-        decoded = []
-        for name, codes, scales in zip(names, stored, stored[len(names) :], strict=False):
+            stored, scales = stored[: len(names)], stored[len(names) :]
+            stored = stored if tokens is None else [one[:, tokens] for one in stored]
+        for i, (name, scale) in enumerate(zip(names, scales, strict=False)):
             if _is_by_channel(name):
-                decoded.append(dequantize_keys(codes, scales, tokens))
+                stored[i] = dequantize_keys(stored[i], scale, tokens)
             else:
-                decoded.append(dequantize_rows(codes, scales if tokens is None else scales[:, tokens]))
-        return decoded
+                stored[i] = dequantize_rows(stored[i], scale if tokens is None else scale[:, tokens])
+        return stored
 
     def _read(self, *names: str) -> list[torch.Tensor]:
         """Whole tensors as they are stored, by one request."""
-        spans = {name: self._span(name) for name in names}
-        found = {name: torch.empty(span.shape, dtype=span.dtype) for name, span in spans.items()}
+        found = {name: torch.empty(self.tensors[name].shape, dtype=self.tensors[name].dtype) for name in names}
         self._fill(found)
         return list(found.values())
 
@@ -321,21 +305,27 @@ class StoredChunk:
         """Read whole tensors into ``places``, each contiguous or so head by head, by one request; check new ones."""
         parts: list[tuple[int, Buffer]] = []
         for name, place in places.items():
-            start = self._span(name).start
+            start = self.tensors[name].start
             for buffer in _buffers(place):
                 parts.append((start, buffer))
                 start += buffer.nbytes
         self._request(parts)
         for name, place in places.items():
-            if name not in self.checked:
-                self._check(name, place)
+            if name in self.checked:
+                continue
+            if _checksum(place) != self._checksums[name]:
+                raise DamagedChunkError(f"the checksum of {name} differs")
+            # The least and the greatest value: many times as fast as to look at each for itself.
+            if place.is_floating_point() and not all(map(math.isfinite, torch.aminmax(place) if place.numel() else ())):
+                raise DamagedChunkError(f"{name} holds a value that is not finite")
+            self.checked.add(name)
 
     def _read_rows(self, names: Iterable[str], tokens: torch.Tensor) -> list[torch.Tensor]:
         """``[kv_heads, tokens, head_dim]`` of each name; the bytes of other tokens are not touched."""
         parts: list[tuple[int, Buffer]] = []
         found, runs = [], list(_runs(tokens.tolist()))
         for name in names:
-            span = self._span(name)
+            span = self.tensors[name]
             heads, num_tokens, head_dim = span.shape
             row_bytes = head_dim * span.dtype.itemsize
             found.append(rows := torch.empty(heads, len(tokens), head_dim, dtype=span.dtype))
@@ -349,12 +339,6 @@ class StoredChunk:
         self._data.read(parts)
         if self._data is self.blob:
             self.bytes_read += sum(buffer.nbytes for _, buffer in parts)
-
-    def _span(self, name: str) -> _Span:
-        try:
-            return self.tensors[name]
-        except KeyError:
-            raise LookupError(f"it has no tensor {name}") from None
 
 
 class _Span(NamedTuple):

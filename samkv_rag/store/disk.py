@@ -21,6 +21,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
+from io import FileIO
 from pathlib import Path
 
 from samkv_rag.exceptions import ConfigurationError, DamagedChunkError, StoreError, StoreFormatError, StoreFullError
@@ -30,15 +31,12 @@ logger = logging.getLogger(__name__)
 
 FORMAT = 5
 MARKER = "samkv-store.json"
-_CATALOG = "catalog.sqlite"
 _WRITING_PREFIX = ".writing-"
 _ABANDONED_AFTER_S = 86_400
 _RECOUNT_AFTER_S = 10.0
 """How old the count of a budgeted folder's bytes may become; other processes write to it, too."""
 _FREED_AT_ONCE = 1 / 64  # of the budget
 _FULL = (errno.ENOSPC, errno.EDQUOT)
-_READ = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)
-"""Does not wait where a pipe lies in a file's place."""
 
 
 class DiskStore(Store):
@@ -57,15 +55,12 @@ class DiskStore(Store):
     def __init__(self, folder: str | os.PathLike[str], budget_bytes: int | None = None) -> None:
         self.folder = as_folder("folder", folder)
         self.budget_bytes = budget_bytes
+        self.catalog_path = self.folder / "catalog.sqlite"
         self._chunks = self.folder / "chunks"
         self._num_bytes = 0
         self._counted_at = float("-inf")
         self._lock = threading.Lock()
         self._open_folder()
-
-    @property
-    def catalog_path(self) -> Path:
-        return self.folder / _CATALOG
 
     def contains(self, keys: Iterable[str]) -> set[str]:
         return {key for key in keys if self._path(key).is_file()}
@@ -82,7 +77,8 @@ class DiskStore(Store):
 
     def put(self, key: str, data: bytes) -> None:
         path = self._path(key)
-        self._make_room(key, len(data))
+        if self.budget_bytes is not None:
+            self._make_room(key, len(data), self.budget_bytes)
         try:
             path.parent.mkdir(exist_ok=True, mode=0o700)
             self._write(path, data)
@@ -94,33 +90,32 @@ class DiskStore(Store):
     def delete(self, keys: Iterable[str]) -> int:
         num_deleted = 0
         for key in set(keys):
-            with suppress(FileNotFoundError):
-                try:
-                    self._path(key).unlink()
-                except PermissionError as error:
-                    raise self._as_store_error(error) from error
-                num_deleted += 1
+            try:
+                self._path(key).unlink()
+            except FileNotFoundError:
+                continue
+            except OSError as error:
+                raise self._as_store_error(error) from error
+            num_deleted += 1
         self._counted_at = float("-inf")
         return num_deleted
 
     def keys(self) -> Iterator[StoredBytes]:
         now_s = time.time()
-        for path, status in self._files():
-            if status.st_atime > now_s:  # a clock was ahead, which must not keep a file for ever
-                with suppress(OSError):
-                    os.utime(path, ns=(time.time_ns(), status.st_mtime_ns))
-            yield StoredBytes(path.stem, status.st_size, min(status.st_atime, now_s))
+        for path in self._chunks.glob("??/*.safetensors"):
+            with suppress(FileNotFoundError):
+                found = path.stat()
+                if found.st_atime > now_s:  # a clock was ahead, which must not keep a file for ever
+                    with suppress(OSError):
+                        os.utime(path, ns=(time.time_ns(), found.st_mtime_ns))
+                yield StoredBytes(path.stem, found.st_size, min(found.st_atime, now_s))
 
     def prefetch(self, keys: Iterable[str]) -> Callable[[], None]:
         """Ask the kernel to read the files ahead; where it takes no advice, nothing happens."""
         if hasattr(os, "posix_fadvise"):
             for key in keys:
-                with suppress(OSError):
-                    descriptor = os.open(self._path(key), _READ)
-                    try:
-                        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_WILLNEED)
-                    finally:
-                        os.close(descriptor)
+                with suppress(OSError), _opened(self._path(key)) as file:
+                    os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)
         return lambda: None
 
     def remove_leftovers(self) -> int:
@@ -136,13 +131,13 @@ class DiskStore(Store):
     # The folder
 
     def _open_folder(self) -> None:
+        marker = self.folder / MARKER
         try:
             if not self.folder.exists():
                 self.folder.mkdir(parents=True, mode=0o700)
-            self._require_own(set(os.listdir(self.folder)))
+            self._require_own(marker)
             if not self._chunks.is_dir():
                 self._chunks.mkdir(exist_ok=True, mode=0o700)
-            marker = self.folder / MARKER
             if not marker.exists():
                 self._write(marker, json.dumps({"samkv_store": FORMAT}).encode())
         except OSError as error:
@@ -153,34 +148,25 @@ class DiskStore(Store):
                 stacklevel=4,
             )
 
-    def _require_own(self, names: set[str]) -> None:
+    def _require_own(self, marker: Path) -> None:
         """A folder with a marker is a store; one without must be empty but for what a killed opening left."""
+        names = sorted(os.listdir(self.folder))
         if MARKER in names:
             try:
-                found = json.loads((self.folder / MARKER).read_text())["samkv_store"]
+                found = json.loads(marker.read_text())["samkv_store"]
             except (ValueError, KeyError, TypeError) as error:
-                raise StoreFormatError(
-                    f"{self.folder / MARKER} is damaged; delete it or give another folder"
-                ) from error
+                raise StoreFormatError(f"{marker} is damaged; delete it or give another folder") from error
             if found != FORMAT:
                 raise StoreFormatError(
                     f"{self.folder} is a store of format {found!r}, this release has {FORMAT}; give another folder"
                 )
-        elif others := sorted(name for name in names if name != "chunks" and not name.startswith(_WRITING_PREFIX)):
+        elif others := [name for name in names if name != "chunks" and not name.startswith(_WRITING_PREFIX)]:
             raise StoreFormatError(
                 f"{self.folder} holds other things ({', '.join(others[:3])}); a store needs a folder of its own"
             )
 
     def _path(self, key: str) -> Path:
         return self._chunks / require_key(key)[:2] / f"{key}.safetensors"
-
-    def _files(self) -> Iterator[tuple[Path, os.stat_result]]:
-        for folder in sorted(self._chunks.glob("??")):
-            with suppress(FileNotFoundError), os.scandir(folder) as entries:
-                for entry in entries:
-                    if entry.name.endswith(".safetensors") and not entry.name.startswith("."):
-                        with suppress(FileNotFoundError):
-                            yield Path(entry.path), entry.stat()
 
     def _write(self, path: Path, data: bytes) -> None:
         descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=_WRITING_PREFIX)  # 0600
@@ -198,38 +184,28 @@ class DiskStore(Store):
             return StoreFullError(f"no space left for {self.folder}: {error.strerror}; stored chunks are intact")
         return StoreError(f"{self.folder} cannot be used: {error.strerror or error}")
 
-    # The budget
-
-    def _make_room(self, key: str, num_bytes: int) -> None:
-        if self.budget_bytes is None:
-            return
-        if num_bytes > self.budget_bytes:
+    def _make_room(self, key: str, num_bytes: int, budget_bytes: int) -> None:
+        """Where ``num_bytes`` more do not fit by a count of late, count, and delete what was used longest ago."""
+        if num_bytes > budget_bytes:
             raise StoreFullError(
-                f"a chunk takes {num_bytes:,} bytes, the budget of {self.folder} is {self.budget_bytes:,}; raise "
+                f"a chunk takes {num_bytes:,} bytes, the budget of {self.folder} is {budget_bytes:,}; raise "
                 "disk_bytes or split the text into smaller chunks. Stored chunks are intact"
             )
         with self._lock:
-            too_old = time.monotonic() - self._counted_at > _RECOUNT_AFTER_S
-            if too_old or self._num_bytes + num_bytes > self.budget_bytes:
-                self._evict(key, num_bytes, self.budget_bytes)
-
-    def _evict(self, key: str, num_bytes: int, budget_bytes: int) -> None:
-        """Count the folder's bytes; where ``num_bytes`` more do not fit, delete what was used longest ago."""
-        stored = [found for found in self.keys() if found.key != key]
-        total = sum(found.num_bytes for found in stored)
-        if total + num_bytes > budget_bytes:
-            target = min(budget_bytes - num_bytes, int(budget_bytes * (1 - _FREED_AT_ONCE)))
-            num_evicted = 0
-            for found in sorted(stored, key=lambda found: found.last_use_s):
-                if total <= target:
-                    break
-                self._path(found.key).unlink(missing_ok=True)
-                total -= found.num_bytes
-                num_evicted += 1
+            is_recent = time.monotonic() - self._counted_at <= _RECOUNT_AFTER_S
+            if is_recent and self._num_bytes + num_bytes <= budget_bytes:
+                return
+            stored = sorted((found for found in self.keys() if found.key != key), key=lambda found: found.last_use_s)
+            total, num_evicted = sum(found.num_bytes for found in stored), 0
+            if total + num_bytes > budget_bytes:
+                target = min(budget_bytes - num_bytes, int(budget_bytes * (1 - _FREED_AT_ONCE)))
+                while total > target:
+                    self._path(stored[num_evicted].key).unlink(missing_ok=True)
+                    total -= stored[num_evicted].num_bytes
+                    num_evicted += 1
+                logger.info("evicted %d chunks of %s to stay within %d bytes", num_evicted, self.folder, budget_bytes)
             self.num_evicted += num_evicted
-            logger.info("evicted %d chunks of %s to stay within %d bytes", num_evicted, self.folder, budget_bytes)
-        self._num_bytes = total
-        self._counted_at = time.monotonic()
+            self._num_bytes, self._counted_at = total, time.monotonic()
 
 
 class FileBlob:
@@ -240,7 +216,7 @@ class FileBlob:
     """
 
     def __init__(self, path: Path) -> None:
-        self._path = str(path)
+        self._path = path
         status = os.stat(path)
         self.identity: object = _identity(status)
         self.size = status.st_size
@@ -255,32 +231,30 @@ class FileBlob:
             runs[-1][1].append(buffer)
             stop = start + memoryview(buffer).nbytes
         try:
-            descriptor = os.open(self._path, _READ)
-            try:
-                status = os.fstat(descriptor)
+            with _opened(self._path) as file:
+                status = os.fstat(file.fileno())
                 if not stat.S_ISREG(status.st_mode):
                     raise OSError(errno.EINVAL, "not a regular file")
                 if _identity(status) != self.identity:
                     raise DamagedChunkError("it was replaced while it was read")
-                found = sum(_read_at(descriptor, start, buffers) for start, buffers in runs)
-            finally:
-                os.close(descriptor)
+                found = sum(_read_at(file, start, buffers) for start, buffers in runs)
         except OSError as error:
             raise DamagedChunkError(f"unreadable ({error.strerror})") from error
         if found != (wanted := sum(memoryview(buffer).nbytes for _, buffer in parts)):
             raise DamagedChunkError(f"{found} of {wanted} bytes from {parts[0][0]} on are there")
 
 
-def _read_at(descriptor: int, start: int, buffers: Sequence[Buffer]) -> int:
+def _opened(path: Path) -> FileIO:
+    """A file to read. Does not wait where a pipe lies in its place."""
+    not_blocking = getattr(os, "O_NONBLOCK", 0)
+    return FileIO(path, opener=lambda name, flags: os.open(name, flags | not_blocking))
+
+
+def _read_at(file: FileIO, start: int, buffers: Sequence[Buffer]) -> int:
     if hasattr(os, "preadv"):
-        return os.preadv(descriptor, buffers, start)
-    os.lseek(descriptor, start, os.SEEK_SET)  # the descriptor is this call's own
-    found = 0
-    for buffer in buffers:
-        content = os.read(descriptor, memoryview(buffer).nbytes)
-        memoryview(buffer).cast("B")[: len(content)] = content
-        found += len(content)
-    return found
+        return os.preadv(file.fileno(), buffers, start)
+    file.seek(start)
+    return sum(file.readinto(buffer) or 0 for buffer in buffers)
 
 
 def _identity(status: os.stat_result) -> tuple[int, ...]:

@@ -54,7 +54,6 @@ class ObjectStore(RemoteStore):
             reason = type(error).__name__
             raise ConfigurationError(f"{without_secrets(url)} is not a URL that obstore opens ({reason})") from error
         self._obstore = obstore
-        self._missing: tuple[type[BaseException], ...] = (FileNotFoundError, obstore.exceptions.NotFoundError)
         super().__init__(url, (BaseError, OSError))
         self._threads = ThreadPoolExecutor(_PARALLEL, "samkv-objects")
 
@@ -65,14 +64,15 @@ class ObjectStore(RemoteStore):
 
     def _get_part(self, key: str, start: int, stop: int, version: str | None = None) -> Part | None:
         path = _path(key)
-        options = {"range": (start, stop), **({"if_match": version} if version else {})}
+        options = {"range": (start, stop), "if_match": version}
+        failures = self._obstore.exceptions
 
         def read() -> Part | None:
             try:
                 found = self._obstore.get(self._store, path, options=options)
-            except (*self._missing, self._obstore.exceptions.PreconditionError):
+            except (FileNotFoundError, failures.NotFoundError, failures.PreconditionError):
                 return None
-            except self._obstore.exceptions.BaseError as error:
+            except failures.BaseError as error:
                 if "416 Range" not in str(error):
                     raise
                 return Part(b"", start)  # nothing is there from ``start`` on

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from os import PathLike, fspath
 from typing import Any
 
@@ -56,7 +55,7 @@ def open_store(location: str | PathLike[str] | Store = ":memory:", **options: An
     _require_known(name, options, _DISK_OPTIONS)
     folder = as_folder("store", location)
     disk_bytes = _num_bytes("disk_bytes", options)
-    return _behind_memory(memory_bytes, lambda: DiskStore(folder, disk_bytes))
+    return _behind_memory(memory_bytes, DiskStore(folder, disk_bytes))
 
 
 def _open_url(url: str, memory_bytes: int | None, options: dict[str, Any]) -> Store:
@@ -77,14 +76,12 @@ def _open_url(url: str, memory_bytes: int | None, options: dict[str, Any]) -> St
         if disk_bytes is not None:
             raise ConfigurationError(f"disk_bytes is {disk_bytes!r}, but no cache_folder is given for it to bound")
         near_bytes = _MEMORY_BYTES_BEFORE_REMOTE if memory_bytes is None else memory_bytes
-        return _behind_memory(near_bytes, lambda: kind(url, **client))
-    folder = as_folder("cache_folder", cache_folder)
-    return _behind_memory(memory_bytes, lambda: TieredStore(DiskStore(folder, disk_bytes), kind(url, **client)))
+        return _behind_memory(near_bytes, kind(url, **client))
+    near = DiskStore(as_folder("cache_folder", cache_folder), disk_bytes)
+    return _behind_memory(memory_bytes, TieredStore(near, kind(url, **client)))
 
 
-def _behind_memory(memory_bytes: int | None, open_far: Callable[[], Store]) -> Store:
-    """The store that ``open_far`` opens, behind one in memory where there is a budget for it."""
-    far = open_far()
+def _behind_memory(memory_bytes: int | None, far: Store) -> Store:
     return TieredStore(MemoryStore(memory_bytes), far) if memory_bytes else far
 
 

@@ -7,9 +7,8 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from pathlib import Path
 
 from samkv_rag.exceptions import SamKVError, StoreError, StoreFullError
 from samkv_rag.store.base import Blob, BytesBlob, Store, StoredBytes, read_bytes
@@ -30,31 +29,23 @@ class TieredStore(Store):
     def __init__(self, near: Store, far: Store) -> None:
         self.near = near
         self.far = far
+        self.shared = far.shared
+        self.catalog_path = far.catalog_path
         self._writers = ThreadPoolExecutor(_PARALLEL, "samkv-write")
         self._readers = ThreadPoolExecutor(_PARALLEL, "samkv-prefetch")
         self._changed = threading.Condition()
         self._pending: dict[str, bytes] = {}
-        self._pending_bytes = 0
-        self._writes: set[Future[None]] = set()
         self._errors: deque[SamKVError] = deque(maxlen=100)
         self._fetching: dict[str, Future[Blob | None]] = {}
-
-    @property
-    def shared(self) -> bool:  # type: ignore[override]
-        return self.far.shared
 
     @property
     def num_evicted(self) -> int:  # type: ignore[override]
         return self.near.num_evicted + self.far.num_evicted
 
-    @property
-    def catalog_path(self) -> Path | None:
-        return self.far.catalog_path
-
     def contains(self, keys: Iterable[str]) -> set[str]:
         wanted = set(keys)
         with self._changed:
-            found = {key for key in wanted if key in self._pending}
+            found = wanted & self._pending.keys()
         found |= self.near.contains(wanted - found)
         return found | (self.far.contains(wanted - found) if wanted - found else set())
 
@@ -74,16 +65,11 @@ class TieredStore(Store):
         except StoreFullError:  # it goes to the far store alone, and nothing older may stay in front of it
             self.near.delete([key])
         with self._changed:
-            while self._pending and self._pending_bytes + len(data) > _MAX_PENDING_BYTES:
+            while self._pending and sum(map(len, self._pending.values())) + len(data) > _MAX_PENDING_BYTES:
                 self._changed.wait()
-            is_queued = key in self._pending
-            self._pending_bytes += len(data) - len(self._pending.get(key, b""))
+            if key not in self._pending:  # whoever writes the key now goes on with the new data
+                self._writers.submit(self._write, key)
             self._pending[key] = data
-            if is_queued:  # whoever writes the key now goes on with the new data
-                return
-            write = self._writers.submit(self._write, key)
-            self._writes.add(write)
-        write.add_done_callback(self._writes.discard)
 
     def delete(self, keys: Iterable[str]) -> int:
         gone = set(keys)
@@ -151,18 +137,19 @@ class TieredStore(Store):
                 data = self._pending[key]
             try:
                 self.far.put(key, data)
-            except SamKVError as error:
+            except Exception as error:  # whatever it is, nobody may wait for this chunk for ever
                 logger.warning("%s was not stored: %s", key, error)
-                self._errors.append(error)
+                self._errors.append(error if isinstance(error, SamKVError) else StoreError(repr(error)))
             with self._changed:
                 is_written = self._pending[key] is data
                 if is_written:
                     del self._pending[key]
-                    self._pending_bytes -= len(data)
-                self._changed.notify_all()
+                    self._changed.notify_all()
 
     def _wait_for_writes(self) -> None:
         started = time.monotonic()
-        wait(list(self._writes))
+        with self._changed:
+            awaited = set(self._pending)
+            self._changed.wait_for(lambda: awaited.isdisjoint(self._pending))
         if (waited_s := time.monotonic() - started) > 1:
             logger.info("waited %.1f s for chunks on their way to the far store", waited_s)

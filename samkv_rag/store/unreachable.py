@@ -18,7 +18,7 @@ from samkv_rag.exceptions import DamagedChunkError, StoreUnreachableError, Store
 from samkv_rag.store.base import Blob, Buffer, BytesBlob, Store
 
 T = TypeVar("T")
-RETRY_AFTER_S = 10.0
+_RETRY_AFTER_S = 10.0
 _ALL = 1 << 40
 """More bytes than anything has."""
 MASK = "**********"
@@ -50,17 +50,12 @@ class RemoteStore(Store):
     shared = True
 
     def __init__(self, url: str, errors: tuple[type[BaseException], ...]) -> None:
-        self._url, self._place = url, without_secrets(url)
+        self._place = without_secrets(url)
+        folder = os.environ.get("SAMKV_CATALOGS") or Path.home() / ".cache" / "samkv_rag" / "catalogs"
+        self.catalog_path = Path(folder) / f"{hashlib.sha256(url.encode()).hexdigest()}.sqlite"
         self._errors = errors
         self._until = float("-inf")
         self._reason = ""
-        self._lock = threading.Lock()
-
-    @property
-    def catalog_path(self) -> Path:
-        """A file of this user; ``SAMKV_CATALOGS`` names another folder for it."""
-        folder = os.environ.get("SAMKV_CATALOGS") or Path.home() / ".cache" / "samkv_rag" / "catalogs"
-        return Path(folder) / f"{hashlib.sha256(self._url.encode()).hexdigest()}.sqlite"
 
     def get(self, key: str) -> Blob | None:
         return self.get_beginning(key, _ALL)
@@ -79,9 +74,7 @@ class RemoteStore(Store):
         Raises:
             StoreUnreachableError: it failed, or another one failed a moment ago.
         """
-        with self._lock:
-            remaining_s = self._until - time.monotonic()
-        if remaining_s > 0:
+        if (remaining_s := self._until - time.monotonic()) > 0:
             raise StoreUnreachableError(
                 f"{self._place} cannot be reached ({self._reason}); it is tried again in {remaining_s:.0f} s"
             )
@@ -89,8 +82,7 @@ class RemoteStore(Store):
             result = request()
         except self._errors as error:
             reason = without_secrets((str(error).strip().splitlines() or [type(error).__name__])[0])[:200]
-            with self._lock:
-                self._reason, self._until = reason, time.monotonic() + RETRY_AFTER_S
+            self._reason, self._until = reason, time.monotonic() + _RETRY_AFTER_S
             warnings.warn(
                 f"{self._place} cannot be reached ({reason}); chunks that lie there alone are misses",
                 StoreUnreachableWarning,
@@ -99,8 +91,7 @@ class RemoteStore(Store):
             raise StoreUnreachableError(
                 f"{self._place} cannot be reached ({reason}); check the address, the network and the credentials"
             ) from error
-        with self._lock:
-            self._until = float("-inf")
+        self._until = float("-inf")
         return result
 
 

@@ -84,7 +84,7 @@ def test_of_a_few_tokens_no_more_is_read(kv_dtype: Any, itemsize: int, num_scale
 @pytest.mark.parametrize("kv_dtype", ["float32", "int8"])
 def test_damage_is_found_where_it_is_read_and_not_before(kv_dtype: Any) -> None:
     data = bytearray(encode_chunk(cache(), IDENTITY, kv_dtype))
-    data[read(bytes(data))._span("layer.001.values").start] ^= 1
+    data[read(bytes(data)).tensors["layer.001.values"].start] ^= 1
     chunk, tokens = read(bytes(data)), torch.tensor([60])
     chunk.require(SHAPE, list(range(70)))
     for layer in (0, 2):
