@@ -267,22 +267,21 @@ def _damage(chooser: random.Random, files: list[Path], catalog: Path) -> list[Pa
     one, other = chooser.sample(files, 2)
     kind = chooser.choice(["flip", "truncate", "swap", "catalog"])
     data = bytearray(one.read_bytes())
-    if kind == "flip":
-        data[chooser.randrange(len(data))] ^= chooser.randrange(1, 256)
-        one.write_bytes(data)
-        return [one]
-    if kind == "truncate":
-        one.write_bytes(data[: chooser.randrange(len(data))])
-        return [one]
-    if kind == "swap":
-        one.write_bytes(other.read_bytes())
+    if kind == "catalog":
+        one, data = catalog, bytearray(catalog.read_bytes())
+        for _ in range(20):
+            data[chooser.randrange(len(data))] = chooser.randrange(256)
+    elif kind == "swap":
+        exchanged = other.read_bytes()
         other.write_bytes(data)
+        one.write_bytes(exchanged)
         return [one, other]
-    scribbled = bytearray(catalog.read_bytes())
-    for _ in range(20):
-        scribbled[chooser.randrange(len(scribbled))] = chooser.randrange(256)
-    catalog.write_bytes(scribbled)
-    return [catalog]
+    elif kind == "flip":
+        data[chooser.randrange(len(data))] ^= chooser.randrange(1, 256)
+    else:
+        data = data[: chooser.randrange(len(data))]
+    one.write_bytes(data)
+    return [one]
 
 
 @contextmanager

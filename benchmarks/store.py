@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 import tempfile
 import threading
 import time
@@ -82,8 +81,8 @@ def measure_reading(shape: str, kv_dtype: str, rounds: int) -> dict[str, float]:
         blob = store.get(keys[0])
         assert blob is not None
         checked = set(StoredChunk(blob).tensors)
-        ways: dict[str, Callable[[], None]] = {
-            "plain": lambda: _read_plainly(files),
+        ways: dict[str, Callable[[], object]] = {
+            "plain": lambda: [file.read_bytes() for file in files],
             "warm": lambda: _read_chunks(store, keys, shape, checked),
             "first": lambda: _read_chunks(store, keys, shape, set()),
         }
@@ -147,15 +146,17 @@ class Slow(Store):
 
     def __init__(self, store: Store, latency_s: float = 0.0, bytes_per_s: float = math.inf) -> None:
         self.store, self.latency_s, self.bytes_per_s = store, latency_s, bytes_per_s
-        self.shared = store.shared  # type: ignore[misc]
+        self.shared = store.shared
         self.num_requests = self.num_bytes = 0
         self._lock = threading.Lock()
 
     def get(self, key: str) -> Blob | None:
-        return self._sent(self.store.get(key), _EVERY)
+        blob = self.store.get(key)
+        return blob and self._sent(blob, blob.size)
 
     def get_beginning(self, key: str, num_bytes: int) -> Blob | None:
-        return self._sent(self.store.get_beginning(key, num_bytes), num_bytes)
+        blob = self.store.get_beginning(key, num_bytes)
+        return blob and self._sent(blob, min(num_bytes, blob.size))
 
     def wait(self, num_bytes: int) -> None:
         """What one request of so many bytes takes."""
@@ -165,10 +166,10 @@ class Slow(Store):
             self.num_bytes += num_bytes
             time.sleep(num_bytes / self.bytes_per_s)
 
-    def _sent(self, blob: Blob | None, num_bytes: int) -> Blob | None:
-        if blob is None or not self.shared:
-            return None if blob is None else _SlowBlob(blob, self)
-        self.wait(min(num_bytes, blob.size))
+    def _sent(self, blob: Blob, num_bytes: int) -> Blob:
+        if not self.shared:
+            return _SlowBlob(blob, self)
+        self.wait(num_bytes)
         return blob
 
     def contains(self, keys: Iterable[str]) -> set[str]:
@@ -185,9 +186,6 @@ class Slow(Store):
 
     def close(self) -> None:
         self.store.close()
-
-
-_EVERY = 1 << 40
 
 
 class _SlowBlob:
@@ -256,13 +254,6 @@ def _dimensions(shape: str) -> tuple[int, int, int, int]:
 def _buffer(shape: str) -> torch.Tensor:
     _, _, kv_heads, head_dim = _dimensions(shape)
     return torch.empty(2, kv_heads, NUM_CHUNKS * CHUNK_TOKENS, head_dim, dtype=torch.bfloat16)
-
-
-def _read_plainly(files: Sequence[Path]) -> None:
-    for file in files:
-        descriptor = os.open(file, os.O_RDONLY)
-        os.readv(descriptor, [bytearray(file.stat().st_size)])
-        os.close(descriptor)
 
 
 @torch.inference_mode()  # as in an engine

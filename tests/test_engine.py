@@ -290,6 +290,7 @@ def opened(**options: Any) -> SamKVEngine:
     ("make", "message"),
     [
         (lambda: EngineConfig(block_tokens=0), "block_tokens is 0; it must be an integer of at least 1"),
+        (lambda: EngineConfig(storage="half"), "storage is 'half'; it must be one of"),  # type: ignore[arg-type]
         (lambda: Scout(recompute=1), "recompute is 1; it must be True or False"),
         (lambda: Scout(score_layers=(0.9, 0.1)), "score_layers is"),
         (lambda: opened(tokenizer=None), "needs its tokenizer"),

@@ -143,11 +143,7 @@ class ChunkLibrary:
     # Ingestion
 
     def estimate(self, texts: Iterable[str]) -> IngestionEstimate:
-        """What :meth:`add` would compute and store of ``texts``.
-
-        Raises:
-            EmptyChunkError, ChunkTooLongError: a text cannot be a chunk.
-        """
+        """What :meth:`add` would compute and store of ``texts``; raises as it does."""
         return self._pending(_cleaned(texts))[2]
 
     def _pending(self, cleaned: Iterable[str]) -> tuple[list[str], dict[str, list[int]], IngestionEstimate]:
@@ -169,14 +165,7 @@ class ChunkLibrary:
     ) -> IngestionReport:
         """Compute and store what is missing; then record that the n-th source refers to the n-th text.
 
-        All texts are checked before any is computed, and what they would take is compared with ``max_bytes``.
-        ``show_progress=None`` shows a bar on a terminal only.
-
-        Raises:
-            ConfigurationError: there is not one source, or None, for every text.
-            EmptyChunkError, ChunkTooLongError: a text cannot be a chunk.
-            StoreFullError: they would take more than ``max_bytes``; nothing was computed.
-            StoreError: no room, or no answer; the chunks stored until then stay, sources are as before.
+        All texts are checked before any is computed; ``SamKVEngine.add_chunks`` says what is raised.
         """
         cleaned = list(_cleaned(texts))
         references = self._references(cleaned, sources)
@@ -369,7 +358,7 @@ class ChunkLibrary:
 
     def _put(self, identity: ChunkIdentity, data: bytes) -> None:
         self._store.put(identity.key, data)
-        self._catalog.add([identity], replace=True)
+        self._catalog.add([identity])
 
     def _admits(self, key: str) -> bool:
         """Whether a chunk that a prompt brought is to be stored; remembers that it was asked for."""
@@ -389,7 +378,7 @@ class ChunkLibrary:
             self._sync()
             unknown = [text for text, one in described if not (self.knows(one.digest) and self._index.has(one))]
         counted = [describe(text, len(self._tokenizer.chunk_ids(text))) for text in unknown]
-        self._catalog.add(map(self._identity, counted), replace=True)
+        self._catalog.add(map(self._identity, counted))
 
     def _delete(self, keys: set[str], also_shared: bool = False) -> int:
         """Forget chunks and delete them; those that other machines may refer to stay unless ``also_shared``."""

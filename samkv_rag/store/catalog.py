@@ -88,14 +88,14 @@ class Catalog:
 
         return [KnownText(*row[1:]) for row in self._run(read) if _is_sound(KnownText._fields, row[1:])]
 
-    def add(self, chunks: Iterable[ChunkIdentity], replace: bool = False) -> None:
-        """Write down chunks that were stored; ones that are known stay as they are unless ``replace``."""
+    def add(self, chunks: Iterable[ChunkIdentity]) -> None:
+        """Write down chunks that were stored, in place of what was known of them."""
         rows = [(chunk.key, *astuple(chunk)) for chunk in chunks]
         columns, places = ", ".join(_COLUMNS), ", ".join("?" * len(_COLUMNS))
 
         def add(connection: sqlite3.Connection) -> None:
-            if replace:  # what differs gets a new row and id: other processes read on from the last id they saw
-                connection.executemany(f"DELETE FROM chunks WHERE key = ? AND ({columns}) IS NOT ({places})", rows)
+            # What differs gets a new row and id: other processes read on from the last id they saw.
+            connection.executemany(f"DELETE FROM chunks WHERE key = ? AND ({columns}) IS NOT ({places})", rows)
             connection.executemany(f"INSERT OR IGNORE INTO chunks (key, {columns}) VALUES (?, {places})", rows)
 
         self._write(add)

@@ -64,7 +64,7 @@ class ObjectStore(RemoteStore):
 
     def _get_part(self, key: str, start: int, stop: int, version: str | None = None) -> Part | None:
         path = _path(key)
-        options = {"range": (start, stop), "if_match": version}
+        options = {"range": (start, stop), **({"if_match": version} if version else {})}
         failures = self._obstore.exceptions
 
         def read() -> Part | None:

@@ -56,18 +56,16 @@ class RedisStore(RemoteStore):
         return Part(data, num_bytes) if is_there else None
 
     def put(self, key: str, data: bytes) -> None:
-        def write() -> bool:
+        def write() -> None:
             try:
                 self._client.set(_name(key), data)
-            except self._full:
-                return False
-            return True
+            except self._full as error:
+                raise StoreFullError(
+                    "the server has no memory left (maxmemory) and its policy evicts nothing; raise maxmemory or set "
+                    "maxmemory-policy to allkeys-lru. Stored chunks are intact"
+                ) from error
 
-        if not self._ask(write):
-            raise StoreFullError(
-                "the server has no memory left (maxmemory) and its policy evicts nothing; raise maxmemory or set "
-                "maxmemory-policy to allkeys-lru. Stored chunks are intact"
-            )
+        self._ask(write)
 
     def delete(self, keys: Iterable[str]) -> int:
         names = [_name(key) for key in set(keys)]

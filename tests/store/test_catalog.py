@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import sqlite3
 import stat
 import subprocess
@@ -17,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from samkv_rag import SamKVEngine
 from samkv_rag.exceptions import DamagedCatalogWarning, StoreError
 from samkv_rag.store.catalog import Catalog
 from samkv_rag.store.codec import ChunkIdentity
@@ -36,29 +36,23 @@ def identity(number: int) -> ChunkIdentity:
 # Sources
 
 
+def has(engine: SamKVEngine) -> list[bool]:
+    return [engine.has_chunk(text) for text in CHUNKS[:3]]
+
+
 def test_a_chunk_goes_with_its_last_source(make_engine: MakeEngine) -> None:
     engine = make_engine()
     engine.add_chunks(CHUNKS[:3], sources=["a", "b", None])
     engine.add_chunks(CHUNKS[:1], sources=["c"])
     assert sorted(engine.sources()) == ["a", "b", "c"]
     assert engine.remove_sources(["a", "b", "unknown"]) == 1
-    assert [engine.has_chunk(text) for text in CHUNKS[:3]] == [True, False, True]
+    assert has(engine) == [True, False, True]
+    engine.add_chunks([CHUNKS[1]], sources=["c"])
+    assert has(engine) == [False, True, True], "a source with a new text lets go of the old"
+    assert engine.prune([], unreferenced_only=True) == 1
+    assert has(engine) == [False, True, False]
     assert engine.remove_sources("c") == 1
-    assert not engine.has_chunk(CHUNKS[0])
-
-
-def test_a_source_with_a_new_text_lets_go_of_the_old(make_engine: MakeEngine) -> None:
-    engine = make_engine()
-    engine.add_chunks(CHUNKS[:2], sources=["a", "b"])
-    engine.add_chunks([CHUNKS[2]], sources=["a"])
-    assert [engine.has_chunk(text) for text in CHUNKS[:3]] == [False, True, True]
-
-
-def test_pruning_spares_what_is_referred_to(make_engine: MakeEngine) -> None:
-    engine = make_engine()
-    engine.add_chunks(CHUNKS[:3], sources=["a", None, None])
-    assert engine.prune([CHUNKS[1]], unreferenced_only=True) == 1
-    assert [engine.has_chunk(text) for text in CHUNKS[:3]] == [True, True, False]
+    assert engine.sources() == []
 
 
 def test_on_a_shared_store_a_document_takes_nothing_of_others_with_it(make_engine: MakeEngine) -> None:
@@ -76,18 +70,6 @@ def test_on_a_shared_store_a_document_takes_nothing_of_others_with_it(make_engin
 
 
 # Processes
-
-
-def test_another_engine_sees_what_was_added_and_removed(make_engine: MakeEngine, tmp_path: Path) -> None:
-    first, second = make_engine(store=tmp_path / "kv"), make_engine(store=tmp_path / "kv")
-    prompt = tiny.rag_prompt(CHUNKS[:2])
-    first.add_chunks(CHUNKS[:1], sources=["a"])
-    assert second.generate(prompt, max_new_tokens=1).metrics.chunks_hit == 1
-    second.add_chunks(CHUNKS[1:2], sources=["b"])
-    assert first.generate(prompt, max_new_tokens=1).metrics.chunks_hit == 2
-    assert sorted(first.sources()) == ["a", "b"]
-    second.remove_sources("b")
-    assert first.generate(prompt, max_new_tokens=1).metrics.chunks_missed == 1
 
 
 @pytest.mark.parametrize("column", ["num_chars", "prefix", "suffix"])
@@ -242,12 +224,3 @@ def test_a_catalog_of_a_hundred_thousand_texts_opens_quickly(tmp_path: Path) -> 
     index.find("A prompt of some length, which holds none of them.")
     assert len(index) == 100_000
     assert time.process_time() - started < 5  # the benchmark has the figure; this finds what is quadratic
-
-
-def test_a_copied_folder_is_a_store(make_engine: MakeEngine, tmp_path: Path) -> None:
-    engine = make_engine(store=tmp_path / "kv")
-    engine.add_chunks(CHUNKS, sources=list("abcdef"))
-    engine.close()
-    shutil.copytree(tmp_path / "kv", tmp_path / "copy")
-    copy = make_engine(store=tmp_path / "copy")
-    assert sorted(copy.sources()) == list("abcdef")

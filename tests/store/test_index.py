@@ -2,51 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
-import safetensors.torch
 import torch
 
 from benchmarks.synthetic import SHAPES
-from samkv_rag import EngineConfig
-from samkv_rag.chunk_cache import ChunkCache, ChunkShape, Summary, SummarySpec, index_anchors, score_layers
-from samkv_rag.exceptions import ConfigurationError, DamagedChunkError, StoreFullError
+from samkv_rag.chunk_cache import ChunkShape, SummarySpec, index_anchors, score_layers
+from samkv_rag.exceptions import ConfigurationError, StoreFullError
 from samkv_rag.prefill import PrefillMethod, method_classes
-from samkv_rag.store.base import BytesBlob, read_bytes
-from samkv_rag.store.codec import ChunkIdentity, StoredChunk, encode_chunk
+from samkv_rag.store.base import read_bytes
 from support import tiny
-from support.crafting import ABSENT, rewritten, verify
+from support.crafting import INDEX, cache, encoded, read, verify
 from support.engines import MakeEngine
 
 CHUNKS = [tiny.text(seed, num_words) for seed, num_words in ((1, 40), (2, 65), (3, 12))]
 PROMPT = tiny.rag_prompt(CHUNKS)
-IDENTITY = ChunkIdentity("f" * 64, "d" * 64, 100, "The lamp burns p", "lit at sunset", 70)
-SPEC = SummarySpec(8, 8, 16, storage="index")
-SHAPE = ChunkShape(6, 4, 2, 16, 512, torch.float32, SPEC)
-
-
-def cache(num_tokens: int = 70, shape: ChunkShape = SHAPE) -> ChunkCache:
-    torch.manual_seed(0)
-    layers, heads, dim = shape.num_layers, shape.num_kv_heads, shape.head_dim
-    keys, values = torch.randn(2, layers, heads, num_tokens, dim).to(shape.dtype)
-    blocks = keys[:, :, : shape.spec.num_blocks(num_tokens)]
-    means = Summary(blocks, keys[:, :, 0], torch.randn(layers, shape.num_heads, dim).to(shape.dtype))
-    return ChunkCache(torch.arange(num_tokens), keys, values, means)
-
-
-def encoded(kv_dtype: str, num_tokens: int = 70) -> bytes:
-    return encode_chunk(cache(num_tokens), replace(IDENTITY, num_tokens=num_tokens), kv_dtype, "index")
 
 
 @pytest.mark.parametrize(("kv_dtype", "tolerance"), [("float32", 0.0), ("bfloat16", 0.02), ("int8", 0.04)])
 @pytest.mark.parametrize("num_tokens", [1, 3, 5, 70, 200])
 def test_what_an_index_holds_is_read(kv_dtype: str, tolerance: float, num_tokens: int) -> None:
-    original, chunk = cache(num_tokens), StoredChunk(BytesBlob(encoded(kv_dtype, num_tokens)))
-    verify(chunk, SHAPE, list(range(num_tokens)))
+    original, chunk = cache(INDEX, num_tokens), read(encoded(kv_dtype, INDEX, num_tokens))
+    verify(chunk, INDEX, list(range(num_tokens)))
     anchors, scored = index_anchors(num_tokens), score_layers(6)
     for layer in range(scored.stop):
         for found, expected in zip(chunk.layer(layer, anchors), original.layer(layer, anchors), strict=True):
@@ -59,9 +38,8 @@ def test_what_an_index_holds_is_read(kv_dtype: str, tolerance: float, num_tokens
 
 
 def test_what_an_index_lacks_is_not_made_up() -> None:
-    chunk, scored = StoredChunk(BytesBlob(encoded("int8"))), score_layers(6)
-    keys = torch.empty(2, 70, 16)
-    for read in (
+    chunk, scored, keys = read(encoded("int8", INDEX)), score_layers(6), torch.empty(2, 70, 16)
+    for lacking in (
         lambda: chunk.layer(0),
         lambda: chunk.layer(0, torch.arange(8)),
         lambda: chunk.layer(scored.stop, index_anchors(70)),
@@ -70,7 +48,7 @@ def test_what_an_index_lacks_is_not_made_up() -> None:
         lambda: chunk.fill_layer(scored.stop, keys, None),
     ):
         with pytest.raises(LookupError):
-            read()
+            lacking()
 
 
 @pytest.mark.parametrize("num_tokens", [1, 2, 4, 5, 39, 44, 165, 500])
@@ -82,57 +60,15 @@ def test_anchors_are_a_tenth_and_rise(num_tokens: int) -> None:
     assert len(anchors) == max(min(4, num_tokens), round(num_tokens / 10))
 
 
-@pytest.mark.parametrize(("shape", "most"), [("qwen2.5-0.5b", 0.25), ("llama-3.1-8b", 0.15)])
-def test_an_index_takes_a_fraction_of_full_bfloat16(shape: str, most: float) -> None:
-    config = SHAPES[shape]
-    heads, layers = config["num_attention_heads"], config["num_hidden_layers"]
-    spec = SummarySpec(4, 4, 16, storage="index")
-    dim = config["hidden_size"] // heads
-    kv_heads = config["num_key_value_heads"]
-    wanted = ChunkShape(layers, heads, kv_heads, dim, 512, torch.bfloat16, spec)
-    original = cache(165, wanted)
-    identity = replace(IDENTITY, num_tokens=165)
-    index = encode_chunk(original, identity, storage="index")
-    assert len(index) <= most * len(encode_chunk(original, identity, "bfloat16"))
-    verify(StoredChunk(BytesBlob(index)), wanted)
-
-
-# Damage
-
-
-def test_every_flipped_bit_of_an_index_is_found() -> None:
-    data = encoded("int8", num_tokens=6)
-    for at in range(0, len(data), max(1, len(data) // 600)):
-        spoilt = bytearray(data)
-        spoilt[at] ^= 1 << at % 8
-        with pytest.raises(DamagedChunkError):
-            verify(StoredChunk(BytesBlob(bytes(spoilt))), SHAPE, list(range(6)))
-
-
-WRONG: dict[str, Callable[[torch.Tensor], Any]] = {
-    "missing": lambda tensor: ABSENT,
-    "one less": lambda tensor: tensor[:-1].contiguous(),
-    "a scalar": lambda tensor: tensor.reshape(-1)[0].clone(),
-    "another type": lambda tensor: tensor.double(),
-}
-
-
-@pytest.mark.parametrize("wrong", WRONG.values(), ids=WRONG)
-@pytest.mark.parametrize(
-    "name",
-    [n + s for n in ("layer.003.keys", "anchor_keys", "anchor_values", "layer.001.values") for s in ("", ".scales")],
-)
-def test_a_tensor_that_no_writer_writes_is_damage(name: str, wrong: Callable[[torch.Tensor], Any]) -> None:
-    data = encoded("int8")
-    tensor = safetensors.torch.load(data)[name]
-    with pytest.raises(DamagedChunkError, match=name):
-        verify(StoredChunk(BytesBlob(rewritten(data, {name: wrong(tensor)}))), SHAPE)
-
-
-def test_another_storage_is_damage() -> None:
-    for data in (encoded("int8"), rewritten(encode_chunk(cache(), IDENTITY), storage="index")):
-        with pytest.raises(DamagedChunkError):
-            verify(StoredChunk(BytesBlob(data)), replace(SHAPE, spec=replace(SPEC, storage="full")))
+@pytest.mark.parametrize(("name", "most"), [("qwen2.5-0.5b", 0.25), ("llama-3.1-8b", 0.15)])
+def test_an_index_takes_a_fraction_of_full_bfloat16(name: str, most: float) -> None:
+    config = SHAPES[name]
+    layers, heads, kv_heads = (config[f"num_{of}"] for of in ("hidden_layers", "attention_heads", "key_value_heads"))
+    full = ChunkShape(
+        layers, heads, kv_heads, config["hidden_size"] // heads, 512, torch.bfloat16, SummarySpec(4, 4, 16)
+    )
+    index = replace(full, spec=SummarySpec(4, 4, 16, storage="index"))
+    assert len(encoded("auto", index, 165)) <= most * len(encoded("bfloat16", full, 165))
 
 
 # In the engine
@@ -144,8 +80,7 @@ def test_an_index_selects_as_full_storage_does_over_the_same_anchors(
 ) -> None:
     results = []
     for storage in ("full", "index"):
-        engine = make_engine(family, store=tmp_path / storage, storage=storage)
-        engine.add_chunks(CHUNKS)
+        engine = make_engine(family, store=tmp_path / storage, storage=storage, chunks=CHUNKS)
         results.append(engine.generate(PROMPT, max_new_tokens=1, method=tiny.method(scouted="anchors")))
     full, index = results
     assert index.metrics.chunks_hit == len(CHUNKS)
@@ -158,8 +93,7 @@ def test_scouting_over_all_tokens_as_anchors_is_scouting_over_all(
     make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("samkv_rag.prefill.scout.index_anchors", torch.arange)
-    engine = make_engine()
-    engine.add_chunks(CHUNKS)
+    engine = make_engine(chunks=CHUNKS)
     over_all, over_anchors = (
         [block.score for use in engine.generate(PROMPT, max_new_tokens=1, method=method).chunks for block in use.blocks]
         for method in (tiny.method(), tiny.method(scouted="anchors"))
@@ -174,16 +108,6 @@ def test_an_answer_is_the_same_computed_now_and_stored(make_engine: MakeEngine, 
     first, second = (engine.generate_scored(PROMPT, " the tide", max_new_tokens=8) for _ in range(2))
     assert (first.metrics.chunks_missed, second.metrics.chunks_hit) == (3, 3)
     assert (first.token_ids, first.reference_nll) == (second.token_ids, second.reference_nll)
-
-
-def test_an_index_is_read_once_a_query(make_engine: MakeEngine, tmp_path: Path) -> None:
-    engine = make_engine(store=tmp_path, storage="index", kv_dtype="int8")
-    engine.add_chunks(CHUNKS)
-    stored = sum(found.num_bytes for found in engine.store.keys())
-    for _ in range(2):
-        read = engine.generate(PROMPT, max_new_tokens=1).metrics.bytes_read
-        assert stored <= read <= stored + len(CHUNKS) * 16384
-    assert engine.generate(PROMPT, max_new_tokens=1, method="full_prefill").metrics.bytes_read == 0
 
 
 def test_scouting_over_anchors_reads_less_of_full_storage(make_engine: MakeEngine, tmp_path: Path) -> None:
@@ -224,9 +148,11 @@ def test_a_chunk_of_another_storage_is_computed_anew(make_engine: MakeEngine, tm
 
 
 def test_a_damaged_index_is_a_miss_and_mended(make_engine: MakeEngine, tmp_path: Path) -> None:
-    engine = make_engine(store=tmp_path, storage="index")
-    engine.add_chunks(CHUNKS)
+    engine = make_engine(store=tmp_path, storage="index", chunks=CHUNKS)
     expected = engine.generate(PROMPT, max_new_tokens=8)
+    stored = sum(found.num_bytes for found in engine.store.keys())
+    assert engine.generate(PROMPT, max_new_tokens=1, method="full_prefill").metrics.bytes_read == 0
+    assert stored <= expected.metrics.bytes_read <= stored + len(CHUNKS) * 16384  # all of it, once
     key = next(engine.store.keys()).key
     blob = engine.store.get(key)
     assert blob is not None
@@ -266,8 +192,3 @@ def test_a_chunk_is_stored_when_it_is_asked_for_again(make_engine: MakeEngine) -
     assert len({result.token_ids for result in results}) == 1
     assert engine.add_chunks([tiny.text(9)]).num_added == 1
     assert engine.has_chunk(tiny.text(9))
-
-
-def test_the_storage_is_one_of_two() -> None:
-    with pytest.raises(ConfigurationError, match="storage"):
-        EngineConfig(storage="half")  # type: ignore[arg-type]

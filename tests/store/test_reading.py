@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,61 +11,18 @@ import pytest
 import torch
 
 from samkv_rag.chunk_cache import ChunkCache, score_layers
-from samkv_rag.exceptions import DamagedChunkError, StoreUnreachableError
+from samkv_rag.exceptions import DamagedChunkError
 from samkv_rag.prefill import PrefillMethod
 from samkv_rag.prefill.passes.plan import make_plan
 from samkv_rag.prefill.passes.planned_pass import LayerReader
 from samkv_rag.store import open_store
-from samkv_rag.store.base import StoredBytes, read_bytes
+from samkv_rag.store.base import read_bytes
 from samkv_rag.store.codec import StoredChunk, open_chunk
 from samkv_rag.store.disk import DiskStore, FileBlob
-from samkv_rag.store.memory import MemoryStore
 from samkv_rag.store.testing import data_of
-from samkv_rag.store.unreachable import Part, RemoteStore
 from support import tiny
 from support.engines import CHUNKS, PROMPT, MakeEngine, layout_of
-
-ALL_LAYERS: list[tuple[str, dict[str, Any]]] = [
-    ("naive_reuse", {}),
-    ("scout", {"recompute": False}),
-    ("scout", {"refresh_tokens": 4}),
-]
-
-
-class Remote(RemoteStore):
-    """A server in memory that counts what it is asked for, and answers when ``at_once`` requests have come."""
-
-    def __init__(self) -> None:
-        super().__init__("test://remote", (OSError,))
-        self.catalog_path = None
-        self.kept = MemoryStore()
-        self.requests: list[tuple[str, int]] = []
-        """Of each key, and how many bytes were sent."""
-        self.at_once = threading.Barrier(1)
-        self.away = False
-
-    def _get_part(self, key: str, start: int, stop: int, version: str | None = None) -> Part | None:
-        if self.away:
-            raise StoreUnreachableError("it is away")
-        if (blob := self.kept.get(key)) is None:
-            return None
-        data = bytes(read_bytes(blob))[start:stop]
-        self.at_once.wait(10)
-        self.requests.append((key, len(data)))
-        return Part(data, blob.size)
-
-    def contains(self, keys: Iterable[str]) -> set[str]:
-        return self.kept.contains(keys)
-
-    def put(self, key: str, data: bytes) -> None:
-        self.kept.put(key, data)
-
-    def delete(self, keys: Iterable[str]) -> int:
-        return self.kept.delete(keys)
-
-    def keys(self) -> Iterator[StoredBytes]:
-        return self.kept.keys()
-
+from support.stores import Remote
 
 # Far
 
@@ -87,13 +44,17 @@ def test_an_answer_asks_once_a_chunk_and_for_all_at_once(
         assert all(num_bytes <= share * sizes[key] for key, num_bytes in remote.requests)
 
 
-@pytest.mark.parametrize(("name", "options"), ALL_LAYERS)
+@pytest.mark.parametrize(
+    "method",
+    [tiny.method("naive_reuse"), tiny.method(recompute=False), tiny.method(refresh_tokens=4)],
+    ids=tiny.method_id,
+)
 def test_a_method_that_reads_all_layers_asks_once_for_the_whole_chunk(
-    make_engine: MakeEngine, name: str, options: dict[str, Any]
+    make_engine: MakeEngine, method: PrefillMethod
 ) -> None:
     remote = Remote()
     engine = make_engine(store=remote, chunks=CHUNKS)
-    engine.generate(PROMPT, max_new_tokens=8, method=tiny.method(name, **options))
+    engine.generate(PROMPT, max_new_tokens=8, method=method)
     assert sorted(remote.requests) == sorted((found.key, found.num_bytes) for found in remote.keys())
 
 
@@ -224,8 +185,7 @@ def test_the_next_layer_is_read_while_one_is_computed_with(recorded: tuple[Any, 
     read = LayerReader(decoder, plan, range(3))
     for layer in range(3):
         states = read(layer)
-        if layer < 2:
-            assert recorder.was_asked[layer + 1].wait(10)
+        assert layer == 2 or recorder.was_asked[layer + 1].wait(10)
         for ours, theirs in zip(states, expected[layer], strict=True):
             assert torch.equal(ours, theirs)  # the layer read meanwhile is elsewhere
     assert recorder.asked == [0, 1, 2]

@@ -1,20 +1,46 @@
-"""Chunk files with right checksums whose contents no writer writes."""
+"""Chunk files: of random KV, and with right checksums whose contents no writer writes."""
 
 from __future__ import annotations
 
 import json
 import struct
+from dataclasses import replace
 from typing import Any
 
 import safetensors.torch
 import torch
 import xxhash
 
-from samkv_rag.chunk_cache import ChunkShape
-from samkv_rag.store.codec import StoredChunk
+from samkv_rag.chunk_cache import ChunkCache, ChunkShape, Summary, SummarySpec
+from samkv_rag.store.base import BytesBlob
+from samkv_rag.store.codec import ChunkIdentity, StoredChunk, encode_chunk
 
+FULL = ChunkShape(6, 4, 2, 16, 512, torch.float32, SummarySpec(8, 8, 16))
+INDEX = replace(FULL, spec=SummarySpec(8, 8, 16, storage="index"))
+IDENTITY = ChunkIdentity("f" * 64, "d" * 64, 100, "The lamp burns p", "lit at sunset 漢🦭", 70)
 ABSENT = object()
 """A tensor or a name of the metadata that the crafted file has not."""
+
+
+def cache(shape: ChunkShape = FULL, num_tokens: int = 70) -> ChunkCache:
+    """A chunk's cache of random numbers, equal for equal arguments."""
+    torch.manual_seed(0)
+    layers, heads, dim = shape.num_layers, shape.num_kv_heads, shape.head_dim
+    keys, values = torch.randn(2, layers, heads, num_tokens, dim).to(shape.dtype)
+    blocks = torch.randn(layers, heads, shape.spec.num_blocks(num_tokens), dim).to(shape.dtype)
+    means = Summary(blocks, keys[:, :, 0], torch.randn(layers, shape.num_heads, dim).to(shape.dtype))
+    return ChunkCache(torch.arange(num_tokens), keys, values, means)
+
+
+def encoded(kv_dtype: str = "auto", shape: ChunkShape = FULL, num_tokens: int = 70) -> bytes:
+    """The chunk file of :func:`cache`."""
+    identity = replace(IDENTITY, num_tokens=num_tokens)
+    return encode_chunk(cache(shape, num_tokens), identity, kv_dtype, shape.spec.storage)
+
+
+def read(data: bytes) -> StoredChunk:
+    """A reader of a chunk file in memory."""
+    return StoredChunk(BytesBlob(data))
 
 
 def rewritten(data: bytes, tensors: dict[str, Any] | None = None, **body: Any) -> bytes:

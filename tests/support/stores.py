@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -9,12 +10,14 @@ from uuid import uuid4
 
 import pytest
 
+from samkv_rag.exceptions import StoreFullError, StoreUnreachableError
 from samkv_rag.store import Blob, BytesBlob, Store, open_store
-from samkv_rag.store.base import StoredBytes
+from samkv_rag.store.base import StoredBytes, read_bytes
 from samkv_rag.store.disk import DiskStore
 from samkv_rag.store.memory import MemoryStore
 from samkv_rag.store.objects import ObjectStore
 from samkv_rag.store.tiers import TieredStore
+from samkv_rag.store.unreachable import Part, RemoteStore
 
 Make = Callable[[pytest.FixtureRequest, Path], Store]
 
@@ -42,6 +45,52 @@ class DictStore(Store):
         return (StoredBytes(key, len(data), 0.0) for key, data in list(self._data.items()))
 
 
+class Remote(RemoteStore):
+    """A server in memory that counts what it is asked for; it may be slow, full or away."""
+
+    def __init__(self) -> None:
+        super().__init__("test://remote", (OSError,))
+        self.catalog_path = None
+        self.kept = MemoryStore()
+        self.requests: list[tuple[str, int]] = []
+        """Of each key, and how many bytes were sent."""
+        self.away = self.full = False
+        self.go = threading.Event()
+        """Answers wait for it."""
+        self.go.set()
+        self.at_once = threading.Barrier(1)
+        """Answers come when so many requests have."""
+
+    def contains(self, keys: Iterable[str]) -> set[str]:
+        self._answer()
+        return self.kept.contains(keys)
+
+    def _get_part(self, key: str, start: int, stop: int, version: str | None = None) -> Part | None:
+        blob = self.kept.get(key)
+        data = bytes(read_bytes(blob))[start:stop] if blob else b""
+        self.requests.append((key, len(data)))
+        self._answer()
+        self.at_once.wait(10)
+        return Part(data, blob.size) if blob else None
+
+    def put(self, key: str, data: bytes) -> None:
+        self._answer()
+        if self.full:
+            raise StoreFullError("no room")
+        self.kept.put(key, data)
+
+    def delete(self, keys: Iterable[str]) -> int:
+        return self.kept.delete(keys)
+
+    def keys(self) -> Iterator[StoredBytes]:
+        return self.kept.keys()
+
+    def _answer(self) -> None:
+        self.go.wait(10)
+        if self.away:
+            raise StoreUnreachableError("it is away")
+
+
 def _s3(request: pytest.FixtureRequest, folder: Path) -> Store:
     options: dict[str, Any] = request.getfixturevalue("s3_options")
     return ObjectStore(f"s3://samkv/{uuid4().hex}", **options)
@@ -66,5 +115,3 @@ KINDS: dict[str, Make] = {
     "memory-redis": lambda request, folder: TieredStore(MemoryStore(), _redis(request, folder)),
     "third-party": lambda request, folder: DictStore(),
 }
-LASTING = ("disk", "s3", "redis", "memory-disk", "disk-s3")
-"""Kinds that can be opened again."""
