@@ -33,6 +33,12 @@ def identity(number: int) -> ChunkIdentity:
     return ChunkIdentity("f", f"{number:064x}", 100, f"text {number:011}", f"ends\0 {number:010}", 20)
 
 
+def execute(catalog: Path, statement: str) -> None:
+    connection = sqlite3.connect(catalog, isolation_level=None)
+    connection.execute(statement)
+    connection.close()
+
+
 # Sources
 
 
@@ -80,9 +86,7 @@ def test_a_text_known_wrongly_is_found_once_it_is_given(
     engine = make_engine(store=tmp_path / "kv", chunks=CHUNKS[:1])
     (right,) = Catalog(engine.store).chunks()
     engine.close()
-    with sqlite3.connect(tmp_path / "kv" / "catalog.sqlite") as connection:
-        connection.execute(f"UPDATE chunks SET {column} = {column} || 1")
-    connection.close()
+    execute(tmp_path / "kv" / "catalog.sqlite", f"UPDATE chunks SET {column} = {column} || 1")
     engine, other = make_engine(store=tmp_path / "kv"), make_engine(store=tmp_path / "kv")
     prompt = tiny.rag_prompt(CHUNKS[:1])
     assert engine.generate(prompt, max_new_tokens=1).metrics.chunks_hit == 0
@@ -137,16 +141,10 @@ def test_a_fork_gets_a_connection_of_its_own(tmp_path: Path) -> None:
 # Damage and places
 
 
-def of_another_schema(path: Path) -> None:
-    with sqlite3.connect(path) as connection:
-        connection.execute("PRAGMA user_version = 99")
-    connection.close()
-
-
 DAMAGES: dict[str, Callable[[Path], object]] = {
     "garbage": lambda path: path.write_bytes(b"nothing of SQLite's " * 500),
     "cut": lambda path: path.write_bytes(path.read_bytes()[:5000]),
-    "schema": of_another_schema,
+    "schema": lambda path: execute(path, "PRAGMA user_version = 99"),
     "lost": Path.unlink,
 }
 
@@ -170,9 +168,7 @@ def test_a_damaged_catalog_is_made_again_from_the_chunks(make_engine: MakeEngine
 def test_a_row_of_other_types_is_none(make_engine: MakeEngine, tmp_path: Path, change: str) -> None:
     """SQLite gives back what a damaged page holds: any type in any column."""
     make_engine(store=tmp_path / "kv", chunks=CHUNKS)
-    with sqlite3.connect(tmp_path / "kv" / "catalog.sqlite") as connection:
-        connection.execute(f"UPDATE chunks SET {change} WHERE id = 1")
-    connection.close()
+    execute(tmp_path / "kv" / "catalog.sqlite", f"UPDATE chunks SET {change} WHERE id = 1")
     again = make_engine(store=tmp_path / "kv")
     assert len(again._library._catalog.chunks()) == len(CHUNKS) - 1
     again.announce(CHUNKS)

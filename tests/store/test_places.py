@@ -11,7 +11,13 @@ from typing import Any
 import pytest
 
 from samkv_rag import SamKVEngine, open_store
-from samkv_rag.exceptions import ConfigurationError, StoreFullError, StoreUnreachableError, StoreUnreachableWarning
+from samkv_rag.exceptions import (
+    ConfigurationError,
+    StoreError,
+    StoreFullError,
+    StoreUnreachableError,
+    StoreUnreachableWarning,
+)
 from samkv_rag.store.disk import DiskStore
 from samkv_rag.store.memory import MemoryStore
 from samkv_rag.store.testing import data_of, key_of
@@ -76,11 +82,16 @@ def test_prefetching_can_be_stopped(tiers: TieredStore, far: Remote) -> None:
     assert len(far.requests) < 20
 
 
-def test_what_the_far_store_does_not_take_is_reported_and_stays_near(tiers: TieredStore, far: Remote) -> None:
-    far.full = True
+@pytest.mark.parametrize(
+    ("refusal", "reported"), [(StoreFullError("no room"), StoreFullError), (ValueError("no room"), StoreError)]
+)
+def test_what_the_far_store_does_not_take_is_reported_and_stays_near(
+    tiers: TieredStore, far: Remote, refusal: Exception, reported: type[StoreError]
+) -> None:
+    far.refusal = refusal
     tiers.put(key_of(1), data_of(1))
     tiers.put(key_of(2), data_of(2))
-    with pytest.raises(StoreFullError, match=r"no room .and 1 more chunks."):
+    with pytest.raises(reported, match=r"no room.*and 1 more chunks."):
         tiers.flush()
     tiers.flush()  # said once
     assert tiers.get(key_of(1)) is not None

@@ -10,7 +10,7 @@ from uuid import uuid4
 
 import pytest
 
-from samkv_rag.exceptions import StoreFullError, StoreUnreachableError
+from samkv_rag.exceptions import StoreUnreachableError
 from samkv_rag.store import Blob, BytesBlob, Store, open_store
 from samkv_rag.store.base import StoredBytes, read_bytes
 from samkv_rag.store.disk import DiskStore
@@ -46,7 +46,7 @@ class DictStore(Store):
 
 
 class Remote(RemoteStore):
-    """A server in memory that counts what it is asked for; it may be slow, full or away."""
+    """A server in memory that counts what it is asked for; it may be slow, away or refuse."""
 
     def __init__(self) -> None:
         super().__init__("test://remote", (OSError,))
@@ -54,7 +54,9 @@ class Remote(RemoteStore):
         self.kept = MemoryStore()
         self.requests: list[tuple[str, int]] = []
         """Of each key, and how many bytes were sent."""
-        self.away = self.full = False
+        self.away = False
+        self.refusal: Exception | None = None
+        """What putting raises."""
         self.go = threading.Event()
         """Answers wait for it."""
         self.go.set()
@@ -75,8 +77,8 @@ class Remote(RemoteStore):
 
     def put(self, key: str, data: bytes) -> None:
         self._answer()
-        if self.full:
-            raise StoreFullError("no room")
+        if self.refusal:
+            raise self.refusal
         self.kept.put(key, data)
 
     def delete(self, keys: Iterable[str]) -> int:
