@@ -64,16 +64,13 @@ class Owner:
     model_name: str = ""
 
 
+@dataclass(frozen=True)
 class Announcement:
     """Chunks of a coming prompt. Cancel it where the prompt will not come."""
 
-    def __init__(self, digests: frozenset[str], stop_prefetch: Callable[[], None]) -> None:
-        self.digests = digests
-        self._stop_prefetch = stop_prefetch
-
-    def cancel(self) -> None:
-        """Read no more of its chunks ahead; what is under way is finished. Any number of times."""
-        self._stop_prefetch()
+    digests: frozenset[str]
+    cancel: Callable[[], None]
+    """Read no more of its chunks ahead; what is under way is finished. Any number of times."""
 
 
 class ChunkLibrary:

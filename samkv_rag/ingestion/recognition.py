@@ -64,9 +64,6 @@ class ChunkIndex:
         """By prefix; how many texts have each."""
         self._suffixes: dict[str, int] = {}
 
-    def __len__(self) -> int:
-        return len(self._texts)
-
     def get(self, digest: str) -> KnownText | None:
         """What is known of a text."""
         return self._texts.get(digest)

@@ -158,8 +158,10 @@ def open_chunk(store: Store, key: str, num_bytes: int | None = None) -> StoredCh
         DamagedChunkError: it is not a chunk of this format, or another chunk's.
     """
     blob = store.get(key) if num_bytes is None else store.get_beginning(key, max(num_bytes, _FIRST_READ_BYTES))
-    chunk = None if blob is None else StoredChunk(blob)
-    if chunk is not None and chunk.identity.key != key:
+    if blob is None:
+        return None
+    chunk = StoredChunk(blob)
+    if chunk.identity.key != key:
         raise DamagedChunkError("it is another chunk's")
     return chunk
 

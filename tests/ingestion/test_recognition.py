@@ -86,7 +86,7 @@ def test_a_forgotten_text_leaves_nothing_behind() -> None:
     index.remove([describe(text).digest for text in (A, "never known", B, A)])
     assert found(index, f"{A} {B}") == [f"{A} {B}"]
     index.remove([describe(f"{A} {B}").digest])
-    assert (len(index), index._lengths, index._suffixes) == (0, {}, {})
+    assert (index._texts, index._lengths, index._suffixes) == ({}, {}, {})
 
 
 # What hostile texts may cost
