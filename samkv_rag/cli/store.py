@@ -113,7 +113,7 @@ def prune(
         raise ConfigurationError("--keep-sources needs --id-scope, the id_scope of the ingestion step or vector store")
     if older_than is None and max_bytes is None and keep_sources is None:
         raise ConfigurationError("nothing says what to delete; give --older-than, --max-bytes or --keep-sources")
-    kept = None if keep_sources is None else source_names(id_scope, keep_sources.read_text("utf-8").split("\n"))
+    kept = None if keep_sources is None else set(source_names(id_scope, keep_sources.read_text("utf-8").split("\n")))
     with admin.open_existing(store) as opened:
         gone = admin.prune(
             opened,
@@ -121,7 +121,7 @@ def prune(
             model,
             older_than_s=None if older_than is None else parse_seconds(older_than),
             max_bytes=None if max_bytes is None else parse_bytes(max_bytes),
-            keep_sources=None if kept is None else frozenset(kept),
+            keep_sources=kept,
             id_scope=source_names(id_scope, [""])[0],
             dry_run=dry_run,
         )
