@@ -68,10 +68,7 @@ def open_existing(folder: str | os.PathLike[str]) -> DiskStore:
 
 
 def entries(store: Store, namespace: str | None = None, model: str | None = None) -> list[Entry]:
-    """Every stored chunk, the one used longest ago first; of one namespace and model, or of all.
-
-    ``model`` is the beginning of a model's fingerprint.
-    """
+    """Every stored chunk, the one used longest ago first; of a namespace, and of models whose fingerprint begins so."""
     with closing(Catalog(store)) as catalog:
         known = {identity.key: identity for identity in catalog.chunks()}
     found = [Entry(stored, known.get(stored.key)) for stored in store.keys()]

@@ -246,11 +246,7 @@ class StoredChunk:
     # Checking
 
     def verify(self) -> None:
-        """Read every tensor, and compare it with its checksum.
-
-        Raises:
-            DamagedChunkError: one differs.
-        """
+        """Read every tensor, and compare it with its checksum."""
         self.checked.clear()
         for name in self.tensors:
             self._read(name)

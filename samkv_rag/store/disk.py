@@ -36,7 +36,6 @@ _ABANDONED_AFTER_S = 86_400
 _RECOUNT_AFTER_S = 10.0
 """How old the count of a budgeted folder's bytes may become; other processes write to it, too."""
 _FREED_AT_ONCE = 1 / 64  # of the budget
-_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class DiskStore(Store):
@@ -180,7 +179,7 @@ class DiskStore(Store):
             raise
 
     def _as_store_error(self, error: OSError) -> StoreError:
-        if error.errno in _FULL:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
             return StoreFullError(f"no space left for {self.folder}: {error.strerror}; stored chunks are intact")
         return StoreError(f"{self.folder} cannot be used: {error.strerror or error}")
 

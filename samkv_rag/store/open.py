@@ -17,7 +17,6 @@ from samkv_rag.store.unreachable import without_secrets
 
 _MEMORY_BYTES_BEFORE_REMOTE = 1 << 30
 _MAX_SECONDS = 10**6
-_DISK_OPTIONS = ("memory_bytes", "disk_bytes")
 _REMOTE_OPTIONS = ("memory_bytes", "disk_bytes", "cache_folder", "timeout_s", "storage_options")
 
 
@@ -52,7 +51,7 @@ def open_store(location: str | PathLike[str] | Store = ":memory:", **options: An
     if "://" in name:
         _require_known(name, options, _REMOTE_OPTIONS)
         return _open_url(name, memory_bytes, options)
-    _require_known(name, options, _DISK_OPTIONS)
+    _require_known(name, options, ("memory_bytes", "disk_bytes"))
     folder = as_folder("store", location)
     disk_bytes = _num_bytes("disk_bytes", options)
     return _behind_memory(memory_bytes, DiskStore(folder, disk_bytes))

@@ -46,11 +46,11 @@ class RedisStore(RemoteStore):
         return {key for key, is_there in zip(wanted, found, strict=True) if is_there}
 
     def _get_part(self, key: str, start: int, stop: int, version: str | None = None) -> Part | None:
+        name = _name(key)
+
         def read() -> list[Any]:
             with self._client.pipeline() as pipeline:  # one transaction: both are of the same bytes
-                return list(
-                    pipeline.getrange(_name(key), start, stop - 1).strlen(_name(key)).exists(_name(key)).execute()
-                )
+                return list(pipeline.getrange(name, start, stop - 1).strlen(name).exists(name).execute())
 
         data, num_bytes, is_there = self._ask(read)
         return Part(data, num_bytes) if is_there else None
