@@ -23,7 +23,6 @@ from samkv_apps.models import language_model
 from samkv_rag import SamKVEngine
 from samkv_rag.prefill import FullPrefill
 from samkv_rag.runtime.sequence import Sequence as RunningSequence
-from samkv_rag.runtime.sequence import Status
 from samkv_rag.runtime.step import step
 
 SUBJECTS = ["tower", "lamp", "boat", "well", "garden", "signal", "stair", "wall", "gate", "mast"]
@@ -129,7 +128,7 @@ def _prefilled(engine: SamKVEngine, prompt: str, new_tokens: int) -> RunningSequ
 def _decode(engine: SamKVEngine, sequences: list[RunningSequence]) -> float:
     """Seconds until all have ended."""
     started = time.perf_counter()
-    while running := [sequence for sequence in sequences if sequence.status is Status.RUNNING]:
+    while running := [sequence for sequence in sequences if not sequence.finish_reason]:
         step(engine.decoder, running)
     return time.perf_counter() - started
 

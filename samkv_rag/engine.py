@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
+from functools import partial
 from os import PathLike
 from pathlib import PurePath
-from types import TracebackType
 from typing import Any, TypedDict, TypeGuard
 
 from typing_extensions import Unpack
@@ -106,28 +105,27 @@ class SamKVEngine:
         require_integer("max_waiting", max_waiting, 1)
         require_integer("history_tokens", history_tokens, 0)
         check_config(model)
-        self.config = config or EngineConfig()
+        self.config = config = config or EngineConfig()
         self.method = Scout() if method is None else resolve_method(method)
         self.tokenizer = PromptTokenizer(tokenizer)
         self.decoder = Decoder(model)
         # Refuses one that the model cannot have.
-        stored_dtype(self.config.kv_dtype, self.decoder.dtype, self.config.storage)
+        stored_dtype(config.kv_dtype, self.decoder.dtype, config.storage)
         # First: some formats pack their weights in another way for their first run.
         self.fingerprint = fingerprint(model, tokenizer)
         self_test(self.decoder)
-        self.method.require(self.config.storage, self.decoder)
+        self.method.require(config.storage, self.decoder)
         self.model_name = model_name or str(getattr(model, "name_or_path", "") or model.config.model_type)
         self.store = open_store(store)
         self.namespace = namespace
-        config = self.config
         self._spec = SummarySpec(config.initial_tokens, config.local_tokens, config.block_tokens, config.storage)
         self._runtime = Runtime(self.decoder, self._read, self._prefill, self._finish, max_running, max_waiting)
+        run = self._runtime.call
         computed_as = f"{self.fingerprint}\n{FORMAT_VERSION}\n{self._spec}"
         scope = scoped_fingerprint(computed_as, namespace, store_secret)
         owner = Owner(scope, namespace, self.fingerprint, PurePath(self.model_name).name)
-        run, kv_dtype = self._runtime.call, self.config.kv_dtype
         self._library = ChunkLibrary(
-            self.decoder, self.tokenizer, self.store, owner, self._spec, kv_dtype, run, self.config.admit
+            self.decoder, self.tokenizer, self.store, owner, self._spec, config.kv_dtype, run, config.admit
         )
         self._history = History(history_tokens)
         self._assembler = PromptAssembler(self.decoder, self.tokenizer, self._library, self._history, run)
@@ -177,24 +175,17 @@ class SamKVEngine:
             ConfigurationError: an option is unknown or out of range.
         """
         refuse_unknown(loading, [*LoadingOptions.__annotations__, *(cls.from_pretrained.__kwdefaults__ or ())])
-        options: dict[str, Any] = {
-            "store": store,
-            "config": config,
-            "method": method,
-            "namespace": namespace,
-            "store_secret": store_secret,
-            "max_running": max_running,
-            "max_waiting": max_waiting,
-            "history_tokens": history_tokens,
-        }
+        model_name = None
         if isinstance(model, (str, PathLike)):
-            loaded, own_tokenizer = load(model, loading)
-            return cls(loaded, tokenizer or own_tokenizer, model_name=str(model), **options)
-        if tokenizer is None:
+            model_name = str(model)
+            model, own_tokenizer = load(model, loading)
+            tokenizer = tokenizer or own_tokenizer
+        elif tokenizer is None:
             raise ConfigurationError("a model object needs its tokenizer: pass tokenizer=...")
-        if given := [name for name, value in loading.items() if value is not None]:
+        elif given := [name for name, value in loading.items() if value is not None]:
             raise ConfigurationError(f"{', '.join(given)}: for a model given by name; an object is as it is")
-        return cls(model, tokenizer, **options)
+        limits = (max_running, max_waiting, history_tokens)
+        return cls(model, tokenizer, store, config, method, model_name, namespace, store_secret, *limits)
 
     def close(self) -> None:
         """Give up what is being answered, end the threads and close the store."""
@@ -205,9 +196,7 @@ class SamKVEngine:
     def __enter__(self) -> SamKVEngine:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     # Chunks
@@ -412,8 +401,7 @@ class SamKVEngine:
         return Request(self._rendered(prompt), chosen, sampling, reference_ids, choose, handover)
 
     def _maker(self, request: Request) -> Callable[[Callable[[Delivery], None]], RunningSequence]:
-        tokenizer, device, end_ids = self.tokenizer, self.decoder.device, self._end_ids
-        return lambda deliver: RunningSequence(request, tokenizer, device, end_ids, deliver)
+        return partial(RunningSequence, request, self.tokenizer, self.decoder.device, self._end_ids)
 
     def _drained(self, request: Request) -> GenerationResult:
         with AnswerStream(self._maker(request), self._runtime.submit) as stream:
@@ -426,13 +414,14 @@ class SamKVEngine:
             self._assembler.distrust(sequence.read.prompt)
         grammar = sequence.request.sampling.grammar
         matcher = self._guide.matcher(grammar) if grammar else None  # first: a wrong one costs no reading
-        return replace(read_prompt(self._assembler, sequence, self.context_window), matcher=matcher)
+        return read_prompt(self._assembler, sequence, matcher, self.context_window)
 
     def _prefill(self, sequence: RunningSequence) -> list[RunningSequence]:
         return prefill(self.decoder, sequence, self._spec)
 
     def _finish(self, sequence: RunningSequence) -> GenerationResult:
-        if sequence.request.is_chat and sequence.read and sequence.state and sequence.read.method.needs:
+        is_chat = bool(sequence.request.prompt.structure)  # it was rendered from messages, of which more may follow
+        if is_chat and sequence.read and sequence.state and sequence.read.method.needs:
             self._history.remember(sequence.read.layout, sequence.token_ids, sequence.state.buffer)
         return result(sequence, self.decoder, self.tokenizer, self.model_name)
 

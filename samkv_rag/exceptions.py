@@ -21,10 +21,6 @@
     ├── QueueFullError            too many requests are waiting; try again later
     └── EngineClosedError         the engine was closed
 
-Warnings: DamagedChunkWarning, a stored chunk that could not be trusted and is treated as a miss;
-DamagedCatalogWarning, a catalog that was damaged and has been made again;
-StoreUnreachableWarning, a remote store that gave no answer, so that its chunks are misses for a while.
-
 They derive from RuntimeError because LlamaIndex swallows ValueError and TypeError into an
 "Empty Response". Each message says the value, the limit and the remedy.
 """

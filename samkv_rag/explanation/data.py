@@ -144,7 +144,7 @@ class Explanation:
             ConfigurationError: ``values`` is not what ``to_dict`` returns.
         """
         try:
-            return cls(**{**values, "chunks": tuple(_chunk(**chunk) for chunk in values["chunks"])})
+            return cls(**{**values, "chunks": tuple(map(_chunk, values["chunks"]))})
         except (KeyError, TypeError) as error:
             raise ConfigurationError(
                 f"not an explanation: {error}; pass what Explanation.to_dict, or a call with explain=True, returned"
@@ -206,15 +206,7 @@ def _runs(tokens: Sequence[int], offsets: Sequence[tuple[int, int]]) -> Iterator
         yield run[0], run[-1] + 1, offsets[run[0]][0], offsets[run[-1]][1]
 
 
-def _chunk(
-    retained: list[dict[str, Any]],
-    blocks: list[dict[str, Any]],
-    arrivals: Sequence[dict[str, Any]] = (),
-    **values: Any,
-) -> ExplainedChunk:
-    return ExplainedChunk(
-        retained=tuple(Range(**run) for run in retained),
-        blocks=tuple(Block(**block) for block in blocks),
-        arrivals=tuple(Arrived(**run) for run in arrivals),
-        **values,
-    )
+def _chunk(values: Mapping[str, Any]) -> ExplainedChunk:
+    kinds = {"retained": Range, "blocks": Block, "arrivals": Arrived}
+    ranges = {name: tuple(kind(**run) for run in values[name]) for name, kind in kinds.items() if name in values}
+    return ExplainedChunk(**{**values, **ranges})

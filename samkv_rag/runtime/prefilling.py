@@ -15,30 +15,31 @@ from samkv_rag.model.kv_buffer import KVBuffer
 from samkv_rag.prefill import FullPrefill, SparsePrefill
 from samkv_rag.prefill.base import PrefillContext
 from samkv_rag.prompt.assembly import PromptAssembler, SplitPrompt
+from samkv_rag.runtime.guiding import Matcher
 from samkv_rag.runtime.refreshing import Refresher
-from samkv_rag.runtime.sequence import DecodingState, ReadPrompt, Sequence, Status
+from samkv_rag.runtime.sequence import DecodingState, ReadPrompt, Sequence
 
 _RESERVED_TOKENS = 256
 """Room for the answer that a buffer has from the start."""
 
 
-def read_prompt(assembler: PromptAssembler, sequence: Sequence, context_window: int) -> ReadPrompt:
+def read_prompt(
+    assembler: PromptAssembler, sequence: Sequence, matcher: Matcher | None, context_window: int
+) -> ReadPrompt:
     """Recognise the prompt's chunks, decide whether their caches pay, and lay out its tokens.
 
     Raises:
         PromptTooLongError: the window holds no answer.
     """
-    request, clock = sequence.request, sequence.clock
+    clock, method, reason = sequence.clock, sequence.request.method, None
     with clock.phase("recognise"):
-        prompt = assembler.split(request.prompt)
-    method, reason = request.method, None
+        prompt = assembler.split(sequence.request.prompt)
     if method.needs and (reason := _why_full_prefill(prompt, method.min_tokens)):
         method = FullPrefill()
     try:
         with clock.phase("assemble"):
             if method.needs:
-                whole = method.needs != {"index"}
-                layout = assembler.with_cache(prompt, with_history=not method.is_exact, whole=whole)
+                layout = assembler.with_cache(prompt, with_history=not method.is_exact, whole=method.needs != {"index"})
             else:
                 layout = assembler.without_cache(prompt)
     finally:
@@ -48,7 +49,7 @@ def read_prompt(assembler: PromptAssembler, sequence: Sequence, context_window: 
             f"the prompt has {layout.num_tokens} tokens, the model's context window is {context_window} and must hold "
             "the answer too; retrieve fewer or smaller chunks"
         )
-    return ReadPrompt(layout, method, reason, prompt)
+    return ReadPrompt(layout, method, reason, prompt, matcher)
 
 
 def _why_full_prefill(prompt: SplitPrompt, min_tokens: int) -> str | None:
@@ -65,7 +66,6 @@ def prefill(decoder: Decoder, sequence: Sequence, spec: SummarySpec) -> list[Seq
     The chunks' readers are let go of, unless refreshes will read them again: decoding reads the buffer alone.
     """
     assert sequence.read is not None
-    sequence.status = Status.RUNNING
     layout, method = sequence.read.layout, sequence.read.method
     wanted = 1 if sequence.request.handover else sequence.request.sampling.max_new_tokens
     max_tokens = min(wanted, decoder.context_window - layout.num_tokens)

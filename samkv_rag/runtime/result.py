@@ -104,13 +104,11 @@ def _excessive_recomputation(sequence: Sequence, read: ReadPrompt, recomputed: t
     asked = sequence.request.method
     if not read.layout.chunks or not asked.needs:
         return []
-    computed, num_missed = recomputed.clone(), 0
-    for segment in read.layout.chunks:
-        if not segment.hit:
-            computed[segment.span] = True
-            num_missed += 1
+    computed, missed = recomputed.clone(), [segment for segment in read.layout.chunks if not segment.hit]
+    for segment in missed:
+        computed[segment.span] = True
     ratio = _share_of_chunks(computed, read)
-    return excessive_recomputation(ratio, asked.computed_ratio, num_missed, read.fallback_reason)
+    return excessive_recomputation(ratio, asked.computed_ratio, len(missed), read.fallback_reason)
 
 
 def _share_of_chunks(mask: torch.Tensor, read: ReadPrompt) -> float:

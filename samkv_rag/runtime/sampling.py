@@ -31,7 +31,7 @@ _MAX_TOP_LOGPROBS = 20
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the next token is chosen and when to stop.
+    """How the next token is chosen and when to stop: ``AnswerOptions`` says what each field does.
 
     Raises:
         ConfigurationError: a value is out of range.
@@ -39,14 +39,11 @@ class Sampling:
 
     max_new_tokens: int = 256
     temperature: float = 0.0
-    """0 takes the likeliest token."""
     top_p: float = 1.0
     top_k: int = 0
-    """0 keeps all tokens."""
     min_p: float = 0.0
     repetition_penalty: float = 1.0
     stop: tuple[str, ...] = ()
-    """Texts that end the answer; they are not part of it."""
     seed: int | None = None
     n: int = 1
     logprobs: bool = False

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 
 from samkv_rag.exceptions import QueueFullError
-from samkv_rag.runtime.sequence import Sequence, Status
+from samkv_rag.runtime.sequence import Sequence
 
 _MAX_NESTED = 3
 """Prefills under way at once: each holds a layer of its prompt's states in memory."""
@@ -60,7 +60,7 @@ class Scheduler:
         self._reading.discard(sequence)
 
     def next_prefill(self) -> Sequence | None:
-        """Take the sequence to prefill now, or None where none may start."""
+        """Take the sequence to prefill now, which is among the prefilling then; None where none may start."""
         if len(self.prefilling) >= _MAX_NESTED:
             return None
         room = self.max_running - len(self.running) - sum(one.request.sampling.n for one in self.prefilling)
@@ -70,6 +70,7 @@ class Scheduler:
                 if sequence.request.sampling.n > room and not sequence.cancelled:
                     return None
                 self._ready.remove(sequence)
+                self.prefilling.append(sequence)
                 return sequence
         return None
 
@@ -85,7 +86,7 @@ class Scheduler:
 
     def drop_ended(self) -> list[Sequence]:
         """Take the running sequences that have finished or were cancelled out, and return them."""
-        ended = [sequence for sequence in self.running if sequence.cancelled or sequence.status is Status.FINISHED]
+        ended = [sequence for sequence in self.running if sequence.cancelled or sequence.finish_reason]
         self.running = [sequence for sequence in self.running if sequence not in ended]
         return ended
 

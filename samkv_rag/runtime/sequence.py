@@ -5,8 +5,8 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
-from enum import Enum
+from dataclasses import dataclass, replace
+from threading import Event
 
 import torch
 
@@ -32,7 +32,7 @@ Choose = Callable[[torch.Tensor], int]
 class Request:
     """What was asked."""
 
-    prompt: RenderedPrompt | str
+    prompt: RenderedPrompt
     method: PrefillMethod
     sampling: Sampling
     reference_ids: tuple[int, ...] = ()
@@ -41,22 +41,6 @@ class Request:
     """Takes the place of ``sampling``'s choice."""
     handover: bool = False
     """Whether another engine decodes all but the first token."""
-
-    @property
-    def is_chat(self) -> bool:
-        """Whether it was rendered from messages, so that more of them may follow."""
-        return isinstance(self.prompt, RenderedPrompt) and bool(self.prompt.structure)
-
-
-class Status(Enum):
-    """Where a sequence is."""
-
-    WAITING = "waiting"
-    """For its prompt to be read, or for its turn."""
-    RUNNING = "running"
-    """Prefilled, or being so; decoding."""
-    FINISHED = "finished"
-    CANCELLED = "cancelled"
 
 
 @dataclass(frozen=True)
@@ -68,7 +52,7 @@ class ReadPrompt:
     fallback_reason: str | None
     """Why full prefill takes the place of the method asked for."""
     prompt: SplitPrompt
-    matcher: Matcher | None = None
+    matcher: Matcher | None
     """At the beginning of the answer's grammar."""
 
 
@@ -86,14 +70,6 @@ class DecodingState:
     """Where what is retained follows the answer."""
 
 
-@dataclass
-class _Shared:
-    """What the answers to one request have in common."""
-
-    cancelled: bool = False
-    results: dict[int, GenerationResult] = field(default_factory=dict)
-
-
 class Sequence:
     """A request, where it is, and what it has so far. Changed by the worker thread alone, but for :meth:`cancel`."""
 
@@ -106,13 +82,13 @@ class Sequence:
         deliver: Callable[[Delivery], None],
     ) -> None:
         self.request = request
-        self.status = Status.WAITING
         self.deliver = deliver
         """Called with every piece, then once with the result or an error; must return at once."""
         self.clock = Clock()
         self.read: ReadPrompt | None = None
         self.state: DecodingState | None = None
         self.finish_reason = ""
+        """Empty until it is finished."""
         self.reference_nll: float | None = None
         """Of the request's reference as the answer, nats a token."""
         self.handover: Handover | None = None
@@ -123,7 +99,9 @@ class Sequence:
         """How often its prompt was read: once more where a chunk was damaged in between."""
         self._tokenizer = tokenizer
         self._device = device
-        self._shared = _Shared()
+        # What all answers to the request have in common.
+        self._cancelled = Event()
+        self._results: dict[int, GenerationResult] = {}
         self._begin(0)
 
     @property
@@ -139,7 +117,7 @@ class Sequence:
     @property
     def cancelled(self) -> bool:
         """Whether it was given up, and all answers to the request with it."""
-        return self._shared.cancelled
+        return self._cancelled.is_set()
 
     @property
     def next_position_id(self) -> int:
@@ -149,39 +127,34 @@ class Sequence:
     @property
     def needs_refresh(self) -> bool:
         """Whether it is to choose again what is retained before it goes on."""
-        refresher = self.state.refresher if self.state else None
-        return refresher is not None and refresher.is_due(len(self.token_ids))
+        return bool(self.state and self.state.refresher and self.state.refresher.is_due(len(self.token_ids)))
 
     def cancel(self) -> None:
         """Give up at the next step. From any thread, any number of times."""
-        self._shared.cancelled = True
+        self._cancelled.set()
 
     def fail(self, error: BaseException) -> None:
         """Give up because of an error, of which the reader is told."""
-        self.status = Status.CANCELLED
         self.cancel()
         self.state = None
         self.deliver(error)
 
     def start(self, state: DecodingState) -> list[Sequence]:
         """Begin the answers that were asked for, this one's first; the others decode from copies of the prompt's KV."""
+        self.state = state
         answers = [self, *(copy.copy(self) for _ in range(self.request.sampling.n - 1))]
         for index, answer in enumerate(answers):
             if index:
                 buffer = state.buffer.copy()
-                refresher = state.refresher.over(buffer) if state.refresher else None
-                answer.state = replace(state, buffer=buffer, refresher=refresher)
-            else:
-                answer.state = state
+                answer.state = replace(state, buffer=buffer, refresher=state.refresher and state.refresher.over(buffer))
             answer._begin(index)
         return answers
 
     def conclude(self, result: GenerationResult) -> None:
         """Deliver the result, once all answers to the request have theirs."""
-        results = self._shared.results
-        results[self._index] = result
-        if len(results) == self.request.sampling.n:
-            first, *others = (results[index] for index in sorted(results))
+        self._results[self._index] = result
+        if len(self._results) == self.request.sampling.n:
+            first, *others = (self._results[index] for index in sorted(self._results))
             self.deliver(replace(first, others=tuple(others)))
 
     def accept(self, logits: torch.Tensor) -> None:
@@ -208,7 +181,6 @@ class Sequence:
     def _finish(self, reason: str) -> None:
         self._deliver_text(self._answer.finish(), last=True)
         self.finish_reason = reason
-        self.status = Status.FINISHED
 
     def _begin(self, index: int) -> None:
         sampling, read = self.request.sampling, self.read

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from queue import SimpleQueue
-from types import TracebackType
 
 from samkv_rag.exceptions import ConfigurationError
 from samkv_rag.generation_result import GenerationResult
@@ -38,23 +37,24 @@ class _Stream:
         return self._result
 
     def _begin(self, deliver: Callable[[Delivery], None]) -> None:
-        self._sequence = self._make(deliver)
-        self._submit(self._sequence)
+        if self._sequence is None:
+            self._sequence = self._make(deliver)
+            self._submit(self._sequence)
 
     def _end(self) -> None:
         self._ended = True
         if self._sequence is not None and self._result is None:
             self._sequence.cancel()
 
-    def _piece(self, delivery: Delivery) -> Piece | None:
-        """The piece delivered; None where the answer has ended."""
+    def _piece(self, delivery: Delivery, at_end: type[Exception]) -> Piece:
+        """The piece delivered; where the answer has ended, ``at_end`` is raised, or the error that ended it."""
         if isinstance(delivery, Piece):
             return delivery
         self._ended = True
         if isinstance(delivery, BaseException):
             raise delivery
         self._result = delivery
-        return None
+        raise at_end
 
     def __del__(self) -> None:
         if not getattr(self, "_ended", True):
@@ -78,16 +78,13 @@ class AnswerStream(_Stream):
     def __next__(self) -> Piece:
         if self._ended:
             raise StopIteration
-        if self._sequence is None:
-            self._begin(self._inbox.put)
         try:
-            piece = self._piece(self._inbox.get())
+            self._begin(self._inbox.put)
+            delivery = self._inbox.get()
         except BaseException:
             self._end()
             raise
-        if piece is None:
-            raise StopIteration
-        return piece
+        return self._piece(delivery, StopIteration)
 
     def close(self) -> None:
         """End the computation where it is. Any number of times."""
@@ -96,9 +93,7 @@ class AnswerStream(_Stream):
     def __enter__(self) -> AnswerStream:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 
@@ -115,16 +110,13 @@ class AsyncAnswerStream(_Stream):
     async def __anext__(self) -> Piece:
         if self._ended:
             raise StopAsyncIteration
-        if self._sequence is None:
-            self._begin(self._deliver_to(asyncio.get_running_loop()))
         try:
-            piece = self._piece(await self._inbox.get())
+            self._begin(self._deliver_to(asyncio.get_running_loop()))
+            delivery = await self._inbox.get()
         except BaseException:  # cancellation among them: nobody will read on
             self._end()
             raise
-        if piece is None:
-            raise StopAsyncIteration
-        return piece
+        return self._piece(delivery, StopAsyncIteration)
 
     async def aclose(self) -> None:
         """End the computation where it is. Any number of times."""
@@ -133,9 +125,7 @@ class AsyncAnswerStream(_Stream):
     async def __aenter__(self) -> AsyncAnswerStream:
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.aclose()
 
     def _deliver_to(self, loop: asyncio.AbstractEventLoop) -> Callable[[Delivery], None]:

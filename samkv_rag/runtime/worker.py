@@ -19,7 +19,7 @@ from samkv_rag.exceptions import DamagedChunkError, EngineClosedError
 from samkv_rag.generation_result import GenerationResult
 from samkv_rag.model.decoder import Decoder
 from samkv_rag.runtime.scheduler import Scheduler
-from samkv_rag.runtime.sequence import ReadPrompt, Sequence, Status
+from samkv_rag.runtime.sequence import ReadPrompt, Sequence
 from samkv_rag.runtime.step import step
 
 T = TypeVar("T")
@@ -72,7 +72,7 @@ class Runtime:
         self._readers: ThreadPoolExecutor | None
         self._start_over()
         decoder.between_layers = self._make_way
-        _register(self)
+        _runtimes.add(self)
 
     def submit(self, sequence: Sequence) -> None:
         """Have a sequence answered; what comes of it is delivered to it.
@@ -127,11 +127,10 @@ class Runtime:
         with self._changed:
             if sequence.cancelled or self._closed:
                 self._scheduler.forget(sequence)
-                sequence.status = Status.CANCELLED
-                return
-            sequence.ready_at = time.perf_counter()
-            self._scheduler.ready(sequence)
-            self._wake()
+            else:
+                sequence.ready_at = time.perf_counter()
+                self._scheduler.ready(sequence)
+                self._wake()
 
     # In the worker thread
 
@@ -144,26 +143,22 @@ class Runtime:
 
     def _wait_for_work(self) -> bool:
         with self._changed:
-            if not self._has_work() and not self._closed:
-                self._changed.wait(_IDLE_S)
-            if not self._has_work():
+            self._changed.wait_for(lambda: self._closed or self._has_work, _IDLE_S)
+            if not self._has_work:
                 self._thread = None
-                return False
-            return True
+            return self._has_work
 
+    @property
     def _has_work(self) -> bool:
-        return bool(self._jobs) or self._scheduler.has_work
+        return bool(self._jobs or self._scheduler.has_work)
 
-    def _prefill_next(self) -> bool:
+    def _prefill_next(self) -> None:
         with self._changed:
             sequence = self._scheduler.next_prefill()
-            if sequence is None:
-                return False
-            self._scheduler.prefilling.append(sequence)
-        waited_s = time.perf_counter() - sequence.ready_at
-        sequence.clock.phase_s["wait"] = sequence.clock.phase_s.get("wait", 0.0) + waited_s
-        self._run_alone(sequence, self._prefill_sequence)
-        return True
+        if sequence is not None:
+            waited_s = time.perf_counter() - sequence.ready_at
+            sequence.clock.phase_s["wait"] = sequence.clock.phase_s.get("wait", 0.0) + waited_s
+            self._run_alone(sequence, self._prefill_sequence)
 
     def _run_alone(self, sequence: Sequence, work: Callable[[Sequence], list[Sequence]]) -> None:
         """Do ``work`` of many layers on one of the sequences that are prefilling; what it returns runs then."""
@@ -173,7 +168,6 @@ class Runtime:
             with self._changed:
                 self._scheduler.running += answers
         except _CancelledError:
-            sequence.status = Status.CANCELLED
             sequence.state = None
         except DamagedChunkError as error:
             self._read_again(sequence, error)
@@ -201,7 +195,6 @@ class Runtime:
             sequence.fail(error)
             return
         logger.warning("a chunk could not be read (%s); its prompt is read again", error)
-        sequence.status = Status.WAITING
         self._readers.submit(self._read, sequence)
 
     def _run_job(self) -> None:
@@ -209,8 +202,6 @@ class Runtime:
             if not self._jobs:
                 return
             function, future = self._jobs.popleft()
-        if not future.set_running_or_notify_cancel():
-            return
         try:
             future.set_result(function())
         except BaseException as error:
@@ -218,7 +209,7 @@ class Runtime:
 
     def _step(self) -> None:
         self._drop_ended()
-        while sequence := self._take_due():
+        while sequence := self._next_refresh():
             self._run_alone(sequence, self._refresh)
         running = list(self._scheduler.running)
         if not running:
@@ -233,7 +224,7 @@ class Runtime:
             self._stepping = False
         self._drop_ended()
 
-    def _take_due(self) -> Sequence | None:
+    def _next_refresh(self) -> Sequence | None:
         with self._changed:
             return self._scheduler.next_refresh()
 
@@ -241,17 +232,12 @@ class Runtime:
         with self._changed:
             ended = self._scheduler.drop_ended()
         for sequence in ended:
-            if sequence.status is not Status.FINISHED or sequence.cancelled:
-                sequence.status = Status.CANCELLED
-                sequence.state = None
-                continue
             try:
-                outcome = self._finish(sequence)
+                if not sequence.cancelled:
+                    sequence.conclude(self._finish(sequence))
             except BaseException as error:
                 sequence.fail(error)
-                continue
             sequence.state = None  # its KV is let go of, however long the reader keeps the sequence
-            sequence.conclude(outcome)
 
     def _make_way(self) -> None:
         """Between two layers: give up what was cancelled, let shorter prompts and running sequences go on."""
@@ -296,25 +282,18 @@ class Runtime:
 
 
 _runtimes: weakref.WeakSet[Runtime] = weakref.WeakSet()
-_hooked = False
-
-
-def _register(runtime: Runtime) -> None:
-    """Have a runtime start over in forked processes, and stop before the interpreter ends."""
-    global _hooked
-    _runtimes.add(runtime)
-    if not _hooked:
-        _hooked = True
-        atexit.register(_close_all)
-        if hasattr(os, "register_at_fork"):
-            os.register_at_fork(after_in_child=_start_all_over)
-
-
-def _close_all() -> None:
-    for runtime in list(_runtimes):
-        runtime.close()
 
 
 def _start_all_over() -> None:
     for runtime in list(_runtimes):
         runtime._start_over()
+
+
+@atexit.register
+def _close_all() -> None:
+    for runtime in list(_runtimes):
+        runtime.close()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_start_all_over)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import random
 import re
@@ -13,9 +12,11 @@ from typing import Any
 import jsonschema
 import pytest
 
-from samkv_rag import GenerationResult, Grammar, SamKVEngine
+from samkv_rag import Grammar, SamKVEngine
 from samkv_rag.exceptions import ConfigurationError
+from samkv_rag.runtime.guiding import Matcher
 from support import tiny
+from support.engines import together
 
 pytest.importorskip("llguidance")
 
@@ -23,132 +24,57 @@ PROMPT = tiny.rag_prompt([tiny.text(1)])
 NUM_SCHEMAS = 200
 
 
-class Schemas:
-    """Random schemas of the kinds that the JSON Schema test suite tests, bounded so that every answer ends."""
-
-    def __init__(self, seed: int) -> None:
-        self._random = random.Random(seed)
-        self.defs: dict[str, Any] = {}
-
-    def schema(self, depth: int = 3) -> dict[str, Any]:
-        simple = [
-            self.string,
-            self.pattern,
-            self.format,
-            self.integer,
-            self.number,
-            self.constant,
-            self.enum,
-            self.plain,
-        ]
-        nested = [
-            self.object,
-            self.object,
-            self.array,
-            self.tuple,
-            self.any_of,
-            self.one_of,
-            self.all_of,
-            self.reference,
-        ]
-        return self._random.choice(simple if depth == 0 else simple + 2 * nested)(depth)
-
-    def string(self, _: int) -> dict[str, Any]:
-        low = self._random.randint(0, 4)
-        return {"type": "string", "minLength": low, "maxLength": low + self._random.randint(0, 6)}
-
-    def pattern(self, _: int) -> dict[str, Any]:
-        patterns = [r"^[a-z]{2,5}-\d{3}$", r"^(left|right)$", r"^\d{4}/[A-Z]$", r"^é{1,3}$"]
-        return {"type": "string", "pattern": self._random.choice(patterns)}
-
-    def format(self, _: int) -> dict[str, Any]:
-        return {"type": "string", "format": self._random.choice(["date", "uuid", "ipv4", "email"])}
-
-    def integer(self, _: int) -> dict[str, Any]:
-        low = self._random.randint(-200, 200)
-        return {"type": "integer", "minimum": low, "maximum": low + self._random.randint(0, 5000)}
-
-    def number(self, _: int) -> dict[str, Any]:
-        low = self._random.randint(-20, 20) / 2
-        return {"type": "number", "exclusiveMinimum": low, "maximum": low + 100}
-
-    def constant(self, _: int) -> dict[str, Any]:
-        return {"const": self._random.choice([None, False, 3, 'a "b" \n/', [1, {"c": "é"}], {"d": []}])}
-
-    def enum(self, _: int) -> dict[str, Any]:
-        return {"enum": self._random.sample([1, "one", None, True, "🦭", [2], {"three": 3}, -0.5], 3)}
-
-    def plain(self, _: int) -> dict[str, Any]:
-        return {"type": self._random.choice(["boolean", "null", ["boolean", "null"]])}
-
-    def object(self, depth: int) -> dict[str, Any]:
-        names = self._random.sample(
-            ["year", "place", "a b", 'qu"ote', "ünï", "$ref", "type"], self._random.randint(1, 4)
-        )
-        required = [name for name in names if self._random.random() < 0.6]
-        properties = {name: self.schema(depth - 1) for name in names}
-        return {"type": "object", "properties": properties, "required": required, "additionalProperties": False}
-
-    def array(self, depth: int) -> dict[str, Any]:
-        low = self._random.randint(0, 2)
-        return {"type": "array", "items": self.schema(depth - 1), "minItems": low, "maxItems": low + 2}
-
-    def tuple(self, depth: int) -> dict[str, Any]:
-        items = [self.schema(depth - 1) for _ in range(self._random.randint(1, 3))]
-        return {"type": "array", "prefixItems": items, "items": False, "minItems": len(items)}
-
-    def any_of(self, depth: int) -> dict[str, Any]:
-        return {"anyOf": [self.schema(depth - 1) for _ in range(2)]}
-
-    def one_of(self, depth: int) -> dict[str, Any]:
-        return {"oneOf": [self.integer(0), self.string(0), {"type": "boolean"}]}
-
-    def all_of(self, depth: int) -> dict[str, Any]:
-        return {"allOf": [{"type": "integer", "minimum": -5}, {"maximum": 70}]}
-
-    def reference(self, _: int) -> dict[str, Any]:
-        name = f"node{len(self.defs)}"
-        self.defs[name] = {
-            "type": "object",
-            "properties": {"value": self.schema(0), "next": {"anyOf": [{"$ref": f"#/$defs/{name}"}, {"type": "null"}]}},
-            "required": ["value", "next"],
-            "additionalProperties": False,
-        }
-        return {"$ref": f"#/$defs/{name}"}
+SIMPLE: list[dict[str, Any]] = [
+    {"type": "string", "minLength": 2, "maxLength": 6},
+    *({"type": "string", "pattern": one} for one in (r"^[a-z]{2,5}-\d{3}$", r"^(left|right)$", r"^é{1,3}$")),
+    *({"type": "string", "format": one} for one in ("date", "uuid", "ipv4", "email")),
+    {"type": "integer", "minimum": -150, "maximum": 4000},
+    {"type": "number", "exclusiveMinimum": -4.5, "maximum": 95.5},
+    *({"const": one} for one in (None, False, 3, 'a "b" \n/', [1, {"c": "é"}], {"d": []})),
+    {"enum": [1, "one", None, True, "🦭", [2], {"three": 3}, -0.5]},
+    {"type": ["boolean", "null"]},
+    {"oneOf": [{"type": "integer", "maximum": 9, "minimum": 0}, {"const": "é"}, {"type": "boolean"}]},
+    {"allOf": [{"type": "integer", "minimum": -5}, {"maximum": 70}]},
+]
+NAMES = ["year", "place", "a b", 'qu"ote', "ünï", "$ref", "type"]
 
 
 def random_schema(seed: int) -> dict[str, Any]:
-    made = Schemas(seed)
-    return made.schema() | {"$defs": made.defs}
+    """A schema of the kinds that the JSON Schema test suite tests, bounded so that every answer ends."""
+    chooser = random.Random(seed)
 
+    def closed(properties: dict[str, Any], required: list[str]) -> dict[str, Any]:
+        return {"type": "object", "properties": properties, "required": required, "additionalProperties": False}
 
-def together(engine: SamKVEngine, grammars: list[Grammar | None], **options: Any) -> list[GenerationResult]:
-    async def ask() -> list[GenerationResult]:
-        return await asyncio.gather(*(engine.agenerate(PROMPT, grammar=one, **options) for one in grammars))
+    def schema(depth: int) -> dict[str, Any]:
+        kind = chooser.choice(["simple", "object", "array", "tuple", "anyOf", "$ref"] if depth else ["simple"])
+        few = range(chooser.randint(1, 3))
+        if kind == "object":
+            names = chooser.sample(NAMES, 1 + len(few))
+            return closed({name: schema(depth - 1) for name in names}, chooser.sample(names, len(few)))
+        if kind == "array":
+            return {"type": "array", "items": schema(depth - 1), "minItems": len(few) - 1, "maxItems": 3}
+        if kind == "tuple":
+            items = [schema(depth - 1) for _ in few]
+            return {"type": "array", "prefixItems": items, "items": False, "minItems": len(items)}
+        if kind == "anyOf":
+            return {"anyOf": [schema(depth - 1), schema(depth - 1)]}
+        return {"$ref": "#/$defs/node"} if kind == "$ref" else chooser.choice(SIMPLE)
 
-    return asyncio.run(ask())
+    following = {"anyOf": [{"$ref": "#/$defs/node"}, {"type": "null"}]}
+    node = closed({"value": schema(0), "next": following}, ["value", "next"])
+    return schema(3) | {"$defs": {"node": node}}
 
 
 def test_answers_fit_their_schemas(tiny_engine: SamKVEngine) -> None:
     asked = [random_schema(seed) for seed in range(NUM_SCHEMAS)]
-    grammars: list[Grammar | None] = [Grammar.json_schema(schema) for schema in asked]
-    results = together(tiny_engine, grammars, temperature=1.0, seed=1, max_new_tokens=1500)
+    grammars = [{"grammar": Grammar.json_schema(schema)} for schema in asked]
+    results = together(tiny_engine, grammars, prompt=PROMPT, temperature=1.0, seed=1, max_new_tokens=1500)
     for schema, result in zip(asked, results, strict=True):
         assert result.finish_reason == "stop", (schema, result.text)
         jsonschema.validate(json.loads(result.text), schema, format_checker=jsonschema.FormatChecker())
     kinds = {key for schema in asked for key in schema}
-    assert kinds >= {
-        "properties",
-        "prefixItems",
-        "anyOf",
-        "oneOf",
-        "allOf",
-        "enum",
-        "const",
-        "pattern",
-        "$ref",
-        "format",
-    }
+    assert kinds >= {"properties", "prefixItems", "items", "anyOf", "oneOf", "allOf", "enum", "const", "$ref", "format"}
     assert len({result.text for result in results}) > NUM_SCHEMAS // 2
 
 
@@ -162,7 +88,8 @@ def test_answers_of_every_form_are_the_same_together_and_alone(tiny_engine: SamK
     ]
     options: dict[str, Any] = {"temperature": 1.0, "seed": 4, "max_new_tokens": 200}
     alone = [tiny_engine.generate(PROMPT, grammar=one, **options) for one in grammars]
-    assert [one.token_ids for one in together(tiny_engine, grammars, **options)] == [one.token_ids for one in alone]
+    batched = together(tiny_engine, [{"grammar": one} for one in grammars], prompt=PROMPT, **options)
+    assert [one.token_ids for one in batched] == [one.token_ids for one in alone]
     items, free, matched, chosen, lark = (result.text for result in alone)
     assert 1 <= len(json.loads(items)) <= 3 and set(json.loads(items)) <= {"left", "right"}
     assert free == tiny_engine.generate(PROMPT, **options).text
@@ -172,15 +99,9 @@ def test_answers_of_every_form_are_the_same_together_and_alone(tiny_engine: SamK
 
 
 def test_it_is_kept_to_beside_the_other_words(tiny_engine: SamKVEngine) -> None:
-    options: dict[str, Any] = {
-        "temperature": 1.5,
-        "top_k": 3,
-        "min_p": 0.1,
-        "repetition_penalty": 1.3,
-        "logprobs": True,
-    }
+    options: dict[str, Any] = {"temperature": 1.5, "top_k": 3, "min_p": 0.1, "repetition_penalty": 1.3}
     grammar = Grammar.regex(r"(left|right){4}")
-    result = tiny_engine.generate(PROMPT, grammar=grammar, n=4, seed=0, max_new_tokens=200, **options)
+    result = tiny_engine.generate(PROMPT, grammar=grammar, n=4, seed=0, max_new_tokens=200, logprobs=True, **options)
     answers = [result, *result.others]
     assert all(re.fullmatch(r"(left|right){4}", one.text) and one.finish_reason == "stop" for one in answers)
     assert len({one.text for one in answers}) > 1
@@ -203,8 +124,8 @@ def test_control_tokens_are_never_chosen(tiny_engine: SamKVEngine) -> None:
 
 
 def test_what_is_cut_off_is_a_beginning(tiny_engine: SamKVEngine) -> None:
-    whole = tiny_engine.generate(PROMPT, grammar=Grammar.choices(["the seventh keeper of the tide"]))
-    cut = tiny_engine.generate(PROMPT, grammar=Grammar.choices(["the seventh keeper of the tide"]), max_new_tokens=2)
+    grammar = Grammar.choices(["the seventh keeper of the tide"])
+    whole, cut = (tiny_engine.generate(PROMPT, grammar=grammar, max_new_tokens=n) for n in (256, 2))
     assert (whole.finish_reason, cut.finish_reason) == ("stop", "length")
     assert whole.text.startswith(cut.text) and len(cut.text) < len(whole.text)
 
@@ -213,23 +134,13 @@ def test_what_is_cut_off_is_a_beginning(tiny_engine: SamKVEngine) -> None:
 
 
 @pytest.mark.parametrize(
-    ("grammar", "words"),
-    [
-        (Grammar.json_schema({"type": "zebra"}), "cannot be used: .*zebra"),
-        (Grammar.json_schema({"not": {"type": "string"}}), 'Unimplemented keys: .*"not"'),
-        (Grammar.json_schema({"type": "integer", "minimum": 3, "maximum": 2}), "cannot be used"),
-        (Grammar("begin: /a/"), "cannot be used"),
-        (Grammar.regex("("), "unclosed group"),
-    ],
-)
-def test_a_grammar_that_is_none_is_refused(tiny_engine: SamKVEngine, grammar: Grammar, words: str) -> None:
-    with pytest.raises(ConfigurationError, match=words):
-        tiny_engine.generate(PROMPT, grammar=grammar)
-
-
-@pytest.mark.parametrize(
     ("make", "words"),
     [
+        (lambda: Grammar.json_schema({"type": "zebra"}), "cannot be used: .*zebra"),
+        (lambda: Grammar.json_schema({"not": {"type": "string"}}), 'Unimplemented keys: .*"not"'),
+        (lambda: Grammar.json_schema({"type": "integer", "minimum": 3, "maximum": 2}), "cannot be used"),
+        (lambda: Grammar("begin: /a/"), "cannot be used"),
+        (lambda: Grammar.regex("("), "unclosed group"),
         (lambda: Grammar.choices([]), "at least one"),
         (lambda: Grammar.choices("left"), "at least one"),
         (lambda: Grammar.choices(["a", ""]), "not empty"),
@@ -237,36 +148,20 @@ def test_a_grammar_that_is_none_is_refused(tiny_engine: SamKVEngine, grammar: Gr
         (lambda: Grammar.json_schema([1]), "it must be a mapping of JSON"),  # type: ignore[arg-type]
     ],
 )
-def test_what_makes_no_grammar_is_refused(make: Callable[[], Grammar], words: str) -> None:
+def test_what_makes_no_grammar_is_refused(tiny_engine: SamKVEngine, make: Callable[[], Grammar], words: str) -> None:
     with pytest.raises(ConfigurationError, match=words):
-        make()
+        tiny_engine.generate(PROMPT, grammar=make())
 
 
-def test_too_much_work_fails_one_answer_and_no_other(tiny_engine: SamKVEngine) -> None:
-    from samkv_rag.runtime import guiding
+def test_too_much_work_fails_one_answer_and_no_other(tiny_engine: SamKVEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> int:
+        raise ConfigurationError("too much work")
 
-    class Failing(guiding.Matcher):
-        def copy(self) -> guiding.Matcher:
-            return Failing(self._matcher.deep_copy())
-
-        def consume(self, token_id: int) -> None:
-            super().consume(token_id)
-            raise ConfigurationError("the grammar cannot be used: too much work")
-
-    matcher, other = Grammar.regex("a{9}"), Grammar.regex("b{9}")
-    make = tiny_engine._guide.matcher
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            tiny_engine._guide, "matcher", lambda one: Failing(make(one)._matcher) if one == matcher else make(one)
-        )
-        results = asyncio.run(_both(tiny_engine, matcher, other))
-    assert isinstance(results[0], ConfigurationError)
-    assert isinstance(results[1], GenerationResult) and results[1].text == "b" * 9
-
-
-async def _both(engine: SamKVEngine, *grammars: Grammar) -> list[GenerationResult | BaseException]:
-    asked = (engine.agenerate(PROMPT, grammar=one) for one in grammars)
-    return await asyncio.gather(*asked, return_exceptions=True)
+    monkeypatch.setattr(Matcher, "consume", fail)
+    asked = [{"grammar": Grammar.regex("a{9}")}, {"choose": fail}, {}]
+    *failed, answered = together(tiny_engine, asked, prompt=PROMPT, max_new_tokens=9)
+    assert [str(one) for one in failed] == ["too much work"] * 2
+    assert answered.token_ids == tiny_engine.generate(PROMPT, max_new_tokens=9).token_ids
 
 
 def test_what_to_install_is_said(tiny_engine: SamKVEngine, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -278,13 +173,10 @@ def test_what_to_install_is_said(tiny_engine: SamKVEngine, monkeypatch: pytest.M
 def test_objects_get_no_properties_that_the_schema_does_not_name(tiny_engine: SamKVEngine) -> None:
     """Or a model that may invent some finds no end."""
     flag: dict[str, Any] = {"type": "object", "properties": {"on": {"type": "boolean"}}, "required": ["on"]}
-    schema = flag | {
-        "properties": flag["properties"] | {"inner": {"anyOf": [flag]}, "list": {"items": flag, "type": "array"}}
-    }
-    for seed in range(10):
-        result = tiny_engine.generate(
-            PROMPT, grammar=Grammar.json_schema(schema), temperature=1.0, seed=seed, max_new_tokens=500
-        )
+    inner = {"inner": {"anyOf": [flag]}, "list": {"items": flag, "type": "array"}}
+    grammar = Grammar.json_schema(flag | {"properties": flag["properties"] | inner})
+    options: dict[str, Any] = {"prompt": PROMPT, "grammar": grammar, "temperature": 1.0, "max_new_tokens": 500}
+    for result in together(tiny_engine, [{"seed": seed} for seed in range(10)], **options):
         value = json.loads(result.text)
         assert value.keys() <= {"on", "inner", "list"}
         assert all(one.keys() == {"on"} for one in [value.get("inner", {"on": 1}), *value.get("list", ())])

@@ -2,60 +2,45 @@
 
 from __future__ import annotations
 
-import asyncio
 import threading
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 
-from samkv_rag import GenerationResult, SamKVEngine
+from samkv_rag import SamKVEngine
 from samkv_rag.exceptions import ConfigurationError, DamagedChunkError
 from samkv_rag.model.attention import LayerSpec
 from samkv_rag.model.decoder import CausalPass, Decoder
 from samkv_rag.model.kv_buffer import KVBuffer
-from samkv_rag.prefill import PrefillContext, Scout, SparsePrefill
-from samkv_rag.prefill.base import Clock, Prefilled
-from samkv_rag.prompt.layout import PromptLayout
+from samkv_rag.prefill import Scout, SparsePrefill
 from samkv_rag.runtime import worker
 from samkv_rag.runtime.refreshing import Refresher
 from samkv_rag.runtime.sequence import Sequence
 from samkv_rag.runtime.step import step
 from support import tiny
+from support.engines import MakeEngine, prefill, together
 
-MakeEngine = Callable[..., SamKVEngine]
 CHUNKS = [tiny.text(seed, 80) for seed in range(5)]
 ANSWER = [7, 301, 45, 12, 222, 90, 411, 18, 77, 150, 33, 260]
 
 
 @pytest.fixture
 def engine(make_engine: MakeEngine) -> SamKVEngine:
-    engine = make_engine()
-    engine.add_chunks(CHUNKS)
-    return engine
+    return make_engine(chunks=CHUNKS)
 
 
 class Written:
     """A prompt prefilled and an answer written behind it, all but its last token in the buffer."""
 
     def __init__(self, engine: SamKVEngine, method: SparsePrefill) -> None:
-        self.engine, self.decoder = engine, engine.decoder
-        layout = engine._assembler.with_cache(engine._assembler.split(tiny.rag_prompt(CHUNKS)))
-        self.buffer = KVBuffer(self.decoder.num_layers)
-        context = PrefillContext(self.decoder, layout, self.buffer, engine._spec, Clock())
-        self.prefilled: Prefilled = method.prefill(context)
-        self.layout: PromptLayout = self.prefilled.layout or layout
+        self.decoder = engine.decoder
+        self.prefilled, self.layout, _, self.buffer = prefill(engine, method, tiny.rag_prompt(CHUNKS))
         self.num_retained = self.buffer.cache_length
         self.refresher = Refresher(self.decoder, method, self.layout, self.prefilled, self.buffer)
-        self.write(self.buffer)
-
-    def write(self, buffer: KVBuffer) -> None:
-        """Run the answer, but for its last token, over what ``buffer`` holds."""
         positions = self.layout.num_tokens + torch.arange(len(ANSWER) - 1)
-        self.decoder.run_layers(
-            self.decoder.embed(torch.tensor([ANSWER[:-1]])), positions, CausalPass(buffer, positions)
-        )
+        hidden = self.decoder.embed(torch.tensor([ANSWER[:-1]]))
+        self.decoder.run_layers(hidden, positions, CausalPass(self.buffer, positions))
 
     def refresh(self) -> None:
         self.refresher.refresh(ANSWER, 0)
@@ -63,6 +48,15 @@ class Written:
     def layers(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
         pairs = [self.buffer.layer(layer) for layer in range(self.decoder.num_layers)]
         return [(keys.clone(), values.clone()) for keys, values in pairs]
+
+    def cached(self, layer: int, which: int) -> torch.Tensor:
+        """Keys (0) or values (1) of the whole prompt as they are cached, ``[1, kv_heads, tokens, head_dim]``."""
+        held = self.buffer.layer(layer)[which]
+        whole = torch.zeros(1, held.shape[1], self.layout.num_tokens, held.shape[3])
+        for segment in self.layout.cached:
+            assert segment.reader is not None
+            whole[0, :, segment.span] = segment.reader.layer(layer)[which]
+        return whole if which else self.decoder.rotation_by(self.layout.rotate_offsets)[layer](whole)
 
 
 def scout(**options: Any) -> Scout:
@@ -87,12 +81,9 @@ def test_blocks_come_in_with_their_cached_kv_and_as_many_tokens_go_out(engine: S
         for layer, (old, new) in enumerate(zip(before, written.layers(), strict=True)):
             changed = (old[0] != new[0]).any(-1).any(1)[0].nonzero()[:, 0]
             assert written.layout.is_chunk[places[changed]].all()
-            rotate = written.decoder.rotation_by(written.layout.rotate_offsets)[layer]
-            cached = torch.zeros(old[0].shape[1], written.layout.num_tokens, old[0].shape[3])
-            for segment in written.layout.chunks:
-                assert segment.reader is not None
-                cached[:, segment.span] = segment.reader.layer(layer)[0]
-            torch.testing.assert_close(new[0][0, :, changed], rotate(cached)[:, arrived], atol=1e-5, rtol=0)
+            for which in (0, 1):
+                expected = written.cached(layer, which)[:, :, arrived]
+                torch.testing.assert_close(new[which][:, :, changed], expected, atol=1e-5, rtol=0)
         places[changed] = arrived
 
 
@@ -106,15 +97,10 @@ def test_what_comes_in_is_what_the_answer_attends_to(engine: SamKVEngine, option
     written = Written(engine, scout(**by_token, **options))
     layout, decoder = written.layout, written.decoder
     everything, held = KVBuffer(decoder.num_layers), written.prefilled.retained
-    rotate = decoder.rotation_by(layout.rotate_offsets)
     for layer, pair in enumerate(written.layers()):
         both = []
         for which, states in enumerate(pair):
-            whole = torch.zeros(1, states.shape[1], layout.num_tokens, states.shape[3])
-            for segment in layout.cached:
-                assert segment.reader is not None
-                whole[0, :, segment.span] = segment.reader.layer(layer)[which]
-            whole = rotate[layer](whole) if which == 0 else whole
+            whole = written.cached(layer, which)
             whole[:, :, held] = states[:, :, : written.num_retained]
             both.append(torch.cat((whole, states[:, :, written.num_retained :][:, :, :first]), dim=2))
         everything.append(layer, *both)
@@ -152,12 +138,8 @@ def prompts() -> list[str]:
 def test_batched_equals_alone(engine: SamKVEngine) -> None:
     sampling = {"max_new_tokens": 14, "temperature": 1.0, "seed": 1}  # greedily, a tiny model repeats itself
     options: dict[str, Any] = {"method": scout(refresh_tokens=3), **sampling}
-
-    async def together() -> list[GenerationResult]:
-        return await asyncio.gather(*(engine.agenerate(prompt, **options) for prompt in prompts()))
-
     alone = [engine.generate(prompt, **options) for prompt in prompts()]
-    batched = asyncio.run(together())
+    batched = together(engine, [{"prompt": prompt} for prompt in prompts()], **options)
     assert [result.token_ids for result in batched] == [result.token_ids for result in alone]
     assert [result.chunks for result in batched] == [result.chunks for result in alone]
     fixed = [engine.generate(prompt, **options | {"method": scout(refresh_tokens=None)}) for prompt in prompts()]
@@ -191,14 +173,7 @@ def test_refreshes_are_counted_and_explained(engine: SamKVEngine) -> None:
     plain = engine.generate(prompts()[0], method=scout(refresh_tokens=None), max_new_tokens=14)
     assert (plain.metrics.refreshes, plain.metrics.refresh_bytes_read) == (0, 0)
     assert not any(use.arrivals for use in plain.chunks)
-
-
-def test_resident_kv_does_not_grow(engine: SamKVEngine) -> None:
-    fixed, refreshed = (
-        engine.generate(prompts()[0], method=scout(refresh_tokens=n), max_new_tokens=9).metrics for n in (None, 2)
-    )
-    assert refreshed.refreshes > 1
-    assert refreshed.kv_bytes_resident == fixed.kv_bytes_resident
+    assert metrics.kv_bytes_resident == plain.metrics.kv_bytes_resident
 
 
 def test_others_go_on_between_the_layers_of_a_refresh(engine: SamKVEngine, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -219,14 +194,9 @@ def test_others_go_on_between_the_layers_of_a_refresh(engine: SamKVEngine, monke
 
     monkeypatch.setattr(Refresher, "refresh", watched_refresh)
     monkeypatch.setattr(worker, "step", watched_step)
-
-    async def both() -> None:
-        tokens = (40, 60)  # the second is still answering when the first ends
-        await asyncio.gather(
-            *(engine.agenerate(p, method=scout(), max_new_tokens=n) for p, n in zip(prompts()[:2], tokens, strict=True))
-        )
-
-    asyncio.run(both())
+    lengths = (40, 60)  # the second is still answering when the first ends
+    asked = [{"prompt": prompt, "max_new_tokens": n} for prompt, n in zip(prompts(), lengths, strict=False)]
+    assert all(result.metrics.refreshes for result in together(engine, asked, method=scout()))
     assert stepped
 
 
@@ -266,25 +236,6 @@ def test_a_chunk_that_cannot_be_read_again_ends_the_refreshes_only(
     assert result.token_ids == expected
     assert result.metrics.refreshes == 0
     assert caplog.text.count("not refreshed any more") == 1
-
-
-def test_a_failing_choice_ends_its_own_answer_only(engine: SamKVEngine) -> None:
-    def fail(logits: torch.Tensor) -> int:
-        raise RuntimeError("no choice")
-
-    async def both() -> tuple[Any, Any]:
-        asked = (engine.agenerate(prompts()[0], max_new_tokens=9), engine.agenerate(prompts()[1], choose=fail))
-        return await asyncio.gather(*asked, return_exceptions=True)
-
-    answered, failed = asyncio.run(both())
-    assert answered.token_ids == engine.generate(prompts()[0], max_new_tokens=9).token_ids
-    assert isinstance(failed, RuntimeError)
-
-
-@pytest.mark.parametrize(("name", "value"), [("refresh_tokens", 0), ("refresh_tokens", "x")])
-def test_options_out_of_range_are_refused(name: str, value: object) -> None:
-    with pytest.raises(ConfigurationError, match=name):
-        scout(**{name: value})
 
 
 @pytest.mark.parametrize("options", [{"family": "gemma3"}, {"storage": "index"}], ids=str)

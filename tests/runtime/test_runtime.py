@@ -5,19 +5,22 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import select
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
+import torch
 
-from samkv_rag import GenerationResult, SamKVEngine
+from samkv_rag import SamKVEngine
 from samkv_rag.exceptions import ConfigurationError, EngineClosedError, PromptTooLongError, QueueFullError
 from samkv_rag.prefill import FullPrefill, PrefillContext, Prefilled, method_classes
 from support import tiny
-from support.engines import MakeEngine
+from support.engines import MakeEngine, together
 
 CHUNKS = [tiny.text(seed, num_words) for seed, num_words in ((1, 60), (2, 90), (3, 30), (4, 70))]
 
@@ -43,15 +46,6 @@ def slow_layers(engine: SamKVEngine, monkeypatch: pytest.MonkeyPatch) -> Callabl
     return slow
 
 
-def together(engine: SamKVEngine, asked: list[str], **options: Any) -> list[GenerationResult]:
-    """Answers to prompts asked at once, from an event loop."""
-
-    async def ask() -> list[GenerationResult]:
-        return await asyncio.gather(*(engine.agenerate(prompt, **options) for prompt in asked))
-
-    return asyncio.run(ask())
-
-
 def wait_until(holds: Callable[[], bool]) -> bool:
     deadline = time.monotonic() + 10
     while not holds() and time.monotonic() < deadline:
@@ -62,41 +56,39 @@ def wait_until(holds: Callable[[], bool]) -> bool:
 # -- the same answers ----------------------------------------------------------------------------
 
 
+GREEDY: dict[str, Any] = {}
+SAMPLED = {"temperature": 1.2, "top_p": 0.9, "seed": 3}
+
+
 @pytest.mark.parametrize(
-    ("family", "method"),
+    ("family", "method", "sampling"),
     [
-        *(("llama", name) for name in method_classes()),
-        *((name, "scout") for name in ("qwen3", "phi3-partial-rope", "granite", *tiny.WINDOWED)),
+        *(("llama", name, GREEDY) for name in method_classes()),
+        *((name, "scout", GREEDY) for name in ("qwen3", "phi3-partial-rope", "granite", *tiny.WINDOWED)),
+        ("llama", "scout", SAMPLED),
     ],
 )
-def test_batched_equals_alone(make_engine: MakeEngine, family: str, method: str) -> None:
-    engine, options = make_engine(family, chunks=CHUNKS), {"method": tiny.method(method), "max_new_tokens": 12}
+def test_batched_equals_alone(make_engine: MakeEngine, family: str, method: str, sampling: dict[str, Any]) -> None:
+    engine = make_engine(family, chunks=CHUNKS)
+    options: dict[str, Any] = {"method": tiny.method(method), "max_new_tokens": 12, **sampling}
     alone = [engine.generate(prompt, **options) for prompt in prompts()]
-    batched = together(engine, prompts(), **options)
+    batched = together(engine, [{"prompt": prompt} for prompt in prompts()], **options)
     assert [result.token_ids for result in batched] == [result.token_ids for result in alone]
     assert [result.chunks for result in batched] == [result.chunks for result in alone]
     assert len({result.token_ids for result in alone}) > 1, "nothing could have been mixed up"
 
 
-def test_sampled_answers_are_their_own(engine: SamKVEngine) -> None:
-    options: dict[str, Any] = {"temperature": 1.2, "top_p": 0.9, "seed": 3, "max_new_tokens": 12}
-    alone = [engine.generate(prompt, **options).text for prompt in prompts()]
-    assert [result.text for result in together(engine, prompts(), **options)] == alone
-
-
-@pytest.mark.parametrize("max_running", [2, len(prompts())])
-def test_as_many_decode_in_one_batch_as_may_run(
-    engine: SamKVEngine, monkeypatch: pytest.MonkeyPatch, max_running: int
-) -> None:
-    sizes: list[int] = []
-    logits = engine.decoder.logits
-    monkeypatch.setattr(engine.decoder, "logits", lambda hidden: sizes.append(len(hidden)) or logits(hidden))
-    engine._runtime._scheduler.max_running = max_running
-    together(engine, prompts(), max_new_tokens=100)
-    assert max(sizes) == max_running
-
-
 # -- turns ---------------------------------------------------------------------------------------
+
+
+@contextmanager
+def in_a_thread(function: Callable[..., Any], *arguments: Any, **options: Any) -> Iterator[threading.Thread]:
+    """A call that goes on beside the test, and has ended behind the context."""
+    thread = threading.Thread(target=function, args=arguments, kwargs=options, daemon=True)
+    thread.start()
+    yield thread
+    thread.join(60)
+    assert not thread.is_alive()
 
 
 def test_a_running_answer_goes_on_while_a_long_prompt_is_prefilled(
@@ -105,57 +97,42 @@ def test_a_running_answer_goes_on_while_a_long_prompt_is_prefilled(
     slow_layers(0.02)
     running = engine.stream(prompts()[0], max_new_tokens=200)
     next(running)
-    options = {"method": "full_prefill", "max_new_tokens": 1}
-    long_one = threading.Thread(target=engine.generate, args=(prompts()[1],), kwargs=options)
-    long_one.start()
-    assert wait_until(lambda: bool(engine._runtime._scheduler.prefilling))
-    before = len(running._sequence.token_ids)  # type: ignore[union-attr]
-    long_one.join(30)
+    with in_a_thread(engine.generate, prompts()[1], method="full_prefill", max_new_tokens=1):
+        assert wait_until(lambda: bool(engine._runtime._scheduler.prefilling))
+        before = len(running._sequence.token_ids)  # type: ignore[union-attr]
     decoded = len(running._sequence.token_ids) - before  # type: ignore[union-attr]
     running.close()
     assert decoded >= engine.decoder.num_layers - 2
 
 
 def test_a_short_prompt_does_not_wait_for_a_long_one(engine: SamKVEngine, slow_layers: Callable[[float], None]) -> None:
-    order: list[str] = []
     slow_layers(0.05)
-
-    def ask(name: str, prompt: str) -> None:
-        engine.generate(prompt, max_new_tokens=1, method="full_prefill")
-        order.append(name)
-
-    long_one = threading.Thread(target=ask, args=("long", tiny.rag_prompt([tiny.text(9, 1200)])))
-    long_one.start()
-    assert wait_until(lambda: bool(engine._runtime._scheduler.prefilling))
-    ask("short", "What is the tide?")
-    long_one.join(30)
-    assert order == ["short", "long"]
+    with in_a_thread(engine.generate, tiny.rag_prompt([tiny.text(9, 1200)]), max_new_tokens=1) as long_one:
+        assert wait_until(lambda: bool(engine._runtime._scheduler.prefilling))
+        engine.generate("What is the tide?", max_new_tokens=1)
+        assert long_one.is_alive()
 
 
 def test_ingestion_makes_way_for_questions(engine: SamKVEngine, slow_layers: Callable[[float], None]) -> None:
     slow_layers(0.05)
     new = [tiny.text(100 + seed, 600) for seed in range(4)]
-    ingestion = threading.Thread(target=engine.add_chunks, args=(new,))
-    ingestion.start()
-    time.sleep(0.02)
-    engine.generate("What is the tide?", max_new_tokens=1)
-    assert ingestion.is_alive()
-    ingestion.join(60)
+    with in_a_thread(engine.add_chunks, new) as ingestion:
+        time.sleep(0.02)
+        engine.generate("What is the tide?", max_new_tokens=1)
+        assert ingestion.is_alive()
     assert all(map(engine.has_chunk, new))
 
 
 # -- ends ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("end", ["close", "forget", "with"])
-def test_a_stream_that_is_closed_computes_nothing_more(engine: SamKVEngine, end: str) -> None:
+@pytest.mark.parametrize("is_closed", [True, False], ids=["closed", "forgotten"])
+def test_a_stream_that_is_closed_computes_nothing_more(engine: SamKVEngine, is_closed: bool) -> None:
     stream = engine.stream(prompts()[0], max_new_tokens=3000)
     next(stream)
     sequence = stream._sequence
     assert sequence is not None
-    if end == "close":
-        stream.close()
-    elif end == "with":
+    if is_closed:
         with stream:
             pass
     else:
@@ -178,8 +155,7 @@ def test_a_stream_that_was_never_begun_costs_nothing(engine: SamKVEngine) -> Non
 def test_a_prefill_is_given_up_between_two_layers(engine: SamKVEngine, slow_layers: Callable[[float], None]) -> None:
     slow_layers(0.1)
     stream = engine.stream(prompts()[0], method="full_prefill")
-    reader = threading.Thread(target=lambda: next(stream, None), daemon=True)
-    reader.start()
+    threading.Thread(target=next, args=(stream, None), daemon=True).start()
     assert wait_until(lambda: bool(engine._runtime._scheduler.prefilling))
     stream.close()
     started = time.monotonic()
@@ -204,15 +180,10 @@ async def test_the_event_loop_stays_free(engine: SamKVEngine, slow_layers: Calla
     slow_layers(0.05)
     ticks = 0
 
-    async def tick() -> None:
-        nonlocal ticks
-        while True:
-            ticks += 1
-            await asyncio.sleep(0.001)
-
-    ticking = asyncio.create_task(tick())
-    await engine.agenerate(prompts()[0], max_new_tokens=2)
-    ticking.cancel()
+    answering = asyncio.create_task(engine.agenerate(prompts()[0], max_new_tokens=2))
+    while not answering.done():
+        ticks += 1
+        await asyncio.sleep(0.001)
     assert ticks > 50
 
 
@@ -293,21 +264,16 @@ def test_a_forked_child_answers_while_the_parent_does(engine: SamKVEngine) -> No
         os.write(writing, bytes([found == expected]))
         os._exit(0)
     os.close(writing)
-    answered: list[bytes] = []
-    waiting = threading.Thread(target=lambda: answered.append(os.read(reading, 1)), daemon=True)
-    waiting.start()
-    waiting.join(30)
+    has_answered, _, _ = select.select([reading], [], [], 30)
     os.kill(child, 9)
     os.waitpid(child, 0)
     running.close()
-    assert answered == [b"\x01"]
+    assert has_answered and os.read(reading, 1) == b"\x01"
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma3", "mistral-window"])
 def test_the_likelihood_of_a_reference_is_that_of_a_direct_forward(make_engine: MakeEngine, family: str) -> None:
     engine = make_engine(family, chunks=CHUNKS)
-    import torch
-
     prompt, reference = prompts()[0], " the keeper of the north"
     result = engine.generate_scored(prompt, reference, method="full_prefill", max_new_tokens=5)
     prompt_ids = engine._assembler.without_cache(engine._assembler.split(prompt)).token_ids
@@ -316,7 +282,5 @@ def test_the_likelihood_of_a_reference_is_that_of_a_direct_forward(make_engine: 
         logits = tiny.model(family)(torch.cat((prompt_ids, reference_ids))[None]).logits[0]
     expected = torch.nn.functional.cross_entropy(logits[len(prompt_ids) - 1 : -1], reference_ids)
     assert result.reference_nll == pytest.approx(float(expected), abs=1e-4)
-    assert result.metrics.kv_bytes_resident == result.metrics.kv_bytes_full, (
-        "a window's layer holds no more than it sees"
-    )
+    assert result.metrics.kv_bytes_resident == result.metrics.kv_bytes_full, "a window's layer holds what it sees"
     assert result.token_ids == engine.generate(prompt, method="full_prefill", max_new_tokens=5).token_ids

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any
 
 import pytest
@@ -10,9 +9,9 @@ import torch
 
 from samkv_rag import Piece, SamKVEngine
 from samkv_rag.exceptions import ConfigurationError
-from samkv_rag.prefill import FullPrefill, PrefillContext, Prefilled
+from samkv_rag.prefill import FullPrefill, PrefillContext
 from support import tiny
-from support.engines import MakeEngine
+from support.engines import MakeEngine, together
 
 PROMPT = tiny.rag_prompt([tiny.text(1), tiny.text(2)])
 NUM_TOKENS = 16
@@ -79,40 +78,28 @@ def test_streamed_logprobs_are_those_of_the_whole(tiny_engine: SamKVEngine, stop
 # -- n -------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def num_prefills(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The prompts' lengths of all prefills."""
-    seen: list[int] = []
-    prefill = FullPrefill.prefill
-
-    def counting(self: FullPrefill, context: PrefillContext) -> Prefilled:
-        seen.append(context.layout.num_tokens)
-        return prefill(self, context)
-
-    monkeypatch.setattr(FullPrefill, "prefill", counting)
-    return seen
-
-
 @pytest.mark.parametrize("temperature", [0.0, 1.5])
 def test_n_answers_of_one_prefill_are_those_of_their_seeds(
-    tiny_engine: SamKVEngine, num_prefills: list[int], temperature: float
+    tiny_engine: SamKVEngine, monkeypatch: pytest.MonkeyPatch, temperature: float
 ) -> None:
+    prefills: list[PrefillContext] = []
+    run = FullPrefill.prefill
+    monkeypatch.setattr(FullPrefill, "prefill", lambda self, context: prefills.append(context) or run(self, context))
     options: dict[str, Any] = {"method": FullPrefill(), "temperature": temperature, "max_new_tokens": NUM_TOKENS}
     result = tiny_engine.generate(PROMPT, n=4, seed=7, logprobs=True, **options)
-    assert len(num_prefills) == 1
+    assert len(prefills) == 1
     alone = [tiny_engine.generate(PROMPT, seed=7 + i, logprobs=True, **options) for i in range(4)]
-    together = [result, *result.others]
-    assert [one.token_ids for one in together] == [one.token_ids for one in alone]
+    answers = [result, *result.others]
+    assert [one.token_ids for one in answers] == [one.token_ids for one in alone]
     assert len({one.token_ids for one in alone}) == (4 if temperature else 1)
-    for one, other in zip(together, alone, strict=True):
+    for one, other in zip(answers, alone, strict=True):
         assert (one.text, one.finish_reason, one.chunks) == (other.text, other.finish_reason, other.chunks)
         assert [t.logprob for t in one.logprobs] == pytest.approx([t.logprob for t in other.logprobs], abs=1e-4)
 
 
 @pytest.mark.parametrize("family", ["llama", "mistral-window", "gemma3"])
 def test_n_answers_from_cached_chunks_are_those_of_their_seeds(make_engine: MakeEngine, family: str) -> None:
-    engine = make_engine(family)
-    engine.add_chunks([tiny.text(1), tiny.text(2)])
+    engine = make_engine(family, chunks=[tiny.text(1), tiny.text(2)])
     options: dict[str, Any] = {"temperature": 1.5, "max_new_tokens": 60}
     result = engine.generate(PROMPT, n=3, seed=1, **options)
     assert result.metrics.method == "scout"
@@ -133,11 +120,8 @@ def test_answers_never_take_more_places_than_there_are(monkeypatch: pytest.Monke
     sizes: list[int] = []
     logits = engine.decoder.logits
     monkeypatch.setattr(engine.decoder, "logits", lambda hidden: sizes.append(len(hidden)) or logits(hidden))
-
-    async def ask() -> list[Any]:
-        return await asyncio.gather(*(engine.agenerate(PROMPT, n=n, max_new_tokens=NUM_TOKENS) for n in (2, 1, 3, 2)))
-
-    assert [1 + len(result.others) for result in asyncio.run(ask())] == [2, 1, 3, 2]
+    results = together(engine, [{"n": n} for n in (2, 1, 3, 2)], prompt=PROMPT, max_new_tokens=NUM_TOKENS)
+    assert [1 + len(result.others) for result in results] == [2, 1, 3, 2]
     assert max(sizes) == 3
     with pytest.raises(ConfigurationError, match="n is 4 and 3 answers are decoded together"):
         engine.generate(PROMPT, n=4)
@@ -148,28 +132,3 @@ def test_closing_gives_up_all_answers(tiny_engine: SamKVEngine) -> None:
         assert isinstance(next(stream), Piece)
     assert tiny_engine.generate(PROMPT, max_new_tokens=1).text is not None
     assert tiny_engine._runtime._scheduler.running == []
-
-
-# -- what is refused -----------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [
-        ({"top_k": -1}, "top_k is -1"),
-        ({"top_k": 1.5}, "top_k is 1.5"),
-        ({"min_p": 2}, "min_p is 2"),
-        ({"repetition_penalty": 0}, "it must be above 0, and 1 changes nothing"),
-        ({"n": 0}, "n is 0"),
-        ({"logprobs": 5}, "logprobs is 5; it must be True or False"),
-        ({"logprobs": True, "top_logprobs": 21}, "top_logprobs is 21"),
-        ({"top_logprobs": 2}, "pass logprobs=True"),
-        ({"grammar": "a+"}, "it must be a Grammar, such as"),
-        ({"max_tokens": 3}, "did you mean max_new_tokens"),
-        ({"repeat_penalty": 1.1}, "did you mean repetition_penalty"),
-        ({"seed": 2**64 - 1, "n": 2}, "seed is"),
-    ],
-)
-def test_a_value_out_of_range_is_refused(tiny_engine: SamKVEngine, options: dict[str, Any], words: str) -> None:
-    with pytest.raises(ConfigurationError, match=words):
-        tiny_engine.generate(PROMPT, **options)

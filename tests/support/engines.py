@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import asyncio
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import torch
@@ -16,6 +17,15 @@ from support import tiny
 MakeEngine = Callable[..., SamKVEngine]
 CHUNKS = [tiny.text(seed) for seed in range(4)]
 PROMPT = tiny.rag_prompt(CHUNKS)
+
+
+def together(engine: SamKVEngine, asked: Iterable[dict[str, Any]], **options: Any) -> list[Any]:
+    """What comes of requests made at once, from an event loop: results, and errors in the place of results."""
+
+    async def ask() -> list[Any]:
+        return await asyncio.gather(*(engine.agenerate(**(options | one)) for one in asked), return_exceptions=True)
+
+    return asyncio.run(ask())
 
 
 class Prefill(NamedTuple):
