@@ -23,16 +23,13 @@ LAYERS = [
     {"engine"},
     {"frameworks", "cli"},
 ]
-LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 STORE_LAYERS = [
     {"base", "quantization"},
     {"codec", "disk", "memory", "testing", "tiers", "unreachable"},
     {"catalog", "objects", "redis"},
     {"admin", "open"},
 ]
-STORE_LEVEL = {name: level for level, names in enumerate(STORE_LAYERS) for name in names}
 MODULES = sorted({*PACKAGE.rglob("*.py")} - {PACKAGE / "__init__.py"})
-STORE_MODULES = sorted({*(PACKAGE / "store").rglob("*.py")} - {PACKAGE / "store" / "__init__.py"})
 
 
 def imported(path: Path) -> set[str]:
@@ -47,36 +44,30 @@ def imported(path: Path) -> set[str]:
     return names
 
 
-def part(path: Path, package: Path = PACKAGE) -> str:
-    return path.relative_to(package).parts[0].removesuffix(".py")
+def point_down(own: str, others: set[str], package: str, layers: list[set[str]]) -> None:
+    """Of modules ``others`` those in ``package`` are ``own`` or stand below it."""
+    level = {name: level for level, names in enumerate(layers) for name in names}
+    inside = {name.removeprefix(f"{package}.").split(".")[0] for name in others if name.startswith(f"{package}.")}
+    assert all(level[other] < level[own] for other in inside - {own}), f"{own} imports {inside}"
 
 
 def test_there_are_at_most_nine_layers() -> None:
     assert len(LAYERS) <= 9
-    assert set(LEVEL) == {part(path) for path in MODULES}
+    assert set().union(*LAYERS) == {path.relative_to(PACKAGE).parts[0].removesuffix(".py") for path in MODULES}
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))
 def test_imports_point_one_way(path: Path) -> None:
-    own = part(path)
-    for name in imported(path):
-        if name.startswith("samkv_rag."):
-            other = name.split(".")[1]
-            assert other == own or LEVEL[other] < LEVEL[own], f"{own} imports {other}"
-        outside = name.split(".")[0]
-        assert outside not in {"llama_index", "langchain", "langchain_core", "samkv_apps"}, f"{own} imports {name}"
-        assert outside != "transformers" or own in {"model", "runtime"}, f"{own} imports {name}"
-        assert outside != "jinja2" or path.name == "render.py", f"{own} imports {name}"
-
-
-@pytest.mark.parametrize("path", STORE_MODULES, ids=lambda p: p.name)
-def test_imports_point_one_way_in_the_store_too(path: Path) -> None:
-    own = part(path, PACKAGE / "store")
-    for name in imported(path):
-        assert name != "samkv_rag.store", "from the package itself it would get what is imported by then"
-        if name.startswith("samkv_rag.store."):
-            other = name.split(".")[2]
-            assert other == own or STORE_LEVEL[other] < STORE_LEVEL[own], f"{own} imports {other}"
+    own, *inner = path.relative_to(PACKAGE).with_suffix("").parts
+    names = imported(path)
+    point_down(own, names, "samkv_rag", LAYERS)
+    outside = {name.split(".")[0] for name in names}
+    assert not outside & {"llama_index", "langchain", "langchain_core", "samkv_apps"}
+    assert "transformers" not in outside or own in {"model", "runtime"}
+    assert "jinja2" not in outside or path.name == "render.py"
+    if own == "store" and inner != ["__init__"]:
+        assert "samkv_rag.store" not in names, "from the package itself it would get what is imported by then"
+        point_down(inner[0], names, "samkv_rag.store", STORE_LAYERS)
 
 
 def test_importing_the_package_is_quick_and_brings_no_torch() -> None:

@@ -35,16 +35,23 @@ def explained(tiny_engine: SamKVEngine) -> Explanation:
     return explain(tiny_engine, sequence_ratio=0.4)
 
 
-def test_it_says_what_the_engine_retained(tiny_engine: SamKVEngine) -> None:
-    tiny_engine.add_chunks(CHUNKS)
-    result = tiny_engine.generate(tiny.rag_prompt(CHUNKS), max_new_tokens=4, method=tiny.method(sequence_ratio=0.4))
-    explained = result.explain()
+def test_it_says_what_the_engine_retained(tiny_engine: SamKVEngine, explained: Explanation) -> None:
+    with tiny_engine.stream(
+        tiny.rag_prompt(CHUNKS), max_new_tokens=4, method=tiny.method(sequence_ratio=0.4)
+    ) as stream:
+        list(stream)
+    result = stream.result
+    assert result.explain() == explained
+    assert repr(explained) == (
+        f"<Explanation: {explained.num_retained} of {explained.num_tokens} tokens retained of 3 chunks>"
+    ), "it is printed without the documents"
+    assert Explanation.from_dict(json.loads(json.dumps(explained.to_dict(), allow_nan=False))) == explained
     assert (explained.answer, explained.method, explained.fallback_reason) == (result.text, "scout", None)
     assert explained.sequence_ratio == pytest.approx(explained.num_retained / explained.num_tokens)
     assert [chunk.text for chunk in explained.chunks] == CHUNKS
     for chunk, use in zip(explained.chunks, result.chunks, strict=True):
         assert [i for run in chunk.retained for i in range(run.start, run.stop)] == list(use.retained_tokens)
-        assert all(before.stop < run.start for before, run in zip(chunk.retained, chunk.retained[1:], strict=False))
+        assert all(before.stop < run.start for before, run in pairwise(chunk.retained))
         assert (chunk.digest, chunk.num_retained) == (use.digest, len(use.retained_tokens))
         assert chunk.num_tokens == use.num_tokens == tiny_engine.count_tokens(chunk.text)
 
@@ -52,10 +59,8 @@ def test_it_says_what_the_engine_retained(tiny_engine: SamKVEngine) -> None:
 def test_it_says_which_refresh_brought_what(tiny_engine: SamKVEngine) -> None:
     tiny_engine.add_chunks(CHUNKS)
     ids = iter(tiny_engine.tokenize("the tide of winter and the seven letters"))
-    method = tiny.method(sequence_ratio=0.3, refresh_tokens=3)
-    result = tiny_engine.generate(
-        tiny.rag_prompt(CHUNKS), max_new_tokens=8, method=method, choose=lambda logits: next(ids)
-    )
+    options: dict[str, Any] = {"max_new_tokens": 8, "method": tiny.method(sequence_ratio=0.3, refresh_tokens=3)}
+    result = tiny_engine.generate(tiny.rag_prompt(CHUNKS), choose=lambda logits: next(ids), **options)
     explained = result.explain()
     for chunk, use in zip(explained.chunks, result.chunks, strict=True):
         tokens = [(arrival.answer_chars, token) for arrival in use.arrivals for token in arrival.tokens]
@@ -78,15 +83,6 @@ def test_characters_are_those_of_the_tokens(tiny_engine: SamKVEngine, explained:
             assert abs(len(taken) - len(chunk.text[run.start_char : run.stop_char].encode())) <= 4
 
 
-def test_blocks_are_the_chunk_between_its_anchors(explained: Explanation) -> None:
-    for chunk in explained.chunks:
-        bounds = [(block.start, block.stop) for block in chunk.blocks]
-        assert bounds[0][0] <= Scout.initial_tokens
-        assert [start for start, _ in bounds[1:]] == [stop for _, stop in bounds[:-1]]
-        assert bounds[-1][1] == chunk.num_tokens
-        assert {stop - start for start, stop in bounds[:-1]} <= {Scout.block_tokens}
-
-
 def test_scores_are_those_of_the_selection(tiny_engine: SamKVEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     """A block's score, the slow way: the mean of its four highest token scores. The best were retained."""
     seen: list[tuple[PromptLayout, list[float]]] = []
@@ -103,6 +99,11 @@ def test_scores_are_those_of_the_selection(tiny_engine: SamKVEngine, monkeypatch
     whole: list[float] = []
     dropped: list[float] = []
     for chunk, segment in zip(explained.chunks, layout.chunks, strict=True):
+        bounds = [(block.start, block.stop) for block in chunk.blocks]
+        assert bounds[0][0] <= Scout.initial_tokens
+        assert all(stop == start for (_, stop), (start, _) in pairwise(bounds))
+        assert bounds[-1][1] == chunk.num_tokens
+        assert {stop - start for start, stop in bounds[:-1]} <= {Scout.block_tokens}
         retained = {i for run in chunk.retained for i in range(run.start, run.stop)}
         for block in chunk.blocks:
             of_tokens = sorted(scores[segment.start + block.start : segment.start + block.stop], reverse=True)
@@ -146,13 +147,6 @@ def test_a_chunk_that_begins_the_prompt(tiny_engine: SamKVEngine) -> None:
         assert all(CHUNKS[0][run.start_char : run.stop_char] for run in chunk.retained)
 
 
-def test_a_stream_explains_itself_when_it_has_ended(tiny_engine: SamKVEngine, explained: Explanation) -> None:
-    method = tiny.method(sequence_ratio=0.4)
-    with tiny_engine.stream(tiny.rag_prompt(CHUNKS), max_new_tokens=4, method=method) as stream:
-        list(stream)
-    assert stream.result.explain() == explained
-
-
 QUESTION = "What </s> is recorded?"
 
 
@@ -171,15 +165,6 @@ QUESTION = "What </s> is recorded?"
 )
 def test_the_question_is_what_was_asked(tiny_engine: SamKVEngine, prompt: Any) -> None:
     assert explain(tiny_engine, prompt).question == QUESTION
-
-
-def test_it_is_printed_without_the_documents(explained: Explanation) -> None:
-    shares = f"{explained.num_retained} of {explained.num_tokens}"
-    assert repr(explained) == f"<Explanation: {shares} tokens retained of 3 chunks>"
-
-
-def test_json_and_back(explained: Explanation) -> None:
-    assert Explanation.from_dict(json.loads(json.dumps(explained.to_dict(), allow_nan=False))) == explained
 
 
 @pytest.mark.parametrize("values", [{}, {"chunks": 3}, {"chunks": [{}]}, {"chunks": [], "other": 1}, {"chunks": None}])
