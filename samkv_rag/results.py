@@ -58,15 +58,13 @@ class Diagnostic:
 
 @dataclass(frozen=True)
 class GenerationMetrics:
-    """Figures of one generation. Times in seconds, sizes in bytes.
+    """Figures of one generation. Sizes in bytes; times in seconds, those of other requests meanwhile included.
 
-    ``sequence_ratio`` is chunk tokens retained ÷ chunk tokens in the prompt, ``recompute_ratio`` chunk
-    tokens run through the model again ÷ chunk tokens in the prompt; both are 1 under full prefill.
-    ``kv_bytes_resident`` is what decoding reads for the prompt, ``kv_bytes_full`` what full prefill
-    would hold. ``tokens_reused`` counts prompt tokens whose stored KV was read instead of computed,
-    those of the prompt's exactly cached beginning included; ``bytes_read`` is what was read of stored chunks,
-    where a process reads a chunk for the first time with what checking it takes. Times include what was spent on other
-    requests meanwhile.
+    ``sequence_ratio`` and ``recompute_ratio`` are the shares of the prompt's chunk tokens that were retained, and that
+    were run through the model again; both are 1 under full prefill. ``kv_bytes_resident`` is what decoding reads for
+    the prompt, ``kv_bytes_full`` what full prefill would hold. ``tokens_reused`` counts prompt tokens whose stored KV
+    was read instead of computed, those of the prompt's exactly cached beginning included; ``bytes_read`` is what was
+    read of stored chunks, where a process reads one for the first time with what checking it takes.
     """
 
     method: str

@@ -11,13 +11,10 @@ import safetensors.torch
 import torch
 
 from samkv_rag import Grammar, SamKVEngine, SamKVError
-from samkv_rag.handover import Handover
 from support import handovers, tiny
-from support.engines import MakeEngine
+from support.engines import CHUNKS, PROMPT, MakeEngine
 
 pytestmark = pytest.mark.filterwarnings("ignore:.past_key_values. is deprecated")
-CHUNKS = [tiny.text(seed) for seed in range(4)]
-PROMPT = tiny.rag_prompt(CHUNKS)
 NUM_TOKENS = 12
 
 
@@ -32,11 +29,6 @@ def logits_here(engine: SamKVEngine) -> tuple[list[int], torch.Tensor]:
     return list(engine.generate(PROMPT, max_new_tokens=NUM_TOKENS, choose=greedy).token_ids), torch.stack(seen)
 
 
-def logits_elsewhere(family: str, handover: Handover, token_ids: list[int]) -> torch.Tensor:
-    """The same by transformers alone, over the dense prompt; all but the first, which was handed over."""
-    return handovers.logits(tiny.model(family), handovers.cache(handover.keys, handover.values), token_ids[:-1])
-
-
 @pytest.mark.parametrize("method", ["scout", "samkv", "full_prefill"])
 @pytest.mark.parametrize("family", ["llama", "llama3-rope", "yarn", "mistral", "qwen2", "qwen3", "phi3", "smollm3"])
 def test_decoding_elsewhere_equals_decoding_here(family: str, method: str, make_engine: MakeEngine) -> None:
@@ -48,21 +40,10 @@ def test_decoding_elsewhere_equals_decoding_here(family: str, method: str, make_
     assert result.token_ids == handover.token_ids[-1:] == (token_ids[0],)
     assert (len(handover.token_ids) - 1 < result.metrics.prompt_tokens) == (method != "full_prefill")
     assert handover.keys.shape[1] == len(handover.token_ids) - 1
-    found = logits_elsewhere(family, handover, token_ids)
+    # By transformers alone, over the dense prompt; all but the first, which was handed over.
+    found = handovers.logits(tiny.model(family), handovers.cache(handover.keys, handover.values), token_ids[:-1])
     assert len(found) == NUM_TOKENS - 1
     torch.testing.assert_close(found, expected[1:], atol=1e-4, rtol=1e-4)
-
-
-def test_what_was_dropped_is_closed_up(make_engine: MakeEngine) -> None:
-    """Without the rotation the gaps are seen: the test above can fail."""
-    engine = make_engine(chunks=CHUNKS)
-    token_ids, expected = logits_here(engine)
-    handover = engine.generate(PROMPT, handover=True).handover
-    assert handover is not None
-    by = engine.decoder.rotation_by(torch.tensor([1]))
-    keys = torch.stack([turn(one.transpose(0, 1)).transpose(0, 1) for turn, one in zip(by, handover.keys, strict=True)])
-    moved = Handover(handover.token_ids, keys, handover.values, handover.end_ids)
-    assert (logits_elsewhere("llama", moved, token_ids) - expected[1:]).abs().max() > 1e-3
 
 
 def test_a_saved_one_is_its_owners_alone_and_of_its_context(tiny_engine: SamKVEngine, tmp_path: Path) -> None:

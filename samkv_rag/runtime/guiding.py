@@ -72,11 +72,7 @@ class Matcher:
         self.require_sound()
 
     def require_sound(self) -> None:
-        """Refuse to go on where the grammar was none, or proved too much work.
-
-        Raises:
-            ConfigurationError: with the matcher's own words.
-        """
+        """Refuse to go on where the grammar was none, or proved too much work."""
         if self._matcher.is_error():
             words = self._matcher.get_error().partition("\n   1 |")[0].strip()
             raise ConfigurationError(f"the grammar cannot be used: {words}")

@@ -27,11 +27,9 @@ class Refresher:
     """Refreshes what one sequence retains, and remembers what that did.
 
     Args:
-        decoder: the model.
         method: the method that prefilled; one other than ``Scout`` is refreshed as by ``Scout``'s defaults.
         layout: the prompt as it was prefilled; its chunks' readers are held for as long as this object.
         prefilled: what is retained, and the blocks.
-        buffer: the KV to decode from.
     """
 
     def __init__(

@@ -86,8 +86,6 @@ class TokenChooser:
     Processors are those of transformers' ``generate``, in its order; a grammar's mask comes behind the penalty.
 
     Args:
-        sampling: how to choose.
-        device: of the logits.
         prompt_ids: what a repetition penalty counts as said before.
         matcher: where the answer is in its grammar.
         index: which of the request's answers it is; the second has the seed behind the first's.
@@ -97,9 +95,9 @@ class TokenChooser:
         self,
         sampling: Sampling,
         device: torch.device,
-        prompt_ids: Sequence[int] = (),
-        matcher: Matcher | None = None,
-        index: int = 0,
+        prompt_ids: Sequence[int],
+        matcher: Matcher | None,
+        index: int,
     ) -> None:
         self._greedy = sampling.temperature == 0
         self._penalty = sampling.repetition_penalty
@@ -126,11 +124,7 @@ class TokenChooser:
         return self._matcher is not None and self._matcher.complete
 
     def __call__(self, logits: torch.Tensor) -> int:
-        """Return a token id.
-
-        Raises:
-            ConfigurationError: the grammar proved too much work.
-        """
+        """Return a token id. Raises ConfigurationError where the grammar proved too much work."""
         if self._penalty != 1:
             said: Any = torch.tensor([self._said], dtype=torch.int64, device=logits.device)
             logits = RepetitionPenaltyLogitsProcessor(float(self._penalty))(said, logits.float())

@@ -38,11 +38,7 @@ class Scheduler:
         return bool(self.running or self._ready)
 
     def admit(self, sequence: Sequence) -> None:
-        """Take a new sequence, whose prompt is still to be read.
-
-        Raises:
-            QueueFullError: too many are waiting.
-        """
+        """Take a new sequence, whose prompt is still to be read."""
         if self.num_waiting >= self.max_waiting:
             raise QueueFullError(
                 f"{self.num_waiting} requests are waiting, the limit is {self.max_waiting}; "
@@ -76,13 +72,12 @@ class Scheduler:
 
     def next_refresh(self) -> Sequence | None:
         """Take a running sequence that is to be refreshed; till then it is among the prefilling, and does not run."""
-        if len(self.prefilling) < _MAX_NESTED:
-            for sequence in self.running:
-                if sequence.needs_refresh:
-                    self.running.remove(sequence)
-                    self.prefilling.append(sequence)
-                    return sequence
-        return None
+        sequence = next((one for one in self.running if one.needs_refresh), None)
+        if sequence is None or len(self.prefilling) >= _MAX_NESTED:
+            return None
+        self.running.remove(sequence)
+        self.prefilling.append(sequence)
+        return sequence
 
     def drop_ended(self) -> list[Sequence]:
         """Take the running sequences that have finished or were cancelled out, and return them."""

@@ -158,11 +158,7 @@ class Sequence:
             self.deliver(replace(first, others=tuple(others)))
 
     def accept(self, logits: torch.Tensor) -> None:
-        """Choose the next token from ``logits`` ``[1, vocab]``, deliver what it makes certain, end where it ends.
-
-        Raises:
-            ConfigurationError: the grammar proved too much work.
-        """
+        """Choose the next token from ``logits`` ``[1, vocab]``, deliver what it makes certain, end where it ends."""
         assert self.state is not None
         token_id = (self.request.choose or self._choose)(logits)
         self.first_token_at = self.first_token_at or time.perf_counter()

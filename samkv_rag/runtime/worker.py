@@ -44,7 +44,6 @@ class Runtime:
     for the running sequences, and shorter prompts first.
 
     Args:
-        decoder: the model.
         read: reads a sequence's prompt; runs in a thread of its own.
         prefill: fills a sequence's buffer, and returns the answers that decode from it.
         finish: makes the result of a finished sequence.
@@ -67,9 +66,6 @@ class Runtime:
         self._finish = finish
         self._limits = (max_running, max_waiting)
         self._closed = False
-        self._changed: threading.Condition
-        self._thread: threading.Thread | None
-        self._readers: ThreadPoolExecutor | None
         self._start_over()
         decoder.between_layers = self._make_way
         _runtimes.add(self)
@@ -276,8 +272,8 @@ class Runtime:
         self._changed = threading.Condition()
         self._scheduler = Scheduler(*self._limits)
         self._jobs: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
-        self._thread = None
-        self._readers = None
+        self._thread: threading.Thread | None = None
+        self._readers: ThreadPoolExecutor | None = None
         self._stepping = False
 
 
