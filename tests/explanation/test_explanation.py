@@ -53,6 +53,9 @@ def test_it_says_what_the_engine_retained(tiny_engine: SamKVEngine, explained: E
         assert [i for run in chunk.retained for i in range(run.start, run.stop)] == list(use.retained_tokens)
         assert all(before.stop < run.start for before, run in pairwise(chunk.retained))
         assert (chunk.digest, chunk.num_retained) == (use.digest, len(use.retained_tokens))
+        offsets = tiny_engine.tokenizer.chunk_offsets(chunk.text)
+        for run in (*chunk.retained, *chunk.blocks):
+            assert (run.start_char, run.stop_char) == (offsets[run.start][0], offsets[run.stop - 1][1])
         assert chunk.num_tokens == use.num_tokens == tiny_engine.count_tokens(chunk.text)
 
 
@@ -69,18 +72,6 @@ def test_it_says_which_refresh_brought_what(tiny_engine: SamKVEngine) -> None:
     assert 0 < first.answer_chars < len(result.text)
     assert Explanation.from_dict(json.loads(json.dumps(explained.to_dict()))) == explained
     assert f"Read after “…{result.text[: first.answer_chars]}”: “" in explained.to_html()
-
-
-def test_characters_are_those_of_the_tokens(tiny_engine: SamKVEngine, explained: Explanation) -> None:
-    """The slow way: each token's bytes, one after another, are the text."""
-    for chunk in explained.chunks:
-        backend = tiny_engine.tokenizer.tokenizer
-        pieces = backend.convert_ids_to_tokens(tiny_engine.tokenize(chunk.text))  # one character for each byte
-        num_bytes = [sum(map(len, pieces[:i])) for i in range(len(pieces) + 1)]
-        for run in (*chunk.retained, *chunk.blocks):
-            taken = chunk.text.encode()[num_bytes[run.start] : num_bytes[run.stop]]
-            assert taken.decode(errors="ignore").strip() in chunk.text[run.start_char : run.stop_char + 1]
-            assert abs(len(taken) - len(chunk.text[run.start_char : run.stop_char].encode())) <= 4
 
 
 def test_scores_are_those_of_the_selection(tiny_engine: SamKVEngine, monkeypatch: pytest.MonkeyPatch) -> None:
