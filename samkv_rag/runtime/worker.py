@@ -80,9 +80,8 @@ class Runtime:
         with self._changed:
             self._require_open()
             self._scheduler.admit(sequence)
-            readers = self._readers = self._readers or ThreadPoolExecutor(_READING_THREADS, "samkv-read")
-        sequence.submitted_at = time.perf_counter()
-        readers.submit(self._read, sequence)
+            sequence.submitted_at = time.perf_counter()
+            self._readers.submit(self._read, sequence)
 
     def call(self, function: Callable[[], T]) -> T:
         """Run ``function`` on the worker thread, where the model may be used, and return what it returns."""
@@ -99,11 +98,14 @@ class Runtime:
         """Cancel all sequences and end the threads."""
         with self._changed:
             self._closed = True
-            self._abandon(EngineClosedError("the engine was closed before the answer was finished"))
+            error = EngineClosedError("the engine was closed before the answer was finished")
+            for sequence in self._scheduler.drain():
+                sequence.fail(error)
+            while self._jobs:
+                self._jobs.popleft()[1].set_exception(error)
             self._changed.notify_all()
-            thread, readers = self._thread, self._readers
-        if readers is not None:
-            readers.shutdown(wait=False, cancel_futures=True)
+            thread = self._thread
+        self._readers.shutdown(wait=False, cancel_futures=True)
         if thread is not None and thread is not threading.current_thread():
             thread.join(_STOP_S)
 
@@ -187,7 +189,7 @@ class Runtime:
 
     def _read_again(self, sequence: Sequence, error: DamagedChunkError) -> None:
         """A chunk was damaged after it was checked: read the prompt once more, which finds and mends it."""
-        if sequence.num_readings > _MAX_READINGS or self._readers is None:
+        if sequence.num_readings > _MAX_READINGS or self._closed:
             sequence.fail(error)
             return
         logger.warning("a chunk could not be read (%s); its prompt is read again", error)
@@ -261,19 +263,13 @@ class Runtime:
             self._thread.start()
         self._changed.notify_all()
 
-    def _abandon(self, error: BaseException) -> None:
-        for sequence in self._scheduler.drain():
-            sequence.fail(error)
-        while self._jobs:
-            self._jobs.popleft()[1].set_exception(error)
-
     def _start_over(self) -> None:
         """Be as new: at the beginning, and in a forked process, where the threads of the parent are not."""
         self._changed = threading.Condition()
         self._scheduler = Scheduler(*self._limits)
         self._jobs: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
         self._thread: threading.Thread | None = None
-        self._readers: ThreadPoolExecutor | None = None
+        self._readers = ThreadPoolExecutor(_READING_THREADS, "samkv-read")  # its threads start with the first prompt
         self._stepping = False
 
 
