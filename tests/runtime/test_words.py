@@ -9,7 +9,7 @@ import torch
 
 from samkv_rag import Piece, SamKVEngine
 from samkv_rag.exceptions import ConfigurationError
-from samkv_rag.prefill import FullPrefill, PrefillContext
+from samkv_rag.prefill import FullPrefill, PrefillContext, method_classes
 from support import tiny
 from support.engines import MakeEngine, together
 
@@ -78,33 +78,31 @@ def test_streamed_logprobs_are_those_of_the_whole(tiny_engine: SamKVEngine, stop
 # -- n -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("temperature", [0.0, 1.5])
+@pytest.mark.parametrize(
+    ("family", "method", "temperature"),
+    [
+        ("llama", "full_prefill", 0.0),
+        ("llama", "full_prefill", 1.5),
+        *((family, "scout", 1.5) for family in ("llama", "mistral-window", "gemma3")),
+    ],
+)
 def test_n_answers_of_one_prefill_are_those_of_their_seeds(
-    tiny_engine: SamKVEngine, monkeypatch: pytest.MonkeyPatch, temperature: float
+    make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch, family: str, method: str, temperature: float
 ) -> None:
+    engine, cls = make_engine(family, chunks=[tiny.text(1), tiny.text(2)]), method_classes()[method]
     prefills: list[PrefillContext] = []
-    run = FullPrefill.prefill
-    monkeypatch.setattr(FullPrefill, "prefill", lambda self, context: prefills.append(context) or run(self, context))
-    options: dict[str, Any] = {"method": FullPrefill(), "temperature": temperature, "max_new_tokens": NUM_TOKENS}
-    result = tiny_engine.generate(PROMPT, n=4, seed=7, logprobs=True, **options)
-    assert len(prefills) == 1
-    alone = [tiny_engine.generate(PROMPT, seed=7 + i, logprobs=True, **options) for i in range(4)]
+    run = cls.prefill
+    monkeypatch.setattr(cls, "prefill", lambda self, context: prefills.append(context) or run(self, context))
+    options: dict[str, Any] = {"method": tiny.method(method), "temperature": temperature, "max_new_tokens": 40}
+    result = engine.generate(PROMPT, n=4, seed=7, logprobs=True, **options)
+    assert (len(prefills), result.metrics.method) == (1, method)
+    alone = [engine.generate(PROMPT, seed=7 + i, logprobs=True, **options) for i in range(4)]
     answers = [result, *result.others]
     assert [one.token_ids for one in answers] == [one.token_ids for one in alone]
     assert len({one.token_ids for one in alone}) == (4 if temperature else 1)
     for one, other in zip(answers, alone, strict=True):
         assert (one.text, one.finish_reason, one.chunks) == (other.text, other.finish_reason, other.chunks)
         assert [t.logprob for t in one.logprobs] == pytest.approx([t.logprob for t in other.logprobs], abs=1e-4)
-
-
-@pytest.mark.parametrize("family", ["llama", "mistral-window", "gemma3"])
-def test_n_answers_from_cached_chunks_are_those_of_their_seeds(make_engine: MakeEngine, family: str) -> None:
-    engine = make_engine(family, chunks=[tiny.text(1), tiny.text(2)])
-    options: dict[str, Any] = {"temperature": 1.5, "max_new_tokens": 60}
-    result = engine.generate(PROMPT, n=3, seed=1, **options)
-    assert result.metrics.method == "scout"
-    alone = [engine.generate(PROMPT, seed=1 + i, **options).text for i in range(3)]
-    assert [result.text, *(one.text for one in result.others)] == alone
 
 
 def test_pieces_say_which_answer_they_are_of(tiny_engine: SamKVEngine) -> None:
