@@ -172,7 +172,9 @@ def test_chunks_may_stand_anywhere(engine: SamKVEngine) -> None:
 @pytest.mark.parametrize(
     ("prompt", "message"),
     [
-        *((empty, "it must be text that is not only white space") for empty in ("", " \n", [])),
+        ("", "it must be text that is not only white space"),
+        (" \n", "it must be text that is not only white space"),
+        ([], "it must be text that is not only white space"),
         *((wrong, "it must be text or a list of messages") for wrong in (3, None, b"bytes", ["text"])),
         ("half a pair: \ud800", "half a surrogate pair at character"),
         ([{"role": "user", "content": "\udfff"}], "half a surrogate pair at character"),

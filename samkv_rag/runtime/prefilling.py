@@ -73,8 +73,9 @@ def prefill(decoder: Decoder, sequence: Sequence, spec: SummarySpec) -> list[Seq
     prefilled = method.prefill(PrefillContext(decoder, layout, buffer, spec, sequence.clock))
     buffer.narrow(decoder.windows)
     layout = prefilled.layout or layout
-    refreshes = isinstance(method, SparsePrefill) and method.refresh_tokens and prefilled.block_scores
-    refresher = Refresher(decoder, method, layout, prefilled, buffer) if refreshes else None
+    refresher = None
+    if isinstance(method, SparsePrefill) and method.refresh_tokens and prefilled.block_scores:
+        refresher = Refresher(decoder, method, layout, prefilled, buffer)
     layout.release()
     sequence.read = replace(sequence.read, layout=layout)
     logits = decoder.logits(prefilled.hidden)[:, -1]

@@ -66,6 +66,7 @@ class Runtime:
         self._finish = finish
         self._limits = (max_running, max_waiting)
         self._closed = False
+        self._thread: threading.Thread | None
         self._start_over()
         decoder.between_layers = self._make_way
         _runtimes.add(self)
@@ -268,7 +269,7 @@ class Runtime:
         self._changed = threading.Condition()
         self._scheduler = Scheduler(*self._limits)
         self._jobs: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
-        self._thread: threading.Thread | None = None
+        self._thread = None
         self._readers = ThreadPoolExecutor(_READING_THREADS, "samkv-read")  # its threads start with the first prompt
         self._stepping = False
 

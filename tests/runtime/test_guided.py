@@ -30,7 +30,7 @@ SIMPLE: list[dict[str, Any]] = [
     *({"type": "string", "format": one} for one in ("date", "uuid", "ipv4", "email")),
     {"type": "integer", "minimum": -150, "maximum": 4000},
     {"type": "number", "exclusiveMinimum": -4.5, "maximum": 95.5},
-    *({"const": one} for one in (None, False, 3, 'a "b" \n/', [1, {"c": "é"}], {"d": []})),
+    *({"const": json.loads(one)} for one in ("null", "false", "3", r'"a \"b\" \n/"', '[1, {"c": "é"}]', '{"d": []}')),
     {"enum": [1, "one", None, True, "🦭", [2], {"three": 3}, -0.5]},
     {"type": ["boolean", "null"]},
     {"oneOf": [{"type": "integer", "maximum": 9, "minimum": 0}, {"const": "é"}, {"type": "boolean"}]},
