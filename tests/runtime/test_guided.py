@@ -23,14 +23,14 @@ pytest.importorskip("llguidance")
 PROMPT = tiny.rag_prompt([tiny.text(1)])
 NUM_SCHEMAS = 100
 
-
+CONSTANTS: list[Any] = [None, False, 3, 'a "b" \n/', [1, {"c": "é"}], {"d": []}]
 SIMPLE: list[dict[str, Any]] = [
     {"type": "string", "minLength": 2, "maxLength": 6},
     *({"type": "string", "pattern": one} for one in (r"^[a-z]{2,5}-\d{3}$", r"^(left|right)$", r"^é{1,3}$")),
     *({"type": "string", "format": one} for one in ("date", "uuid", "ipv4", "email")),
     {"type": "integer", "minimum": -150, "maximum": 4000},
     {"type": "number", "exclusiveMinimum": -4.5, "maximum": 95.5},
-    *({"const": json.loads(one)} for one in ("null", "false", "3", r'"a \"b\" \n/"', '[1, {"c": "é"}]', '{"d": []}')),
+    *({"const": one} for one in CONSTANTS),
     {"enum": [1, "one", None, True, "🦭", [2], {"three": 3}, -0.5]},
     {"type": ["boolean", "null"]},
     {"oneOf": [{"type": "integer", "maximum": 9, "minimum": 0}, {"const": "é"}, {"type": "boolean"}]},

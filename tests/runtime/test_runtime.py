@@ -222,8 +222,10 @@ def test_a_full_queue_refuses_at_once(make_engine: MakeEngine) -> None:
         waiting = [pool.submit(engine.generate, "What?", max_new_tokens=1) for _ in range(2)]
         assert wait_until(lambda: runtime._scheduler.num_waiting == 2)
         started = time.monotonic()
+        refused = engine.stream("What?")
         with pytest.raises(QueueFullError, match="2 requests are waiting, the limit is 2; try again later"):
-            engine.generate("What?")
+            next(refused)
+        assert list(refused) == []
         assert time.monotonic() - started < 1
         hold.set()
         for request in waiting:
