@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from samkv_apps.evaluate import EvaluationOptions
 from samkv_apps.evaluate.answering import Answerer
 from samkv_apps.evaluate.datasets import Case
 from samkv_apps.evaluate.options import Task
+from support.commands import Run
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +44,19 @@ def options(model_folder: Path, store: Path, cases: Path, tmp_path: Path) -> Opt
         return EvaluationOptions(**(defaults | changes))
 
     return make
+
+
+@pytest.fixture
+def command(run: Run, model_folder: Path, store: Path) -> Callable[..., str]:
+    """A function: the output folder and further arguments of `samkv evaluate` to what it printed."""
+
+    def call(output_dir: Path, *arguments: object) -> str:
+        common = ["--model", model_folder, "--store", store, "--dtype", "float32", "--output-dir", output_dir]
+        status, printed, errors = run("evaluate", *common, *arguments)
+        assert (status, errors) == (0, "")
+        return printed
+
+    return call
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ Options = Callable[..., EvaluationOptions]
 Answered = list[tuple[str, str, float | None]]
 """Case, method and ratio of every answer that was made, warm-ups included."""
 
-TIMES = {"ttft_s_median", "ttft_ratio_median", "phase_s_median", "ttft_s", "total_s", "phase_s"}
+_TIMES = {"ttft_s_median", "ttft_ratio_median", "phase_s_median", "ttft_s", "total_s", "phase_s"}
 
 
 class LetterEmbedder(Embedder):
@@ -33,16 +33,12 @@ class LetterEmbedder(Embedder):
 
 
 def write_cases(file: Path, **keys: Any) -> Path:
+    """Three cases of three chunks each."""
     lines = []
     for number in range(3):
         chunks = [{"title": f"Record {i}", "text": tiny.text(10 * number + i, num_words=30)} for i in range(3)]
-        case = {
-            "id": f"case-{number}",
-            "question": "Which tide?",
-            "answers": ["seven winters", "ebb"],
-            "chunks": chunks,
-        }
-        lines.append(json.dumps(case | keys) + "\n")
+        case = {"id": f"case-{number}", "question": "Which tide?", "answers": ["seven winters", "ebb"]}
+        lines.append(json.dumps(case | {"chunks": chunks} | keys) + "\n")
     file.write_text("".join(lines))
     return file
 
@@ -51,9 +47,15 @@ def lines_of(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]
 
 
-def without_times(record: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in record.items() if name not in TIMES}
+def config_of(folder: Path) -> dict[str, Any]:
+    config: dict[str, Any] = json.loads((folder / "config.json").read_text())
+    return config
 
 
-def runs_without_times(folder: Path) -> list[dict[str, Any]]:
-    return [without_times(run) for run in json.loads((folder / "metrics.json").read_text())["runs"]]
+def runs_of(folder: Path) -> list[dict[str, Any]]:
+    runs: list[dict[str, Any]] = json.loads((folder / "metrics.json").read_text())["runs"]
+    return runs
+
+
+def without_times(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{name: value for name, value in record.items() if name not in _TIMES} for record in records]

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from evaluating import Options, lines_of, write_cases
+from evaluating import Options, config_of, lines_of, write_cases
 
 from samkv_apps.evaluate import EvaluationOptions, evaluate
 from samkv_apps.evaluate.answering import Answerer
@@ -16,7 +16,6 @@ from samkv_apps.evaluate.corpus import arranged
 from samkv_apps.evaluate.datasets import Case
 from samkv_apps.evaluate.prompts import build_messages
 from samkv_apps.evaluate.retrieval import BM25, in_order
-from support.commands import Run
 
 TIDE = Case("tide", "When is the ebb?", ("noon",), ("the flood of March", "an ebb at noon"), frozenset(["ebb ebb"]))
 LAMP = Case("lamp", "Who lit the lamp?", ("Innes",), ("the lamp burns oil", "ebb ebb"), None)
@@ -25,9 +24,6 @@ BEST_FIRST = ["ebb ebb", "an ebb at noon"]
 
 def chunks_of(options: EvaluationOptions, *cases: Case) -> list[list[str]]:
     return [list(case.chunks) for case in arranged(cases, [TIDE, LAMP], options)]
-
-
-# -- retrieval -------------------------------------------------------------------------------------
 
 
 def test_bm25_finds_rare_words_first_and_ties_in_order() -> None:
@@ -54,9 +50,6 @@ def test_more_is_kept_for_what_reads_more(options: Options) -> None:
     assert len(found.every_chunk) == 3
 
 
-# -- order -----------------------------------------------------------------------------------------
-
-
 def test_orders_of_a_corpus_and_of_a_cases_own_chunks(options: Options) -> None:
     assert chunks_of(options(corpus=True, retriever="bm25", top_k=2, order="best_last"), TIDE) == [BEST_FIRST[::-1]]
     own = ["an ebb at noon", "the flood of March"]
@@ -71,9 +64,6 @@ def test_a_random_order_is_drawn_by_seed_and_case() -> None:
     assert sorted(one) == sorted(ranked)
     assert one == in_order(ranked, "random", "1 a")
     assert len({tuple(in_order(ranked, "random", seed)) for seed in ("1 a", "1 b", "2 a")}) == 3
-
-
-# -- prompts ---------------------------------------------------------------------------------------
 
 
 def test_templates_are_the_frameworks_own() -> None:
@@ -98,19 +88,14 @@ def test_templates_are_the_frameworks_own() -> None:
     assert build_messages("Why?", ["a", "b"], template="plain") == [{"role": "user", "content": "a\n\nb\n\nWhy?"}]
 
 
-# -- the command line ------------------------------------------------------------------------------
-
-
 def test_a_corpus_from_the_command_line_and_a_reference_for_it(
-    run: Run, model_folder: Path, store: Path, cases: Path, tmp_path: Path
+    command: Callable[..., str], cases: Path, tmp_path: Path
 ) -> None:
     out, more = tmp_path / "out", tmp_path / "more"
-    arguments = ["--model", model_folder, "--data", cases, "--store", store, "--dtype", "float32", "--limit", 1]
-    arguments += ["--max-new-tokens", 2, "--option", "block_tokens=8", "--sequence-ratio", "0.4"]
-    arguments += ["--corpus", "--retriever", "bm25", "--top-k", 4, "--order", "best_last", "--template", "langchain"]
-    status, _, errors = run("evaluate", *arguments, "--output-dir", out)
-    assert (status, errors) == (0, "")
-    config = json.loads((out / "config.json").read_text())
+    arguments = "--limit 1 --max-new-tokens 2 --option block_tokens=8 --sequence-ratio 0.4 --corpus --retriever bm25"
+    arguments += f" --top-k 4 --order best_last --template langchain --data {cases}"
+    command(out, *arguments.split())
+    config = config_of(out)
     assert config["template"] == "langchain"
     assert config["retrieval"] == {
         "corpus": True, "top_k": 4, "retriever": "bm25", "order": "best_last", "seed": None,
@@ -119,8 +104,7 @@ def test_a_corpus_from_the_command_line_and_a_reference_for_it(
     assert "The prompt: the template langchain. Chunks in it: best last, the 4 nearest by bm25 of all chunks" in report
     assert "Retrieval of tides: " in report
 
-    status, _, errors = run("evaluate", *arguments, "--output-dir", more, "--reference", out)
-    assert (status, errors) == (0, "")
+    command(more, *arguments.split(), "--reference", out)
     assert lines_of(more)[0] == lines_of(out)[0]
 
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import ClassVar
 
 import pytest
-from evaluating import Answered, Options, lines_of, runs_without_times, write_cases
+from evaluating import Answered, Options, config_of, lines_of, runs_of, write_cases
 
 from samkv_apps.evaluate import evaluate, plots
 from samkv_apps.evaluate.compressors import COMPRESSORS, Compressor
@@ -18,7 +17,6 @@ from samkv_apps.evaluate.run import _DataSet, _Run
 from samkv_rag import SamKVEngine
 from samkv_rag.prefill import method_classes
 from samkv_rag.store.disk import DiskStore
-from support.commands import Run
 
 RUN_KEYS = {
     "data", "method", "sequence_ratio", "n", "f1", "em", "gold_nll", "f1_full", "f1_diff_ci95", "gold_nll_diff_ci95",
@@ -26,33 +24,28 @@ RUN_KEYS = {
     "kv_bytes_full_mean", "supporting_recall", "gold_nll_full", "phase_s_median", "diagnostics", "recall",
     "recall_full", "recall_diff_ci95", "answer_retained", "n_full_right", "recall_full_right", "f1_full_right",
 }  # fmt: skip
-PNG = b"\x89PNG\r\n"
+PREDICTION_KEYS = {
+    "data", "case", "method", "ratio", "prediction", "f1", "em", "recall", "gold_nll", "ttft_s", "total_s",
+    "phase_s", "sequence_ratio", "recompute_ratio", "kv_bytes_resident", "kv_bytes_full", "prompt_tokens",
+    "chunk_tokens", "supporting_recall", "diagnostics", "answer_retained",
+}  # fmt: skip
 
 
-# -- what it writes --------------------------------------------------------------------------------
-
-
-def test_the_command_line_from_end_to_end(
-    run: Run, model_folder: Path, store: Path, cases: Path, tmp_path: Path
-) -> None:
+def test_the_command_line_from_end_to_end(command: Callable[..., str], cases: Path, tmp_path: Path) -> None:
     more, out = write_cases(tmp_path / "more.jsonl"), tmp_path / "out"
-    arguments = ["--model", model_folder, "--data", cases, more, "--methods", "scout,samkv", "--limit", 2, "--seed", 3]
-    arguments += ["--sequence-ratio", "0.4,0.6", "--output-dir", out, "--store", store, "--dtype", "float32"]
-    arguments += ["--option", "block_tokens=8", "--option", "score_layers=(0.25,1.0)", "--max-new-tokens", 4, "--plots"]
-    status, printed, errors = run("evaluate", *arguments)
-    assert (status, errors) == (0, "")
+    arguments = "--methods scout,samkv --limit 2 --seed 3 --sequence-ratio 0.4,0.6 --max-new-tokens 4 --plots"
+    arguments += " --option block_tokens=8 --option score_layers=(0.25,1.0)"
+    printed = command(out, "--data", cases, more, *arguments.split())
     assert str(out) in printed
-
-    metrics = json.loads((out / "metrics.json").read_text())
-    assert list(metrics) == ["runs"]
     assert "more  scout 0.4  recall " in printed
-    assert all(set(run) == RUN_KEYS for run in metrics["runs"])
-    assert [(run["data"], run["method"], run["sequence_ratio"], run["n"]) for run in metrics["runs"]] == [
+
+    assert all(set(run) == RUN_KEYS for run in runs_of(out))
+    assert [(run["data"], run["method"], run["sequence_ratio"], run["n"]) for run in runs_of(out)] == [
         (data, method, ratio, 2)
         for data in ("more", "tides")
         for method, ratio in (("full_prefill", 1.0), ("samkv", 0.4), ("samkv", 0.6), ("scout", 0.4), ("scout", 0.6))
     ]
-    config = json.loads((out / "config.json").read_text())
+    config = config_of(out)
     assert (config["seed"], config["limit"], config["dtype"]) == (3, 2, "float32")
     assert config["options"] == {"block_tokens": 8, "score_layers": [0.25, 1.0]}
     assert set(config["versions"]) == {"samkv_rag", "python", "torch", "transformers"}
@@ -63,38 +56,24 @@ def test_the_command_line_from_end_to_end(
     for shared in (report, (out / "config.json").read_text()):
         assert str(out.parent) not in shared, "a report is made to be shared: no paths of this machine"
     for plot in (plots.QUALITY, plots.COST, plots.TTFT, plots.MEMORY):
-        assert (out / plot).read_bytes().startswith(PNG)
+        assert (out / plot).read_bytes().startswith(b"\x89PNG\r\n")
         assert f"({plot})" in report
 
 
-def test_every_method_runs_and_keeps_its_figures_apart(options: Options) -> None:
-    metrics = evaluate(options(methods=list(method_classes()), limit=1))
-    assert {run.method for run in metrics.runs} == set(method_classes())
-    full, naive = (next(run for run in metrics.runs if run.method == m) for m in ("full_prefill", "naive_reuse"))
+def test_every_method_runs_and_keeps_its_figures_apart(options: Options, tmp_path: Path) -> None:
+    runs = {run.method: run for run in evaluate(options(methods=list(method_classes()), limit=1)).runs}
+    assert runs.keys() == set(method_classes())
+    full, scout = runs["full_prefill"], runs["scout"]
     assert (full.ttft_ratio_median, full.f1_diff_ci95, full.gold_nll_diff_ci95) == (1.0, (0.0, 0.0), (0.0, 0.0))
-    assert (full.recompute_ratio_mean, naive.recompute_ratio_mean) == (1.0, 0.0)
-    scout = next(run for run in metrics.runs if run.method == "scout")
+    assert (full.recompute_ratio_mean, runs["naive_reuse"].recompute_ratio_mean) == (1.0, 0.0)
     assert 0 < scout.sequence_ratio_mean <= 0.4
     assert scout.supporting_recall is not None and 0 < scout.supporting_recall < 1
     assert scout.kv_bytes_resident_mean < scout.kv_bytes_full_mean == full.kv_bytes_resident_mean
     assert scout.gold_nll != full.gold_nll and math.isfinite(scout.gold_nll)
-
-
-def test_a_prediction_is_the_engines_answer(options: Options, tmp_path: Path) -> None:
-    evaluate(options(limit=1))
-    keys = {
-        "data", "case", "method", "ratio", "prediction", "f1", "em", "recall", "gold_nll", "ttft_s", "total_s",
-        "phase_s", "sequence_ratio", "recompute_ratio", "kv_bytes_resident", "kv_bytes_full", "prompt_tokens",
-        "chunk_tokens", "supporting_recall", "diagnostics", "answer_retained",
-    }  # fmt: skip
-    lines = lines_of(tmp_path / "out")
-    assert all(set(line) == keys for line in lines)
-    assert [(line["case"], line["method"], line["ratio"]) for line in lines] == [
-        ("case-0", "full_prefill", None),
-        ("case-0", "scout", 0.4),
-        ("case-0", "naive_reuse", None),
-    ]
-    assert all(line["total_s"] > line["ttft_s"] > 0 for line in lines)
+    for line in lines_of(tmp_path / "out"):
+        assert set(line) == PREDICTION_KEYS
+        assert (line["case"], line["ratio"] is None) == ("case-0", line["method"] in ("full_prefill", "naive_reuse"))
+        assert line["total_s"] > line["ttft_s"] > 0
 
 
 def test_diagnostics_are_counted_by_name(options: Options, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -108,20 +87,17 @@ def test_diagnostics_are_counted_by_name(options: Options, tmp_path: Path, monke
     monkeypatch.setattr(DiskStore, "get", lambda *_: None)  # as if every chunk were damaged
     lost = evaluate(options(output_dir=tmp_path / "lost", methods=["naive_reuse"], limit=1)).runs[1]
     assert lost.diagnostics == {"chunks_missed": 1, "excessive_recomputation": 1}
-    assert (
-        "naive_reuse | 1 | chunks_missed | 1 of 1 | the store lacked" in (tmp_path / "lost" / "report.md").read_text()
-    )
+    report = (tmp_path / "lost" / "report.md").read_text()
+    assert "naive_reuse | 1 | chunks_missed | 1 of 1 | the store lacked" in report
 
 
 def test_every_method_is_warmed_up_once_a_file_and_the_order_rotates(options: Options, answered: Answered) -> None:
     evaluate(options(sequence_ratios=[0.4, 0.6]))
     warm_up, timed = answered[:3], answered[3:]
     assert warm_up == [("case-0", "full_prefill", None), ("case-0", "scout", 0.6), ("case-0", "naive_reuse", None)]
-    by_case = [[(method, ratio) for case, method, ratio in timed if case == f"case-{n}"] for n in range(3)]
-    scout4, scout6, naive = ("scout", 0.4), ("scout", 0.6), ("naive_reuse", None)
-    assert [case[0] for case in by_case] == [("full_prefill", None)] * 3
-    assert [case[1:] for case in by_case] == [
-        [scout4, scout6, naive], [scout6, naive, scout4], [naive, scout4, scout6],
+    full, scout4, scout6, naive = ("full_prefill", None), ("scout", 0.4), ("scout", 0.6), ("naive_reuse", None)
+    assert [[(method, ratio) for case, method, ratio in timed if case == f"case-{n}"] for n in range(3)] == [
+        [full, scout4, scout6, naive], [full, scout6, naive, scout4], [full, naive, scout4, scout6],
     ]  # fmt: skip
 
 
@@ -138,10 +114,7 @@ def test_an_intermediate_result_stands_after_every_file(
     monkeypatch.setattr(_Run, "_warm_up", stop_at_second)
     with pytest.raises(KeyboardInterrupt):
         evaluate(options(data=[cases, write_cases(tmp_path / "more.jsonl")], limit=1))
-    assert {run["data"] for run in runs_without_times(tmp_path / "out")} == {"tides"}
-
-
-# -- prompt compressors ----------------------------------------------------------------------------
+    assert {run["data"] for run in runs_of(tmp_path / "out")} == {"tides"}
 
 
 class KeepFirst(Compressor):
@@ -156,13 +129,10 @@ class KeepFirst(Compressor):
         return list(chunks[:1])
 
 
-@pytest.fixture
-def keep_first(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_compressor_is_judged_by_the_whole_prompt_and_held_to_its_budget(
+    options: Options, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(COMPRESSORS, "keep_first", KeepFirst)
-
-
-@pytest.mark.usefixtures("keep_first")
-def test_a_compressor_is_judged_by_the_whole_prompt(options: Options, tmp_path: Path) -> None:
     evaluate(options(methods=["keep_first"], limit=1))
     full, shortened = lines_of(tmp_path / "out")
     for name in ("prompt_tokens", "chunk_tokens", "kv_bytes_full"):
@@ -172,9 +142,5 @@ def test_a_compressor_is_judged_by_the_whole_prompt(options: Options, tmp_path: 
     assert shortened["supporting_recall"] == 0.0  # the second chunk supports, the first was kept
     assert shortened["phase_s"]["compress"] < shortened["ttft_s"]
     assert shortened["gold_nll"] != full["gold_nll"]
-
-
-@pytest.mark.usefixtures("keep_first")
-def test_a_compressor_past_its_budget_is_an_error(options: Options) -> None:
     with pytest.raises(EvaluationError, match=r"keep_first kept .* tokens of a budget of"):
         evaluate(options(methods=["keep_first"], sequence_ratios=[0.2]))

@@ -9,13 +9,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from evaluating import write_cases
+from evaluating import config_of, write_cases
 
 from samkv_apps.evaluate import EvaluationOptions, LongAnswer, compare_long_answers
 from samkv_apps.evaluate.datasets import load_cases
 from samkv_apps.evaluate.long import _Follower, _Leader, grouped, repetition, report
 from samkv_rag.exceptions import ConfigurationError
-from support.commands import Run
 
 Make = Callable[..., EvaluationOptions]
 LONG = {"task": "long", "group": 2, "max_new_tokens": 10}
@@ -46,13 +45,10 @@ def test_refreshes_run_beside_the_fixed_set(options: Make, tmp_path: Path) -> No
         compare_long_answers(options(**changes))
 
 
-def test_the_command_line(run: Run, model_folder: Path, store: Path, cases: Path, tmp_path: Path) -> None:
-    arguments = ["--model", model_folder, "--data", cases, "--task", "long", "--group", 3, "--max-new-tokens", 5]
-    arguments += ["--output-dir", tmp_path / "out", "--store", store, "--dtype", "float32"]
-    status, printed, errors = run("evaluate", *arguments)
-    assert (status, errors) == (0, "")
+def test_the_command_line(command: Callable[..., str], cases: Path, tmp_path: Path) -> None:
+    printed = command(tmp_path, "--data", cases, "--task", "long", "--group", 3, "--max-new-tokens", 5)
     assert "| tides | scout 0.15 | 1 | 5 |" in printed
-    assert json.loads((tmp_path / "out" / "config.json").read_text())["task"] == "long"
+    assert config_of(tmp_path)["task"] == "long"
 
 
 def test_cases_are_put_together(options: Make, tmp_path: Path) -> None:
@@ -90,9 +86,3 @@ def test_the_report_divides_by_the_fixed_set_and_counts_items() -> None:
 @pytest.mark.parametrize(("text", "share"), [("a b c d e", 0), ("one two three four one two three four", 0.2), ("", 0)])
 def test_repetition(text: str, share: float) -> None:
     assert repetition(text) == pytest.approx(share)
-
-
-@pytest.mark.parametrize("changes", [{"methods": ["fewer_chunks"]}, {"task": "longer"}, {"group": 0}])
-def test_what_cannot_be_compared_is_refused(options: Make, changes: dict[str, object]) -> None:
-    with pytest.raises(ConfigurationError):
-        options(**LONG | changes)
