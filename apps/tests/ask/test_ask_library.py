@@ -54,16 +54,15 @@ def test_a_shortened_file_loses_what_it_lost(
     open_library: Open, files: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("samkv_apps.ask.reading._MAX_CHARS", 600)
+    opened = open_library()
     files[0].write_text(f"{tiny.text(0)}\n{tiny.text(8)}")
-    before = open_library()
-    before.update(files)
-    whole = read_from(before, files[:1])
+    opened.update(files)
+    whole = read_from(opened, files[:1])
     files[0].write_text(tiny.text(0)[:300])
-    after = open_library()
-    after.update(files)
-    assert read_from(after, files[:1]) == {tiny.text(0)[:300].strip()}
+    opened.update(files)
+    assert read_from(opened, files[:1]) == {tiny.text(0)[:300].strip()}
     assert len(whole) > 1
-    assert not any(after.llm.engine.has_chunk(text) for text in whole)
+    assert not any(opened.llm.engine.has_chunk(text) for text in whole)
 
 
 def test_answers_come_from_the_files_given(open_library: Open, files: list[Path]) -> None:
@@ -71,7 +70,6 @@ def test_answers_come_from_the_files_given(open_library: Open, files: list[Path]
     opened.update(files)
     files[2].unlink()
     assert opened.update(files[:2]) == 0
-    assert read_from(opened, files[:2]) == {tiny.text(0), tiny.text(1)}
     response = opened.ask("Which tide?", files[:1], top_k=20)
     assert [node.text for node in response.source_nodes] == [tiny.text(0)]
     "".join(response.response_gen)

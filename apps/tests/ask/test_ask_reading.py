@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from llama_index.core.node_parser import SentenceSplitter
+from llama_index.core.schema import MetadataMode
 
 from samkv_apps.ask.reading import cached_tokenizer, find_files, read_documents
 from samkv_rag.exceptions import ConfigurationError
@@ -33,23 +34,18 @@ def test_files_are_found_in_folders_and_once(tmp_path: Path) -> None:
         find_files([tmp_path / "empty"])
 
 
-def test_text_markdown_and_pdf_are_read(tmp_path: Path) -> None:
+def test_text_markdown_and_pdf_are_read_and_a_model_reads_the_text_alone(tmp_path: Path) -> None:
     text = write(tmp_path, "a.txt", "The ebb.\r\n")
     markdown = write(tmp_path, "b.md", "# Tides\n\nThe flood.")
     paper = write(tmp_path, "c.pdf", pdf(["The first page.", "", "The third (page)."]))
-    found = [
-        (d.metadata["file_path"], d.metadata["page_label"], d.text) for d in read_documents([text, markdown, paper])
-    ]
+    documents = list(read_documents([text, markdown, paper]))
+    found = [(d.metadata["file_path"], d.metadata["page_label"], d.text) for d in documents]
     assert found[0] == (str(text), "", "The ebb.")
     assert [file for file, _, _ in found[1:-2]] == [str(markdown)] * (len(found) - 3)
     assert "The flood." in found[-3][2]
     assert found[-2:] == [(str(paper), "1", "The first page."), (str(paper), "3", "The third (page).")]
-
-
-def test_a_model_reads_the_text_alone(tmp_path: Path) -> None:
-    (document,) = read_documents([write(tmp_path, "a.txt", "The ebb.")])
-    for mode in ("llm", "embed"):
-        assert document.get_content(metadata_mode=mode) == "The ebb."  # type: ignore[arg-type]
+    for mode in (MetadataMode.LLM, MetadataMode.EMBED):
+        assert documents[0].get_content(metadata_mode=mode) == "The ebb."
 
 
 @pytest.mark.parametrize("content", [b"%PDF-1.7\nno more", "Ebb à Årøya".encode("cp1252")], ids=["pdf", "not UTF-8"])

@@ -11,6 +11,7 @@ import pytest
 pytest.importorskip("fastapi")
 pytest.importorskip("prometheus_client")
 
+import openai
 from serving import Running, serving, tiny_engine
 
 from support.browser import chromium
@@ -23,6 +24,11 @@ def server() -> Iterator[Running]:
     """One for all tests of a module."""
     with serving(tiny_engine()) as running:
         yield running
+
+
+@pytest.fixture
+def client(server: Running) -> openai.OpenAI:
+    return openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
 
 
 @pytest.fixture

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import re
+import subprocess
+import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -34,12 +38,16 @@ class Running:
         lines = self.http.get("/metrics").text.splitlines()
         return next((float(line.split()[-1]) for line in lines if line.rpartition(" ")[0] == name), 0.0)
 
-    def wait_for(self, name: str, value: float, seconds: float = 20) -> None:
+    def wait_for(self, name: str, value: float) -> None:
         """Return once a metric has a value."""
-        deadline = time.monotonic() + seconds
-        while (found := self.figure(name)) != value:
-            assert time.monotonic() < deadline, f"{name} is {found}, expected {value}"
-            time.sleep(0.02)
+        wait_until(lambda: self.figure(name) == value)
+
+
+def wait_until(holds: Callable[[], bool], seconds: float = 20) -> None:
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
 def tiny_engine(**options: Any) -> SamKVEngine:
@@ -68,3 +76,17 @@ def serving(
     finally:
         server.should_exit = True
         thread.join(30)
+
+
+@contextmanager
+def command(*options: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """`samkv serve` as a process of its own, and where it listens."""
+    code = "import typer; from samkv_apps.serve.command import serve; typer.run(serve)"
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    arguments = [sys.executable, "-c", code, "--port", "0", *options]
+    with subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True, env=environment) as process:
+        assert process.stderr is not None
+        try:
+            yield process, next(found[0] for line in process.stderr if (found := re.search(r"http://[\d.]+:\d+", line)))
+        finally:
+            process.kill()

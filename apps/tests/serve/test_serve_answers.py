@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +16,13 @@ from llama_index.core.llms import ChatMessage
 from llama_index.llms.openai_like import OpenAILike
 from serving import MODEL, Running, tiny_engine
 
-from samkv_rag import Explanation
 from samkv_rag.prefill import FullPrefill
 from samkv_rag.store import open_store
 from support import tiny
 
 QUESTION = "What does the seventh keeper record of the tide?"
 ASKED: Any = [{"role": "user", "content": QUESTION}]
-
-
+Ask = Callable[..., Any]
 TOOL: Any = {"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}
 
 
@@ -38,75 +38,67 @@ def texts(*seeds: int) -> list[str]:
     return [tiny.text(seed) for seed in seeds]
 
 
-@pytest.fixture
-def client(server: Running) -> openai.OpenAI:
-    return openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
-
-
 def expected(server: Running, prompt: str, **options: Any) -> str:
     message = {"role": "user", "content": prompt}
     return server.engine.generate([message], **({"max_new_tokens": 12} | options)).text
 
 
-def test_documents_are_put_in_front_of_the_question(server: Running, client: openai.OpenAI) -> None:
-    documents = [{"text": f"{tiny.text(1)} \n", "title": "One"}, tiny.text(2)]
-    answer = client.chat.completions.create(
-        model=MODEL, messages=ASKED, max_completion_tokens=12, extra_body={"documents": documents}
-    )
+@pytest.fixture
+def ask(client: openai.OpenAI) -> Callable[..., Any]:
+    """A function: options of OpenAI's client, and what else goes into the body, to what the client returns."""
+    common: dict[str, Any] = {"model": MODEL, "messages": ASKED, "max_tokens": 12}
+
+    def call(body: dict[str, Any] | None = None, **options: Any) -> Any:
+        return client.chat.completions.create(**common | options, extra_body=body)
+
+    return call
+
+
+def test_documents_are_put_in_front_of_the_question(server: Running, ask: Ask) -> None:
+    answer = ask({"documents": [{"text": f"{tiny.text(1)} \n", "title": "One"}, tiny.text(2)]})
     prompt = f"One\n{tiny.text(1)}\n\n{tiny.text(2)}\n\n{QUESTION}"
     assert answer.choices[0].message.content == expected(server, prompt)
     assert (answer.object, answer.model, answer.choices[0].finish_reason) == ("chat.completion", MODEL, "length")
-    assert answer.usage is not None
     assert answer.usage.completion_tokens == 12
     assert answer.usage.total_tokens == answer.usage.prompt_tokens + 12
 
 
-def test_documents_that_stand_in_the_messages_are_left_where_they_are(server: Running, client: openai.OpenAI) -> None:
+def test_documents_that_stand_in_the_messages_are_left_where_they_are(server: Running, ask: Ask) -> None:
     prompt = tiny.rag_prompt(texts(3, 4))
     message: Any = {"role": "user", "content": prompt}
-    cached = []
-    for _ in range(2):
-        answer = client.chat.completions.create(
-            model=MODEL, messages=[message], max_tokens=12, extra_body={"documents": texts(3, 4)}
-        )
-        assert answer.choices[0].message.content == expected(server, prompt)
-        assert answer.usage is not None
-        assert answer.usage.prompt_tokens_details is not None
-        cached.append(answer.usage.prompt_tokens_details.cached_tokens)
+    answers = [ask({"documents": texts(3, 4)}, messages=[message]) for _ in range(2)]
+    assert [answer.choices[0].message.content for answer in answers] == [expected(server, prompt)] * 2
     # The first time they are computed on the spot and stored, then their KV is read.
+    cached = [answer.usage.prompt_tokens_details.cached_tokens for answer in answers]
     assert cached == [0, server.engine.generate([message], max_new_tokens=1).metrics.tokens_reused]
     assert cached[1] >= sum(map(server.engine.count_tokens, texts(3, 4)))
 
 
-def test_documents_go_where_the_template_has_its_place_for_them(serve: Any) -> None:
-    texts_ = [f"{tiny.text(6)} </s>", "Two\nlines of the tide."]
-    body = {"model": MODEL, "messages": ASKED, "max_tokens": 12, "documents": [{"text": texts_[0], "title": "Six"}]}
-    for template, has_place in (
-        (tiny.DOCUMENT_TEMPLATE, True),
-        ("{{ documents | tojson }}" + tiny.CHAT_TEMPLATE, False),
-    ):
-        running = serve({"tokenizer": tiny.tokenizer_with(template)})
-        if has_place:
-            given = [{"title": "Six", "text": texts_[0]}, {"title": "", "text": texts_[1]}]
-            prompt: Any = running.engine.apply_chat_template(ASKED, documents=given)
-        else:  # it escapes the line break, so that the chunk is not in the prompt
-            prompt = [{"role": "user", "content": "\n\n".join([f"Six\n{texts_[0]}", texts_[1], QUESTION])}]
-        sent = body | {"documents": [*body["documents"], texts_[1]]}
-        answer = running.http.post("/v1/chat/completions", json=sent | {"explain": True}).json()
-        assert answer["choices"][0]["message"]["content"] == running.engine.generate(prompt, max_new_tokens=12).text
-        assert [chunk["source"] for chunk in answer["samkv"]["explanation"]["chunks"]] == ["Six", ""]
+@pytest.mark.parametrize(
+    "template", [tiny.DOCUMENT_TEMPLATE, "{{ documents | tojson }}" + tiny.CHAT_TEMPLATE], ids=["place", "escaped"]
+)
+def test_documents_go_where_the_template_has_its_place_for_them(serve: Any, template: str) -> None:
+    running = serve({"tokenizer": tiny.tokenizer_with(template)})
+    one, two = f"{tiny.text(6)} </s>", "Two\nlines of the tide."
+    if template == tiny.DOCUMENT_TEMPLATE:
+        given = [{"title": "Six", "text": one}, {"title": "", "text": two}]
+        prompt: Any = running.engine.apply_chat_template(ASKED, documents=given)
+    else:  # it escapes the line break, so that the chunk is not in the prompt
+        prompt = [{"role": "user", "content": "\n\n".join([f"Six\n{one}", two, QUESTION])}]
+    body = {"model": MODEL, "messages": ASKED, "max_tokens": 12, "explain": True}
+    body["documents"] = [{"text": one, "title": "Six"}, two]
+    answer = running.http.post("/v1/chat/completions", json=body).json()
+    assert answer["choices"][0]["message"]["content"] == running.engine.generate(prompt, max_new_tokens=12).text
+    assert [chunk["source"] for chunk in answer["samkv"]["explanation"]["chunks"]] == ["Six", ""]
 
 
 @pytest.mark.parametrize("temperature", [0, 1.5])
-def test_streamed_equals_not_streamed(client: openai.OpenAI, temperature: float) -> None:
-    options: Any = {"model": MODEL, "messages": ASKED, "max_tokens": 12, "temperature": temperature, "seed": 7}
-    whole = client.chat.completions.create(**options)
-    chunks = list(client.chat.completions.create(**options, stream=True, stream_options={"include_usage": True}))
+def test_streamed_equals_not_streamed(ask: Ask, temperature: float) -> None:
+    whole = ask(temperature=temperature, seed=7)
+    chunks = list(ask(temperature=temperature, seed=7, stream=True, stream_options={"include_usage": True}))
     assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks[:-1]) == whole.choices[0].message.content
     assert chunks[0].choices[0].delta.role == "assistant"
     assert chunks[-2].choices[0].finish_reason == whole.choices[0].finish_reason
-    assert chunks[-1].usage is not None
-    assert whole.usage is not None
     assert chunks[-1].usage.completion_tokens == whole.usage.completion_tokens
     assert len({chunk.id for chunk in chunks}) == 1
 
@@ -119,67 +111,53 @@ def test_completions_take_the_prompt_as_it_is(server: Running, client: openai.Op
     assert "".join(chunk.choices[0].text for chunk in chunks) == whole.choices[0].text
 
 
-async def test_requests_at_once_get_the_answers_they_get_alone(server: Running) -> None:
-    import asyncio
+def test_requests_at_once_get_the_answers_they_get_alone(server: Running, ask: Ask) -> None:
+    def content(seed: int) -> str:
+        stream = ask({"documents": texts(seed)}, stream=True)
+        return "".join(chunk.choices[0].delta.content or "" for chunk in stream)
 
-    async with openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client:
-
-        async def ask(seed: int) -> str:
-            stream = await client.chat.completions.create(
-                model=MODEL, messages=ASKED, max_tokens=12, extra_body={"documents": texts(seed)}, stream=True
-            )
-            return "".join([chunk.choices[0].delta.content or "" async for chunk in stream])
-
-        together = await asyncio.gather(*map(ask, range(6)))
-    alone = [expected(server, f"{tiny.text(seed)}\n\n{QUESTION}") for seed in range(6)]
-    assert together == alone
+    with ThreadPoolExecutor(6) as readers:
+        together = list(readers.map(content, range(6)))
+    assert together == [expected(server, f"{tiny.text(seed)}\n\n{QUESTION}") for seed in range(6)]
 
 
-def test_a_method_is_chosen_by_name_or_by_its_options(server: Running, client: openai.OpenAI) -> None:
-    def ask(samkv: Any) -> Any:
-        body = {"documents": texts(1, 2), "samkv": samkv, "explain": True}
-        return client.chat.completions.create(model=MODEL, messages=ASKED, max_tokens=12, extra_body=body)
+def test_a_method_is_chosen_by_name_or_by_its_options(server: Running, ask: Ask) -> None:
+    def answered(samkv: Any) -> Any:
+        return ask({"documents": texts(1, 2), "samkv": samkv, "explain": True})
 
-    full = ask("full_prefill")
+    full = answered("full_prefill")
     prompt = "\n\n".join([*texts(1, 2), QUESTION])
     assert full.choices[0].message.content == expected(server, prompt, method=FullPrefill())
     assert full.samkv["metrics"]["method"] == "full_prefill"
     for options in ({"sequence_ratio": 0.5}, {"name": "scout", "sequence_ratio": 0.5, "min_chunk_tokens": 0}):
-        metrics = ask(options).samkv["metrics"]
+        metrics = answered(options).samkv["metrics"]
         assert metrics["method"] == "scout"
         assert 0.3 < metrics["sequence_ratio"] <= 0.5
     with pytest.raises(openai.BadRequestError, match="sequence_ratio is 7"):
-        ask({"sequence_ratio": 7})
+        answered({"sequence_ratio": 7})
 
 
-def test_what_was_read_is_cited_by_characters(server: Running, client: openai.OpenAI) -> None:
+def test_what_was_read_is_cited_by_characters(ask: Ask) -> None:
     documents = [{"text": f"  {tiny.text(8)}", "id": "eight"}, {"text": tiny.text(9), "title": "Nine"}]
     body = {"documents": documents, "explain": True}
-    answer: Any = client.chat.completions.create(model=MODEL, messages=ASKED, max_tokens=4, extra_body=body)
+    answer = ask(body, max_tokens=4)
     explanation = answer.samkv["explanation"]
     assert explanation["model_name"] == MODEL
     assert [chunk["source"] for chunk in explanation["chunks"]] == ["eight", "Nine"]
     cited = [one["document_citation"] for one in answer.choices[0].message.model_dump()["annotations"]]
     assert [(one["document"], one["id"], one["title"]) for one in cited] == [(0, "eight", ""), (1, None, "Nine")]
-    told = Explanation.from_dict(explanation).cite(document["text"] for document in documents)
-    assert [one["spans"] for one in cited] == [[span._asdict() for span in spans] for spans in told]
     for citation, chunk, document in zip(cited, explanation["chunks"], documents, strict=True):
         spans = [document["text"][span["start_char"] : span["stop_char"]] for span in citation["spans"]]
         assert {chunk["text"][run["start_char"] : run["stop_char"]] for run in chunk["retained"]} == set(spans)
         assert all(spans)
-    last = list(client.chat.completions.create(model=MODEL, messages=ASKED, max_tokens=4, extra_body=body, stream=True))
-    end: Any = last[-1]
+    *_, end = ask(body, max_tokens=4, stream=True)
     assert end.samkv["explanation"]["chunks"] == [c | {"hit": True} for c in explanation["chunks"]]
-    html: Any = client.chat.completions.create(
-        model=MODEL, messages=ASKED, max_tokens=4, extra_body=body | {"explain": "html"}
-    )
-    assert html.samkv["html"].startswith("<section")
+    assert ask(body | {"explain": "html"}, max_tokens=4).samkv["html"].startswith("<section")
 
 
 def test_langchain_is_a_client(server: Running) -> None:
-    chat = ChatOpenAI(
-        model=MODEL, base_url=f"{server.url}/v1", api_key="none", max_tokens=12, extra_body={"documents": texts(1)}
-    )
+    options: Any = {"base_url": f"{server.url}/v1", "api_key": "none", "max_tokens": 12}
+    chat = ChatOpenAI(model=MODEL, extra_body={"documents": texts(1)}, **options)
     answer = expected(server, f"{tiny.text(1)}\n\n{QUESTION}")
     assert chat.invoke(QUESTION).content == answer
     assert "".join(str(chunk.content) for chunk in chat.stream(QUESTION)) == answer
@@ -208,15 +186,19 @@ def test_documents_are_ingested_and_forgotten(server: Running) -> None:
     assert server.http.delete("/v1/samkv/documents/shelf/20").json()["deleted_chunks"] == 0
 
 
-def test_figures_are_counted(server: Running) -> None:
+def test_figures_are_counted_and_the_dashboard_shows_those_that_exist(server: Running) -> None:
     ttft, completion = "samkv_ttft_seconds_count", 'samkv_tokens_total{kind="completion"}'
     before = {name: server.figure(name) for name in (ttft, completion)}
-    assert server.figure("samkv_evictions_total") == 0
-    body = {"model": MODEL, "prompt": "tide", "max_tokens": 3}
-    assert server.http.post("/v1/completions", json=body).status_code == 200
+    server.http.post("/v1/samkv/documents", json={"documents": texts(1)})
+    body = {"model": MODEL, "messages": ASKED, "documents": texts(1, 2), "max_tokens": 3}
+    assert server.http.post("/v1/chat/completions", json=body).status_code == 200
     assert server.figure(ttft) == before[ttft] + 1
     assert server.figure(completion) == before[completion] + 3
-    assert server.figure('samkv_requests_total{route="/v1/completions",status="200"}') >= 1
+    assert server.figure('samkv_requests_total{route="/v1/chat/completions",status="200"}') >= 1
+    dashboard = Path(__file__).parents[3] / "deploy" / "grafana.json"
+    shown = set(re.findall(r"samkv_\w+", dashboard.read_text()))
+    assert len(shown) > 10
+    assert shown <= set(re.findall(r"^samkv_\w+", server.http.get("/metrics").text, re.MULTILINE))
 
 
 def test_bytes_read_and_evictions_are_counted(serve: Any) -> None:
@@ -237,14 +219,9 @@ def test_bytes_read_and_evictions_are_counted(serve: Any) -> None:
 def test_no_answer_is_longer_than_the_server_allows(serve: Any, stream: bool) -> None:
     running = serve(max_tokens=20)
     body = {"model": MODEL, "messages": ASKED, "max_completion_tokens": 10**9, "stream": stream}
-    if stream:
-        sent = running.http.post("/v1/chat/completions", json=body | {"stream_options": {"include_usage": True}}).text
-        last, counted = [json.loads(line[6:]) for line in sent.split("\n\n")[-4:-2]]
-        answer = last | {"usage": counted["usage"]}
-    else:
-        answer = running.http.post("/v1/chat/completions", json=body).json()
-    assert answer["usage"]["completion_tokens"] == 20
-    assert answer["choices"][0]["finish_reason"] == "length"
+    sent = running.http.post("/v1/chat/completions", json=body | {"stream_options": {"include_usage": True}}).text
+    assert '"completion_tokens":20' in sent.replace(" ", "")
+    assert '"finish_reason":"length"' in sent.replace(" ", "")
 
 
 def test_models_and_probes(server: Running) -> None:
@@ -254,12 +231,11 @@ def test_models_and_probes(server: Running) -> None:
     assert server.http.get("/health").json() == server.http.get("/ready").json() == {"status": "ok"}
 
 
-def test_a_stop_ends_the_answer(server: Running, client: openai.OpenAI) -> None:
+def test_a_stop_ends_the_answer(server: Running, ask: Ask) -> None:
     whole = expected(server, QUESTION)
     stop = whole[4:6]
-    answer = client.chat.completions.create(model=MODEL, messages=ASKED, max_tokens=12, stop=[stop])
-    assert answer.choices[0].message.content == whole[: whole.index(stop)]
-    assert answer.choices[0].finish_reason == "stop"
+    (choice,) = ask(stop=[stop]).choices
+    assert (choice.message.content, choice.finish_reason) == (whole[: whole.index(stop)], "stop")
 
 
 @pytest.mark.parametrize(
@@ -267,7 +243,6 @@ def test_a_stop_ends_the_answer(server: Running, client: openai.OpenAI) -> None:
     [
         ({"model": "other"}, "this server has 'tiny'"),
         ({"n": 17}, "n is 17 and 16 answers are decoded together"),
-        ({"top_k": -2}, "top_k is -2"),
         ({"top_logprobs": 2}, "pass logprobs=True"),
         ({"frequency_penalty": 1}, "use repetition_penalty"),
         ({"functions": [{}]}, "functions are called tools now"),
@@ -277,7 +252,6 @@ def test_a_stop_ends_the_answer(server: Running, client: openai.OpenAI) -> None:
         ({"tools": [TOOL], "tool_choice": {"function": {"name": "x"}}}, "tool_choice is 'x'"),
         ({"tool_choice": "required"}, "there are no tools"),
         ({"response_format": {"type": "json_schema"}}, "json_schema goes with the type"),
-        ({"response_format": json_schema({"type": "zebra"})}, "the grammar cannot be used"),
         ({"response_format": json_schema({"const": "\ud800"})}, "the grammar cannot be used"),
         ({"response_format": json_schema({"type": "string", "pattern": "(a"})}, "the grammar cannot be used"),
         ({"response_format": json_schema({"enum": list(range(3000))})}, "64 levels or 2000 values"),
@@ -285,17 +259,14 @@ def test_a_stop_ends_the_answer(server: Running, client: openai.OpenAI) -> None:
         ({"response_format": json_schema(nested(70))}, "64 levels or 2000 values"),
         ({"zzz": 1}, "there is no such option; leave it out"),
         ({"max_new_tokens": 1}, "there is no such option; did you mean max_tokens?"),
-        ({"repeat_penalty": 1.1}, "did you mean repetition_penalty?"),
         ({"samkv": "socut"}, "did you mean 'scout'"),
         ({"samkv": {"name": []}}, "it must be the name of a method"),
-        ({"messages": [{"role": "robot", "content": "x"}]}, "messages.0.role is 'robot'"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "it should be 'text'"),
         ({"messages": [{"role": "system", "content": "x"}], "documents": texts(1)}, "no user message"),
         ({"messages": [{"role": "user", "content": "tide " * 5000}]}, "context window is 4096"),
         ({"documents": ["  "]}, "more than white space"),
         ({"documents": ["\ud800"]}, "half a surrogate pair"),
         ({"temperature": True}, "temperature is True"),
-        ({"max_tokens": 0}, "max_tokens is 0"),
         ({"stop": ""}, "stop is ''"),
     ],
 )
@@ -311,7 +282,7 @@ def test_what_cannot_be_done_is_refused_in_openais_form(
     assert set(error) == {"message", "type", "param", "code"}
 
 
-def test_options_that_change_nothing_are_taken(client: openai.OpenAI) -> None:
+def test_options_that_change_nothing_are_taken(ask: Ask) -> None:
     neutral: Any = {
         "n": 1,
         "frequency_penalty": 0,
@@ -320,20 +291,8 @@ def test_options_that_change_nothing_are_taken(client: openai.OpenAI) -> None:
         "metadata": {"a": "b"},
         "tools": [],
     }
-    spoken = client.chat.completions.create(model=MODEL, messages=ASKED, max_tokens=2, **neutral).choices[0].message
-    again: Any = [*ASKED, spoken.model_dump(), *ASKED]  # what was answered can be sent back as it came
-    assert client.chat.completions.create(model=MODEL, messages=again, max_tokens=2).choices
-
-
-def test_the_dashboard_shows_figures_that_exist(server: Running) -> None:
-    server.http.post("/v1/samkv/documents", json={"documents": texts(1)})
-    body = {"model": MODEL, "messages": ASKED, "documents": texts(1, 2), "max_tokens": 3}
-    assert server.http.post("/v1/chat/completions", json=body).status_code == 200
-    dashboard = Path(__file__).parents[3] / "deploy" / "grafana.json"
-    shown = set(re.findall(r"samkv_\w+", dashboard.read_text()))
-    there = set(re.findall(r"^samkv_\w+", server.http.get("/metrics").text, re.MULTILINE))
-    assert len(shown) > 10
-    assert shown <= there
+    spoken = ask(max_tokens=2, **neutral).choices[0].message
+    assert ask(max_tokens=2, messages=[*ASKED, spoken.model_dump(), *ASKED]).choices, "answers can be sent back"
 
 
 def test_an_answer_is_a_span_where_opentelemetry_is_set_up(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:

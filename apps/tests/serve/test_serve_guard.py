@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import os
-import re
 import signal
 import socket
-import subprocess
-import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
 import httpx
 import pytest
-from serving import MODEL, Running
+from serving import MODEL, Running, command, wait_until
 
 from benchmarks import hostile
 from samkv_apps.serve import guard
@@ -79,27 +75,25 @@ def test_a_body_that_does_not_arrive_is_not_waited_for(serve: Serve, monkeypatch
 
 def test_a_full_queue_answers_at_once(serve: Serve, gated: Gated) -> None:
     running = serve({"method": gated, "max_waiting": 1, "max_running": 1}, max_queue=1)
-    body = {"model": MODEL, "prompt": "tide", "max_tokens": 2}
-    answers: list[int] = []
-    threads = [
-        threading.Thread(target=lambda: answers.append(running.http.post("/v1/completions", json=body).status_code))
-        for _ in range(2)
-    ]
-    threads[0].start()
-    wait_until(lambda: bool(running.engine._runtime._scheduler.prefilling))
-    threads[1].start()
-    wait_until(lambda: running.engine._runtime._scheduler.num_waiting == 1)
-    for stream in (False, True):
-        refused = running.http.post("/v1/completions", json=body | {"stream": stream})
-        assert refused.status_code == 429
-        assert int(refused.headers["Retry-After"]) >= 1
-        assert refused.json()["error"]["type"] == "rate_limit_error"
-    assert running.http.get("/ready").status_code == 503
-    assert running.http.get("/health").status_code == 200
-    gated.gate.set()
-    for thread in threads:
-        thread.join(60)
-    assert answers == [200, 200]
+    scheduler, body = running.engine._runtime._scheduler, {"model": MODEL, "prompt": "tide", "max_tokens": 2}
+
+    def status() -> int:
+        return running.http.post("/v1/completions", json=body).status_code
+
+    with ThreadPoolExecutor(2) as clients:
+        answers = [clients.submit(status)]
+        wait_until(lambda: bool(scheduler.prefilling))
+        answers.append(clients.submit(status))
+        wait_until(lambda: scheduler.num_waiting == 1)
+        for stream in (False, True):
+            refused = running.http.post("/v1/completions", json=body | {"stream": stream})
+            assert refused.status_code == 429
+            assert int(refused.headers["Retry-After"]) >= 1
+            assert refused.json()["error"]["type"] == "rate_limit_error"
+        assert running.http.get("/ready").status_code == 503
+        assert running.http.get("/health").status_code == 200
+        gated.gate.set()
+        assert [answer.result() for answer in answers] == [200, 200]
     assert running.http.get("/ready").status_code == 200
 
 
@@ -108,8 +102,7 @@ def test_a_client_that_leaves_frees_its_place(serve: Serve, stream: bool) -> Non
     running = serve()
     if stream:
         with running.http.stream("POST", "/v1/completions", json=LONG | {"stream": True}) as response:
-            lines = response.iter_lines()
-            next(lines)
+            next(response.iter_lines())
             assert running.figure("samkv_running") == 1
     else:
         with pytest.raises(httpx.ReadTimeout):
@@ -193,7 +186,6 @@ def test_the_openapi_document_holds(serve: Serve) -> None:
         (["--device", "abacus"], "device is 'abacus'"),
         (["--dtype", "int3"], "dtype is 'int3'"),
     ],
-    ids=str,
 )
 def test_how_the_model_is_loaded_is_passed_on(
     run: Run, model_folder: Path, monkeypatch: pytest.MonkeyPatch, options: list[str], words: str
@@ -206,29 +198,14 @@ def test_how_the_model_is_loaded_is_passed_on(
 
 @pytest.mark.slow
 def test_sigterm_lets_answers_be_written_to_their_end(model_folder: Path) -> None:
-    code = "import typer; from samkv_apps.serve.command import serve; typer.run(serve)"
-    command = [sys.executable, "-c", code, "--model", str(model_folder), "--store", ":memory:", "--port", "0"]
-    environment = os.environ | {"SAMKV_API_KEY": "key", "PYTHONPATH": os.pathsep.join(sys.path)}
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as process:
-        assert process.stderr is not None
-        try:
-            url = next(found[0] for line in process.stderr if (found := re.search(r"http://[\d.]+:\d+", line)))
-            body = {"model": model_folder.name, "prompt": "tide", "max_tokens": 300, "stream": True}
-            headers = {"Authorization": "Bearer key"}
-            with httpx.stream("POST", f"{url}/v1/completions", json=body, headers=headers, timeout=60) as response:
-                lines = response.iter_lines()
-                next(lines)
-                process.send_signal(signal.SIGTERM)
-                assert [line for line in lines if line][-1] == "data: [DONE]"
-            assert process.wait(30) in (0, -signal.SIGTERM)
-            with pytest.raises(httpx.ConnectError):
-                httpx.get(f"{url}/health")
-        finally:
-            process.kill()
-
-
-def wait_until(holds: Callable[[], bool], seconds: float = 20) -> None:
-    deadline = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    with command("--model", str(model_folder), "--store", ":memory:", "--api-key", "key") as (process, url):
+        headers = {"Authorization": "Bearer key"}
+        body = LONG | {"model": model_folder.name, "max_tokens": 300, "stream": True}
+        with httpx.stream("POST", f"{url}/v1/completions", json=body, headers=headers, timeout=60) as response:
+            lines = response.iter_lines()
+            next(lines)
+            process.send_signal(signal.SIGTERM)
+            assert [line for line in lines if line][-1] == "data: [DONE]"
+        assert process.wait(30) in (0, -signal.SIGTERM)
+        with pytest.raises(httpx.ConnectError):
+            httpx.get(f"{url}/health")

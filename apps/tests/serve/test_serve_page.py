@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -49,9 +48,7 @@ def ask(page: Any, documents: list[str], question: str = "What does the seventh 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1280, 360])
-def test_an_answer_with_what_was_read_beside_full_prefill(
-    visit: Callable[..., Any], scheme: str, width: int, tmp_path: Path
-) -> None:
+def test_an_answer_with_what_was_read_beside_full_prefill(visit: Callable[..., Any], scheme: str, width: int) -> None:
     page = visit(scheme, width)
     page.get_by_label("also with full prefill").check()
     ask(page, [tiny.text(seed, num_words=120) for seed in range(3)])
@@ -63,7 +60,6 @@ def test_an_answer_with_what_was_read_beside_full_prefill(
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
     assert {name: ratio for name, ratio in page.evaluate(CONTRAST).items() if ratio < MIN_CONTRAST} == {}
     assert page.told == []
-    page.screenshot(path=tmp_path / f"{scheme}-{width}.png", full_page=True)
 
 
 def test_documents_that_want_to_be_markup_are_text(visit: Callable[..., Any]) -> None:

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import re
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-from serving import MODEL, Running, serving
+from serving import MODEL, Running, command, serving, wait_until
 
 from samkv_apps.demo.corpus import sections
 from samkv_apps.models import language_model
@@ -82,11 +79,8 @@ def on_each(backend: RayBackend) -> dict[str, str]:
     return found
 
 
-def wait_until(holds: Callable[[], bool], seconds: float = 120) -> None:
-    deadline = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+def wait_longer(holds: Callable[[], bool]) -> None:
+    wait_until(holds, seconds=120)
 
 
 class Reader:
@@ -98,7 +92,7 @@ class Reader:
         self.leave = False
         time.sleep(1)  # until the router knows that what was asked before has ended
         self.thread.start()
-        wait_until(lambda: len(self.lines) > 3)
+        wait_longer(lambda: len(self.lines) > 3)
 
     def _read(self, server: Running, sent: dict[str, Any]) -> None:
         endless = {"name": "text", "schema": {"type": "string", "minLength": 10_000}}
@@ -116,14 +110,7 @@ class Reader:
 
 
 def test_the_command_starts_replicas_and_ends_them(model_folder: Path) -> None:
-    code = "import typer; from samkv_apps.serve.command import serve; typer.run(serve)"
-    command = [sys.executable, "-c", code, "--model", str(model_folder), "--store", "kv", "--port", "0"]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
-    with subprocess.Popen(
-        [*command, "--ray-replicas", "1"], stderr=subprocess.PIPE, text=True, env=environment
-    ) as process:
-        assert process.stderr is not None
-        url = next(found[0] for line in process.stderr if (found := re.search(r"http://[\d.]+:\d+", line)))
+    with command("--model", str(model_folder), "--store", "kv", "--ray-replicas", "1") as (process, url):
         sent = body(TEXTS[0], samkv={"min_chunk_tokens": 0}) | {"model": model_folder.name}
         assert httpx.post(f"{url}/v1/chat/completions", json=sent, timeout=60).status_code == 200
         process.send_signal(signal.SIGTERM)
@@ -137,7 +124,7 @@ def test_answers_are_those_of_an_engine_and_both_write_into_the_store(server: Ru
     assert answer["samkv"]["explanation"]["chunks"][0]["text"] == GENERATORS.strip()
     texts = on_each(backend)
     assert len(texts) == 2
-    wait_until(lambda: all(server.engine.has_chunk(text) for text in texts.values()))
+    wait_longer(lambda: all(server.engine.has_chunk(text) for text in texts.values()))
     report = server.http.post("/v1/samkv/documents", json={"documents": [*texts.values(), TEXTS[-1]]}).json()
     assert report["num_added"] + report["num_reused"] == 3
     assert report["num_reused"] >= 2, "what one has written, the other finds"
@@ -156,7 +143,6 @@ def test_requests_go_where_their_documents_are_in_memory(backend: RayBackend) ->
         num_there += known.issuperset(texts) and seen[replica].issuperset(texts)
         seen[replica].update(texts)
         known.update(texts)
-    print(f"{num_there} of {num_known} requests went where their documents were in memory")
     assert len(seen) == 2
     assert num_there / num_known >= 0.9
 
@@ -166,7 +152,7 @@ def test_a_busy_replica_is_passed_over_and_one_that_is_left_is_free(server: Runn
     long = Reader(server, text)
     assert ask(backend, text).replica == other
     assert long.end(leave=True) != "data: [DONE]"
-    wait_until(lambda: ask(backend, text).replica == one)
+    wait_longer(lambda: ask(backend, text).replica == one)
 
 
 def test_more_than_may_wait_are_refused(server: Running, backend: RayBackend) -> None:
@@ -176,14 +162,12 @@ def test_more_than_may_wait_are_refused(server: Running, backend: RayBackend) ->
     def post() -> None:
         statuses.append(server.http.post("/v1/chat/completions", json=body(TEXTS[0])).status_code)
 
-    threads = [threading.Thread(target=post) for _ in range(6)]
-    for thread in threads:
-        thread.start()
-    wait_until(lambda: 429 in statuses)
-    for one in long:
-        one.end(leave=True)
-    for thread in threads:
-        thread.join(120)
+    with ThreadPoolExecutor(6) as clients:
+        for _ in range(6):
+            clients.submit(post)
+        wait_longer(lambda: 429 in statuses)
+        for one in long:
+            one.end(leave=True)
     assert {200, 429} == set(statuses)
 
 
@@ -195,6 +179,8 @@ def test_of_a_killed_replica_the_others_answers_go_on(server: Running, backend: 
     assert done == "data: [DONE]"
     assert "the process that was to answer has ended; send the request again" in lost
     assert server.http.post("/v1/chat/completions", json=body(texts[killed])).status_code == 200
-    wait_until(lambda: serve.status().applications[APPLICATION].deployments["Replica"].replica_states == {"RUNNING": 2})
-    wait_until(lambda: len(on_each(backend)) == 2)
+    wait_longer(
+        lambda: serve.status().applications[APPLICATION].deployments["Replica"].replica_states == {"RUNNING": 2}
+    )
+    wait_longer(lambda: len(on_each(backend)) == 2)
     assert killed not in on_each(backend), "another took its place"

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import pickle
-import random
-from collections import Counter, defaultdict
+from collections import Counter
 
 import pytest
 
@@ -47,25 +46,6 @@ def test_most_of_the_characters_decide() -> None:
     assert first([anna[0], *bert[:2]], ["anna", "bert"]) == "bert"
     short = next(text for text in "abcdefgh" if first([text], ["anna", "bert"]) == "bert")
     assert first([anna[0], *[short] * 5], ["anna", "bert"]) == "anna"
-
-
-def test_what_a_request_asks_of_is_in_memory_where_it_goes() -> None:
-    chooser = random.Random(0)
-    topics = [TEXTS[start : start + 5] for start in range(0, 200, 5)]
-    requests = [chooser.sample(chooser.choice(topics), 4) for _ in range(1000)]  # questions overlap, and differ
-    shares = {}
-    for way in ("by documents", "by chance"):
-        seen: dict[str, set[str]] = defaultdict(set)
-        known: set[str] = set()
-        num_known = num_there = 0
-        for texts in requests:
-            name = first(texts) if way == "by documents" else chooser.choice(NAMES)
-            num_known += known.issuperset(texts)  # some engine has served each of them
-            num_there += known.issuperset(texts) and seen[name].issuperset(texts)
-            seen[name].update(texts)
-            known.update(texts)
-        shares[way] = num_there / num_known
-    assert shares["by documents"] >= 0.9 > 0.8 > shares["by chance"]
 
 
 @pytest.mark.parametrize("error", [queue_full("later"), ApiError(404, "not here", param="model", code="no_model")])
