@@ -86,13 +86,9 @@ class DemoReport:
         """Median over the questions of time to first token, SamKV ÷ full prefill."""
         return median(comparison.ttft_ratio for comparison in self.comparisons)
 
-    def num_right(self) -> int:
-        """Questions that SamKV answered with the expected words."""
-        return sum(c.samkv.correct for c in self.comparisons)
-
-    def num_right_full(self) -> int:
-        """Questions that full prefill answered with the expected words."""
-        return sum(c.full.correct for c in self.comparisons)
+    def num_right(self) -> tuple[int, int]:
+        """Questions answered with the expected words, by SamKV and by full prefill."""
+        return sum(c.samkv.correct for c in self.comparisons), sum(c.full.correct for c in self.comparisons)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, ready for JSON."""

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from samkv_apps.demo import Framework
 from samkv_apps.demo.corpus import Question, sections
-from samkv_apps.demo.pipeline import Passage, Pipeline, make_pipeline
+from samkv_apps.demo.pipeline import Pipeline, make_pipeline
 from samkv_apps.demo.report import Answer, Comparison, DemoReport, Source
 from samkv_apps.demo.screen import Screen
 from samkv_apps.models import PACKAGED, embedding_model
@@ -41,28 +41,23 @@ def run_demo(options: DemoOptions, screen: Screen) -> DemoReport:
     screen.progress("Loading the models …")
     engine = SamKVEngine.from_pretrained(model, store=options.folder / "kv", method=options.method)
     pipeline = make_pipeline(options.framework, engine, options.folder / "chroma", embedding_model())
-    added, reused = _ingest(pipeline, options.folder, screen)
-    comparisons = tuple(_answer_all(pipeline, engine.count_tokens, options.questions, screen))
-    model_name = PACKAGED[options.model].title if options.model in PACKAGED else options.model
-    store_bytes = sum(found.num_bytes for found in engine.store.keys())
-    report = DemoReport(options.framework.value, model_name, added, reused, store_bytes, comparisons)
-    screen.summary(report)
-    return report
-
-
-def _ingest(pipeline: Pipeline, folder: Path, screen: Screen) -> tuple[int, int]:
     screen.progress("Embedding the corpus and computing the KV of its chunks, once …")
     started = time.perf_counter()
     ingested = pipeline.ingest(sections())
-    screen.ingested(ingested.added, ingested.reused, time.perf_counter() - started, folder)
-    return ingested.added, ingested.reused
+    screen.ingested(ingested, time.perf_counter() - started, options.folder)
+    comparisons = tuple(_answer_all(pipeline, engine.count_tokens, options.questions, screen))
+    model_name = PACKAGED[options.model].title if options.model in PACKAGED else options.model
+    store_bytes = sum(found.num_bytes for found in engine.store.keys())
+    report = DemoReport(options.framework.value, model_name, ingested.added, ingested.reused, store_bytes, comparisons)
+    screen.summary(report)
+    return report
 
 
 def _answer_all(
     pipeline: Pipeline, count_tokens: Callable[[str], int], asked: list[Question], screen: Screen
 ) -> Iterator[Comparison]:
-    _exhaust(pipeline.ask(_WARM_UP)[1])
-    _exhaust(pipeline.ask_again(method="full_prefill"))
+    "".join(pipeline.ask(_WARM_UP)[1])
+    "".join(pipeline.ask_again(method="full_prefill"))
     for number, question in enumerate(asked, start=1):
         screen.question(number, len(asked), question.question)
         comparison = _compare(pipeline, count_tokens, question, screen)
@@ -77,14 +72,6 @@ def _compare(pipeline: Pipeline, count_tokens: Callable[[str], int], question: Q
     samkv = Answer(text, question.is_answered_by(text), pipeline.last_metrics)
     text = screen.answer("full prefill", pipeline.ask_again(method="full_prefill"))
     full = Answer(text, question.is_answered_by(text), pipeline.last_metrics)
-    return Comparison(question.question, _sources(passages, count_tokens), samkv, full)
-
-
-def _sources(passages: Iterable[Passage], count_tokens: Callable[[str], int]) -> tuple[Source, ...]:
-    found = [Source(passage.file, passage.score, count_tokens(passage.text)) for passage in passages]
-    return tuple(sorted(found, key=lambda source: -source.score))
-
-
-def _exhaust(pieces: Iterable[str]) -> None:
-    for _ in pieces:
-        pass
+    best_first = sorted(passages, key=lambda passage: -passage.score)
+    sources = [Source(passage.file, passage.score, count_tokens(passage.text)) for passage in best_first]
+    return Comparison(question.question, tuple(sources), samkv, full)

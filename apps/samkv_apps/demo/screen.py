@@ -10,6 +10,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from samkv_apps.demo.pipeline import Ingested
 from samkv_apps.demo.report import Answer, Comparison, DemoReport, Source
 
 _INDENT, _LABEL_WIDTH = 5, 14
@@ -24,20 +25,19 @@ class Screen:
 
     def __init__(self) -> None:
         self._out = Console(highlight=False)
-        errors = Console(stderr=True, highlight=False)
-        errors.quiet = not errors.is_terminal
-        self._errors = errors
+        self._errors = Console(stderr=True, highlight=False)
+        self._errors.quiet = not self._errors.is_terminal
 
     def progress(self, message: str) -> None:
         """Say what is being done."""
         self._errors.print(message, style="dim", markup=False)
 
-    def ingested(self, added: int, reused: int, seconds: float, folder: Path) -> None:
+    def ingested(self, ingested: Ingested, seconds: float, folder: Path) -> None:
         """Say how the chunks came into the store."""
-        if added:
-            how = f"{added} chunks ingested in {seconds:.1f} s, {reused} reused"
+        if ingested.added:
+            how = f"{ingested.added} chunks ingested in {seconds:.1f} s, {ingested.reused} reused"
         else:
-            how = f"{reused} chunks reused from an earlier run, none computed"
+            how = f"{ingested.reused} chunks reused from an earlier run, none computed"
         self._out.print(f"{how} ({folder})\n", markup=False, soft_wrap=True)
 
     def question(self, number: int, count: int, question: str) -> None:
@@ -73,7 +73,7 @@ class Screen:
         ttft, kv = report.medians(lambda m: m.ttft_s), report.medians(lambda m: m.kv_bytes_resident)
         table.add_row("first token", f"{ttft[0]:.2f} s", f"{ttft[1]:.2f} s", f"{report.ttft_ratio_median:.2f}")
         table.add_row("KV in memory", _megabytes(kv[0]), _megabytes(kv[1]), f"{kv[0] / kv[1]:.2f}")
-        table.add_row("right answers", str(report.num_right()), str(report.num_right_full()))
+        table.add_row("right answers", *map(str, report.num_right()))
         self._out.print(table)
         self._out.print(_HOW_MEASURED, markup=False)
         self._out.print(f"Chunk KV on disk: {_megabytes(report.store_bytes)}.")

@@ -71,10 +71,11 @@ def evaluate(
     from samkv_apps.evaluate import EvaluationOptions, command, compare_long_answers
     from samkv_apps.evaluate import evaluate as run_evaluation
     from samkv_apps.evaluate.options import TOP_K
+    from samkv_apps.evaluate.records import CASES_FILE
 
     options = EvaluationOptions(
         model=model,
-        data=cases or [output_dir / command.CASES_FILE],
+        data=cases or [output_dir / CASES_FILE],
         output_dir=output_dir,
         methods=command.split_list(methods),
         sequence_ratios=command.parse_ratios(sequence_ratio),

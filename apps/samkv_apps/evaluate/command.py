@@ -9,10 +9,8 @@ from typing import Any
 
 from samkv_apps.evaluate.folder import cases_from_folder
 from samkv_apps.evaluate.options import EvaluationOptions
-from samkv_apps.evaluate.records import CASES_FILE, RunFolder
+from samkv_apps.evaluate.records import RunFolder
 from samkv_rag.exceptions import ConfigurationError
-
-__all__ = ["CASES_FILE", "make_cases", "parse_options", "parse_ratios", "read_prompt", "split_list"]
 
 _WORDS = {"true": True, "false": False, "none": None}
 

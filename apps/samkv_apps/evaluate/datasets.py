@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -91,7 +91,7 @@ class _NotACase(Exception):  # noqa: N818  # caught where file and line are know
 def _as_case(record: Any) -> Case:
     if not isinstance(record, dict):
         raise _NotACase("the line is not a JSON object")
-    chunks = _objects(record, "chunks")
+    chunks = _list(record, "chunks", lambda value: isinstance(value, dict), "objects with 'title' and 'text'")
     titled = [(_text(chunk, "title", may_be_empty=True), _text(chunk, "text")) for chunk in chunks]
     texts = tuple(f"{title}: {text}" if title else text for title, text in titled)
     names = [
@@ -118,16 +118,13 @@ def _text(record: dict[str, Any], key: str, may_be_empty: bool = False) -> str:
 
 
 def _texts(record: dict[str, Any], key: str) -> list[str]:
-    values = record.get(key)
-    if not isinstance(values, list) or not values or not all(isinstance(v, str) and v.strip() for v in values):
-        raise _NotACase(f"{key!r} is {_shown(values)}; it must be a list of texts that are not empty")
-    return values
+    return _list(record, key, lambda value: isinstance(value, str) and bool(value.strip()), "texts that are not empty")
 
 
-def _objects(record: dict[str, Any], key: str) -> list[dict[str, Any]]:
+def _list(record: dict[str, Any], key: str, is_right: Callable[[Any], bool], of: str) -> list[Any]:
     values = record.get(key)
-    if not isinstance(values, list) or not values or not all(isinstance(value, dict) for value in values):
-        raise _NotACase(f"{key!r} is {_shown(values)}; it must be a list of objects with 'title' and 'text'")
+    if not isinstance(values, list) or not values or not all(map(is_right, values)):
+        raise _NotACase(f"{key!r} is {_shown(values)}; it must be a list of {of}")
     return values
 
 

@@ -12,8 +12,15 @@ from typing import Any
 import torch
 
 from samkv_apps.evaluate.options import EvaluationOptions
+from samkv_apps.evaluate.records import KV_FOLDER
 from samkv_rag import __version__
 from samkv_rag.engine import SamKVEngine
+
+
+def open_engine(options: EvaluationOptions) -> SamKVEngine:
+    """The model over the store, as the options say."""
+    store = options.store or options.output_dir / KV_FOLDER
+    return SamKVEngine.from_pretrained(options.model, store=store, config=options.engine_config, dtype=options.dtype)
 
 
 def describe_run(options: EvaluationOptions, engine: SamKVEngine) -> dict[str, Any]:

@@ -16,10 +16,10 @@ import torch
 from tqdm import tqdm
 
 from samkv_apps.evaluate.datasets import Case, load_cases
-from samkv_apps.evaluate.environment import describe_run
+from samkv_apps.evaluate.environment import describe_run, open_engine
 from samkv_apps.evaluate.options import FULL, EvaluationOptions, Task
 from samkv_apps.evaluate.prompts import build_messages
-from samkv_apps.evaluate.records import KV_FOLDER, RunFolder
+from samkv_apps.evaluate.records import RunFolder
 from samkv_apps.evaluate.scoring import normalise
 from samkv_apps.evaluate.statistics import bootstrap_interval
 from samkv_rag.engine import SamKVEngine
@@ -83,12 +83,7 @@ def compare_long_answers(options: EvaluationOptions) -> list[LongAnswer]:
     data_sets = {file.stem: grouped(load_cases(file, seed=options.seed), options) for file in options.data}
     folder = RunFolder(options.output_dir)
     folder.require_new()
-    engine = SamKVEngine.from_pretrained(
-        options.model,
-        store=options.store or options.output_dir / KV_FOLDER,
-        config=options.engine_config,
-        dtype=options.dtype,
-    )
+    engine = open_engine(options)
     folder.start(describe_run(options, engine))
     engine.add_chunks(chunk for cases in data_sets.values() for case in cases for chunk in case.chunks)
     answers: list[LongAnswer] = []

@@ -111,7 +111,7 @@ class EvaluationOptions:
             raise ConfigurationError(f"seed is {self.seed}; it must be 0 or more")
         if refused := sorted(set(_NOT_OPTIONS) & set(self.options)):
             raise ConfigurationError(f"{refused[0]} cannot be set for all methods; give --methods and --sequence-ratio")
-        refuse_unknown(self.options, {*_names(EngineConfig), *(n for c in self._classes() for n in _names(c))})
+        refuse_unknown(self.options, _names(EngineConfig).union(*(_names(_class_of(name)) for name in self.methods)))
         if self.prompt is not None:
             require_placeholders(self.prompt)
         self._require_known_prompts_and_chunks()
@@ -166,9 +166,6 @@ class EvaluationOptions:
     def seed_of(self, case: Case) -> str:
         """What draws a random order for a case: the same whichever cases are run."""
         return f"{self.seed} {case.case_id}"
-
-    def _classes(self) -> list[type[PrefillMethod]]:
-        return [_class_of(name) for name in self.methods]
 
     def _require_known_prompts_and_chunks(self) -> None:
         require_choice("task", self.task, get_args(TaskName))

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -13,22 +12,11 @@ from typing import Any
 from samkv_apps.evaluate.options import REFERENCE, WITHOUT_RATIO, Task
 from samkv_apps.evaluate.records import Prediction
 from samkv_apps.evaluate.summary import EvaluationMetrics, RunMetrics
-from samkv_rag.exceptions import ConfigurationError
 
 QUALITY, COST, TTFT, MEMORY = "quality.png", "cost.png", "ttft.png", "memory.png"
 _MAX_BINS = 8
 _ASIDE = 0.003
 _MARKERS = "osD^vP*Xph"
-
-
-def require_matplotlib() -> None:
-    """Find out before a long run, not after it, that nothing can be drawn.
-
-    Raises:
-        ConfigurationError: matplotlib is not installed.
-    """
-    if find_spec("matplotlib") is None:
-        raise ConfigurationError("the plots are drawn with matplotlib; pip install 'samkv-apps[plots]'")
 
 
 def draw_plots(metrics: EvaluationMetrics, predictions: Sequence[Prediction], folder: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -183,26 +183,39 @@ def _key(prediction: Prediction) -> tuple[str, str, Task]:
 _MUST_AGREE = ("dtype", "model_fingerprint", "seed", "max_new_tokens", "prompt", "template", "retrieval", "more_top_k")
 
 
+def require_agreement(names: Iterable[str], config: Mapping[str, Any], earlier: Mapping[str, Any], where: str) -> None:
+    """Check that two configurations are equal in ``names``, and in the content of the data that both have.
+
+    Raises:
+        ConfigurationError: they are not; ``where`` tells where the earlier one lies, and what to do.
+    """
+    found = {name: (config[name], earlier.get(name)) for name in names}
+    for data in sorted(earlier["data"].keys() & config["data"].keys()):
+        found[f"sha256 of data {data}"] = (config["data"][data]["sha256"], earlier["data"][data]["sha256"])
+    _require_equal(found, where)
+
+
+def _require_equal(found: Mapping[str, tuple[object, object]], where: str) -> None:
+    for name, (now, earlier) in found.items():
+        if now != earlier:
+            raise ConfigurationError(f"{name} is {now!r}, but {earlier!r} in {where}")
+
+
 def _continued(earlier: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
     """``config`` with the data, methods and ratios of ``earlier``, which it must agree with."""
-    for name in _MUST_AGREE:
-        _require_equal(name, earlier.get(name), config[name])
-    for name in sorted(set(earlier["options"]) | set(config["options"])):
-        _require_equal(f"option {name}", earlier["options"].get(name), config["options"].get(name))
-    for name in earlier["data"].keys() & config["data"].keys():
-        _require_equal(f"sha256 of data {name}", earlier["data"][name]["sha256"], config["data"][name]["sha256"])
+    where = "the evaluation that this folder holds; choose another --output-dir"
+    require_agreement(_MUST_AGREE, config, earlier, where)
+    now, before = config["options"], earlier["options"]
+    _require_equal({f"option {name}": (now.get(name), before.get(name)) for name in sorted({*now, *before})}, where)
     if config["limit"] is not None and (earlier["limit"] is None or config["limit"] < earlier["limit"]):
-        _require_equal("limit", earlier["limit"], config["limit"])
+        _require_equal({"limit": (config["limit"], earlier["limit"])}, where)
     joined = {name: _joined(earlier[name], config[name]) for name in ("methods", "sequence_ratios", "references")}
-    before = _joined(earlier["ran_before_on"], [_machine(earlier)])
-    return (
-        config
-        | joined
-        | {
-            "data": earlier["data"] | config["data"],
-            "ran_before_on": [machine for machine in before if machine != _machine(config)],
-        }
-    )
+    machines = _joined(earlier["ran_before_on"], [_machine(earlier)])
+    return config | {
+        **joined,
+        "data": earlier["data"] | config["data"],
+        "ran_before_on": [machine for machine in machines if machine != _machine(config)],
+    }
 
 
 def _machine(config: dict[str, Any]) -> dict[str, Any]:
@@ -211,10 +224,3 @@ def _machine(config: dict[str, Any]) -> dict[str, Any]:
 
 def _joined(earlier: list[Any], added: list[Any]) -> list[Any]:
     return [*earlier, *(value for value in added if value not in earlier)]
-
-
-def _require_equal(name: str, earlier: object, now: object) -> None:
-    if earlier != now:
-        raise ConfigurationError(
-            f"{name} is {now!r}, but {earlier!r} in the evaluation that this folder holds; choose another --output-dir"
-        )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from tqdm import tqdm
@@ -12,20 +11,14 @@ from samkv_apps.evaluate.answering import Answerer
 from samkv_apps.evaluate.controls import SAME_TTFT
 from samkv_apps.evaluate.corpus import arranged
 from samkv_apps.evaluate.datasets import Case, load_cases, retrieval_recall
-from samkv_apps.evaluate.environment import describe_run
+from samkv_apps.evaluate.environment import describe_run, open_engine
 from samkv_apps.evaluate.options import EvaluationOptions, Task
-from samkv_apps.evaluate.plots import draw_plots, require_matplotlib
-from samkv_apps.evaluate.records import KV_FOLDER, Prediction, RunFolder
+from samkv_apps.evaluate.plots import draw_plots
+from samkv_apps.evaluate.records import Prediction, RunFolder
 from samkv_apps.evaluate.reference import read_reference
 from samkv_apps.evaluate.report import write_report
 from samkv_apps.evaluate.summary import EvaluationMetrics, summarise
-from samkv_rag.engine import SamKVEngine
-
-
-@dataclass(frozen=True)
-class _DataSet:
-    name: str
-    cases: list[Case]
+from samkv_apps.terminal import require_packages
 
 
 def evaluate(options: EvaluationOptions) -> EvaluationMetrics:
@@ -37,26 +30,21 @@ def evaluate(options: EvaluationOptions) -> EvaluationMetrics:
         EvaluationError: a method could not run as asked.
     """
     if options.plots:
-        require_matplotlib()
+        require_packages({"matplotlib": "matplotlib"}, "drawing plots", "plots")  # not found out after a long run
     loaded = [load_cases(file, options.limit, options.seed) for file in options.data]
     folder = RunFolder(options.output_dir)
-    data_sets = [
-        _DataSet(file.stem, arranged(cases, load_cases(file) if options.corpus else cases, options))
+    data_sets = {
+        file.stem: arranged(cases, load_cases(file) if options.corpus else cases, options)
         for file, cases in zip(options.data, loaded, strict=True)
-    ]
-    engine = SamKVEngine.from_pretrained(
-        options.model,
-        store=options.store or options.output_dir / KV_FOLDER,
-        config=options.engine_config,
-        dtype=options.dtype,
-    )
+    }
+    engine = open_engine(options)
     config = describe_run(options, engine)
-    for data in data_sets:
-        config["data"][data.name]["retrieved"] = retrieval_recall(data.cases)
+    for name, cases in data_sets.items():
+        config["data"][name]["retrieved"] = retrieval_recall(cases)
     adopted = read_reference(options.reference, config) if options.reference else []
     config = folder.start(config)
     folder.adopt(adopted)
-    engine.add_chunks(chunk for data in data_sets for case in data.cases for chunk in case.every_chunk)
+    engine.add_chunks(chunk for cases in data_sets.values() for case in cases for chunk in case.every_chunk)
     answerer = Answerer(engine, options)
     for _ in _Run(answerer, folder, options.tasks()).run(data_sets):
         metrics = _write_results(folder, config)
@@ -71,15 +59,16 @@ class _Run:
         self._folder = folder
         self._tasks = tasks
 
-    def run(self, data_sets: Sequence[_DataSet]) -> Iterator[_DataSet]:
-        """Yield each data set once every case of it has been answered by every method."""
-        with tqdm(total=sum(map(self._num_pending, data_sets)), desc="Evaluating", unit="answer", disable=None) as bar:
-            for data in data_sets:
-                self._warm_up(data)
-                for i, case in enumerate(data.cases):
-                    for task in self._pending(data.name, case, i):
-                        bar.set_postfix_str(f"{data.name} {task.method}")
-                        self._answer(data.name, case, task)
+    def run(self, data_sets: dict[str, list[Case]]) -> Iterator[str]:
+        """Yield each data set's name once every case of it has been answered by every method."""
+        num_pending = sum(len(self._all_pending(data, cases)) for data, cases in data_sets.items())
+        with tqdm(total=num_pending, desc="Evaluating", unit="answer", disable=None) as bar:
+            for data, cases in data_sets.items():
+                self._warm_up(data, cases)
+                for i, case in enumerate(cases):
+                    for task in self._pending(data, case, i):
+                        bar.set_postfix_str(f"{data} {task.method}")
+                        self._folder.append(self._answerer.answer(data, case, task, self._earlier(data, case)))
                         bar.update()
                 yield data
 
@@ -93,20 +82,16 @@ class _Run:
         tasks = [reference, *rotated]
         return [task for task in tasks if self._folder.find(data, case.case_id, task) is None]
 
-    def _num_pending(self, data: _DataSet) -> int:
-        return sum(len(self._pending(data.name, case, i)) for i, case in enumerate(data.cases))
+    def _all_pending(self, data: str, cases: Sequence[Case]) -> list[Task]:
+        return [task for i, case in enumerate(cases) for task in self._pending(data, case, i)]
 
-    def _warm_up(self, data: _DataSet) -> None:
+    def _warm_up(self, data: str, cases: Sequence[Case]) -> None:
         """Run each method that will be timed once before, on the first case: first calls are slower."""
-        pending = {task.method for i, case in enumerate(data.cases) for task in self._pending(data.name, case, i)}
+        pending = {task.method for task in self._all_pending(data, cases)}
         one_of_each = {task.method: task for task in self._tasks if task.method in pending}
-        first = data.cases[0]
-        earlier = self._earlier(data.name, first)
+        earlier = self._earlier(data, cases[0])
         for task in sorted(one_of_each.values(), key=lambda task: task.method == SAME_TTFT):
-            earlier[task] = self._answerer.answer(data.name, first, task, earlier)
-
-    def _answer(self, data: str, case: Case, task: Task) -> None:
-        self._folder.append(self._answerer.answer(data, case, task, self._earlier(data, case)))
+            earlier[task] = self._answerer.answer(data, cases[0], task, earlier)
 
     def _earlier(self, data: str, case: Case) -> dict[Task, Prediction]:
         found = {task: self._folder.find(data, case.case_id, task) for task in self._tasks}

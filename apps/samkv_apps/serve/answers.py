@@ -56,7 +56,7 @@ class Answers:
         """
         self.require_model(request.model)
         operation = "chat" if isinstance(request, ChatRequest) else "text_completion"
-        with span(operation, self.model) as noted:
+        with span(operation, self.model) as finish:
             async with aclosing(self._backend.answer(request, self._max_tokens)) as pieces:
                 with self._counted("waiting"):
                     piece = await anext(pieces)
@@ -65,7 +65,7 @@ class Answers:
                         yield piece
                         piece = await anext(pieces)
             self.metrics.count_answer(piece)
-            noted.finish(piece)
+            finish(piece)
         yield piece  # outside of the span: who has it may read no further
 
     async def ingest(self, documents: Sequence[Document]) -> dict[str, Any]:
@@ -76,10 +76,6 @@ class Answers:
             report = await self._backend.ingest(documents)
         self.metrics.count_ingestion(report)
         return asdict(report)
-
-    async def forget(self, document_id: str) -> int:
-        """Forget a document, and return how many chunks were deleted: none where another has the same text."""
-        return await self._backend.forget(document_id)
 
     @contextmanager
     def _counted(self, what: str) -> Iterator[None]:

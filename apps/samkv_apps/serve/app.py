@@ -23,7 +23,7 @@ from starlette.types import Send
 
 from samkv_apps.serve.answers import Answers
 from samkv_apps.serve.backend import Asked, Backend
-from samkv_apps.serve.errors import ApiError, as_api_error, invalid
+from samkv_apps.serve.errors import ApiError, as_api_error
 from samkv_apps.serve.forms import DONE, Explained, Form, event, explained
 from samkv_apps.serve.guard import Guard, Observed
 from samkv_apps.serve.schema import ChatRequest, CompletionRequest, IngestRequest
@@ -95,7 +95,7 @@ def create_app(
     )
     _add_error_handlers(app)
     _add_openai_routes(app, answers)
-    _add_own_routes(app, answers)
+    _add_own_routes(app, answers, backend)
     return app
 
 
@@ -120,7 +120,7 @@ def _add_openai_routes(app: FastAPI, answers: Answers) -> None:
         return described
 
 
-def _add_own_routes(app: FastAPI, answers: Answers) -> None:
+def _add_own_routes(app: FastAPI, answers: Answers, backend: Backend) -> None:
     headers = _page_headers(_PAGE)
 
     @app.post("/v1/samkv/documents")
@@ -129,7 +129,7 @@ def _add_own_routes(app: FastAPI, answers: Answers) -> None:
 
     @app.delete("/v1/samkv/documents/{document_id:path}")
     async def forget(document_id: str) -> dict[str, Any]:
-        return {"id": document_id, "deleted_chunks": await answers.forget(document_id)}
+        return {"id": document_id, "deleted_chunks": await backend.forget(document_id)}
 
     @app.get("/health")
     async def health() -> dict[str, str]:
@@ -245,23 +245,11 @@ def _add_error_handlers(app: FastAPI) -> None:
     async def failed(_: Request, error: Exception) -> Response:
         return as_api_error(error).response()
 
-    async def unreadable(_: Request, error: Exception) -> Response:
-        assert isinstance(error, RequestValidationError)
-        return invalid(error.errors()).response()
-
-    async def refused(_: Request, error: Exception) -> Response:
-        assert isinstance(error, HTTPException)
-        api_error = ApiError(error.status_code, str(error.detail), headers=error.headers)
-        return api_error.response()
-
     async def gone(_: Request, error: Exception) -> Response:
         return Response(status_code=_GONE)  # for the log; nobody reads it
 
-    app.add_exception_handler(ApiError, failed)
-    app.add_exception_handler(SamKVError, failed)
-    app.add_exception_handler(Exception, failed)
-    app.add_exception_handler(RequestValidationError, unreadable)
-    app.add_exception_handler(HTTPException, refused)
+    for kind in (ApiError, SamKVError, RequestValidationError, HTTPException, Exception):
+        app.add_exception_handler(kind, failed)
     app.add_exception_handler(ClientGoneError, gone)
 
 

@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from samkv_rag.exceptions import (
@@ -73,6 +75,10 @@ def as_api_error(error: BaseException) -> ApiError:
     """What a client is told of an error. Of the server's own failures it learns the kind, the log has the rest."""
     if isinstance(error, ApiError):
         return error
+    if isinstance(error, RequestValidationError):
+        return _invalid(error.errors())
+    if isinstance(error, HTTPException):
+        return ApiError(error.status_code, str(error.detail), headers=error.headers)
     if isinstance(error, PromptTooLongError):
         return ApiError(400, str(error), code="context_length_exceeded")
     if isinstance(error, (ConfigurationError, PromptError, ChunkError)):
@@ -89,7 +95,7 @@ def as_api_error(error: BaseException) -> ApiError:
     return ApiError(500, "the server failed; its log says why", kind="server_error")
 
 
-def invalid(problems: Sequence[Mapping[str, Any]]) -> ApiError:
+def _invalid(problems: Sequence[Mapping[str, Any]]) -> ApiError:
     """The error for what pydantic found wrong: the deepest problem, since of a union every member complains."""
     worst = max(problems, key=lambda problem: len(problem["loc"]))
     if worst["type"] == "json_invalid" or worst["loc"] == ("body",):

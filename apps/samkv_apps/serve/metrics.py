@@ -29,11 +29,8 @@ class Metrics:
         self, num_waiting: Callable[[], int], num_running: Callable[[], int], num_evicted: Callable[[], int]
     ) -> None:
         self._registry = registry = CollectorRegistry()  # of its own: a process may have several servers
-        gauges = {"waiting": ("Requests without a first token yet", num_waiting)}
-        gauges["running"] = ("Answers being written", num_running)
-        for name, (meaning, value) in gauges.items():
-            Gauge(f"samkv_{name}", meaning, registry=registry).set_function(value)
-
+        Gauge("samkv_waiting", "Requests without a first token yet", registry=registry).set_function(num_waiting)
+        Gauge("samkv_running", "Answers being written", registry=registry).set_function(num_running)
         registry.register(_Evictions(num_evicted))
 
         def counter(name: str, meaning: str, *labels: str) -> Counter:

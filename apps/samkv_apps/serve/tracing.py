@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,17 +16,18 @@ else:
     _tracer = trace.get_tracer("samkv_apps.serve")  # of no effect until the process sets up an exporter
 
 
-class Span:
-    """What is noted of one answer; it never holds texts."""
+@contextmanager
+def span(operation: str, model: str) -> Iterator[Callable[[GenerationResult], None]]:
+    """A span around an answer; one that fails is marked so. Yields what notes how it ended. It never holds texts."""
+    if _tracer is None:
+        yield lambda result: None
+        return
+    # Not the current span: an answer is written across the tasks that read it.
+    started = _tracer.start_span(f"{operation} {model}", kind=trace.SpanKind.SERVER)
+    started.set_attributes({"gen_ai.operation.name": operation, "gen_ai.request.model": model})
 
-    def __init__(self, span: Any) -> None:
-        self._span = span
-
-    def finish(self, result: GenerationResult) -> None:
-        """Note how the answer ended."""
-        if self._span is None:
-            return
-        self._span.set_attributes(
+    def finish(result: GenerationResult) -> None:
+        started.set_attributes(
             {
                 "gen_ai.response.finish_reasons": [result.finish_reason],
                 "gen_ai.usage.input_tokens": result.metrics.prompt_tokens,
@@ -36,18 +37,8 @@ class Span:
             }
         )
 
-
-@contextmanager
-def span(operation: str, model: str) -> Iterator[Span]:
-    """A span around an answer; one that fails is marked so."""
-    if _tracer is None:
-        yield Span(None)
-        return
-    # Not the current span: an answer is written across the tasks that read it.
-    started = _tracer.start_span(f"{operation} {model}", kind=trace.SpanKind.SERVER)
-    started.set_attributes({"gen_ai.operation.name": operation, "gen_ai.request.model": model})
     try:
-        yield Span(started)
+        yield finish
     except BaseException as error:
         started.set_attribute("error.type", type(error).__name__)
         started.set_status(trace.StatusCode.ERROR)

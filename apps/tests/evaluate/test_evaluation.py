@@ -12,8 +12,9 @@ from evaluating import Answered, Options, config_of, lines_of, runs_of, write_ca
 
 from samkv_apps.evaluate import evaluate, plots
 from samkv_apps.evaluate.compressors import COMPRESSORS, Compressor
+from samkv_apps.evaluate.datasets import Case
 from samkv_apps.evaluate.errors import EvaluationError
-from samkv_apps.evaluate.run import _DataSet, _Run
+from samkv_apps.evaluate.run import _Run
 from samkv_rag import SamKVEngine
 from samkv_rag.prefill import method_classes
 from samkv_rag.store.disk import DiskStore
@@ -106,10 +107,10 @@ def test_an_intermediate_result_stands_after_every_file(
 ) -> None:
     warm_up = _Run._warm_up
 
-    def stop_at_second(self: _Run, data: _DataSet) -> None:
-        if data.name == "more":
+    def stop_at_second(self: _Run, data: str, cases: list[Case]) -> None:
+        if data == "more":
             raise KeyboardInterrupt
-        warm_up(self, data)
+        warm_up(self, data, cases)
 
     monkeypatch.setattr(_Run, "_warm_up", stop_at_second)
     with pytest.raises(KeyboardInterrupt):

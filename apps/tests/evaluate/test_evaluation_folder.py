@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from evaluating import Answered, Options, config_of, lines_of, runs_of, without_times, write_cases
 
-from samkv_apps.evaluate import evaluate, plots
+from samkv_apps.evaluate import evaluate
 from samkv_apps.evaluate.errors import EvaluationError
 from samkv_rag.exceptions import ConfigurationError
 from support.commands import Run, only_line
@@ -161,7 +161,7 @@ def test_a_fallback_to_full_prefill_is_an_error(options: Options, tmp_path: Path
 def test_missing_matplotlib_is_told_before_the_run(
     options: Options, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(plots, "find_spec", lambda name: None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ConfigurationError, match=r"pip install 'samkv-apps\[plots\]'"):
         evaluate(options(plots=True))
     assert not (tmp_path / "out").exists()
