@@ -30,7 +30,10 @@ def describe_run(options: EvaluationOptions, engine: SamKVEngine) -> dict[str, A
         "model": _name(options.model),
         "model_fingerprint": engine.fingerprint,
         "dtype": str(engine.decoder.dtype).removeprefix("torch."),
-        "data": {file.stem: {"file": file.name, "sha256": _sha256(file)} for file in options.data},
+        "data": {
+            file.stem: {"file": file.name, "sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
+            for file in options.data
+        },
         "methods": list(dict.fromkeys(task.method for task in tasks)),
         "sequence_ratios": list(dict.fromkeys(options.sequence_ratios)),
         "limit": options.limit,
@@ -45,7 +48,12 @@ def describe_run(options: EvaluationOptions, engine: SamKVEngine) -> dict[str, A
         "options": dict(options.options),
         "plots": options.plots,
         "references": [options.reference.resolve().name] if options.reference else [],
-        "versions": _versions(),
+        "versions": {
+            "samkv_rag": __version__,
+            "python": platform.python_version(),
+            "torch": version("torch"),
+            "transformers": version("transformers"),
+        },
         "hardware": _hardware(engine),
         "ran_before_on": [],
     }
@@ -54,11 +62,6 @@ def describe_run(options: EvaluationOptions, engine: SamKVEngine) -> dict[str, A
 def _name(model: str) -> str:
     """A hub id as it is, of a file or folder the last part."""
     return Path(model).resolve().name if Path(model).exists() else model
-
-
-def _versions() -> dict[str, str]:
-    libraries = {name: version(name) for name in ("torch", "transformers")}
-    return {"samkv_rag": __version__, "python": platform.python_version()} | libraries
 
 
 def _hardware(engine: SamKVEngine) -> dict[str, Any]:
@@ -78,7 +81,3 @@ def _processor() -> str:
         lines = []
     named = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
     return next(named, platform.processor() or platform.machine())
-
-
-def _sha256(file: Path) -> str:
-    return hashlib.sha256(file.read_bytes()).hexdigest()

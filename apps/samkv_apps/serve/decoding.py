@@ -81,7 +81,10 @@ class VllmDecoder:
                     raise _failed(f"status {response.status_code}, {(await response.aread())[:1000]!r}")
                 async for line in response.aiter_lines():
                     if line.startswith("data: {"):
-                        for choice in _choices(json.loads(line.removeprefix("data: "))):
+                        event = json.loads(line.removeprefix("data: "))
+                        if "error" in event:
+                            raise _failed(event["error"])
+                        for choice in event["choices"]:
                             ended = choice["finish_reason"]
                             for token_id in choice["token_ids"] or ():
                                 if token_id not in handover.end_ids:
@@ -94,12 +97,6 @@ class VllmDecoder:
     async def aclose(self) -> None:
         """Close the connections."""
         await self._http.aclose()
-
-
-def _choices(event: dict[str, Any]) -> list[dict[str, Any]]:
-    if "error" in event:
-        raise _failed(event["error"])
-    return event["choices"]  # type: ignore[no-any-return]
 
 
 def _failed(reason: object) -> ApiError:

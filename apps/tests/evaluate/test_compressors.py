@@ -68,17 +68,10 @@ def test_the_nearest_chunks_are_taken_whole_while_they_fit_and_embedded_once(tin
     assert fitting([2, 0, 1, 3], [5, 9, 4, 2], 11) == [2, 0, 3], "a chunk that does not fit is passed over"
 
 
-def test_a_best_chunk_past_the_budget_is_cut(tiny_engine: SamKVEngine) -> None:
-    chunk = CHUNKS[1]
-    (beginning,) = FewerChunks(tiny_engine, LetterEmbedder()).compress(QUESTION, [chunk], 20)
-    assert chunk.startswith(beginning)
-    assert tiny_engine.count_tokens(beginning) >= 18
-
-
 def test_a_cut_inside_a_character_leaves_no_trace(tiny_engine: SamKVEngine) -> None:
     text = "keeper €€€"  # a token a byte
     cuts = {cut_to_tokens(tiny_engine, text, n) for n in range(tiny_engine.count_tokens(text) + 1)}
-    assert {"", "keeper €", "keeper €€", text} <= cuts
+    assert {"", "keeper", "keeper €", "keeper €€", text} <= cuts
     assert all(text.startswith(cut) for cut in cuts)
 
 

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from evaluating import Options, config_of, lines_of, write_cases
+from evaluating import Options, config_of, lines_of
 
 from samkv_apps.evaluate import EvaluationOptions, evaluate
-from samkv_apps.evaluate.answering import Answerer
 from samkv_apps.evaluate.corpus import arranged
 from samkv_apps.evaluate.datasets import Case
 from samkv_apps.evaluate.prompts import build_messages
@@ -108,17 +106,13 @@ def test_a_corpus_from_the_command_line_and_a_reference_for_it(
     assert lines_of(more)[0] == lines_of(out)[0]
 
 
-def test_a_limit_leaves_the_corpus_whole(options: Options, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    data = write_cases(tmp_path / "tides.jsonl", question="Record 20 Record 21 Record 22")
-    answered: list[Case] = []
-    answer = Answerer.answer
+def test_a_limit_leaves_the_corpus_whole(options: Options, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = []
 
-    def record(self: Answerer, data: str, case: Case, *rest: Any) -> Any:
-        answered.append(case)
-        return answer(self, data, case, *rest)
+    def record(cases: list[Case], every: list[Case], asked: EvaluationOptions) -> list[Case]:
+        given.append((len(cases), len(every)))
+        return arranged(cases, every, asked)
 
-    monkeypatch.setattr(Answerer, "answer", record)
-    evaluate(options(data=[data], corpus=True, retriever="bm25", top_k=3, limit=1, methods=["full_prefill"]))
-    assert {case.case_id for case in answered} == {"case-0"}
-    numbers = {re.search(r"Record (\d\d):", chunk)[1] for chunk in answered[0].chunks}  # type: ignore[index]
-    assert numbers == {"20", "21", "22"}, "the last case's chunks"
+    monkeypatch.setattr("samkv_apps.evaluate.run.arranged", record)
+    evaluate(options(corpus=True, retriever="bm25", limit=1, methods=["full_prefill"]))
+    assert given == [(1, 3)]

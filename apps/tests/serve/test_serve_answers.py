@@ -155,16 +155,14 @@ def test_what_was_read_is_cited_by_characters(ask: Ask) -> None:
     assert ask(body | {"explain": "html"}, max_tokens=4).samkv["html"].startswith("<section")
 
 
-def test_langchain_is_a_client(server: Running) -> None:
+def test_langchain_and_llama_index_are_clients(server: Running) -> None:
     options: Any = {"base_url": f"{server.url}/v1", "api_key": "none", "max_tokens": 12}
-    chat = ChatOpenAI(model=MODEL, extra_body={"documents": texts(1)}, **options)
+    langchain = ChatOpenAI(model=MODEL, extra_body={"documents": texts(1)}, **options)
     answer = expected(server, f"{tiny.text(1)}\n\n{QUESTION}")
-    assert chat.invoke(QUESTION).content == answer
-    assert "".join(str(chunk.content) for chunk in chat.stream(QUESTION)) == answer
+    assert langchain.invoke(QUESTION).content == answer
+    assert "".join(str(chunk.content) for chunk in langchain.stream(QUESTION)) == answer
 
-
-def test_llama_index_is_a_client(server: Running) -> None:
-    options: Any = {"model": MODEL, "api_base": f"{server.url}/v1", "api_key": "x", "max_tokens": 12, "temperature": 0}
+    options = {"model": MODEL, "api_base": f"{server.url}/v1", "api_key": "x", "max_tokens": 12, "temperature": 0}
     answer = expected(server, QUESTION)
     chat = OpenAILike(is_chat_model=True, **options)
     assert chat.chat([ChatMessage(role="user", content=QUESTION)]).message.content == answer
@@ -220,7 +218,7 @@ def test_no_answer_is_longer_than_the_server_allows(serve: Any, stream: bool) ->
     running = serve(max_tokens=20)
     body = {"model": MODEL, "messages": ASKED, "max_completion_tokens": 10**9, "stream": stream}
     sent = running.http.post("/v1/chat/completions", json=body | {"stream_options": {"include_usage": True}}).text
-    assert '"completion_tokens":20' in sent.replace(" ", "")
+    assert '"completion_tokens":20,' in sent.replace(" ", "")
     assert '"finish_reason":"length"' in sent.replace(" ", "")
 
 
@@ -231,13 +229,6 @@ def test_models_and_probes(server: Running) -> None:
     assert server.http.get("/health").json() == server.http.get("/ready").json() == {"status": "ok"}
 
 
-def test_a_stop_ends_the_answer(server: Running, ask: Ask) -> None:
-    whole = expected(server, QUESTION)
-    stop = whole[4:6]
-    (choice,) = ask(stop=[stop]).choices
-    assert (choice.message.content, choice.finish_reason) == (whole[: whole.index(stop)], "stop")
-
-
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
@@ -245,7 +236,6 @@ def test_a_stop_ends_the_answer(server: Running, ask: Ask) -> None:
         ({"n": 17}, "n is 17 and 16 answers are decoded together"),
         ({"top_logprobs": 2}, "pass logprobs=True"),
         ({"frequency_penalty": 1}, "use repetition_penalty"),
-        ({"functions": [{}]}, "functions are called tools now"),
         ({"tools": [{"type": "function"}]}, "tools.0.function is missing"),
         ({"tools": [TOOL, TOOL]}, "two tools have the same name"),
         ({"tools": [TOOL]}, "takes no tools"),
@@ -267,7 +257,6 @@ def test_a_stop_ends_the_answer(server: Running, ask: Ask) -> None:
         ({"documents": ["  "]}, "more than white space"),
         ({"documents": ["\ud800"]}, "half a surrogate pair"),
         ({"temperature": True}, "temperature is True"),
-        ({"stop": ""}, "stop is ''"),
     ],
 )
 @pytest.mark.parametrize("stream", [False, True])
@@ -283,15 +272,8 @@ def test_what_cannot_be_done_is_refused_in_openais_form(
 
 
 def test_options_that_change_nothing_are_taken(ask: Ask) -> None:
-    neutral: Any = {
-        "n": 1,
-        "frequency_penalty": 0,
-        "logprobs": False,
-        "user": "me",
-        "metadata": {"a": "b"},
-        "tools": [],
-    }
-    spoken = ask(max_tokens=2, **neutral).choices[0].message
+    neutral: Any = {"n": 1, "frequency_penalty": 0, "logprobs": False, "tools": [], "metadata": {"a": "b"}}
+    spoken = ask(max_tokens=2, user="me", **neutral).choices[0].message
     assert ask(max_tokens=2, messages=[*ASKED, spoken.model_dump(), *ASKED]).choices, "answers can be sent back"
 
 

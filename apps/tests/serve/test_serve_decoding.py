@@ -15,11 +15,7 @@ from serving import MODEL, Running
 
 from samkv_apps.serve import backend
 from samkv_apps.serve.decoding import VllmDecoder
-from samkv_rag.exceptions import ConfigurationError
 from support import handovers, tiny
-from support.commands import Run, only_line, run
-
-__all__ = ["run"]
 
 pytestmark = pytest.mark.filterwarnings("ignore:.past_key_values. is deprecated")
 
@@ -162,10 +158,3 @@ def test_a_client_that_goes_away_ends_the_work_there(decoding: Decoding, tmp_pat
         next(response.iter_lines())
     running.wait_for("samkv_running", 0)
     assert not list(tmp_path.iterdir())
-
-
-def test_its_options_are_checked(run: Run, tmp_path: Path) -> None:
-    status, _, error = run("serve", "--model", "x", "--store", ":memory:", "--decode-with", "http://there")
-    assert status and "--handover FOLDER" in only_line(error)
-    with pytest.raises(ConfigurationError, match="it must be a URL"):
-        VllmDecoder("there:8000", tmp_path)

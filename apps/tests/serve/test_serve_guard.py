@@ -102,7 +102,8 @@ def test_a_client_that_leaves_frees_its_place(serve: Serve, stream: bool) -> Non
     running = serve()
     if stream:
         with running.http.stream("POST", "/v1/completions", json=LONG | {"stream": True}) as response:
-            next(response.iter_lines())
+            lines = response.iter_lines()
+            next(lines)
             assert running.figure("samkv_running") == 1
     else:
         with pytest.raises(httpx.ReadTimeout):
@@ -181,17 +182,21 @@ def test_the_openapi_document_holds(serve: Serve) -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--model-kwargs", "[4]"], "--model-kwargs is '[4]'; it must be a JSON object"),
-        (["--model-kwargs", '{"varient": "a"}'], "unknown option varient; did you mean variant?"),
-        (["--device", "abacus"], "device is 'abacus'"),
-        (["--dtype", "int3"], "dtype is 'int3'"),
+        ("--model-kwargs [4]", "--model-kwargs is '[4]'; it must be a JSON object"),
+        ('--model-kwargs {"varient":"a"}', "unknown option varient; did you mean variant?"),
+        ("--device abacus", "device is 'abacus'"),
+        ("--dtype int3", "dtype is 'int3'"),
+        ("--decode-with http://there", "--decode-with URL goes with --handover FOLDER"),
+        ("--decode-with there:8000 --handover folder", "it must be a URL"),
+        ("--ray-max-replicas 2", "--ray-max-replicas is 2; it goes with --ray-replicas"),
+        ("--ray-replicas 3 --ray-max-replicas 2", "--ray-max-replicas is 2; it goes with --ray-replicas"),
     ],
 )
-def test_how_the_model_is_loaded_is_passed_on(
-    run: Run, model_folder: Path, monkeypatch: pytest.MonkeyPatch, options: list[str], words: str
+def test_wrong_options_are_told_in_one_line(
+    run: Run, model_folder: Path, monkeypatch: pytest.MonkeyPatch, options: str, words: str
 ) -> None:
     monkeypatch.setattr("samkv_apps.serve.command._log_as_json", lambda: None)  # for all of the process
-    status, _, error = run("serve", "--model", model_folder, "--store", ":memory:", *options)
+    status, _, error = run("serve", "--model", model_folder, "--store", ":memory:", *options.split())
     assert status == 1
     assert words in only_line(error)
 

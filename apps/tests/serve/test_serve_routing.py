@@ -10,7 +10,6 @@ import pytest
 from samkv_apps.serve.errors import ApiError, queue_full
 from samkv_apps.serve.routing import ranked
 from support import tiny
-from support.commands import Run, only_line
 
 NAMES = ["anna", "bert", "cleo", "dora"]
 TEXTS = [tiny.text(seed) for seed in range(400)]
@@ -52,10 +51,3 @@ def test_most_of_the_characters_decide() -> None:
 def test_an_error_crosses_processes(error: ApiError) -> None:
     other = pickle.loads(pickle.dumps(error))
     assert (type(other), str(other), vars(other)) == (ApiError, str(error), vars(error))
-
-
-@pytest.mark.parametrize("replicas", [[], ["--ray-replicas", 3]])
-def test_fewer_at_most_than_at_least_is_refused(run: Run, replicas: list[object]) -> None:
-    status, _, errors = run("serve", "--model", "demo", "--store", "kv", *replicas, "--ray-max-replicas", 2)
-    assert status == 1
-    assert "--ray-max-replicas is 2; it goes with --ray-replicas, and is at least as many" in only_line(errors)
