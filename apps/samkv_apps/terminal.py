@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from samkv_rag.exceptions import ConfigurationError, ModelNotFoundError
+from samkv_rag.exceptions import ConfigurationError, ModelNotFoundError, StoreFormatError
 
 if TYPE_CHECKING:
     from samkv_rag import SamKVEngine
@@ -75,6 +75,22 @@ def open_engine(model: str, store: str | Path | Store, **options: Any) -> SamKVE
         return SamKVEngine.from_pretrained(path, store=store, **options)
     except ModelNotFoundError as error:
         raise ModelNotFoundError(f"{error}{_HUB_HINT}") from error
+
+
+def open_chroma(folder: Path) -> Any:
+    """A Chroma client on a folder.
+
+    Raises:
+        StoreFormatError: the folder holds something else.
+    """
+    import chromadb
+    from chromadb.config import Settings
+    from chromadb.errors import ChromaError
+
+    try:
+        return chromadb.PersistentClient(path=str(folder), settings=Settings(anonymized_telemetry=False))
+    except ChromaError as error:
+        raise StoreFormatError(f"{folder} cannot hold a Chroma database ({error}); give another --store") from error
 
 
 def write_private(path: Path, text: str) -> None:

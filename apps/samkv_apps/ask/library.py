@@ -7,9 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import chromadb
 import typer
-from chromadb.config import Settings as ChromaSettings
 from llama_index.core import Settings, VectorStoreIndex
 from llama_index.core.ingestion import DocstoreStrategy, IngestionPipeline
 from llama_index.core.node_parser import SentenceSplitter
@@ -21,6 +19,7 @@ from llama_index.llms.samkv import SamKVLLM, SamKVPostprocessor, SamKVVectorStor
 from llama_index.vector_stores.chroma import ChromaVectorStore
 
 from samkv_apps.ask.reading import cached_tokenizer, read_documents
+from samkv_apps.terminal import open_chroma
 from samkv_rag import SamKVEngine
 from samkv_rag.cli.store import format_bytes
 from samkv_rag.exceptions import ModelNotFoundError, StoreFullError
@@ -66,9 +65,9 @@ class Library:
             Settings.embed_model = HuggingFaceEmbedding(model_name=embedding)
         except OSError as error:
             raise ModelNotFoundError(f"no embedding model could be loaded: {error}; give --embedding demo") from error
-        own = ChromaSettings(anonymized_telemetry=False)
-        client = chromadb.PersistentClient(path=str(folder.resolve() / "chroma"), settings=own)
-        collection = client.get_or_create_collection("documents", metadata={"hnsw:space": "cosine"})
+        collection = open_chroma(folder.resolve() / "chroma").get_or_create_collection(
+            "documents", metadata={"hnsw:space": "cosine"}
+        )
         self._vectors = SamKVVectorStore(ChromaVectorStore(chroma_collection=collection), self.llm)
         self._docstore_file = folder / "documents.json"
 

@@ -17,9 +17,10 @@ from langchain_core.runnables import Runnable, RunnableLambda
 
 from langchain_samkv import ChatSamKV, SamKVVectorStore
 from samkv_apps.demo.corpus import Section
-from samkv_apps.demo.pipeline import COSINE, MAX_ANSWER_TOKENS, TOP_K, Ingested, Passage, open_chroma
+from samkv_apps.demo.pipeline import COSINE, MAX_ANSWER_TOKENS, TOP_K, Ingested, Passage
 from samkv_apps.evaluate.embedding import Embedder
 from samkv_apps.evaluate.prompts import LANGCHAIN_SYSTEM
+from samkv_apps.terminal import open_chroma
 from samkv_rag import Diagnostic, SamKVEngine
 from samkv_rag.results import GenerationMetrics
 

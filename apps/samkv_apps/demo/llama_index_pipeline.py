@@ -22,7 +22,8 @@ from llama_index.llms.samkv import SamKVIngestion, SamKVLLM, SamKVPostprocessor
 from llama_index.vector_stores.chroma import ChromaVectorStore
 
 from samkv_apps.demo.corpus import Section
-from samkv_apps.demo.pipeline import COSINE, MAX_ANSWER_TOKENS, TOP_K, Ingested, Passage, open_chroma
+from samkv_apps.demo.pipeline import COSINE, MAX_ANSWER_TOKENS, TOP_K, Ingested, Passage
+from samkv_apps.terminal import open_chroma
 from samkv_rag import SamKVEngine
 from samkv_rag.results import GenerationMetrics
 

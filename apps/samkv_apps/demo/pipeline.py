@@ -7,14 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-import chromadb
-from chromadb.config import Settings as ChromaSettings
-from chromadb.errors import ChromaError
-
 from samkv_apps.demo import Framework
 from samkv_apps.demo.corpus import Section
 from samkv_rag import SamKVEngine
-from samkv_rag.exceptions import StoreFormatError
 from samkv_rag.results import GenerationMetrics
 
 TOP_K = 8
@@ -65,15 +60,3 @@ def make_pipeline(framework: Framework, engine: SamKVEngine, folder: Path, embed
     from samkv_apps.demo.llama_index_pipeline import LlamaIndexPipeline
 
     return LlamaIndexPipeline(engine, folder, embedding_folder)
-
-
-def open_chroma(folder: Path) -> Any:
-    """A Chroma client on a folder.
-
-    Raises:
-        StoreFormatError: the folder holds something else.
-    """
-    try:
-        return chromadb.PersistentClient(path=str(folder), settings=ChromaSettings(anonymized_telemetry=False))
-    except ChromaError as error:
-        raise StoreFormatError(f"{folder} cannot hold a Chroma database ({error}); give another --store") from error
