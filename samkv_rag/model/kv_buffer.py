@@ -15,8 +15,7 @@ class KVBuffer:
     """
 
     def __init__(self, num_layers: int, reserve_tokens: int = 0) -> None:
-        self._keys: list[torch.Tensor | None] = [None] * num_layers
-        self._values: list[torch.Tensor | None] = [None] * num_layers
+        self._states: list[torch.Tensor | None] = [None] * num_layers  # [2, batch, kv_heads, room, head_dim]
         self._lengths = [0] * num_layers
         self._reserve_tokens = reserve_tokens
         self.positions = torch.empty(0, dtype=torch.int64)
@@ -35,24 +34,25 @@ class KVBuffer:
     @property
     def nbytes(self) -> int:
         """Bytes of the tokens held, without the room reserved."""
-        pairs = zip(self._keys, self._lengths, strict=True)
-        return sum(2 * k[:, :, :n].numel() * k.element_size() for k, n in pairs if k is not None)
+        held = zip(self._states, self._lengths, strict=True)
+        return sum(states[:, :, :, :length].nbytes for states, length in held if states is not None)
 
     def append(self, layer: int, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Add tokens to a layer and return views of all that it holds."""
         start, stop = self._lengths[layer], self._lengths[layer] + key.shape[2]
-        keys, values = self._with_room(layer, key, stop)
-        keys[:, :, start:stop] = key
-        values[:, :, start:stop] = value
+        states = self._with_room(layer, key, stop)
+        states[0, :, :, start:stop] = key
+        states[1, :, :, start:stop] = value
         self._lengths[layer] = stop
-        return keys[:, :, :stop], values[:, :, :stop]
+        return self.layer(layer)
 
     def layer(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Return views of a layer's keys and values."""
-        keys, values = self._keys[layer], self._values[layer]
-        if keys is None or values is None:
+        states = self._states[layer]
+        if states is None:
             raise IndexError(f"layer {layer} holds nothing yet")
-        return keys[:, :, : self._lengths[layer]], values[:, :, : self._lengths[layer]]
+        keys, values = states[:, :, :, : self._lengths[layer]]
+        return keys, values
 
     def copy(self) -> KVBuffer:
         """Another buffer of the same tokens."""
@@ -74,25 +74,19 @@ class KVBuffer:
             passed = 0 if window is None else int((self.positions <= self.positions[-1] + 1 - window).sum())
             if passed:
                 keys, values = (states[:, :, passed:] for states in self.layer(layer))
-                self._keys[layer] = self._values[layer] = None
+                self._states[layer] = None
                 self._lengths[layer] = 0
                 self.append(layer, keys, values)
 
-    def _with_room(self, layer: int, like: torch.Tensor, tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
-        keys, values = self._keys[layer], self._values[layer]
-        if keys is None or values is None:
-            return self._grow(layer, like, tokens + self._reserve_tokens)
-        if keys.shape[2] < tokens:
-            return self._grow(layer, like, max(tokens, keys.shape[2] * 3 // 2))
-        return keys, values
-
-    def _grow(self, layer: int, like: torch.Tensor, capacity: int) -> tuple[torch.Tensor, torch.Tensor]:
-        held = self._lengths[layer]
+    def _with_room(self, layer: int, like: torch.Tensor, tokens: int) -> torch.Tensor:
+        """A layer's states, grown where they have no room for ``tokens``."""
+        held, length = self._states[layer], self._lengths[layer]
+        if held is not None and held.shape[3] >= tokens:
+            return held
+        room = tokens + self._reserve_tokens if held is None else max(tokens, held.shape[3] * 3 // 2)
         batch, heads, _, head_dim = like.shape
-        keys, values = (like.new_empty(batch, heads, capacity, head_dim) for _ in range(2))
-        old_keys, old_values = self._keys[layer], self._values[layer]
-        if old_keys is not None and old_values is not None:
-            keys[:, :, :held] = old_keys[:, :, :held]
-            values[:, :, :held] = old_values[:, :, :held]
-        self._keys[layer], self._values[layer] = keys, values
-        return keys, values
+        grown = like.new_empty(2, batch, heads, room, head_dim)
+        if held is not None:
+            grown[:, :, :, :length] = held[:, :, :, :length]
+        self._states[layer] = grown
+        return grown

@@ -76,9 +76,8 @@ class Prefilled:
 class PrefillMethod(ABC):
     """Fills a KV buffer from a prompt.
 
-    A method is a frozen dataclass: its fields are its options, checked in ``__post_init__``. A new
-    method is one file with one subclass, and one line in the registry or an entry point of the group
-    ``samkv.methods``.
+    A method is a frozen dataclass: its fields are its options, checked in ``__post_init__``. A new method is one
+    subclass, and one line in the registry or an entry point of the group ``samkv.methods``.
     """
 
     name: ClassVar[str]

@@ -26,12 +26,11 @@ class Epic(RecomputingPrefill):
     name: ClassVar[str] = "epic"
 
     def prefill(self, context: PrefillContext) -> Prefilled:
-        decoder, layout = context.decoder, context.layout
-        recomputed, everything = chunk_beginnings(layout, self.recompute_ratio), torch.ones_like(layout.is_chunk)
+        recomputed = chunk_beginnings(context.layout, self.recompute_ratio)
+        everything = torch.ones_like(recomputed)
         with context.clock.phase("recompute"):
-            plan = make_plan(layout, everything, recomputed, view="all")
-            hidden = decoder.embed(layout.token_ids[plan.row_positions][None])
-            hidden = decoder.run_layers(hidden, plan.row_positions, PlannedPass(decoder, plan, context.buffer))
+            plan = make_plan(context.layout, everything, recomputed, view="all")
+            hidden = PlannedPass(context.decoder, plan, context.buffer).run()
         return Prefilled(hidden[:, -1:], everything, recomputed)
 
 

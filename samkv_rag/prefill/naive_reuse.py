@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 
 from samkv_rag.prefill.base import CachedPrefill, PrefillContext, Prefilled
-from samkv_rag.prefill.passes.recomputation import Recomputation, recompute
+from samkv_rag.prefill.passes.recomputation import recompute
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,4 @@ class NaiveReuse(CachedPrefill):
 
     def prefill(self, context: PrefillContext) -> Prefilled:
         everything = torch.ones_like(context.layout.is_chunk)
-        nothing = torch.zeros_like(everything)
-        with context.clock.phase("recompute"):
-            hidden = recompute(context.decoder, context.layout, context.buffer, Recomputation(everything, nothing))
-        return Prefilled(hidden, retained=everything, recomputed=nothing)
+        return recompute(context, everything, ~everything)

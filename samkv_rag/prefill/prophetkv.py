@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 
 from samkv_rag.prefill.base import PrefillContext, Prefilled, RecomputingPrefill
-from samkv_rag.prefill.passes.recomputation import Recomputation, recompute
+from samkv_rag.prefill.passes.recomputation import recompute
 from samkv_rag.prefill.passes.selection import best_tokens
 from samkv_rag.prefill.scout import Scout
 
@@ -30,12 +30,7 @@ class ProphetKV(RecomputingPrefill):
     name: ClassVar[str] = "prophetkv"
 
     def prefill(self, context: PrefillContext) -> Prefilled:
-        layout = context.layout
         with context.clock.phase("select"):
-            scores = _SCAN.score_tokens(context.decoder, layout)
-            recomputed = best_tokens(scores, layout, self.recompute_ratio)
-        everything = torch.ones_like(recomputed)
-        with context.clock.phase("recompute"):
-            recomputation = Recomputation(everything, recomputed, view="all")
-            hidden = recompute(context.decoder, layout, context.buffer, recomputation)
-        return Prefilled(hidden, everything, recomputed)
+            scores = _SCAN.score_tokens(context.decoder, context.layout)
+            recomputed = best_tokens(scores, context.layout, self.recompute_ratio)
+        return recompute(context, torch.ones_like(recomputed), recomputed)

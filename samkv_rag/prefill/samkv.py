@@ -108,8 +108,7 @@ def generic_query(decoder: Decoder, layout: PromptLayout, anchors: torch.Tensor,
     def record(layer: int, query: torch.Tensor, keys: torch.Tensor, spec: LayerSpec) -> None:
         mean_queries[layer] = query[0, :, -num_rows:].float().mean(dim=1)
 
-    hidden = decoder.embed(layout.token_ids[plan.row_positions][None])
-    decoder.run_layers(hidden, plan.row_positions, PlannedPass(decoder, plan, observer=record))
+    PlannedPass(decoder, plan, observer=record).run()
     return torch.stack([mean_queries[layer] for layer in layers])
 
 

@@ -88,15 +88,16 @@ class Scout(SparsePrefill):
         require_choice("scouted", self.scouted, (*get_args(Scouted), None))
         if isinstance(self.score_layers, list):  # from JSON
             object.__setattr__(self, "score_layers", tuple(self.score_layers))
-        _require_layer_share(self.score_layers)
+        share = self.score_layers
+        if not isinstance(share, tuple) or len(share) != 2 or not 0.0 <= share[0] < share[1] <= 1.0:
+            raise ConfigurationError(f"score_layers is {share!r}; it must be (from, to) with 0 <= from < to <= 1")
 
     @property
     def needs(self) -> frozenset[Need]:
         recomputes_all = self.recompute and self.computed_ratio == self.sequence_ratio
-        plainly = self.recompute_view == "retained" and self.update == "overwrite" and self.scouted != "all"
-        plainly &= self.refresh_tokens is None
-        fits_index = recomputes_all and plainly and self.score_layers == SCORE_LAYERS
-        return frozenset({"index" if fits_index else "kv"})
+        plainly = self.recompute_view == "retained" and self.update == "overwrite" and self.refresh_tokens is None
+        scouts_index = self.scouted != "all" and self.score_layers == SCORE_LAYERS
+        return frozenset({"index" if recomputes_all and plainly and scouts_index else "kv"})
 
     def anchors(self, context: PrefillContext) -> Anchors:
         return Anchors(self.initial_tokens, 0)
@@ -129,12 +130,10 @@ class Scout(SparsePrefill):
         the layers of ``score_layers``. Costs the text's tokens only.
         """
         plan = make_plan(layout, retained=_all_anchors(layout) if over_anchors else torch.ones_like(layout.is_text))
-        scores = AttentionScores(layout.num_tokens, layout.tail, decoder, len(plan.row_positions), self)
+        scores = AttentionScores(decoder, self, layout.num_tokens, layout.tail.stop - layout.tail.start)
         observer: Observer = _AllKeys(decoder, layout, plan, scores) if over_anchors else scores
-        hidden = decoder.embed(layout.token_ids[plan.row_positions][None])
         layers = range(scores.layers[-1] + 1)
-        attend = PlannedPass(decoder, plan, observer=observer, layers=layers)
-        decoder.run_layers(hidden, plan.row_positions, attend, layers)
+        PlannedPass(decoder, plan, observer=observer, layers=layers).run(layers)
         return scores.scores
 
 
@@ -183,9 +182,7 @@ def _question_values(decoder: Decoder, layout: PromptLayout, layer: int) -> torc
     """Of the tail behind the text before the first chunk, ``[tokens, kv_heads·head_dim]``."""
     question = layout.without_chunks()
     plan = make_plan(question, retained=torch.ones_like(question.is_text))
-    hidden = decoder.embed(question.token_ids[plan.row_positions][None])
-    attend = PlannedPass(decoder, plan, layers=range(layer))
-    hidden = decoder.run_layers(hidden, plan.row_positions, attend, range(layer))
+    hidden = PlannedPass(decoder, plan, layers=range(layer)).run(range(layer))
     _, values = decoder.project(hidden, plan.row_positions, layer)
     num_tokens = min(layout.tail.stop - layout.tail.start, MAX_SCORING_TOKENS)
     return values[0, :, -num_tokens:].transpose(0, 1).flatten(1).float()
@@ -199,36 +196,34 @@ def _chunk_values(decoder: Decoder, chunk: Segment, layer: int) -> torch.Tensor:
 
 
 class AttentionScores:
-    """Sums the attention of a pass's last tokens, ``tail`` among its columns, over heads and layers."""
+    """Sums the attention that a pass's last ``num_asking`` tokens pay to its columns, over heads and layers."""
 
-    def __init__(self, num_columns: int, tail: slice, decoder: Decoder, num_rows: int, method: Scout) -> None:
+    def __init__(self, decoder: Decoder, method: Scout, num_columns: int, num_asking: int) -> None:
         within = score_layers(decoder.num_layers, method.score_layers)
         # Where some layers have windows, those without them tell far chunks apart.
         self.layers = [layer for layer in decoder.widest_layers if layer in within] or list(within)
         self.scores = torch.zeros(num_columns, device=decoder.device)
         """``[columns]``"""
-        num_scoring = min(tail.stop - tail.start, MAX_SCORING_TOKENS)
-        self._rows = slice(num_rows - num_scoring, num_rows)
+        num_rows = min(num_asking, MAX_SCORING_TOKENS)
         positions = torch.arange(num_columns, device=decoder.device)
-        self._back = positions[-num_scoring:, None] - positions
-        self._weights = _row_weights(num_scoring, method).to(decoder.device)
-        self._masks: dict[int | None, torch.Tensor] = {}
+        self._back = positions[-num_rows:, None] - positions
+        # The emphasised last tokens together weigh so many times what the others do together, however long the
+        # question is. The last token, from which the answer is predicted, looks for the answer itself; the question's
+        # own look for what it talks about. Both are needed: the first finds the answer, the others evidence.
+        num_emphasised = min(method.emphasis_tokens, num_rows)
+        weights = torch.full((num_rows,), 1.0 / max(1, num_rows - num_emphasised))
+        weights[num_rows - num_emphasised :] = method.emphasis_weight / max(1, num_emphasised)
+        self._weights = weights.to(decoder.device)
 
     def __call__(self, layer: int, query: torch.Tensor, keys: torch.Tensor, spec: LayerSpec) -> None:
         if layer not in self.layers:
             return
-        scoring = fold_heads(query[:, :, self._rows], keys.shape[1])[0] * spec.scaling
-        products = torch.unflatten(scoring @ keys[0].transpose(-1, -2), 1, (-1, len(self._weights)))
-        mask = self._mask(spec.window, products.dtype)
-        weights = attention_weights(products, spec, mask)  # [kv_heads, group, rows, columns]
+        num_rows = len(self._weights)
+        asking = fold_heads(query[:, :, -num_rows:], keys.shape[1])[0] * spec.scaling
+        products = torch.unflatten(asking @ keys[0].transpose(-1, -2), 1, (-1, num_rows))
+        seen = (self._back >= 0) & (self._back < (spec.window or len(self.scores)))
+        weights = attention_weights(products, spec, additive(seen, products.dtype))  # [kv_heads, group, rows, columns]
         self.scores += (self._weights.to(weights.dtype) @ weights).float().sum((0, 1))
-
-    def _mask(self, window: int | None, dtype: torch.dtype) -> torch.Tensor:
-        """Additive, ``[rows, columns]``; made once for all layers of a window."""
-        if window not in self._masks:
-            seen = (self._back >= 0) & (self._back < (window or len(self.scores)))
-            self._masks[window] = additive(seen, dtype)
-        return self._masks[window]
 
 
 class _AllKeys:
@@ -254,22 +249,3 @@ def _all_anchors(layout: PromptLayout) -> torch.Tensor:
     for chunk in layout.chunks:
         mask[chunk.start + index_anchors(len(chunk.token_ids)).to(mask.device)] = True
     return mask
-
-
-def _row_weights(num_rows: int, method: Scout) -> torch.Tensor:
-    """Weight of each scoring token, ``[rows]``.
-
-    The emphasised last tokens together weigh ``emphasis_weight`` times what the others do together,
-    however long the question is. The last token, from which the answer is predicted, looks for the
-    answer itself; the question's own look for what it talks about. Both are needed: the first finds
-    the answer, the others evidence.
-    """
-    num_emphasised = min(method.emphasis_tokens, num_rows)
-    weights = torch.full((num_rows,), 1.0 / max(1, num_rows - num_emphasised))
-    weights[num_rows - num_emphasised :] = method.emphasis_weight / max(1, num_emphasised)
-    return weights
-
-
-def _require_layer_share(share: object) -> None:
-    if not isinstance(share, tuple) or len(share) != 2 or not 0.0 <= share[0] < share[1] <= 1.0:
-        raise ConfigurationError(f"score_layers is {share!r}; it must be (from, to) with 0 <= from < to <= 1")

@@ -15,7 +15,7 @@ from samkv_rag.exceptions import ConfigurationError
 from samkv_rag.model.decoder import Decoder
 from samkv_rag.prefill.base import CachedPrefill, PrefillContext, Prefilled
 from samkv_rag.prefill.passes.plan import View
-from samkv_rag.prefill.passes.recomputation import Recomputation, recompute
+from samkv_rag.prefill.passes.recomputation import recompute
 from samkv_rag.prefill.passes.selection import Anchors, BlockScores, Budget, plan_budget
 from samkv_rag.prompt.layout import PromptLayout
 from samkv_rag.results import Diagnostic
@@ -107,17 +107,20 @@ class SparsePrefill(CachedPrefill):
         with context.clock.phase("select"):
             selected = self._select(context)
         layout = selected.layout or context.layout
-        recomputed = self._recomputed(layout, selected)
-        retained = selected.tokens | ~layout.is_chunk
-        recomputation = Recomputation(
-            retained=retained,
-            recomputed=recomputed,
+        theta = self.fusion_theta if self.update == "fusion" else None
+        prefilled = recompute(
+            replace(context, layout=layout),
+            retained=selected.tokens | ~layout.is_chunk,
+            recomputed=self._recomputed(layout, selected),
             view=self.recompute_view,
-            fusion_theta=self.fusion_theta if self.update == "fusion" else None,
+            fusion_theta=theta,
         )
-        with context.clock.phase("recompute"):
-            hidden = recompute(context.decoder, layout, context.buffer, recomputation)
-        return Prefilled(hidden, retained, recomputed, selected.diagnostics, selected.block_scores, selected.layout)
+        return replace(
+            prefilled,
+            diagnostics=selected.diagnostics,
+            block_scores=selected.block_scores,
+            layout=selected.layout,
+        )
 
     def _recomputed(self, layout: PromptLayout, selected: Selected) -> torch.Tensor:
         """Which of the retained chunk tokens are recomputed, ``[tokens]``."""

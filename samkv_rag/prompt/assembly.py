@@ -17,7 +17,7 @@ from samkv_rag.model.decoder import Decoder
 from samkv_rag.model.tokenization import PromptTokenizer, RenderedPrompt
 from samkv_rag.prompt.history import History
 from samkv_rag.prompt.labels import split_labels
-from samkv_rag.prompt.layout import PromptLayout, Segment, SegmentKind
+from samkv_rag.prompt.layout import PromptLayout, Segment
 
 _MAX_PREFIX_TOKENS = 4096
 Run = Callable[[Callable[[], list[ChunkCache]]], list[ChunkCache]]
@@ -118,28 +118,19 @@ class PromptAssembler:
             return self.with_cache(SplitPrompt([*spans, TextSpan(0, question, None)], 0, ((0, len(question)),)))
 
     def _segment(self, span: TextSpan, ids: torch.Tensor) -> Segment:
-        kind: SegmentKind = "chunk" if span.text_digest else "text"
-        is_structure = kind == "text" and self._tokenizer.has_control(ids.tolist())
-        return Segment(
-            kind,
-            ids,
-            digest=span.text_digest or "",
-            start_char=span.start_char,
-            text=span.text,
-            is_label=span.is_label,
-            is_structure=is_structure,
-        )
+        found = Segment("chunk", ids, digest=span.text_digest or "", start_char=span.start_char, text=span.text)
+        if span.text_digest:
+            return found
+        is_structure = self._tokenizer.has_control(ids.tolist())
+        return replace(found, kind="text", is_label=span.is_label, is_structure=is_structure)
 
     def _with_prefix(self, segments: list[Segment]) -> list[Segment]:
         """Cache the text before the first chunk exactly; a BOS alone where a chunk begins the prompt."""
         first, *others = segments
         if first.kind == "chunk":
-            bos = torch.tensor(self._tokenizer.bos_ids, dtype=torch.int64)
-            first, others = Segment("text", bos), segments
-        if len(first.token_ids) > _MAX_PREFIX_TOKENS:
+            first, others = Segment("text", torch.tensor(self._tokenizer.bos_ids, dtype=torch.int64)), segments
+        if not 0 < first.num_tokens <= _MAX_PREFIX_TOKENS:
             return segments
-        if not len(first.token_ids):
-            return others
         reader, hit = self._prefixes.get(first.token_ids)
         return [replace(first, kind="prefix", reader=reader, hit=hit), *others]
 
@@ -154,11 +145,11 @@ class PromptAssembler:
 
     def _token_ids(self, prompt: SplitPrompt, span: TextSpan, first: bool) -> torch.Tensor:
         if span.text_digest is None:
-            stop = span.start_char + len(span.text)
+            start, stop = span.start_char, span.start_char + len(span.text)
             literals = [
-                (max(start, span.start_char) - span.start_char, min(end, stop) - span.start_char)
-                for start, end in prompt.literals
-                if start < stop and end > span.start_char
+                (max(begin, start) - start, min(end, stop) - start)
+                for begin, end in prompt.literals
+                if begin < stop and end > start
             ]
             ids = self._tokenizer.text_ids(span.text, first, literals)
         else:
@@ -181,11 +172,10 @@ def _question(rendered: RenderedPrompt, matches: list[Match]) -> str:
 class PrefixCache:
     """Exact KV of recent prompt beginnings (system prompt and template head), by their token ids."""
 
-    def __init__(self, decoder: Decoder, run: Run, max_tokens: int = _MAX_PREFIX_TOKENS) -> None:
+    def __init__(self, decoder: Decoder, run: Run) -> None:
         self._decoder = decoder
         self._run = run
         self._lock = threading.Lock()
-        self._max_tokens = max_tokens
         self._caches: OrderedDict[tuple[int, ...], ChunkCache] = OrderedDict()
 
     def get(self, token_ids: torch.Tensor) -> tuple[ChunkCache, bool]:
@@ -195,12 +185,9 @@ class PrefixCache:
             if key in self._caches:
                 self._caches.move_to_end(key)
                 return self._caches[key], True
-        (cache,) = self._run(lambda: self._compute(list(key)))
+        (cache,) = self._run(lambda: encode(self._decoder, [key], SummarySpec(0, 1, len(key))))
         with self._lock:
             self._caches[key] = cache
-            while sum(map(len, self._caches)) > self._max_tokens:
+            while sum(map(len, self._caches)) > _MAX_PREFIX_TOKENS:
                 self._caches.popitem(last=False)
         return cache, False
-
-    def _compute(self, token_ids: list[int]) -> list[ChunkCache]:
-        return encode(self._decoder, [token_ids], SummarySpec(0, 1, len(token_ids)))

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import accumulate, groupby, pairwise
+from itertools import accumulate, count, groupby, pairwise
 from typing import Literal
 
 import torch
@@ -44,9 +44,14 @@ class Segment:
     """Text with a control token in it, such as the end of a message."""
 
     @property
+    def num_tokens(self) -> int:
+        """Its length."""
+        return self.token_ids.shape[0]
+
+    @property
     def stop(self) -> int:
         """Position behind its last token."""
-        return self.start + self.token_ids.shape[0]
+        return self.start + self.num_tokens
 
     @property
     def rotate_offset(self) -> int:
@@ -71,7 +76,7 @@ class PromptLayout:
     @classmethod
     def of(cls, segments: Sequence[Segment], device: torch.device) -> PromptLayout:
         """A prompt of these segments, one right after the other."""
-        starts = accumulate((len(segment.token_ids) for segment in segments), initial=0)
+        starts = accumulate((segment.num_tokens for segment in segments), initial=0)
         return cls([replace(segment, start=start) for segment, start in zip(segments, starts, strict=False)], device)
 
     @property
@@ -87,12 +92,12 @@ class PromptLayout:
     @property
     def num_chunk_tokens(self) -> int:
         """Tokens of all chunks."""
-        return sum(segment.stop - segment.start for segment in self.chunks)
+        return sum(segment.num_tokens for segment in self.chunks)
 
     @cached_property
     def num_tokens_reused(self) -> int:
         """Tokens whose KV was read instead of computed."""
-        return sum(segment.stop - segment.start for segment in self.cached if segment.hit)
+        return sum(segment.num_tokens for segment in self.cached if segment.hit)
 
     @cached_property
     def bytes_read(self) -> int:
@@ -152,16 +157,6 @@ class PromptLayout:
         _ = self.num_tokens_reused, self.bytes_read
         self.segments = [replace(segment, reader=None) for segment in self.segments]
 
-    @cached_property
-    def is_chunk(self) -> torch.Tensor:
-        """Positions of chunk tokens."""
-        return self._mask("chunk")
-
-    @cached_property
-    def is_text(self) -> torch.Tensor:
-        """Positions without cached KV."""
-        return self._mask("text")
-
     @property
     def tail(self) -> slice:
         """Positions behind the last chunk and what was said before: the question, as a rule."""
@@ -169,12 +164,31 @@ class PromptLayout:
         return slice(last, self.num_tokens)
 
     @cached_property
+    def is_chunk(self) -> torch.Tensor:
+        """Positions of chunk tokens."""
+        return self._spread(segment.kind == "chunk" for segment in self.segments)
+
+    @cached_property
+    def is_text(self) -> torch.Tensor:
+        """Positions without cached KV."""
+        return self._spread(segment.kind == "text" for segment in self.segments)
+
+    @cached_property
     def rotate_offsets(self) -> torch.Tensor:
         """How far each position's cached key must be rotated."""
-        offsets = torch.zeros(self.num_tokens, dtype=torch.int64)
-        for segment in self.cached:
-            offsets[segment.span] = segment.rotate_offset
-        return offsets.to(self.device)
+        return self._spread(segment.rotate_offset if segment.reader else 0 for segment in self.segments)
+
+    @cached_property
+    def chunk_number(self) -> torch.Tensor:
+        """Which chunk each position belongs to, counted from 0; -1 elsewhere."""
+        numbers = count()
+        return self._spread(next(numbers) if segment.kind == "chunk" else -1 for segment in self.segments)
+
+    @cached_property
+    def index_in_chunk(self) -> torch.Tensor:
+        """Each chunk token's index within its chunk; 0 elsewhere."""
+        starts = self._spread(segment.start for segment in self.segments)
+        return (torch.arange(self.num_tokens, device=self.device) - starts) * self.is_chunk
 
     @cached_property
     def ends_sentence(self) -> torch.Tensor:
@@ -186,28 +200,11 @@ class PromptLayout:
         return mask.to(self.device)
 
     @cached_property
-    def index_in_chunk(self) -> torch.Tensor:
-        """Each chunk token's index within its chunk; 0 elsewhere."""
-        index = torch.zeros(self.num_tokens, dtype=torch.int64)
-        for segment in self.chunks:
-            index[segment.span] = torch.arange(segment.stop - segment.start)
-        return index.to(self.device)
-
-    @cached_property
-    def chunk_number(self) -> torch.Tensor:
-        """Which chunk each position belongs to, counted from 0; -1 elsewhere."""
-        number = torch.full((self.num_tokens,), -1, dtype=torch.int64)
-        for i, segment in enumerate(self.chunks):
-            number[segment.span] = i
-        return number.to(self.device)
-
-    @cached_property
     def chunk_lengths(self) -> torch.Tensor:
         """Tokens of each chunk, ``[chunks]``."""
-        return torch.tensor([segment.stop - segment.start for segment in self.chunks], device=self.device)
+        return torch.tensor([segment.num_tokens for segment in self.chunks], device=self.device)
 
-    def _mask(self, kind: str) -> torch.Tensor:
-        mask = torch.zeros(self.num_tokens, dtype=torch.bool)
-        for segment in self.segments:
-            mask[segment.span] = segment.kind == kind
-        return mask.to(self.device)
+    def _spread(self, values: Iterable[int]) -> torch.Tensor:
+        """One value a segment, at each of its positions."""
+        lengths = torch.tensor([segment.num_tokens for segment in self.segments])
+        return torch.tensor(list(values)).repeat_interleave(lengths).to(self.device)

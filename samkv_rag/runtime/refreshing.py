@@ -98,8 +98,8 @@ class Refresher:
         """
         layout, buffer, slots = self._layout, self._buffer, self._slots
         start = layout.num_tokens + first
-        tail = slice(start, start + len(token_ids))
-        scores = AttentionScores(tail.stop, tail, self._decoder, len(token_ids), self._scout)
+        stop = start + len(token_ids)
+        scores = AttentionScores(self._decoder, self._scout, stop, len(token_ids))
         layers = range(scores.layers[-1] + 1)
         read = LayerReader(self._decoder, make_plan(layout, torch.ones_like(layout.is_chunk)), layers)
 
@@ -115,7 +115,7 @@ class Refresher:
             return attention(query, keys, values, spec, is_causal=True)
 
         hidden = self._decoder.embed(torch.tensor([token_ids]))
-        self._decoder.run_layers(hidden, torch.arange(tail.start, tail.stop), attend, layers)
+        self._decoder.run_layers(hidden, torch.arange(start, stop), attend, layers)
         own = credit_sentences(scores.scores[: layout.num_tokens], layout, self._scout.sentence_credit)
         return self._blocks.top_token_mean(own, self._scout.block_top_tokens)
 

@@ -163,7 +163,7 @@ def test_scouting_a_layer_reads_nothing_back() -> None:
     decoder = decoder_of(2)
     layout = layout_of(decoder)
     plan = make_plan(layout, retained=torch.ones_like(layout.is_text))
-    scores = AttentionScores(layout.num_tokens, layout.tail, decoder, len(plan.row_positions), Scout())
+    scores = AttentionScores(decoder, Scout(), layout.num_tokens, layout.tail.stop - layout.tail.start)
     run_on_meta(on_meta(PlannedPass(decoder, plan, observer=scores)), plan.row_positions)
     assert scores.scores.device == META
 

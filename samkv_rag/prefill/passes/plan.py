@@ -50,6 +50,8 @@ class Plan:
     """``[columns]``"""
     row_positions: torch.Tensor
     """``[rows]``, positions in the prompt"""
+    row_ids: torch.Tensor
+    """``[rows]``, token ids"""
     row_columns: torch.Tensor
     """``[rows]``, columns that the rows fill"""
     row_is_chunk: torch.Tensor
@@ -95,6 +97,7 @@ def make_plan(
         positions=positions,
         rotate_offsets=layout.rotate_offsets[positions],
         row_positions=rows,
+        row_ids=layout.token_ids[rows],
         row_columns=column_of[row_positions].to(layout.device),
         row_is_chunk=layout.is_chunk[rows],
         retained_columns=column_of[_positions(retained)].to(layout.device) if drops else None,

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import pairwise
-from typing import Protocol
 
 import torch
 
@@ -18,19 +17,17 @@ from samkv_rag.prefill.passes.plan import Group, Plan
 _KV = tuple[torch.Tensor, torch.Tensor]
 
 
-class Observer(Protocol):
-    """Watches a pass's attention."""
-
-    def __call__(self, layer: int, query: torch.Tensor, keys: torch.Tensor, spec: LayerSpec, /) -> None:
-        """``query`` ``[batch, heads, rows, head_dim]``, ``keys`` ``[batch, kv_heads, columns, head_dim]``."""
+Observer = Callable[[int, torch.Tensor, torch.Tensor, LayerSpec], None]
+"""Watches a pass: the layer, queries ``[batch, heads, rows, head_dim]``, keys ``[batch, kv_heads, columns, head_dim]``
+and how the layer attends."""
 
 
 class PlannedPass:
     """Attention of a pass that follows ``plan``.
 
-    One layer's keys and values, ``[batch, kv_heads, columns, head_dim]``, are all that it holds at a
-    time, and the next ones while it reads ahead through ``layers`` (None: all); the retained ones are appended to
-    ``buffer``. With ``fusion_theta``, recomputed KV is mixed with the cached.
+    One layer's keys and values, ``[batch, kv_heads, columns, head_dim]``, and the next ones of ``layers`` (None: all)
+    are all that it holds at a time; the retained ones are appended to ``buffer``. With ``fusion_theta``, recomputed KV
+    is mixed with the cached.
     """
 
     def __init__(
@@ -42,6 +39,7 @@ class PlannedPass:
         fusion_theta: float | None = None,
         layers: Sequence[int] | None = None,
     ) -> None:
+        self._decoder = decoder
         self._plan = plan
         self._buffer = buffer
         self._observer = observer
@@ -59,20 +57,23 @@ class PlannedPass:
             self._observer(layer, query, states[0], spec)
         return attend_in_groups(self._plan.groups, query, states, retained, spec)
 
+    def run(self, layers: Sequence[int] | None = None) -> torch.Tensor:
+        """Run the plan's rows through ``layers`` (None: all) from the bottom; returns ``[1, rows, hidden]``."""
+        hidden = self._decoder.embed(self._plan.row_ids[None])
+        return self._decoder.run_layers(hidden, self._plan.row_positions, self, layers)
+
     def keep(self, layer: int, key: torch.Tensor, value: torch.Tensor) -> None:
         """Keep a layer as a call would, with rows computed elsewhere, and attend to nothing."""
         self._retain(layer, self._assemble(layer, key, value))
 
     def _assemble(self, layer: int, key: torch.Tensor, value: torch.Tensor) -> _KV:
         """All columns' keys and values: the cached ones, with the computed rows written over them."""
-        keys, values = self._read_cached(layer)
-        columns = self._plan.row_columns
-        if self._fusion_theta is not None:
-            key = fuse(key, keys[:, :, columns], self._plan.row_is_chunk, self._fusion_theta)
-            value = fuse(value, values[:, :, columns], self._plan.row_is_chunk, self._fusion_theta)
-        keys.index_copy_(2, columns, key)
-        values.index_copy_(2, columns, value)
-        return keys, values
+        states, columns = self._read_cached(layer), self._plan.row_columns
+        for cached, computed in zip(states, (key, value), strict=True):
+            if self._fusion_theta is not None:
+                computed = fuse(computed, cached[:, :, columns], self._plan.row_is_chunk, self._fusion_theta)
+            cached.index_copy_(2, columns, computed)
+        return states
 
     def _retain(self, layer: int, states: _KV) -> _KV:
         """Append the retained columns to the buffer and return them."""
@@ -114,9 +115,8 @@ def fuse(recomputed: torch.Tensor, cached: torch.Tensor, is_chunk: torch.Tensor,
 class LayerReader:
     """Reads a plan's cached KV, one layer at a time, rotated to its place in the prompt.
 
-    While one layer is computed with, the next of ``layers`` (None: of all) is read in a thread. Columns that no source
-    fills hold leftovers of other layers: the pass writes what it computes there. ``keys_only``, which takes whole
-    sources, returns the keys twice.
+    While one layer is computed with, the next of ``layers`` (None: all) is read in a thread. Columns that no source
+    fills hold leftovers of other layers. ``keys_only``, which takes whole sources, returns the keys twice.
     """
 
     def __init__(
@@ -129,10 +129,10 @@ class LayerReader:
         self._rotates = any(source.offset for source in plan.sources)
         layers = range(decoder.num_layers) if layers is None else layers
         self._following = dict(pairwise(layers))
-        shape = (1 if keys_only else 2, 1, decoder.num_kv_heads, len(plan.positions), decoder.head_dim)
         # What was computed just now is in memory.
         is_stored = any(not isinstance(source.reader, ChunkCache) for source in plan.sources)
         self._thread = ThreadPoolExecutor(1, "samkv-layer") if is_stored and len(layers) > 1 else None
+        shape = (1 if keys_only else 2, 1, decoder.num_kv_heads, len(plan.positions), decoder.head_dim)
         self._slots = _Slots(shape, decoder, 2 if self._thread else 1)
         self._ahead: tuple[int, Future[torch.Tensor]] | None = None
 
