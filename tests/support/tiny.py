@@ -37,40 +37,25 @@ DOCUMENT_TEMPLATE = (
 VOCAB_SIZE = 512
 CONTEXT_WINDOW = 4096
 _EVERY_THIRD_FULL = ["sliding_attention", "sliding_attention", "full_attention", "sliding_attention"]
+_PHI3 = {"model_type": "phi3", "pad_token_id": 0, "sliding_window": None}
+
+
+def _rope(rope_type: str = "default", **options: Any) -> dict[str, Any]:
+    return {"rope_parameters": {"rope_type": rope_type, "rope_theta": 10000.0, **options}}
+
+
+_LLAMA3 = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 512}
 FAMILIES: dict[str, dict[str, Any]] = {
     "llama": {"model_type": "llama"},
-    "llama3-rope": {
-        "model_type": "llama",
-        "rope_parameters": {
-            "rope_type": "llama3",
-            "rope_theta": 10000.0,
-            "factor": 8.0,
-            "low_freq_factor": 1.0,
-            "high_freq_factor": 4.0,
-            "original_max_position_embeddings": 512,
-        },
-    },
+    "llama3-rope": {"model_type": "llama", **_rope("llama3", **_LLAMA3)},
     "mistral": {"model_type": "mistral", "sliding_window": None},
     "qwen2": {"model_type": "qwen2"},
     "qwen3": {"model_type": "qwen3", "head_dim": 24},
-    "phi3": {"model_type": "phi3", "pad_token_id": 0, "sliding_window": None},
-    "phi3-partial-rope": {
-        "model_type": "phi3",
-        "pad_token_id": 0,
-        "sliding_window": None,
-        "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5},
-    },
+    "phi3": _PHI3,
+    "phi3-partial-rope": {**_PHI3, **_rope(partial_rotary_factor=0.5)},
     "olmo2": {"model_type": "olmo2"},
     "granite": {"model_type": "granite", "embedding_multiplier": 3.0, "logits_scaling": 2.0},
-    "yarn": {
-        "model_type": "llama",
-        "rope_parameters": {
-            "rope_type": "yarn",
-            "rope_theta": 10000.0,
-            "factor": 4.0,
-            "original_max_position_embeddings": 1024,
-        },
-    },
+    "yarn": {"model_type": "llama", **_rope("yarn", factor=4.0, original_max_position_embeddings=1024)},
     # Windows, layer by layer, shorter than the tests' chunks and longer
     "mistral-window": {"model_type": "mistral", "sliding_window": 40},
     "qwen2-window": {"model_type": "qwen2", "use_sliding_window": True, "sliding_window": 24, "max_window_layers": 2},
