@@ -102,23 +102,30 @@ def attention(
     """
     if spec.softcap is not None or spec.sinks is not None:
         return _written_out(query, key, value, spec, mask, is_causal)
-    scaling = spec.scaling
     if mask is None and (flash := _flash_attention(query)) is not None:
         states = (state.transpose(1, 2) for state in (query, key, value))
-        output: torch.Tensor = flash(*states, softmax_scale=scaling, causal=is_causal)
-        return output.transpose(1, 2)
+        found: torch.Tensor = flash(*states, softmax_scale=spec.scaling, causal=is_causal)
+        return found.transpose(1, 2)
     num_queries, num_keys = query.shape[2], key.shape[2]
     if is_causal and num_queries != num_keys:
         if num_queries > _FEW_QUERIES and num_keys <= 2 * num_queries:
-            return _continuing_attention(query, key, value, spec)
+            # SDPA takes the queries as the first of the keys; zeros in front of them move them to the end, and spare a
+            # mask, of which both halves would be computed.
+            num_before = num_keys - num_queries
+            padded = pad(query, (0, 0, num_before, 0))
+            return attention(padded, key, value, spec, is_causal=True)[:, :, num_before:]
         mask, is_causal = _continuing(num_queries, num_keys, query.device), False
     # On CUDA, SDPA's flash kernel takes no mask and its memory-efficient one no grouped heads.
-    if not is_causal and query.shape[2] <= _FEW_QUERIES and (mask is not None or not query.is_cuda):
-        return _few_queries_attention(query, key, value, scaling, mask)
+    if not is_causal and num_queries <= _FEW_QUERIES and (mask is not None or not query.is_cuda):
+        # Heads folded: on a CPU, SDPA arranges the keys once a group instead of once a head, up to twice as fast.
+        folded_mask = None if mask is None else mask.repeat(query.shape[1] // key.shape[1], 1)
+        rows = fold_heads(query, key.shape[1])
+        output = scaled_dot_product_attention(rows, key, value, attn_mask=folded_mask, scale=spec.scaling)
+        return output.reshape(query.shape)  # not a view: on CUDA, kernels return heads and tokens in another order
     if mask is not None and query.is_cuda:
-        key, value = (_repeat_heads(states, query.shape[1]) for states in (key, value))
+        key, value = (states.repeat_interleave(query.shape[1] // key.shape[1], dim=1) for states in (key, value))
     return scaled_dot_product_attention(
-        query, key, value, attn_mask=mask, is_causal=is_causal, scale=scaling, enable_gqa=True
+        query, key, value, attn_mask=mask, is_causal=is_causal, scale=spec.scaling, enable_gqa=True
     )
 
 
@@ -233,31 +240,6 @@ def fold_heads(query: torch.Tensor, num_kv_heads: int) -> torch.Tensor:
     """
     batch, _, _, head_dim = query.shape
     return query.reshape(batch, num_kv_heads, -1, head_dim)
-
-
-def _repeat_heads(states: torch.Tensor, num_heads: int) -> torch.Tensor:
-    """``[batch, kv_heads, tokens, head_dim]`` to ``[batch, num_heads, tokens, head_dim]``, a copy per query head."""
-    return states.repeat_interleave(num_heads // states.shape[1], dim=1)
-
-
-def _few_queries_attention(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float, mask: torch.Tensor | None
-) -> torch.Tensor:
-    """Heads folded: on a CPU, SDPA arranges the keys once a group instead of once a head, up to twice as fast."""
-    rows = fold_heads(query, key.shape[1])
-    folded_mask = None if mask is None else mask.repeat(query.shape[1] // key.shape[1], 1)
-    output = scaled_dot_product_attention(rows, key, value, attn_mask=folded_mask, scale=scaling)
-    return output.reshape(query.shape)  # not a view: on CUDA, kernels return heads and tokens in another order
-
-
-def _continuing_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, spec: LayerSpec) -> torch.Tensor:
-    """Causal attention of the last tokens of the keys, without a mask, of which SDPA would compute both halves.
-
-    SDPA takes the queries as the first of the keys; queries of zeros put in front move them to the end.
-    """
-    num_before = key.shape[2] - query.shape[2]
-    output = attention(pad(query, (0, 0, num_before, 0)), key, value, spec, is_causal=True)
-    return output[:, :, num_before:]
 
 
 def _continuing(num_queries: int, num_keys: int, device: torch.device) -> torch.Tensor:

@@ -81,7 +81,10 @@ def load(model: str | PathLike[str], options: LoadingOptions) -> tuple[Any, Any]
         refuse_unknown(unknown.keys() - hub.keys(), [*_OF_THE_HUB, *_OF_THE_WEIGHTS, *config.to_dict()])
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False, **hub)
     if _unpacked(config, weights, "gguf_file" in hub):
-        _announce_size(source, config, weights["dtype"])
+        with torch.device("meta"):
+            empty: Any = AutoModelForCausalLM.from_config(config, dtype=weights["dtype"])
+        size_gb = empty.get_memory_footprint() / 1e9
+        logger.warning("the weights of %s are unpacked, to %.3g GB in %s", source, size_gb, weights["dtype"])
     elif weights.get("quantization_config") or getattr(config, "quantization_config", None):
         weights["device_map"] = {"": target}  # it packs them for the device on which they are loaded
     with _explained(source, target):
@@ -125,12 +128,6 @@ def _unpacked(config: Any, weights: dict[str, Any], is_gguf: bool) -> bool:
         return False
     packed["dequantize"] = True
     return True
-
-
-def _announce_size(source: str, config: Any, dtype: torch.dtype) -> None:
-    with torch.device("meta"):
-        num_bytes = AutoModelForCausalLM.from_config(config, dtype=dtype).get_memory_footprint()  # type: ignore[no-untyped-call]
-    logger.warning("the weights of %s are unpacked, to %.3g GB in %s", source, num_bytes / 1e9, dtype)
 
 
 @contextmanager

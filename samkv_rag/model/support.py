@@ -14,6 +14,7 @@ from samkv_rag.model.kv_buffer import KVBuffer
 
 _LENGTH_DEPENDENT_ROPE = ("dynamic", "longrope")
 _LAYER_TYPES = {"full_attention", "sliding_attention", "chunked_attention"}
+_PARTS = ("embed_tokens", "layers", "norm", "rotary_emb")
 _PROBE_TOKENS = 24
 _PROBE_WINDOW = 8
 # Relative to the norm. A wrong rotation differs by about 1, a wrong window by 0.25 to 1.
@@ -53,16 +54,12 @@ def check_config(model: Any) -> None:
                 f"{name}: rope_type is {rope['rope_type']!r}, whose angles depend on the prompt's length, so cached "
                 "keys cannot be moved; use a model with default, linear, llama3 or yarn RoPE"
             )
-    if not hasattr(model, "get_decoder") or not _has_parts(base_of(model)):
+    decoder = base_of(model) if hasattr(model, "get_decoder") else None
+    attention = getattr(decoder.layers[0], "self_attn", None) if hasattr(decoder, "layers") else None
+    if not (hasattr(attention, "head_dim") and all(hasattr(decoder, part) for part in _PARTS)):
         raise UnsupportedModelError(
             f"{name}: its decoder is not made of embed_tokens, layers of usual attention, norm and rotary_emb"
         )
-
-
-def _has_parts(decoder: Any) -> bool:
-    parts = ("embed_tokens", "layers", "norm", "rotary_emb")
-    attention = getattr(decoder.layers[0], "self_attn", None) if hasattr(decoder, "layers") else None
-    return all(hasattr(decoder, part) for part in parts) and hasattr(attention, "head_dim")
 
 
 @torch.inference_mode()

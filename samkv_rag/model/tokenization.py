@@ -64,7 +64,8 @@ class PromptTokenizer:
         self._plain = _encoder(tokenizer, without=frozenset(self._control))
         self._sentinel_ids = self._plain.ids(_SENTINEL)
         self._adds_space = self._sentinel_ids + self._plain.ids("word") != self._plain.ids(f"{_SENTINEL}word")
-        self._bos_ids = self._leading_special_ids()
+        self.bos_ids = self._leading_special_ids()
+        """What the model expects before a prompt, often empty."""
         self._signs: dict[int, tuple[bool, bool]] = {}
         """Of each token met so far: whether it can end a sentence, and whether it begins with a letter or digit."""
 
@@ -76,24 +77,20 @@ class PromptTokenizer:
     @cached_property
     def takes_tools(self) -> bool:
         """Whether messages can be rendered with tools."""
-        tool = {"type": "function", "function": {"name": "f", "description": "", "parameters": {"type": "object"}}}
-        try:
-            return bool(self.render([{"role": "user", "content": "?"}], [tool]))
-        except (ChatTemplateError, ToolsUnsupportedError):
-            return False
+        function = {"name": "f", "description": "", "parameters": {"type": "object"}}
+        return self._renders(tools=[{"type": "function", "function": function}])
 
     @cached_property
     def takes_documents(self) -> bool:
         """Whether messages can be rendered with documents."""
-        try:
-            return bool(self.render([{"role": "user", "content": "?"}], documents=[{"title": "", "text": "A text."}]))
-        except ChatTemplateError:
-            return False
+        return self._renders(documents=[{"title": "", "text": "A text."}])
 
-    @property
-    def bos_ids(self) -> list[int]:
-        """What the model expects before a prompt, often empty."""
-        return list(self._bos_ids)
+    def _renders(self, **given: Any) -> bool:
+        try:
+            self.render([{"role": "user", "content": "?"}], **given)
+        except (ChatTemplateError, ToolsUnsupportedError):
+            return False
+        return True
 
     @property
     def vocab_size(self) -> int:
@@ -120,13 +117,12 @@ class PromptTokenizer:
 
         Control tokens are parsed, but for those at ``literals``, ranges of characters, which stay text.
         """
-        if not literals:
-            ids = self._parsing.ids(text) if starts_prompt else self._continuation(self._parsing.ids, text)
-        else:
+        if literals:
             ids = self._ids_beside(literals, text, starts_prompt)
-        if not starts_prompt or ids[: len(self._bos_ids)] == self._bos_ids:
-            return ids
-        return self._bos_ids + ids
+        else:
+            ids = self._parsing.ids(text) if starts_prompt else self._continuation(self._parsing.ids, text)
+        is_complete = not starts_prompt or ids[: len(self.bos_ids)] == self.bos_ids
+        return ids if is_complete else self.bos_ids + ids
 
     def render(
         self,
@@ -140,8 +136,7 @@ class PromptTokenizer:
         and ``text``; both as templates take them.
 
         Raises:
-            ChatTemplateError: no template, or one that refuses these messages, or leaves out or rewrites a document,
-                so that its chunk would not be recognised.
+            ChatTemplateError: no template, or one that refuses these messages, or leaves out or rewrites a document.
             ToolsUnsupportedError: there are tools, and the template leaves them out.
         """
         given = [[*map(dict, messages)], [*map(dict, tools)], [*map(dict, documents)]]

@@ -9,7 +9,6 @@ import torch
 
 from samkv_rag.model.attention import LayerSpec
 from samkv_rag.model.decoder import CausalPass, Decoder
-from samkv_rag.model.kv_buffer import KVBuffer
 from samkv_rag.prefill.base import PrefillContext, Prefilled, RecomputingPrefill
 from samkv_rag.prefill.passes.plan import make_plan
 from samkv_rag.prefill.passes.planned_pass import PlannedPass, attend_in_groups
@@ -39,7 +38,10 @@ class CacheBlend(RecomputingPrefill):
     def prefill(self, context: PrefillContext) -> Prefilled:
         decoder, layout, buffer = context.decoder, context.layout, context.buffer
         with context.clock.phase("select"):
-            hidden, fresh = run_to_check_layer(decoder, layout, buffer)
+            positions = torch.arange(layout.num_tokens)
+            below = CausalPass(buffer, positions)
+            hidden = decoder.run_layers(decoder.embed(layout.token_ids[None]), positions, below, range(CHECK_LAYER))
+            fresh = decoder.project(hidden, positions, CHECK_LAYER)
             recomputed = best_tokens(deviations(decoder, layout, fresh), layout, self.recompute_ratio)
         everything = torch.ones_like(recomputed)
         with context.clock.phase("recompute"):
@@ -59,22 +61,10 @@ class CacheBlend(RecomputingPrefill):
         return Prefilled(hidden[:, -1:], everything, recomputed)
 
 
-def run_to_check_layer(decoder: Decoder, layout: PromptLayout, buffer: KVBuffer) -> tuple[torch.Tensor, _KV]:
-    """Run all tokens through the layers below the check layer and keep their KV.
-
-    Returns the hidden states ``[1, tokens, hidden]`` entering it, and its keys and values of all tokens,
-    each ``[1, kv_heads, tokens, head_dim]``.
-    """
-    position_ids = torch.arange(layout.num_tokens)
-    hidden = decoder.embed(layout.token_ids[None])
-    hidden = decoder.run_layers(hidden, position_ids, CausalPass(buffer, position_ids), range(CHECK_LAYER))
-    return hidden, decoder.project(hidden, position_ids, CHECK_LAYER)
-
-
 def deviations(decoder: Decoder, layout: PromptLayout, fresh: _KV) -> torch.Tensor:
     """Squared distance between fresh and cached KV of every token, ``[tokens]``; 0 outside chunks.
 
-    ``fresh`` is as :func:`run_to_check_layer` returns it.
+    ``fresh`` are keys and values at the check layer, each ``[1, kv_heads, tokens, head_dim]``.
     """
     found = torch.zeros(layout.num_tokens, device=layout.device)
     for segment in layout.chunks:

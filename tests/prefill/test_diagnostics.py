@@ -47,12 +47,6 @@ def test_nothing_is_said_where_nothing_is_wrong(make_engine: MakeEngine, method:
     assert ask(engine, tiny.rag_prompt(CHUNKS[:num_chunks])).diagnostics == ()
 
 
-def test_diagnostics_are_plain_values_in_json(make_engine: MakeEngine) -> None:
-    metrics = ask(make_engine(chunks=CHUNKS), sequence_ratio=0.001)
-    (diagnostic,) = metrics.to_dict()["diagnostics"]
-    assert diagnostic == {"name": CACHE_UNDERFLOW, "message": metrics.diagnostics[0].message}
-
-
 # -- cache underflow -----------------------------------------------------------------------------
 
 
@@ -75,9 +69,10 @@ def test_a_budget_of_no_token_is_no_error_but_said(make_engine: MakeEngine, meth
     engine = make_engine(method=method, chunks=CHUNKS, initial_tokens=initial_tokens)
     metrics = ask(engine, sequence_ratio=0.001)
     assert (metrics.sequence_ratio, metrics.completion_tokens) == (0.0, 1)
-    message = messages(metrics)[CACHE_UNDERFLOW]
-    assert "a budget of 0 tokens for 4 chunks: nothing of the chunks is kept" in message
-    assert message.endswith("raise sequence_ratio")
+    (diagnostic,) = metrics.to_dict()["diagnostics"]
+    assert diagnostic == {"name": CACHE_UNDERFLOW, "message": messages(metrics)[CACHE_UNDERFLOW]}
+    assert "a budget of 0 tokens for 4 chunks: nothing of the chunks is kept" in diagnostic["message"]
+    assert diagnostic["message"].endswith("raise sequence_ratio")
 
 
 # -- excessive recomputation ---------------------------------------------------------------------

@@ -14,7 +14,6 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from samkv_rag import EngineConfig
 from samkv_rag.chunk_cache import ChunkCache, SummarySpec
 from samkv_rag.ingestion.encoder import encode
 from samkv_rag.model.decoder import CausalPass, Decoder
@@ -28,6 +27,7 @@ from samkv_rag.runtime.step import DecodePass
 from support import tiny
 
 CPU, META = torch.device("cpu"), torch.device("meta")
+SPEC = SummarySpec(initial_tokens=4, local_tokens=4, block_tokens=8)
 READ_BACK = {
     "_local_scalar_dense", "equal", "is_nonzero", "item", "masked_select", "nonzero", "unique_consecutive", "_unique2",
 }  # fmt: skip
@@ -42,14 +42,11 @@ class ReadBacks(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func.overloadpacket.__name__
-        if name in READ_BACK or (name in ("index", "index_put", "index_put_") and any(map(_is_mask, args[1]))):
+        indices = args[1] if name in ("index", "index_put", "index_put_") else ()
+        # A boolean index is turned into positions, and their number is read back.
+        if name in READ_BACK or any(index is not None and index.dtype == torch.bool for index in indices):
             self.counts[name] += 1
         return func(*args, **(kwargs or {}))
-
-
-def _is_mask(index: torch.Tensor | None) -> bool:
-    """A boolean index is turned into positions, and their number is read back."""
-    return index is not None and index.dtype == torch.bool
 
 
 def decoder_of(num_layers: int) -> Decoder:
@@ -58,29 +55,22 @@ def decoder_of(num_layers: int) -> Decoder:
     return decoder
 
 
-def spec() -> SummarySpec:
-    config = EngineConfig()
-    return SummarySpec(config.initial_tokens, config.local_tokens, config.block_tokens)
-
-
 def layout_of(decoder: Decoder, num_chunks: int = 3) -> PromptLayout:
     """A prefix, chunks with a token of text between them, a question."""
-    ids = torch.arange(64).view(1, 64)
-    summary = spec()
-    prefix = encode(decoder, [[1, 2, 3]], SummarySpec(0, 1, 3))[0]
-    segments = [Segment("prefix", prefix.token_ids, 0, prefix)]
+    (prefix,) = encode(decoder, [[1, 2, 3]], SummarySpec(0, 1, 3))
+    segments = [Segment("prefix", prefix.token_ids, reader=prefix)]
     for number in range(num_chunks):
-        chunk = encode(decoder, (ids + number).tolist(), summary)[0]
-        segments.append(Segment("chunk", chunk.token_ids, segments[-1].stop, chunk, digest=str(number)))
-        segments.append(Segment("text", torch.tensor([9]), segments[-1].stop))
-    segments.append(Segment("text", torch.arange(10, 22), segments[-1].stop))
-    return PromptLayout(segments, CPU)
+        (chunk,) = encode(decoder, [list(range(number, number + 64))], SPEC)
+        segments.append(Segment("chunk", chunk.token_ids, reader=chunk, digest=str(number)))
+        segments.append(Segment("text", torch.tensor([9])))
+    segments.append(Segment("text", torch.arange(10, 22)))
+    return PromptLayout.of(segments, CPU)
 
 
 def read_backs(num_layers: int, method: PrefillMethod | None = None) -> Counter[str]:
     """Of a whole prefill."""
     decoder = decoder_of(num_layers)
-    context = PrefillContext(decoder, layout_of(decoder), KVBuffer(num_layers), spec(), Clock())
+    context = PrefillContext(decoder, layout_of(decoder), KVBuffer(num_layers), SPEC, Clock())
     with torch.inference_mode(), ReadBacks() as found:
         (method or Scout()).prefill(context)
     return found.counts

@@ -19,14 +19,13 @@ CHUNKS = [tiny.text(seed, num_words) for seed, num_words in ((1, 40), (2, 65), (
 
 def layout_of(*texts: str) -> PromptLayout:
     """A prompt of one token a letter; upper-case texts are chunks, "…:" are labels, "<…" is structure."""
-    segments, position = [], 0
+    segments = []
     for text in texts:
         kind = "chunk" if text.isupper() else "text"
         ids = torch.tensor([ord(letter) for letter in text])
-        segment = Segment(kind, ids, position, text=text, digest=text, start_char=position)  # type: ignore[arg-type]
+        segment = Segment(kind, ids, text=text, digest=text)  # type: ignore[arg-type]
         segments.append(replace(segment, is_label=text.endswith(":"), is_structure=text.startswith("<")))
-        position += len(ids)
-    return PromptLayout(segments, torch.device("cpu"))
+    return PromptLayout.of(segments, torch.device("cpu"))
 
 
 @pytest.mark.parametrize(

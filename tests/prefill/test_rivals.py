@@ -8,6 +8,7 @@ import torch
 from samkv_rag import SamKVEngine
 from samkv_rag.prefill.cacheblend import CHECK_LAYER
 from samkv_rag.prefill.epic import chunk_beginnings
+from samkv_rag.prompt.layout import PromptLayout
 from support import tiny
 from support.engines import MakeEngine, Prefill, attention_of_tail, layout_of
 from support.engines import prefill as prefill_by
@@ -46,20 +47,23 @@ def test_all_is_kept_and_the_share_recomputed_is_a_hard_cap(engine: SamKVEngine,
     assert 0 <= unused < (len(CHUNKS) if method == "epic" else 1)
 
 
+def most(received: torch.Tensor, layout: PromptLayout) -> list[int]:
+    """The chunk positions that received most, of a budget of 0.15."""
+    of_chunks = sorted(layout.is_chunk.nonzero()[:, 0].tolist(), key=lambda position: -float(received[position]))
+    return sorted(of_chunks[: int(0.15 * layout.num_chunk_tokens)])
+
+
 def test_cacheblend_recomputes_the_tokens_that_deviate_most(engine: SamKVEngine) -> None:
-    layout = layout_of(engine, PROMPT)
     fresh, stale = (prefill(engine, name).kv.layer(CHECK_LAYER) for name in ("full_prefill", "naive_reuse"))
-    deviation = {
-        position: sum(
-            float((a[0, :, position] - b[0, :, position]).square().sum()) for a, b in zip(fresh, stale, strict=True)
-        )
-        for position in range(layout.num_tokens)
-        if layout.is_chunk[position]
-    }
-    budget = int(0.15 * layout.num_chunk_tokens)
-    expected = sorted(sorted(deviation, key=lambda position: -deviation[position])[:budget])
-    found = prefill(engine, "cacheblend", recompute_ratio=0.15).prefilled.recomputed
-    assert found.nonzero()[:, 0].tolist() == expected
+    deviation = sum((a - b)[0].square().sum((0, 2)) for a, b in zip(fresh, stale, strict=True))
+    prefilled, layout, *_ = prefill(engine, "cacheblend", recompute_ratio=0.15)
+    assert prefilled.recomputed.nonzero()[:, 0].tolist() == most(deviation, layout)
+
+
+def test_prophetkv_recomputes_the_tokens_that_the_question_attends_to_most(engine: SamKVEngine) -> None:
+    prefilled, layout, *_ = prefill(engine, "prophetkv", recompute_ratio=0.15)
+    expected = most(attention_of_tail(layout).mean((0, 1, 2)), layout)
+    assert prefilled.recomputed.nonzero()[:, 0].tolist() == expected
 
 
 def test_cacheblend_keeps_fresh_kv_up_to_its_check_layer_and_cached_kv_above(engine: SamKVEngine) -> None:
@@ -78,31 +82,19 @@ def test_epic_recomputes_the_same_number_of_first_tokens_in_every_chunk(engine: 
     layout = layout_of(engine, PROMPT)
     recomputed = chunk_beginnings(layout, 0.6)
     counts = [int(recomputed[segment.span].sum()) for segment in layout.chunks]
-    lengths = [segment.stop - segment.start for segment in layout.chunks]
+    lengths = [segment.num_tokens for segment in layout.chunks]
     budget = int(0.6 * sum(lengths))
     k = max(k for k in range(max(lengths) + 1) if sum(min(k, length) for length in lengths) <= budget)
     assert counts == [min(k, length) for length in lengths]
     assert counts[2] == lengths[2] < k, "the short chunk is to be recomputed whole"
-    for segment, count in zip(layout.chunks, counts, strict=True):
-        assert bool(recomputed[segment.start : segment.start + count].all())
+    assert all(bool(recomputed[c.start : c.start + n].all()) for c, n in zip(layout.chunks, counts, strict=True))
 
 
 def test_epic_spares_a_chunk_that_begins_the_prompt(make_engine: MakeEngine) -> None:
-    engine = make_engine("qwen2", chunks=CHUNKS)
-    layout = layout_of(engine, "\n\n".join(CHUNKS) + "\n\nAnswer:")
+    layout = layout_of(make_engine("qwen2", chunks=CHUNKS), "\n\n".join(CHUNKS) + "\n\nAnswer:")
     recomputed = chunk_beginnings(layout, 0.15)
     first, *others = layout.chunks
     assert first.start == 0
     assert not bool(recomputed[first.span].any())
     assert all(bool(recomputed[segment.start]) for segment in others)
     assert int(recomputed.sum()) <= int(0.15 * layout.num_chunk_tokens)
-
-
-def test_prophetkv_recomputes_the_tokens_that_the_question_attends_to_most(engine: SamKVEngine) -> None:
-    layout = layout_of(engine, PROMPT)
-    received = attention_of_tail(layout).mean((0, 1, 2)).tolist()
-    chunk_positions = layout.is_chunk.nonzero()[:, 0].tolist()
-    budget = int(0.15 * layout.num_chunk_tokens)
-    expected = sorted(sorted(chunk_positions, key=lambda position: -received[position])[:budget])
-    found = prefill(engine, "prophetkv", recompute_ratio=0.15).prefilled.recomputed
-    assert found.nonzero()[:, 0].tolist() == expected

@@ -17,17 +17,13 @@ from samkv_rag.prompt.layout import PromptLayout, Segment
 from support import engines, tiny
 
 
-def layout_of(*lengths: int, gap: int = 2, tail: int = 5) -> PromptLayout:
-    """A head, chunks of ``lengths`` with gaps of text between, and a tail."""
-    segments, position = [Segment("prefix", torch.arange(3), 0)], 3
-    for i, length in enumerate(lengths):
-        if i:
-            segments.append(Segment("text", torch.arange(gap), position))
-            position += gap
-        segments.append(Segment("chunk", torch.arange(length), position))
-        position += length
-    segments.append(Segment("text", torch.arange(tail), position))
-    return PromptLayout(segments, torch.device("cpu"))
+def layout_of(*lengths: int) -> PromptLayout:
+    """A head of 3 tokens, chunks of ``lengths`` with 2 of text between, and a tail of 5."""
+    segments = [Segment("prefix", torch.arange(3))]
+    for length in lengths:
+        segments += [Segment("chunk", torch.arange(length)), Segment("text", torch.arange(2))]
+    segments[-1] = Segment("text", torch.arange(5))
+    return PromptLayout.of(segments, torch.device("cpu"))
 
 
 def test_layout_masks() -> None:

@@ -30,14 +30,10 @@ class Budget:
 def plan_budget(layout: PromptLayout, sequence_ratio: float, anchors: Anchors) -> Budget:
     """Token budget for ``sequence_ratio``, with anchors shrunk until they take half of it at most."""
     num_tokens = int(sequence_ratio * layout.num_chunk_tokens + 1e-6)
-    while _num_anchors(layout, anchors) > num_tokens / 2:
+    lengths = [chunk.num_tokens for chunk in layout.chunks]  # counted without looking at the device
+    while sum(min(length, sum(anchors)) for length in lengths) > num_tokens / 2:
         anchors = Anchors(max(0, anchors.initial_tokens - 1), max(0, anchors.local_tokens - 1))
     return Budget(num_tokens, anchors)
-
-
-def _num_anchors(layout: PromptLayout, anchors: Anchors) -> int:
-    """Tokens in :func:`anchor_mask`, counted without looking at the device."""
-    return sum(min(segment.stop - segment.start, sum(anchors)) for segment in layout.chunks)
 
 
 def anchor_mask(layout: PromptLayout, anchors: Anchors) -> torch.Tensor:
@@ -61,7 +57,7 @@ class Blocks:
 
     def __init__(self, layout: PromptLayout, anchors: Anchors, block_tokens: int) -> None:
         # A block longer than every chunk is as good as one that holds the longest.
-        block_tokens = min(block_tokens, max((s.stop - s.start for s in layout.chunks), default=1))
+        block_tokens = min(block_tokens, max((chunk.num_tokens for chunk in layout.chunks), default=1))
         lengths = (layout.chunk_lengths - sum(anchors)).clamp(min=0)
         self.per_chunk = (lengths + block_tokens - 1) // block_tokens
         first_block = self.per_chunk.cumsum(0) - self.per_chunk
