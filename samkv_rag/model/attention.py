@@ -95,10 +95,9 @@ def attention(
     mask: torch.Tensor | None = None,
     is_causal: bool = False,
 ) -> torch.Tensor:
-    """Grouped-query attention, ``[batch, heads, queries, head_dim]``.
+    """Grouped-query attention, ``[batch, heads, queries, head_dim]``, whatever the layer's window.
 
-    ``mask`` is additive, ``[queries, keys]``. ``is_causal`` takes the queries as the last of the keys. The layer's
-    window is not looked at: see :func:`causal_attention`.
+    ``mask`` is additive, ``[queries, keys]``. ``is_causal`` takes the queries as the last of the keys.
     """
     if spec.softcap is not None or spec.sinks is not None:
         return _written_out(query, key, value, spec, mask, is_causal)
@@ -142,8 +141,7 @@ class Block(NamedTuple):
 class Visibility:
     """What queries see: keys at their own and at lower positions, as far back as a layer's window reaches.
 
-    ``queries`` and ``keys`` are positions in the prompt, rising, on the host, where looking at them waits for no
-    device. Tokens that were dropped leave gaps, so a window holds fewer keys than positions.
+    ``queries`` and ``keys`` are positions in the prompt, rising, on the host; tokens that were dropped leave gaps.
     """
 
     def __init__(self, queries: torch.Tensor, keys: torch.Tensor) -> None:

@@ -21,11 +21,9 @@ from samkv_rag.model.rotary import Rope
 
 
 class Decoder:
-    """Wraps a ``transformers`` causal language model.
+    """Runs a ``transformers`` causal language model's own layers one by one; only attention is ours.
 
-    The decoder layers are transformers' own modules, called one by one; only attention is ours.
-    Layer by layer is what lets a pass read one layer of cached KV at a time, start above the
-    bottom, and let go of what it does not keep.
+    So a pass can read one layer of cached KV at a time, start above the bottom, and let go of what it does not keep.
     """
 
     def __init__(self, model: Any) -> None:
@@ -42,11 +40,10 @@ class Decoder:
         self._logits_scale /= float(getattr(self.config, "logit_scale", None) or 1.0)  # Cohere
         self._logits_softcap = getattr(self.config, "final_logit_softcapping", None)  # Gemma 2
 
-        attention_module = self._base.layers[0].self_attn
         self.num_layers = len(self._base.layers)
         self.num_heads = int(self.config.num_attention_heads)
         self.num_kv_heads = int(getattr(self.config, "num_key_value_heads", None) or self.num_heads)
-        self.head_dim = int(attention_module.head_dim)
+        self.head_dim = int(self._base.layers[0].self_attn.head_dim)
         self.context_window = _context_window(self.config)
         self.dtype: torch.dtype = model.dtype  # not that of packed weights
         self.device: torch.device = model.device
@@ -70,11 +67,7 @@ class Decoder:
         return hidden * self._embedding_scale if self._embedding_scale != 1.0 else hidden
 
     def run_layers(
-        self,
-        hidden: torch.Tensor,
-        position_ids: torch.Tensor,
-        attend: Attend,
-        layers: Iterable[int] | None = None,
+        self, hidden: torch.Tensor, position_ids: torch.Tensor, attend: Attend, layers: Iterable[int] | None = None
     ) -> torch.Tensor:
         """Run ``hidden`` ``[batch, tokens, hidden]`` through ``layers`` (default all).
 
@@ -103,8 +96,7 @@ class Decoder:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values, ``[batch, kv_heads, tokens, head_dim]``, of ``hidden`` entering ``layer``, after RoPE.
 
-        Families norm, project and rotate differently; leaving the layer half way serves them all, and
-        spares its attention and feed-forward part.
+        The layer is left before its attention, which serves families however they norm, project and rotate.
         """
         left = self._leave(hidden, position_ids, layer)
         return left.key, left.value
@@ -137,10 +129,8 @@ class Decoder:
         return [self._find_rope(layer) for layer in range(self.num_layers)]
 
     def _find_rope(self, layer: int) -> Rope | None:
-        """How a layer rotates, seen by the key of the same token at two positions; None: not at all.
-
-        Families say in many ways which layers go without, and nowhere which dimensions they pair.
-        """
+        """How a layer rotates; None: not at all."""
+        # Seen by a token's key at two positions: no configuration says which dimensions a family pairs.
         here, there = (self._probe(layer, position).key.float() for position in (0, 1))
         if torch.equal(here, there):
             return None
@@ -182,8 +172,7 @@ def _context_window(config: Any) -> int:
 class CausalPass:
     """Every token attends to the tokens held before this pass and, causally, to one another.
 
-    Appends what it computes, at ``position_ids`` ``[tokens]`` on the host, to ``buffer``. Right-padded
-    batches need no mask: padding comes after the real tokens, which therefore never see it.
+    Appends what it computes, at ``position_ids`` ``[tokens]`` on the host, to ``buffer``.
     """
 
     def __init__(self, buffer: KVBuffer, position_ids: torch.Tensor) -> None:

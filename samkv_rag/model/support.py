@@ -28,7 +28,7 @@ def check_config(model: Any) -> None:
     """Refuse models whose cached keys cannot be rotated, and those with layers that have none.
 
     Raises:
-        UnsupportedModelError: with the reason and, where there is one, the remedy.
+        UnsupportedModelError: saying why.
     """
     config = model.config
     name = getattr(config, "model_type", type(model).__name__)
@@ -111,14 +111,11 @@ def _compare_forward(decoder: Decoder, probe: torch.Tensor) -> None:
 
 
 def _compare_rotated(decoder: Decoder, probe: torch.Tensor) -> None:
-    """Keys computed at position 0 and rotated to the window's end against keys computed there.
-
-    Layer by layer from the same hidden states, so that rounding does not pile up over the layers.
-    """
+    """Keys computed at position 0 and rotated to the window's end against keys computed there."""
     here = torch.arange(_PROBE_TOKENS)
     offset = decoder.context_window - _PROBE_TOKENS
     rotate = decoder.rotation_by(torch.full((_PROBE_TOKENS,), offset))
-    hidden = decoder.embed(probe)
+    hidden = decoder.embed(probe)  # the same for both in each layer, so that rounding does not pile up
     for layer in range(decoder.num_layers):
         _, expected = _run_layer(decoder, hidden, here + offset, layer)
         hidden, keys = _run_layer(decoder, hidden, here, layer)

@@ -50,9 +50,8 @@ class RenderedPrompt:
 class PromptTokenizer:
     """Tokenises the segments of a prompt one by one. Thread-safe: it works on copies of the tokenizer.
 
-    Sentencepiece-like tokenizers put a space before every text they are given; inside a prompt that
-    space is wrong. They are recognised once, here, and every segment but the first is then tokenised
-    behind a line break that is cut off again.
+    Tokenizers that put a space before every text, as Sentencepiece does, would put one into the middle of a prompt:
+    they get every segment but the first behind a line break, which is cut off again.
     """
 
     def __init__(self, tokenizer: Any) -> None:
@@ -132,8 +131,7 @@ class PromptTokenizer:
     ) -> RenderedPrompt:
         """Messages as one text by the model's chat template, ready for the answer.
 
-        ``tools`` are function schemas that the answer may call, ``documents`` what to answer from, each of ``title``
-        and ``text``; both as templates take them.
+        ``tools`` are function schemas, ``documents`` have ``title`` and ``text`` each; both as templates take them.
 
         Raises:
             ChatTemplateError: no template, or one that refuses these messages, or leaves out or rewrites a document.

@@ -126,13 +126,10 @@ class PrefillMethod(ABC):
 
 @dataclass(frozen=True)
 class CachedPrefill(PrefillMethod):
-    """Base of the methods that read cached KV.
-
-    Args:
-        min_chunk_tokens: a prompt with fewer chunk tokens takes full prefill, which is as fast.
-    """
+    """Base of the methods that read cached KV."""
 
     min_chunk_tokens: int = 256
+    """A prompt with fewer chunk tokens takes full prefill, which is as fast."""
 
     def __post_init__(self) -> None:
         require_integer("min_chunk_tokens", self.min_chunk_tokens, 0)
@@ -144,13 +141,10 @@ class CachedPrefill(PrefillMethod):
 
 @dataclass(frozen=True)
 class RecomputingPrefill(CachedPrefill):
-    """Base of the methods that keep all cached KV and recompute some of it.
-
-    Args:
-        recompute_ratio: hard cap on chunk tokens recomputed ÷ chunk tokens in the prompt, in (0, 1].
-    """
+    """Base of the methods that keep all cached KV and recompute some of it."""
 
     recompute_ratio: float = 0.15
+    """Hard cap on chunk tokens recomputed ÷ chunk tokens in the prompt, in (0, 1]."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -29,8 +29,7 @@ class CacheBlend(RecomputingPrefill):
     values at layer 1, the check layer; the tokens whose fresh KV is furthest from the cached run on
     through the layers above, see everything before them, and overwrite the cache. The paper filters
     further, a little at every layer; this is the single check layer that its authors' LMCache uses.
-    What the lower two layers computed for all tokens is kept, for it is exact. Text is computed as
-    ever. ``recomputed`` are the tokens recomputed above the check layer.
+    What the lower two layers computed for all tokens is kept, for it is exact.
     """
 
     name: ClassVar[str] = "cacheblend"

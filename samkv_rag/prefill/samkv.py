@@ -92,8 +92,10 @@ class SamKV(SparsePrefill):
         if not self.dynamic_share or scores.shape[1] == 0:
             return scores.mean(dim=0)
         anchor_score = torch.einsum("lhd,lhd->l", grouped, summary.anchor_mean_key)
-        share = dynamic_share(scores, anchor_score)
-        return scores.mean(dim=0).masked_fill(~_top_share(scores, share), -torch.inf)
+        ranks = scores.argsort(dim=1, descending=True).argsort(dim=1)
+        num_best = (dynamic_share(scores, anchor_score) * scores.shape[1]).ceil()
+        is_best_of_any_layer = (ranks < num_best).any(dim=0)
+        return scores.mean(dim=0).masked_fill(~is_best_of_any_layer, -torch.inf)
 
 
 def generic_query(decoder: Decoder, layout: PromptLayout, anchors: torch.Tensor, layers: Sequence[int]) -> torch.Tensor:
@@ -136,12 +138,6 @@ def dynamic_share(block_scores: torch.Tensor, anchor_score: torch.Tensor) -> tor
     inside = (low < anchor_score) & (anchor_score <= high)
     share = (high - anchor_score) / (high - low).clamp(min=1e-12)
     return torch.where(inside, share, 0.0).mean()
-
-
-def _top_share(scores: torch.Tensor, share: torch.Tensor) -> torch.Tensor:
-    """Blocks among the best ``share`` of any layer, ``[blocks]``, from scores ``[layers, blocks]``."""
-    ranks = scores.argsort(dim=1, descending=True).argsort(dim=1)
-    return (ranks < (share * scores.shape[1]).ceil()).any(dim=0)
 
 
 def _rotated_summary(decoder: Decoder, segment: Segment, layers: list[int]) -> Summary:

@@ -1,8 +1,7 @@
 """Scout, ours and the default: the question reads the whole cached KV and points at what it needs.
 
-SamKV's flow with another selection. The paper compares mean keys instead; on small models that
-points elsewhere. Cached chunks have no place of their own, so the engine may stand them where the model
-reads best, which full prefill cannot.
+SamKV's flow with another selection: the paper compares mean keys, which on small models point elsewhere. Cached
+chunks have no place of their own, so they may stand where the model reads best, which full prefill cannot.
 """
 
 from __future__ import annotations
@@ -140,12 +139,11 @@ class Scout(SparsePrefill):
 def rank_chunks(decoder: Decoder, layout: PromptLayout) -> torch.Tensor:
     """How much better each chunk matches the question than the chunks do on average, ``[chunks]``, at least 0.
 
-    Each token of the question is compared with the most similar one of each chunk, by their values at a quarter
-    of the depth. A word of the prompt's template matches all chunks alike, and counts nothing. The chunks' order
-    plays no part.
+    Each token of the question is compared with the most similar one of each chunk, by their values at a quarter of
+    the depth, which are cached and know no positions. A word of the prompt's template matches all chunks alike, and
+    counts nothing. The chunks' order plays no part.
 
-    Source: late interaction, as in ColBERT (arXiv 2004.12832, section 3.2), over the model's own values in place of
-    trained embeddings. They are cached anyway, and know no positions.
+    Source: late interaction, as in ColBERT (arXiv 2004.12832, section 3.2), there over trained embeddings.
     """
     layer = ranking_layer(decoder.num_layers)
     question = _question_values(decoder, layout, layer)

@@ -1,8 +1,7 @@
 """Former turns of chats: what was said behind the chunks, with the KV that its answer was decoded from.
 
-A chat sends all that was said before along with every question. Its KV is kept, so that a turn costs what its own
-question costs, however long the chat. What was said then saw what was retained then, and is not compressed
-again, as in FlowKV (arXiv 2505.15347).
+So a turn costs what its own question costs, however long the chat. What was said then saw what was retained then,
+and is not compressed again, as in FlowKV (arXiv 2505.15347).
 """
 
 from __future__ import annotations

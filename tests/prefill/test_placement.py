@@ -79,17 +79,6 @@ def test_the_order_matters_where_chunks_stay(make_engine: MakeEngine) -> None:
     assert first != second
 
 
-def test_the_chunk_that_says_the_questions_words_ranks_first(make_engine: MakeEngine) -> None:
-    plain = [f"Record {n}: " + "granite island stone signal winter " * 8 for n in range(4)]
-    plain[2] = "Record 2: granite island stone the seventh gannet, keeper of the paraffin. " + "winter signal " * 12
-    engine = make_engine(chunks=plain)
-    layout = engines.layout_of(engine, tiny.rag_prompt(plain, "Who is the seventh gannet, keeper of the paraffin?"))
-    with torch.inference_mode():
-        match = rank_chunks(engine.decoder, layout)
-    assert int(match.argmax()) == 2
-    assert bool((match >= 0).all())
-
-
 def test_ranking_follows_its_formula(make_engine: MakeEngine) -> None:
     """Values at a quarter of the depth, standardised over all chunks; the norm of what is above the chunks' mean."""
     engine = make_engine(chunks=CHUNKS)
