@@ -82,7 +82,7 @@ def load(model: str | PathLike[str], options: LoadingOptions) -> tuple[Any, Any]
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False, **hub)
     if _unpacked(config, weights, "gguf_file" in hub):
         with torch.device("meta"):
-            empty: Any = AutoModelForCausalLM.from_config(config, dtype=weights["dtype"])
+            empty = AutoModelForCausalLM.from_config(config, dtype=weights["dtype"])  # type: ignore[no-untyped-call]
         size_gb = empty.get_memory_footprint() / 1e9
         logger.warning("the weights of %s are unpacked, to %.3g GB in %s", source, size_gb, weights["dtype"])
     elif weights.get("quantization_config") or getattr(config, "quantization_config", None):

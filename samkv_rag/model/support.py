@@ -54,7 +54,7 @@ def check_config(model: Any) -> None:
                 f"{name}: rope_type is {rope['rope_type']!r}, whose angles depend on the prompt's length, so cached "
                 "keys cannot be moved; use a model with default, linear, llama3 or yarn RoPE"
             )
-    decoder = base_of(model) if hasattr(model, "get_decoder") else None
+    decoder: Any = base_of(model) if hasattr(model, "get_decoder") else None
     attention = getattr(decoder.layers[0], "self_attn", None) if hasattr(decoder, "layers") else None
     if not (hasattr(attention, "head_dim") and all(hasattr(decoder, part) for part in _PARTS)):
         raise UnsupportedModelError(
