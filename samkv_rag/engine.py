@@ -6,9 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from os import PathLike
 from pathlib import PurePath
-from typing import Any, TypedDict, TypeGuard
-
-from typing_extensions import Unpack
+from typing import Any, TypedDict, TypeGuard, Unpack
 
 from samkv_rag.checks import refuse_unknown, require_bool, require_integer
 from samkv_rag.chunk_cache import SummarySpec

@@ -11,10 +11,10 @@ command.py    the command
 
 from __future__ import annotations
 
-from enum import Enum
+from enum import StrEnum
 
 
-class Framework(str, Enum):
+class Framework(StrEnum):
     """Whose pipeline answers."""
 
     LLAMA_INDEX = "llama-index"
