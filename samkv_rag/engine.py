@@ -182,8 +182,19 @@ class SamKVEngine:
             raise ConfigurationError("a model object needs its tokenizer: pass tokenizer=...")
         elif given := [name for name, value in loading.items() if value is not None]:
             raise ConfigurationError(f"{', '.join(given)}: for a model given by name; an object is as it is")
-        limits = (max_running, max_waiting, history_tokens)
-        return cls(model, tokenizer, store, config, method, model_name, namespace, store_secret, *limits)
+        return cls(
+            model,
+            tokenizer,
+            store=store,
+            config=config,
+            method=method,
+            model_name=model_name,
+            namespace=namespace,
+            store_secret=store_secret,
+            max_running=max_running,
+            max_waiting=max_waiting,
+            history_tokens=history_tokens,
+        )
 
     def close(self) -> None:
         """Give up what is being answered, end the threads and close the store."""
