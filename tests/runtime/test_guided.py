@@ -21,7 +21,7 @@ from support.engines import together
 pytest.importorskip("llguidance")
 
 PROMPT = tiny.rag_prompt([tiny.text(1)])
-NUM_SCHEMAS = 200
+NUM_SCHEMAS = 100
 
 CONSTANTS: list[Any] = [None, False, 3, 'a "b" \n/', [1, {"c": "é"}], {"d": []}]
 SIMPLE: list[dict[str, Any]] = [
@@ -47,7 +47,8 @@ def random_schema(seed: int) -> dict[str, Any]:
         return {"type": "object", "properties": properties, "required": required, "additionalProperties": False}
 
     def schema(depth: int) -> dict[str, Any]:
-        kind = chooser.choice(["simple", "object", "array", "tuple", "anyOf", "$ref"] if depth else ["simple"])
+        nested = ["object", "array", "tuple", "anyOf", "$ref"] if depth else []
+        kind = chooser.choice(["simple", "simple", *nested])
         few = range(chooser.randint(1, 3))
         if kind == "object":
             names = chooser.sample(NAMES, 1 + len(few))
@@ -63,7 +64,7 @@ def random_schema(seed: int) -> dict[str, Any]:
 
     following = {"anyOf": [{"$ref": "#/$defs/node"}, {"type": "null"}]}
     node = closed({"value": schema(0), "next": following}, ["value", "next"])
-    return schema(3) | {"$defs": {"node": node}}
+    return schema(2) | {"$defs": {"node": node}}
 
 
 def test_answers_fit_their_schemas(tiny_engine: SamKVEngine) -> None:
@@ -73,8 +74,8 @@ def test_answers_fit_their_schemas(tiny_engine: SamKVEngine) -> None:
     for schema, result in zip(asked, results, strict=True):
         assert result.finish_reason == "stop", (schema, result.text)
         jsonschema.validate(json.loads(result.text), schema, format_checker=jsonschema.FormatChecker())
-    kinds = {key for schema in asked for key in schema}
-    assert kinds >= {"properties", "prefixItems", "items", "anyOf", "oneOf", "allOf", "enum", "const", "$ref", "format"}
+    for kind in ("prefixItems", "maxItems", "anyOf", "oneOf", "allOf", "enum", "const", "pattern", "#/$defs", "format"):
+        assert kind in str(asked)
     assert len({result.text for result in results}) > NUM_SCHEMAS // 2
 
 
