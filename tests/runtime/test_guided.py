@@ -21,7 +21,7 @@ from support.engines import together
 pytest.importorskip("llguidance")
 
 PROMPT = tiny.rag_prompt([tiny.text(1)])
-NUM_SCHEMAS = 100
+NUM_SCHEMAS = 200
 
 CONSTANTS: list[Any] = [None, False, 3, 'a "b" \n/', [1, {"c": "é"}], {"d": []}]
 SIMPLE: list[dict[str, Any]] = [

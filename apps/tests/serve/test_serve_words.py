@@ -103,9 +103,11 @@ def test_results_go_back(server: Running, ask: Ask) -> None:
     results = [{"role": "tool", "tool_call_id": call.id, "content": f"result {call.id}"} for call in message.tool_calls]
     messages = [*ASKED, message.model_dump(), *results]
     answer = ask(tools=[LEVEL], messages=messages, max_tokens=8, temperature=0)
-    called = [call.model_dump() for call in message.tool_calls]
-    for call in called:
-        call["function"]["arguments"] = json.loads(call["function"]["arguments"])
+    functions = [{"name": "Level", "arguments": json.loads(call.function.arguments)} for call in message.tool_calls]
+    called = [
+        {"id": call.id, "type": "function", "function": function}
+        for call, function in zip(message.tool_calls, functions, strict=True)
+    ]
     spoken = [*ASKED, {"role": "assistant", "content": "", "tool_calls": called}, *results]
     prompt = server.engine.apply_chat_template(spoken, tools=[LEVEL])
     assert answer.choices[0].message.content == server.engine.generate(prompt, max_new_tokens=8).text
