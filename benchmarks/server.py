@@ -148,6 +148,8 @@ def measure_hostile(url: str, process_id: int, model: str, num_requests: int) ->
     statuses: Counter[int] = Counter()
     warm_bytes = 0
     with httpx.Client(base_url=url, timeout=120) as client:
+        for body in _fillers(model):
+            client.post("/v1/chat/completions", json=body).raise_for_status()
         for number, request in enumerate(hostile.requests(num_requests, model)):
             if number == min(_WARM_UP, num_requests // 2):
                 warm_bytes = _resident_bytes(process_id)
@@ -163,6 +165,14 @@ def measure_hostile(url: str, process_id: int, model: str, num_requests: int) ->
         "end_bytes": end_bytes,
         "growth": end_bytes / warm_bytes - 1,
     }
+
+
+def _fillers(model: str) -> Iterator[dict[str, Any]]:
+    """Chats with long beginnings and questions: what is remembered of both has bounds, to be reached first."""
+    for number in range(10):
+        system, question = (f"{number} " + " ".join([word] * 900) for word in ("begin", "word"))
+        messages = [{"role": "system", "content": system}, {"role": "user", "content": question}]
+        yield {"model": model, "messages": messages, "documents": [f"{number} " + "text " * 400], "max_tokens": 1}
 
 
 @contextmanager

@@ -11,6 +11,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cache
 from typing import Any, TypeVar
 
 import torch
@@ -70,6 +71,7 @@ class Runtime:
         self._start_over()
         decoder.between_layers = self._make_way
         _runtimes.add(self)
+        _hook()
 
     def submit(self, sequence: Sequence) -> None:
         """Have a sequence answered; what comes of it is delivered to it.
@@ -277,16 +279,19 @@ class Runtime:
 _runtimes: weakref.WeakSet[Runtime] = weakref.WeakSet()
 
 
+@cache
+def _hook() -> None:
+    """Once: have runtimes start over in forked processes, and stop before the interpreter ends."""
+    atexit.register(_close_all)
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=_start_all_over)
+
+
 def _start_all_over() -> None:
     for runtime in list(_runtimes):
         runtime._start_over()
 
 
-@atexit.register
 def _close_all() -> None:
     for runtime in list(_runtimes):
         runtime.close()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_start_all_over)
