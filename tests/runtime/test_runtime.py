@@ -36,12 +36,16 @@ def engine(make_engine: MakeEngine) -> SamKVEngine:
 
 
 @pytest.fixture
-def slow_layers(engine: SamKVEngine, monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
-    """A function that makes every layer take so many seconds longer."""
+def slow_layers(engine: SamKVEngine, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """A function that makes every layer of a prompt or chunk, and of a step where it is told so, take longer."""
     between_layers = engine.decoder.between_layers
 
-    def slow(seconds: float) -> None:
-        monkeypatch.setattr(engine.decoder, "between_layers", lambda: (time.sleep(seconds), between_layers()))
+    def slow(seconds: float, steps: bool = False) -> None:
+        def between() -> None:
+            time.sleep(seconds if steps or not engine._runtime._stepping else 0)
+            between_layers()
+
+        monkeypatch.setattr(engine.decoder, "between_layers", between)
 
     return slow
 
@@ -91,10 +95,11 @@ def in_a_thread(function: Callable[..., Any], *arguments: Any, **options: Any) -
     assert not thread.is_alive()
 
 
-def test_a_running_answer_goes_on_while_a_long_prompt_is_prefilled(
-    engine: SamKVEngine, slow_layers: Callable[[float], None]
+@pytest.mark.parametrize("slow_steps", [False, True])
+def test_a_running_answer_goes_on_while_a_long_prompt_is_prefilled_but_leaves_it_most_of_the_time(
+    engine: SamKVEngine, slow_layers: Callable[..., None], slow_steps: bool
 ) -> None:
-    slow_layers(0.02)
+    slow_layers(0.1, steps=slow_steps)
     running = engine.stream(prompts()[0], max_new_tokens=200)
     next(running)
     with in_a_thread(engine.generate, prompts()[1], method="full_prefill", max_new_tokens=1):
@@ -102,10 +107,13 @@ def test_a_running_answer_goes_on_while_a_long_prompt_is_prefilled(
         before = len(running._sequence.token_ids)  # type: ignore[union-attr]
     decoded = len(running._sequence.token_ids) - before  # type: ignore[union-attr]
     running.close()
-    assert decoded >= engine.decoder.num_layers - 2
+    if slow_steps:  # each as long as the whole prefill
+        assert decoded <= 2
+    else:
+        assert decoded >= engine.decoder.num_layers - 2
 
 
-def test_a_short_prompt_does_not_wait_for_a_long_one(engine: SamKVEngine, slow_layers: Callable[[float], None]) -> None:
+def test_a_short_prompt_does_not_wait_for_a_long_one(engine: SamKVEngine, slow_layers: Callable[..., None]) -> None:
     slow_layers(0.05)
     with in_a_thread(engine.generate, tiny.rag_prompt([tiny.text(9, 1200)]), max_new_tokens=1) as long_one:
         assert wait_until(lambda: bool(engine._runtime._scheduler.prefilling))
@@ -113,7 +121,7 @@ def test_a_short_prompt_does_not_wait_for_a_long_one(engine: SamKVEngine, slow_l
         assert long_one.is_alive()
 
 
-def test_ingestion_makes_way_for_questions(engine: SamKVEngine, slow_layers: Callable[[float], None]) -> None:
+def test_ingestion_makes_way_for_questions(engine: SamKVEngine, slow_layers: Callable[..., None]) -> None:
     slow_layers(0.05)
     new = [tiny.text(100 + seed, 600) for seed in range(4)]
     with in_a_thread(engine.add_chunks, new) as ingestion:
@@ -152,7 +160,7 @@ def test_a_stream_that_was_never_begun_costs_nothing(engine: SamKVEngine) -> Non
     assert list(stream) == []
 
 
-def test_a_prefill_is_given_up_between_two_layers(engine: SamKVEngine, slow_layers: Callable[[float], None]) -> None:
+def test_a_prefill_is_given_up_between_two_layers(engine: SamKVEngine, slow_layers: Callable[..., None]) -> None:
     slow_layers(0.1)
     stream = engine.stream(prompts()[0], method="full_prefill")
     threading.Thread(target=next, args=(stream, None), daemon=True).start()
@@ -176,7 +184,7 @@ async def test_a_cancelled_task_stops_the_computation(engine: SamKVEngine) -> No
     assert len(sequence.token_ids) < 3000
 
 
-async def test_the_event_loop_stays_free(engine: SamKVEngine, slow_layers: Callable[[float], None]) -> None:
+async def test_the_event_loop_stays_free(engine: SamKVEngine, slow_layers: Callable[..., None]) -> None:
     slow_layers(0.05)
     ticks = 0
 
