@@ -31,8 +31,8 @@ _IDLE_S = 1.0
 _STOP_S = 10.0
 _READING_THREADS = 4
 _STEP_EVERY = 4.0
-"""While a prompt is prefilled, running answers take a step of each four times as long as a step: they go on, and soon go
-on together with the new one, for hardly more than one of them costs alone."""
+"""While prompts are prefilled, running answers take a step each four times as long as one lasts. They go on, and new
+ones soon join them: a step of many answers lasts hardly longer than one of few."""
 _MAX_READINGS = 2
 
 
