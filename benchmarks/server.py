@@ -168,11 +168,11 @@ def measure_hostile(url: str, process_id: int, model: str, num_requests: int) ->
 
 
 def _fillers(model: str) -> Iterator[dict[str, Any]]:
-    """Chats with long beginnings and questions: what is remembered of both has bounds, to be reached first."""
-    for number in range(10):
-        system, question = (f"{number} " + " ".join([word] * 900) for word in ("begin", "word"))
+    """Chats with beginnings and questions of their own: what is remembered of both has bounds, to be reached first."""
+    for number in range(90):
+        system, question = (f"{number} " + " ".join([word] * 100) for word in ("begin", "word"))
         messages = [{"role": "system", "content": system}, {"role": "user", "content": question}]
-        yield {"model": model, "messages": messages, "documents": [f"{number} " + "text " * 400], "max_tokens": 1}
+        yield {"model": model, "messages": messages, "documents": [f"{number} " + "text " * 300], "max_tokens": 1}
 
 
 @contextmanager

@@ -194,6 +194,7 @@ def test_others_go_on_between_the_layers_of_a_refresh(engine: SamKVEngine, monke
 
     monkeypatch.setattr(Refresher, "refresh", watched_refresh)
     monkeypatch.setattr(worker, "step", watched_step)
+    monkeypatch.setattr(worker, "_STEP_EVERY", 1)  # a refresh of so small a model is over before a step was due
     lengths = (40, 60)  # the second is still answering when the first ends
     asked = [{"prompt": prompt, "max_new_tokens": n} for prompt, n in zip(prompts(), lengths, strict=False)]
     assert all(result.metrics.refreshes for result in together(engine, asked, method=scout()))
