@@ -373,8 +373,8 @@ class ChunkLibrary:
         described = [(text, describe(text)) for text in texts]
         with self._lock:
             self._sync()
-            unknown = [text for text, one in described if not (self.knows(one.digest) and self._index.has(one))]
-        counted = [describe(text, len(self._tokenizer.chunk_ids(text))) for text in unknown]
+            unknown = [pair for pair in described if not (self.knows(pair[1].digest) and self._index.has(pair[1]))]
+        counted = [one._replace(num_tokens=len(self._tokenizer.chunk_ids(text))) for text, one in unknown]
         self._catalog.add(map(self._identity, counted))
 
     def _delete(self, keys: set[str], also_shared: bool = False) -> int:

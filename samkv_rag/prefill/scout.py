@@ -212,6 +212,7 @@ class AttentionScores:
         weights = torch.full((num_rows,), 1.0 / max(1, num_rows - num_emphasised))
         weights[num_rows - num_emphasised :] = method.emphasis_weight / max(1, num_emphasised)
         self._weights = weights.to(decoder.device)
+        self._masks: dict[int | None, torch.Tensor] = {}
 
     def __call__(self, layer: int, query: torch.Tensor, keys: torch.Tensor, spec: LayerSpec) -> None:
         if layer not in self.layers:
@@ -219,9 +220,16 @@ class AttentionScores:
         num_rows = len(self._weights)
         asking = fold_heads(query[:, :, -num_rows:], keys.shape[1])[0] * spec.scaling
         products = torch.unflatten(asking @ keys[0].transpose(-1, -2), 1, (-1, num_rows))
-        seen = (self._back >= 0) & (self._back < (spec.window or len(self.scores)))
-        weights = attention_weights(products, spec, additive(seen, products.dtype))  # [kv_heads, group, rows, columns]
+        mask = self._mask(spec.window, products.dtype)
+        weights = attention_weights(products, spec, mask)  # [kv_heads, group, rows, columns]
         self.scores += (self._weights.to(weights.dtype) @ weights).float().sum((0, 1))
+
+    def _mask(self, window: int | None, dtype: torch.dtype) -> torch.Tensor:
+        """Additive, ``[rows, columns]``; made once for all layers of a window."""
+        if window not in self._masks:
+            seen = (self._back >= 0) & (self._back < (window or len(self.scores)))
+            self._masks[window] = additive(seen, dtype)
+        return self._masks[window]
 
 
 class _AllKeys:

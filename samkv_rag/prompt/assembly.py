@@ -118,11 +118,17 @@ class PromptAssembler:
             return self.with_cache(SplitPrompt([*spans, TextSpan(0, question, None)], 0, ((0, len(question)),)))
 
     def _segment(self, span: TextSpan, ids: torch.Tensor) -> Segment:
-        found = Segment("chunk", ids, digest=span.text_digest or "", start_char=span.start_char, text=span.text)
         if span.text_digest:
-            return found
+            return Segment("chunk", ids, digest=span.text_digest, start_char=span.start_char, text=span.text)
         is_structure = self._tokenizer.has_control(ids.tolist())
-        return replace(found, kind="text", is_label=span.is_label, is_structure=is_structure)
+        return Segment(
+            "text",
+            ids,
+            start_char=span.start_char,
+            text=span.text,
+            is_label=span.is_label,
+            is_structure=is_structure,
+        )
 
     def _with_prefix(self, segments: list[Segment]) -> list[Segment]:
         """Cache the text before the first chunk exactly; a BOS alone where a chunk begins the prompt."""
