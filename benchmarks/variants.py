@@ -23,7 +23,7 @@ from samkv_apps.evaluate.datasets import Case, load_cases
 from samkv_apps.evaluate.prompts import build_messages
 from samkv_apps.evaluate.retrieval import in_order
 from samkv_apps.evaluate.statistics import bootstrap_interval
-from samkv_rag import SamKVEngine
+from samkv_rag import EngineConfig, SamKVEngine
 from samkv_rag.prefill import FullPrefill, PrefillMethod, Scout
 
 FRONTIER = [
@@ -54,7 +54,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     methods |= {json.dumps(variant): Scout(min_chunk_tokens=0, **variant) for variant in variants}
     cases = list(chain.from_iterable(zip(*(load_cases(file, options.limit) for file in options.data), strict=False)))
     nlls: dict[str, list[float]] = defaultdict(list)
-    with SamKVEngine.from_pretrained(options.model, dtype=options.dtype) as engine:
+    config = EngineConfig(**options.config)
+    with SamKVEngine.from_pretrained(options.model, dtype=options.dtype, config=config) as engine:
         for case in cases:
             for name, nll in measure(engine, case, methods).items():
                 nlls[name].append(nll)
@@ -63,7 +64,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         low, high = row.minus_scout_ci95
         print(f"{row.gold_nll:7.3f} {row.minus_scout:+7.3f} ({low:+.3f} to {high:+.3f})  {row.variant}")
     if options.json is not None:
-        setup = {"model": Path(options.model).name, "data": [f.name for f in options.data], "cases": len(cases)}
+        setup = {"model": Path(options.model).name, "config": options.config}
+        setup |= {"data": [file.name for file in options.data], "cases": len(cases)}
         options.json.write_text(
             json.dumps({"machine": describe_machine(), "setup": setup, "rows": [asdict(row) for row in rows]}, indent=2)
             + "\n"
@@ -103,6 +105,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--limit", type=int, help="cases of each file; default all")
     parser.add_argument("--dtype", help="default by processor")
     parser.add_argument("--variant", action="append", default=[], help="options of scout as JSON; default the frontier")
+    parser.add_argument("--config", type=json.loads, default={}, help="options of EngineConfig as JSON")
     parser.add_argument("--json", type=Path)
     return parser.parse_args(arguments)
 

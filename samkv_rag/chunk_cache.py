@@ -73,7 +73,7 @@ class ChunkShape:
 
 @dataclass(frozen=True)
 class Summary:
-    """Summary of a chunk (arXiv 2508.11661, section 3), keys and queries after RoPE at 0..tokens-1."""
+    """Summary of a chunk (arXiv 2508.11661, section 3), keys and queries after RoPE where they were computed."""
 
     block_mean_keys: torch.Tensor
     """``[layers, kv_heads, blocks, head_dim]``"""
@@ -94,7 +94,7 @@ class ChunkReader(Protocol):
         """``[tokens]``, int64."""
 
     def layer(self, layer: int, tokens: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
-        """Keys and values of one layer, each ``[kv_heads, tokens, head_dim]``, at positions 0..tokens-1.
+        """Keys and values of one layer, each ``[kv_heads, tokens, head_dim]``, where they were computed.
 
         With ``tokens`` ``[n]``, rising, of these alone: the rest is not read. An index holds its anchors only.
         """
@@ -114,7 +114,7 @@ class ChunkReader(Protocol):
 
 @dataclass(frozen=True)
 class ChunkCache:
-    """A chunk's keys and values, computed alone at positions 0..tokens-1, and their summary; other text has none."""
+    """A chunk's keys and values, computed right behind the preamble, and their summary; other text has none."""
 
     token_ids: torch.Tensor
     """``[tokens]``, int64"""

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from samkv_rag.checks import require_choice, require_integer
+from samkv_rag.exceptions import ConfigurationError
 
 Admit = Literal["always", "second_use"]
 KVDtype = Literal["auto", "bfloat16", "float32", "int8"]
@@ -33,6 +34,9 @@ class EngineConfig:
         admit: whether a chunk that a prompt brings and the store lacks is stored ``"always"``, or at its
             ``"second_use"`` by this engine, so that a store of bounded size keeps what is asked for again.
             :meth:`SamKVEngine.add_chunks` stores in any case.
+        preamble: text that stands before every chunk while its KV is computed, and is not stored. All tokens attend to
+            the first ones that a model sees, whatever these say: they had better not be a chunk's. None: the beginning
+            of a user's message by the chat template, or a line of ours. Empty: nothing.
 
     Raises:
         ConfigurationError: a value is out of range.
@@ -44,6 +48,7 @@ class EngineConfig:
     storage: Storage = "full"
     kv_dtype: KVDtype = "auto"
     admit: Admit = "always"
+    preamble: str | None = None
 
     def __post_init__(self) -> None:
         require_integer("initial_tokens", self.initial_tokens, 0)
@@ -52,3 +57,5 @@ class EngineConfig:
         require_choice("storage", self.storage, get_args(Storage))
         require_choice("kv_dtype", self.kv_dtype, get_args(KVDtype))
         require_choice("admit", self.admit, get_args(Admit))
+        if not isinstance(self.preamble, str | None):
+            raise ConfigurationError(f"preamble is {self.preamble!r}; it must be text, or None for the default")

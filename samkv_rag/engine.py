@@ -17,6 +17,7 @@ from samkv_rag.grammar import Grammar
 from samkv_rag.handover import options_of_our_own, require_dense
 from samkv_rag.ingestion.library import Announcement, ChunkLibrary, Owner
 from samkv_rag.ingestion.namespaces import scoped_fingerprint
+from samkv_rag.ingestion.recognition import text_digest
 from samkv_rag.model.decoder import Decoder
 from samkv_rag.model.fingerprint import fingerprint
 from samkv_rag.model.loading import LoadingOptions, load
@@ -119,11 +120,20 @@ class SamKVEngine:
         self._spec = SummarySpec(config.initial_tokens, config.local_tokens, config.block_tokens, config.storage)
         self._runtime = Runtime(self.decoder, self._read, self._prefill, self._finish, max_running, max_waiting)
         run = self._runtime.call
-        computed_as = f"{self.fingerprint}\n{FORMAT_VERSION}\n{self._spec}"
+        preamble_ids = self.tokenizer.preamble_ids(config.preamble)
+        computed_as = f"{self.fingerprint}\n{FORMAT_VERSION}\n{self._spec}\n{text_digest(str(preamble_ids))}"
         scope = scoped_fingerprint(computed_as, namespace, store_secret)
         owner = Owner(scope, namespace, self.fingerprint, PurePath(self.model_name).name)
         self._library = ChunkLibrary(
-            self.decoder, self.tokenizer, self.store, owner, self._spec, config.kv_dtype, run, config.admit
+            self.decoder,
+            self.tokenizer,
+            self.store,
+            owner,
+            self._spec,
+            preamble_ids,
+            config.kv_dtype,
+            run,
+            config.admit,
         )
         self._history = History(history_tokens)
         self._assembler = PromptAssembler(self.decoder, self.tokenizer, self._library, self._history, run)

@@ -49,6 +49,14 @@ def test_batching_does_not_change_a_cache(make_engine: MakeEngine) -> None:
                 assert (ours - theirs).abs().max() < 1e-5
 
 
+def test_chunks_computed_behind_another_preamble_are_others(make_engine: MakeEngine, tmp_path: Path) -> None:
+    make_engine(store=tmp_path, chunks=CHUNKS, preamble="harbour")
+    assert make_engine(store=tmp_path, preamble="harbour").has_chunk(CHUNKS[0])
+    assert not make_engine(store=tmp_path, preamble="lantern").has_chunk(CHUNKS[0])
+    with pytest.raises(ConfigurationError, match="preamble is 3; it must be text"):
+        make_engine(preamble=3)
+
+
 def test_progress_is_shown_when_asked_for(make_engine: MakeEngine, capsys: pytest.CaptureFixture[str]) -> None:
     make_engine(chunks=CHUNKS)
     assert capsys.readouterr().err == ""
@@ -64,7 +72,7 @@ def test_progress_is_shown_when_asked_for(make_engine: MakeEngine, capsys: pytes
         (None, EmptyChunkError, "chunk 1 is None; it must be text"),
         (3, EmptyChunkError, "chunk 1 is 3; it must be text"),
         ("half\ud800 of a pair", EmptyChunkError, r"chunk 1 holds half a surrogate pair .* at character 4"),
-        (tiny.text(1, 9000), ChunkTooLongError, r"has \d+ tokens, the model's context window is 4096; split it"),
+        (tiny.text(1, 9000), ChunkTooLongError, r"has \d+ tokens behind .* context window is 4096; split it"),
     ],
     ids=["empty", "white space", "none", "a number", "half a pair", "long"],
 )

@@ -1,4 +1,4 @@
-"""Computing chunk caches: every chunk alone, at positions 0..tokens-1, many in one batch."""
+"""Computing chunk caches: every chunk alone behind the same preamble, many in one batch."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ from samkv_rag.model.decoder import Decoder
 
 
 @torch.inference_mode()
-def encode(decoder: Decoder, chunks: Sequence[Sequence[int]], spec: SummarySpec) -> list[ChunkCache]:
-    """Compute the caches of ``chunks`` (token ids) in one right-padded batch.
+def encode(
+    decoder: Decoder, chunks: Sequence[Sequence[int]], spec: SummarySpec, preamble: ChunkCache | None = None
+) -> list[ChunkCache]:
+    """Compute the caches of ``chunks`` (token ids), each right behind ``preamble``, in one right-padded batch.
 
     Right padding needs no mask: under causal attention no real token sees what follows it.
     """
@@ -21,18 +23,20 @@ def encode(decoder: Decoder, chunks: Sequence[Sequence[int]], spec: SummarySpec)
     token_ids = torch.zeros(len(chunks), max(lengths), dtype=torch.int64)
     for row, ids in enumerate(chunks):
         token_ids[row, : len(ids)] = torch.tensor(ids)
-    recorder = _Recorder(_local_weights(lengths, spec).to(decoder.device))
-    decoder.run_layers(decoder.embed(token_ids), torch.arange(token_ids.shape[1]), recorder)
+    recorder = _Recorder(_local_weights(lengths, spec).to(decoder.device), preamble)
+    decoder.run_layers(decoder.embed(token_ids), recorder.positions, recorder)
     return [recorder.cache(row, token_ids[row, :length], spec) for row, length in enumerate(lengths)]
 
 
 class _Recorder:
     """Causal attention that records keys, values and the mean query of the local tokens."""
 
-    def __init__(self, local_weights: torch.Tensor) -> None:
+    def __init__(self, local_weights: torch.Tensor, preamble: ChunkCache | None) -> None:
         self._local_weights = local_weights  # [batch, tokens]
-        positions = torch.arange(local_weights.shape[1])
-        self._visibility = Visibility(positions, positions)
+        self._preamble = preamble
+        seen = torch.arange((preamble.num_tokens if preamble else 0) + local_weights.shape[1])
+        self.positions = seen[-local_weights.shape[1] :]
+        self._visibility = Visibility(self.positions, seen)
         self._keys: list[torch.Tensor] = []  # a layer: [batch, kv_heads, tokens, head_dim]
         self._values: list[torch.Tensor] = []
         self._mean_queries: list[torch.Tensor] = []  # a layer: [batch, heads, head_dim]
@@ -44,6 +48,9 @@ class _Recorder:
         self._values.append(value)
         mean = torch.einsum("bhtd,bt->bhd", query.float(), self._local_weights)
         self._mean_queries.append(mean.to(query.dtype))
+        if self._preamble is not None:
+            before = (states.to(key).expand(len(key), -1, -1, -1) for states in self._preamble.layer(layer))
+            key, value = (torch.cat(pair, dim=2) for pair in zip(before, (key, value), strict=True))
         return causal_attention(query, key, value, spec, self._visibility)
 
     def cache(self, row: int, token_ids: torch.Tensor, spec: SummarySpec) -> ChunkCache:

@@ -83,6 +83,7 @@ class ChunkLibrary:
         store: Store,
         owner: Owner,
         spec: SummarySpec,
+        preamble_ids: Sequence[int],
         kv_dtype: KVDtype,
         run: Run,
         admit: Admit = "always",
@@ -94,6 +95,8 @@ class ChunkLibrary:
         self._spec = spec
         self._kv_dtype = kv_dtype
         self._run = run
+        self._preamble_ids = preamble_ids
+        self._preamble: ChunkCache | None = None
         self._used_once: OrderedDict[str, None] | None = OrderedDict() if admit == "second_use" else None
         self._catalog = Catalog(store)
         self._shape = ChunkShape(
@@ -130,6 +133,11 @@ class ChunkLibrary:
         with self._lock:
             self._sync()
             return self._index.find(prompt)
+
+    @property
+    def first_position(self) -> int:
+        """Position at which a chunk's first key is computed: behind the preamble."""
+        return len(self._preamble_ids)
 
     def num_tokens(self, digest: str, text: str) -> int:
         """Tokens of a known chunk, without reading its KV."""
@@ -415,18 +423,24 @@ class ChunkLibrary:
         """Token ids of texts whose KV is to be computed."""
         pending, limit = {text: self._tokenizer.chunk_ids(text) for text in texts}, self._decoder.context_window
         for text, ids in pending.items():
-            if len(ids) >= limit:
+            if self.first_position + len(ids) >= limit:
                 raise ChunkTooLongError(
-                    f"chunk {printable(text)!r} has {len(ids)} tokens, the model's context window is {limit}; "
-                    "split it into smaller chunks"
+                    f"chunk {printable(text)!r} has {len(ids)} tokens behind a preamble of {self.first_position}, "
+                    f"the model's context window is {limit}; split it into smaller chunks"
                 )
         return pending
 
     def _encoded(self, pending: dict[str, list[int]]) -> Iterator[tuple[str, ChunkCache]]:
         """Yield texts and their caches, computed batch by batch."""
         for texts in _batches(pending, self._decoder.device.type):
-            token_ids = [pending[text] for text in texts]
-            yield from zip(texts, self._run(partial(encode, self._decoder, token_ids, self._spec)), strict=True)
+            compute = partial(self._behind_preamble, [pending[text] for text in texts])
+            yield from zip(texts, self._run(compute), strict=True)
+
+    def _behind_preamble(self, token_ids: list[list[int]]) -> list[ChunkCache]:
+        if self._preamble_ids and self._preamble is None:
+            ids = self._preamble_ids
+            (self._preamble,) = encode(self._decoder, [ids], SummarySpec(0, 1, len(ids)))
+        return encode(self._decoder, token_ids, self._spec, self._preamble)
 
 
 def _remember(memory: OrderedDict[str, T], key: str, value: T, limit: int = _MAX_REMEMBERED) -> list[str]:

@@ -1,7 +1,7 @@
 """Rotating cached keys to another position.
 
 RoPE is relative: a key computed at position p becomes the key at p + offset by one more rotation
-with the angles of ``offset``. So a chunk's keys are kept as computed at positions 0..n-1 and
+with the angles of ``offset``. So a chunk's keys are kept as computed, right behind the preamble, and
 rotated once, by a constant, when the chunk's place in the prompt is known.
 """
 

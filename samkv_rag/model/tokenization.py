@@ -22,6 +22,7 @@ from samkv_rag.exceptions import ChatTemplateError, ToolsUnsupportedError
 
 _SENTINEL = "\n"
 _PRIVATE_USE = range(0xE000, 0xF900)
+_PREAMBLE = "Answer the question from these passages of a document.\n\n"
 _SENTENCE_END = re.compile(r"[.!?\n。！？।؟]")
 
 
@@ -103,6 +104,21 @@ class PromptTokenizer:
     def chunk_ids(self, text: str) -> list[int]:
         """Token ids of a chunk, without any control token."""
         return self._continuation(self._text_only, text)
+
+    def preamble_ids(self, text: str | None) -> list[int]:
+        """Token ids of what stands before a chunk while it is computed; None: as a prompt may well begin."""
+        return self.text_ids(self._message_head() or _PREAMBLE if text is None else text, starts_prompt=True)
+
+    def _message_head(self) -> str:
+        """How the chat template begins a user's message; empty without one, and of one that writes the date."""
+        if not self.has_chat_template or "strftime" in str(self.tokenizer.chat_template):
+            return ""
+        mark = self._unused_mark("")
+        try:
+            head, found, _ = self._rendered([{"role": "user", "content": mark}], [], []).partition(mark)
+        except ChatTemplateError:
+            return ""
+        return head if found else ""
 
     def chunk_offsets(self, text: str) -> list[tuple[int, int]]:
         """First character, and the one behind the last, of each of a chunk's tokens.

@@ -18,9 +18,9 @@ class Epic(RecomputingPrefill):
     """LegoLink: a chunk's first tokens, computed alone, draw attention as a prompt's beginning does.
 
     Source: EPIC, section 4 (called AttnLink in its first version). The first k tokens of every chunk
-    run through all layers and see everything before them. A chunk that begins the prompt is exact and
-    left out, as in the paper. The paper fixes k (2 to 32 tokens); here it is the largest that the
-    ratio allows, so that methods can be compared at one cost.
+    run through all layers and see everything before them. A chunk that begins the prompt is left out, as in the
+    paper, where it was computed without a preamble and so is exact. The paper fixes k (2 to 32 tokens); here it is
+    the largest that the ratio allows, so that methods can be compared at one cost.
     """
 
     name: ClassVar[str] = "epic"
@@ -35,14 +35,15 @@ class Epic(RecomputingPrefill):
 
 
 def chunk_beginnings(layout: PromptLayout, recompute_ratio: float) -> torch.Tensor:
-    """First k tokens of every chunk but one that begins the prompt, ``[tokens]``, k as large as may be.
+    """First k tokens of every chunk whose KV is not exact, ``[tokens]``, k as large as may be.
 
     ``recompute_ratio`` of all chunk tokens is a hard cap; chunks shorter than k are taken whole.
     """
     num_tokens = int(recompute_ratio * layout.num_chunk_tokens + 1e-6)
-    starts = torch.tensor([segment.start for segment in layout.chunks], device=layout.device)
-    lengths = layout.chunk_lengths[starts > 0]
+    is_exact = [segment.start == segment.computed_at == 0 for segment in layout.chunks]
+    inexact = ~torch.tensor(is_exact, device=layout.device)
+    lengths = layout.chunk_lengths[inexact]
     candidates = torch.arange(int(layout.chunk_lengths.max()) + 1, device=layout.device)
     totals = torch.minimum(candidates[:, None], lengths[None]).sum(dim=1)
     k = (totals <= num_tokens).sum() - 1  # the first total is 0, and they never fall
-    return layout.is_chunk & (layout.index_in_chunk < k) & (starts > 0)[layout.chunk_number]
+    return layout.is_chunk & (layout.index_in_chunk < k) & inexact[layout.chunk_number]

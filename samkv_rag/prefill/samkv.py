@@ -144,7 +144,7 @@ def _rotated_summary(decoder: Decoder, segment: Segment, layers: list[int]) -> S
     """A chunk's summary at ``layers``, in float32, rotated to the chunk's place in the prompt."""
     assert segment.reader is not None
     summary = segment.reader.summary()
-    rotate = decoder.rotation_by(torch.tensor([segment.start]))
+    rotate = decoder.rotation_by(torch.tensor([segment.rotate_offset]))
     means = (summary.block_mean_keys, summary.anchor_mean_key, summary.local_mean_query)
     return Summary(
         *(torch.stack([rotate[layer](mean[layer].to(decoder.device).float()) for layer in layers]) for mean in means)

@@ -103,7 +103,8 @@ class PromptAssembler:
                 reader, hit = next(opened)
                 ends = torch.tensor(self._tokenizer.sentence_ends(reader.token_ids.tolist()))
                 chunk = self._segment(span, reader.token_ids)
-                segments.append(replace(chunk, reader=reader, hit=hit, sentence_ends=ends))
+                at = self._library.first_position
+                segments.append(replace(chunk, reader=reader, hit=hit, sentence_ends=ends, computed_at=at))
             else:
                 segments.append(self._segment(span, self._token_ids(prompt, span, first=i == 0)))
         segments = self._with_prefix(segments)

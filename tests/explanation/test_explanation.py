@@ -116,7 +116,7 @@ def test_methods_that_retain_everything_score_nothing(tiny_engine: SamKVEngine, 
 
 
 def test_blocks_outside_a_dynamic_share_have_no_score(make_engine: MakeEngine) -> None:
-    engine = make_engine(method="samkv")
+    engine = make_engine(method="samkv", preamble="")
     shares = [explain(engine, method="samkv", dynamic_share=share) for share in (True, False)]
     without = [[block.score for chunk in one.chunks for block in chunk.blocks].count(None) for one in shares]
     assert without[0] > 0

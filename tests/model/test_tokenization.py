@@ -5,13 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from copy import copy
 from typing import Any
 
 import pytest
 
 from samkv_rag import SamKVEngine
 from samkv_rag.exceptions import ChatTemplateError
-from samkv_rag.model.tokenization import PromptTokenizer, RenderedPrompt
+from samkv_rag.model.tokenization import _PREAMBLE, PromptTokenizer, RenderedPrompt
 from support import tiny
 from support.engines import MakeEngine
 
@@ -142,6 +143,24 @@ def test_a_chunk_never_holds_a_control_token_and_reads_as_it_was() -> None:
     offsets = tokenizer.chunk_offsets(EVIL)
     assert len(offsets) == len(ids)
     assert "".join(EVIL[slice(*offset)] for offset in offsets) == EVIL
+
+
+@pytest.mark.parametrize(
+    ("template", "head"),
+    [
+        (tiny.CHAT_TEMPLATE, "<|user|>\n"),
+        ("{{ strftime_now('%d %b') }}" + tiny.CHAT_TEMPLATE, _PREAMBLE),
+        ("{{ raise_exception('no') }}", _PREAMBLE),
+        (None, _PREAMBLE),
+    ],
+    ids=["template", "template with the date", "template that refuses", "no template"],
+)
+def test_a_chunk_is_computed_behind_the_beginning_of_a_message(template: str | None, head: str) -> None:
+    tokenizer = copy(tiny.tokenizer())
+    tokenizer.chat_template = template
+    ours = PromptTokenizer(tokenizer)
+    assert ours.preamble_ids(None) == ours.text_ids(head, starts_prompt=True)
+    assert ours.preamble_ids("") == ours.bos_ids
 
 
 def test_threads_that_tokenise_chunks_and_prompts_do_not_disturb_each_other() -> None:

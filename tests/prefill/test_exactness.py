@@ -63,23 +63,27 @@ def test_a_stored_and_rotated_chunk_equals_a_direct_prefill_there(
     ((reader, hit),) = engine._library.read(CHUNKS[:1])
     assert hit
     offset, decoder = 1000, engine.decoder
+    preamble = torch.tensor(engine.tokenizer.preamble_ids(None))
+    assert len(preamble) == engine._library.first_position > 0
+    token_ids = torch.cat((preamble, reader.token_ids))
     cache: Any = DynamicCache()  # with one given, positions are not mistaken for packed sequences
     with torch.inference_mode():
         tiny.model(family)(
-            reader.token_ids[None],
-            position_ids=torch.arange(offset, offset + len(reader.token_ids))[None],
+            token_ids[None],
+            position_ids=torch.arange(offset, offset + len(token_ids))[None],
             past_key_values=cache,
         )
     rotate = decoder.rotation_by(torch.tensor([offset]))
     for layer in range(decoder.num_layers):
+        expected = cache.layers[layer]
         keys, values = reader.layer(layer)
-        torch.testing.assert_close(rotate[layer](keys), cache.layers[layer].keys[0], atol=1e-4, rtol=0)
-        torch.testing.assert_close(values, cache.layers[layer].values[0], atol=1e-4, rtol=0)
+        torch.testing.assert_close(rotate[layer](keys), expected.keys[0, :, len(preamble) :], atol=1e-4, rtol=0)
+        torch.testing.assert_close(values, expected.values[0, :, len(preamble) :], atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)
 def test_naive_reuse_equals_a_forward_over_a_block_diagonal_mask(make_engine: MakeEngine, family: str) -> None:
-    engine = make_engine(family, chunks=CHUNKS)
+    engine = make_engine(family, chunks=CHUNKS, preamble="")
     layout = layout_of(engine, PROMPT)
     model = tiny.model(family)
     mask = tiny.masks(model, chunks_apart(layout))
@@ -95,7 +99,7 @@ def test_naive_reuse_equals_a_forward_over_a_block_diagonal_mask(make_engine: Ma
 def test_recomputing_and_decoding_equal_a_forward_over_the_mask_they_mean(
     make_engine: MakeEngine, family: str, view: str, method: str
 ) -> None:
-    engine = make_engine(family, chunks=CHUNKS)
+    engine = make_engine(family, chunks=CHUNKS, preamble="")
     found = prefill(engine, tiny.method(method, recompute_view=view, sequence_ratio=0.3), PROMPT)
     answer_ids, logits, decoder = list(range(40, 70)), [found.logits], engine.decoder
     found.kv.narrow(decoder.windows)
@@ -154,7 +158,7 @@ def slow_recomputation(
 def test_recomputing_a_part_of_what_is_retained_equals_its_mask(
     make_engine: MakeEngine, recompute_ratio: float, sequence_ratio: float
 ) -> None:
-    engine = make_engine(chunks=CHUNKS)
+    engine = make_engine(chunks=CHUNKS, preamble="")
     method = tiny.method(recompute_view="all", sequence_ratio=sequence_ratio, recompute_ratio=recompute_ratio)
     found = prefill(engine, method, PROMPT)
     retained, recomputed = found.prefilled.retained, found.prefilled.recomputed

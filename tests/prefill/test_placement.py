@@ -81,7 +81,7 @@ def test_the_order_matters_where_chunks_stay(make_engine: MakeEngine) -> None:
 
 def test_ranking_follows_its_formula(make_engine: MakeEngine) -> None:
     """Values at a quarter of the depth, standardised over all chunks; the norm of what is above the chunks' mean."""
-    engine = make_engine(chunks=CHUNKS)
+    engine = make_engine(chunks=CHUNKS, preamble="")
     layout = engines.layout_of(engine, tiny.rag_prompt(CHUNKS))
     model = engine.decoder.model
     with torch.inference_mode():

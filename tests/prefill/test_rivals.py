@@ -20,7 +20,7 @@ RIVALS = ["cacheblend", "epic", "prophetkv"]
 
 @pytest.fixture
 def engine(make_engine: MakeEngine) -> SamKVEngine:
-    return make_engine(chunks=CHUNKS)
+    return make_engine(chunks=CHUNKS, preamble="")
 
 
 def prefill(engine: SamKVEngine, name: str, **options: float) -> Prefill:
@@ -91,7 +91,7 @@ def test_epic_recomputes_the_same_number_of_first_tokens_in_every_chunk(engine: 
 
 
 def test_epic_spares_a_chunk_that_begins_the_prompt(make_engine: MakeEngine) -> None:
-    layout = layout_of(make_engine("qwen2", chunks=CHUNKS), "\n\n".join(CHUNKS) + "\n\nAnswer:")
+    layout = layout_of(make_engine("qwen2", chunks=CHUNKS, preamble=""), "\n\n".join(CHUNKS) + "\n\nAnswer:")
     recomputed = chunk_beginnings(layout, 0.15)
     first, *others = layout.chunks
     assert first.start == 0

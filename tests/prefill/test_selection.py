@@ -142,7 +142,7 @@ def test_scouting_scores_are_the_questions_attention(
 ) -> None:
     """Against the attention weights of transformers' own eager forward over the same mask, in the widest layers."""
     chunks = [tiny.text(1, 30), tiny.text(2, 20)]
-    engine = make_engine(family, chunks=chunks)
+    engine = make_engine(family, chunks=chunks, preamble="")
     method = Scout(emphasis_tokens=3, emphasis_weight=2.0, score_layers=(0.5, 1.0))
     layout = engines.layout_of(engine, tiny.rag_prompt(chunks))
     with torch.inference_mode():
