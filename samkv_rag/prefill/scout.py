@@ -30,8 +30,6 @@ _MIN_MATCH = 1e-3
 """Where chunks do not differ, attention alone tells their blocks apart."""
 MAX_SCORING_TOKENS = 64
 """Of a long tail (a chat history) only the last tokens rank and score; all of it is run."""
-_CHUNK_HEAD_TOKENS = 4
-"""A chunk's first tokens have like values whatever they say: all others attend to them."""
 
 
 @dataclass(frozen=True)
@@ -187,10 +185,9 @@ def _question_values(decoder: Decoder, layout: PromptLayout, layer: int) -> torc
 
 
 def _chunk_values(decoder: Decoder, chunk: Segment, layer: int) -> torch.Tensor:
-    """Of a chunk read alone, without its first tokens, ``[tokens, kv_heads·head_dim]``."""
+    """Of a chunk, ``[tokens, kv_heads·head_dim]``."""
     assert chunk.reader is not None
-    values = chunk.reader.layer_values(layer).transpose(0, 1).flatten(1).to(decoder.device).float()
-    return values[_CHUNK_HEAD_TOKENS:] if len(values) > _CHUNK_HEAD_TOKENS else values
+    return chunk.reader.layer_values(layer).transpose(0, 1).flatten(1).to(decoder.device).float()
 
 
 class AttentionScores:

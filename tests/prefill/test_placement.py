@@ -87,7 +87,7 @@ def test_ranking_follows_its_formula(make_engine: MakeEngine) -> None:
     with torch.inference_mode():
         found = rank_chunks(engine.decoder, layout)
         cached = [model(chunk.token_ids[None], use_cache=True).past_key_values for chunk in layout.chunks]
-        states = [cache.layers[1].values[0].transpose(0, 1).flatten(1)[4:] for cache in cached]
+        states = [cache.layers[1].values[0].transpose(0, 1).flatten(1) for cache in cached]
         before, after = layout.segments[0], layout.segments[-1]
         ids = torch.cat((before.token_ids, after.token_ids))
         own = model(ids[None], use_cache=True).past_key_values.layers[1].values[0].transpose(0, 1).flatten(1)
