@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 import time
 from pathlib import Path
@@ -21,6 +22,10 @@ if TYPE_CHECKING:
 _PACKAGES = {"fastapi": "fastapi", "httpx": "httpx", "prometheus_client": "prometheus-client", "uvicorn": "uvicorn"}
 _DRAIN_S = 30
 """How long answers that are being written may take when the server is told to end."""
+_KERNEL_CACHES = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")
+"""Of oneDNN and of PyTorch's layer above it: on CPUs both keep what was compiled for each number of tokens."""
+_MAX_KERNELS = "128"
+"""Not 1,024, as where nothing is said: a new length of prompt takes over 2 MB, compiling again some milliseconds."""
 
 
 def serve(
@@ -66,6 +71,7 @@ def serve(
     from samkv_apps.serve.app import create_app
 
     _log_as_json()
+    _bound_kernels()
     sizes = {"memory_bytes": memory_bytes, "disk_bytes": disk_bytes}
     budgets = {name: parse_bytes(size) for name, size in sizes.items() if size is not None}
     options: dict[str, Any] = {
@@ -149,6 +155,12 @@ class JsonLines(logging.Formatter):
         if record.exc_info:
             line["traceback"] = self.formatException(record.exc_info)
         return json.dumps(line)
+
+
+def _bound_kernels() -> None:
+    """Have memory stay flat whatever the lengths of prompts; without effect once PyTorch has computed."""
+    for name in _KERNEL_CACHES:
+        os.environ.setdefault(name, _MAX_KERNELS)
 
 
 def _log_as_json() -> None:
