@@ -12,7 +12,7 @@ SCORE_LAYERS = (0.5, 0.83)
 """Share of the depth, from and to, whose keys tell which tokens a question needs."""
 _ANCHOR_SHARE = 0.1
 _FIRST_ANCHORS = 4
-"""A chunk's first tokens draw attention whatever they say: without them the rest gets too much."""
+"""A chunk's first tokens name what it is about, and are read in any case."""
 
 
 def score_layers(num_layers: int, share: tuple[float, float] = SCORE_LAYERS) -> range:

@@ -37,9 +37,8 @@ class Scout(SparsePrefill):
     """Selects the blocks that the question attends to.
 
     Args:
-        initial_tokens: a chunk's first tokens, always retained. They draw attention whatever they say,
-            so their scores mean little, and they name what the chunk is about. Last tokens have to earn
-            their place like all others.
+        initial_tokens: a chunk's first tokens, always retained: they name what the chunk is about. Last tokens have to
+            earn their place like all others.
         block_tokens: tokens selected together.
         block_top_tokens: a block's score is the mean of its highest token scores.
         score_layers: share of the depth whose attention counts, from and to, in [0, 1].
