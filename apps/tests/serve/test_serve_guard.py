@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import signal
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +24,22 @@ from samkv_rag.prefill.full_prefill import FullPrefill
 from support.commands import Run, only_line
 
 Serve = Callable[..., Running]
+MANY_LENGTHS = """
+from pathlib import Path
+from samkv_apps.serve.command import _bound_kernels
+
+_bound_kernels()
+
+import torch
+
+weights = [torch.ones(64 * n, 64, dtype=torch.bfloat16) for n in (1, 2, 3, 4)]
+pages = []
+for num_tokens in range(1, 301):
+    for weight in weights:
+        torch.nn.functional.linear(torch.ones(num_tokens, 64, dtype=torch.bfloat16), weight)
+    pages.append(int(Path("/proc/self/statm").read_text().split()[1]))
+assert pages[-1] < 1.2 * pages[99], (pages[99], pages[-1])
+"""
 LONG = {"model": MODEL, "prompt": "tide", "max_tokens": 3000}
 
 
@@ -149,6 +167,12 @@ def test_hostile_requests_meet_no_failure(serve: Serve) -> None:
             assert len(response.content) < 3000
     assert {200, 400, 405} <= statuses
     assert (running.figure("samkv_waiting"), running.figure("samkv_running")) == (0, 0)
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads memory as Linux tells it")
+def test_prompts_of_many_lengths_leave_memory_flat() -> None:
+    # A process of its own: PyTorch reads its bounds once. A processor that compiles nothing passes in any case.
+    subprocess.run([sys.executable, "-c", MANY_LENGTHS], check=True)
 
 
 def test_the_openapi_document_holds(serve: Serve) -> None:
