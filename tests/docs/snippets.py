@@ -131,8 +131,8 @@ def _shell(script: str) -> str:
 
 
 def _without_figures(text: str) -> str:
-    """Every number as ``#``, with the spaces before it, which depend on its width."""
-    return re.sub(r" *\d[\d,.]*(?<=\d)", " #", text)
+    """Every number as ``#``, with its sign and the spaces before it, which depend on its width."""
+    return re.sub(r" *[+-]?\d[\d,.]*(?<=\d)", " #", text)
 
 
 if __name__ == "__main__":
