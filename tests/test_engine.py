@@ -72,7 +72,11 @@ def test_progress_is_shown_when_asked_for(make_engine: MakeEngine, capsys: pytes
         (None, EmptyChunkError, "chunk 1 is None; it must be text"),
         (3, EmptyChunkError, "chunk 1 is 3; it must be text"),
         ("half\ud800 of a pair", EmptyChunkError, r"chunk 1 holds half a surrogate pair .* at character 4"),
-        (tiny.text(1, 9000), ChunkTooLongError, r"has \d+ tokens behind .* context window is 4096; split it"),
+        (
+            tiny.text(1, 9000),
+            ChunkTooLongError,
+            r"has \d+ tokens behind a preamble of \d+, the model's context window is 4096; split it",
+        ),
     ],
     ids=["empty", "white space", "none", "a number", "half a pair", "long"],
 )

@@ -28,6 +28,12 @@ def encode(
     return [recorder.cache(row, token_ids[row, :length], spec) for row, length in enumerate(lengths)]
 
 
+def encode_beginning(decoder: Decoder, token_ids: Sequence[int]) -> ChunkCache:
+    """Compute the cache of what begins a prompt, or stands before chunks; nobody asks for its summary."""
+    (cache,) = encode(decoder, [token_ids], SummarySpec(0, 1, len(token_ids)))
+    return cache
+
+
 class _Recorder:
     """Causal attention that records keys, values and the mean query of the local tokens."""
 

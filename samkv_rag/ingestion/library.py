@@ -28,7 +28,7 @@ from samkv_rag.exceptions import (
     StoreFullError,
     StoreUnreachableError,
 )
-from samkv_rag.ingestion.encoder import encode
+from samkv_rag.ingestion.encoder import encode, encode_beginning
 from samkv_rag.ingestion.recognition import ChunkIndex, Match, describe, text_digest
 from samkv_rag.model.decoder import Decoder
 from samkv_rag.model.tokenization import PromptTokenizer, printable
@@ -438,8 +438,7 @@ class ChunkLibrary:
 
     def _behind_preamble(self, token_ids: list[list[int]]) -> list[ChunkCache]:
         if self._preamble_ids and self._preamble is None:
-            ids = self._preamble_ids
-            (self._preamble,) = encode(self._decoder, [ids], SummarySpec(0, 1, len(ids)))
+            self._preamble = encode_beginning(self._decoder, self._preamble_ids)
         return encode(self._decoder, token_ids, self._spec, self._preamble)
 
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from samkv_rag.chunk_cache import ChunkCache, SummarySpec
-from samkv_rag.ingestion.encoder import encode
+from samkv_rag.chunk_cache import ChunkCache
+from samkv_rag.ingestion.encoder import encode_beginning
 from samkv_rag.ingestion.library import ChunkLibrary
 from samkv_rag.ingestion.recognition import Match, TextSpan, split_prompt, text_digest
 from samkv_rag.model.decoder import Decoder
@@ -192,7 +192,7 @@ class PrefixCache:
             if key in self._caches:
                 self._caches.move_to_end(key)
                 return self._caches[key], True
-        (cache,) = self._run(lambda: encode(self._decoder, [key], SummarySpec(0, 1, len(key))))
+        (cache,) = self._run(lambda: [encode_beginning(self._decoder, key)])
         with self._lock:
             self._caches[key] = cache
             while sum(map(len, self._caches)) > _MAX_PREFIX_TOKENS:
