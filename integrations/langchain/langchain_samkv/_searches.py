@@ -1,4 +1,4 @@
-"""Every search of a wrapped vector store, with what it finds announced to the engine."""
+"""The searches of a wrapped vector store; what they find is announced to the engine."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ Search = TypeVar("Search", bound=Callable[..., Any])
 
 
 def _announced(search: Search) -> Search:
-    """The wrapped store's ``search``; what it finds is announced."""
+    """Call the wrapped store's ``search`` and announce what it finds."""
 
-    @wraps(search, updated=())  # without the mark of an abstract method
+    @wraps(search, updated=())  # do not copy the mark of an abstract method
     def announcing(self: AnnouncedSearches, *args: Any, **options: Any) -> Any:
         found = getattr(self.vectorstore, search.__name__)(*args, **options)
         self._announce(found)
@@ -29,7 +29,7 @@ def _announced(search: Search) -> Search:
 
 
 def _aannounced(search: Search) -> Search:
-    """The same of an async one; the announcement is off the event loop."""
+    """Do the same for an async search; announce off the event loop."""
 
     @wraps(search)
     async def announcing(self: AnnouncedSearches, *args: Any, **options: Any) -> Any:
@@ -41,9 +41,9 @@ def _aannounced(search: Search) -> Search:
 
 
 class AnnouncedSearches(VectorStore):
-    """The reading half of SamKVVectorStore: arguments and results are those of the wrapped store's methods.
+    """The reading half of SamKVVectorStore; every method takes and returns what the wrapped store's does.
 
-    Relevance scores are asked of the wrapped store rather than derived here, since it knows its metric.
+    Relevance scores come from the wrapped store, which knows its metric.
     """
 
     def __init__(self, vectorstore: VectorStore, kv: DocumentKV) -> None:
@@ -52,15 +52,12 @@ class AnnouncedSearches(VectorStore):
 
     @property
     def embeddings(self) -> Embeddings | None:
-        """The wrapped store's embeddings."""
         return self.vectorstore.embeddings
 
     def get_by_ids(self, ids: Sequence[str], /) -> list[Document]:
-        """Documents by their ids."""
         return self.vectorstore.get_by_ids(ids)
 
     async def aget_by_ids(self, ids: Sequence[str], /) -> list[Document]:
-        """Documents by their ids."""
         return await self.vectorstore.aget_by_ids(ids)
 
     similarity_search = _announced(VectorStore.similarity_search)
@@ -77,4 +74,5 @@ class AnnouncedSearches(VectorStore):
     amax_marginal_relevance_search_by_vector = _aannounced(VectorStore.amax_marginal_relevance_search_by_vector)
 
     def _announce(self, found: Sequence[Document | tuple[Document, float]]) -> None:
-        self._kv.announce(item[0] if isinstance(item, tuple) else item for item in found)
+        documents = (item[0] if isinstance(item, tuple) else item for item in found)
+        self._kv.handle.get().announce([document.page_content for document in documents])

@@ -89,7 +89,7 @@ class TestArguments:
             ({"context_size": 3}, r"unknown option context_size; known are .*max_tokens"),
             ({"max_tokens": 0}, "^max_tokens is "),
             ({"max_new_tokens": 3}, "unknown option max_new_tokens; did you mean max_tokens"),
-            ({"model_name": "other"}, "model_name is another word for it"),
+            ({"model_name": "other"}, "model_name is another name for it"),
         ],
         ids=str,
     )

@@ -57,7 +57,7 @@ def test_announces_texts_without_metadata_and_hands_back_the_same_nodes_unchange
         ({"llm": None}, "exactly one of llm"),
         ({"llm": MockLLM()}, "llm is a MockLLM; it must be a SamKVLLM"),
         ({"top_k": 3}, "unknown option top_k.*did you mean top_n"),
-        ({"top_n": 3}, "top_n is 3 and nothing is ranked; pass rerank=True"),
+        ({"top_n": 3}, "top_n is 3 and rerank is False; pass rerank=True"),
         ({"rerank": True, "top_n": 0}, "top_n is 0"),
         ({"rerank": True}, "no query to rank by; pass query_bundle or query_str"),
     ],

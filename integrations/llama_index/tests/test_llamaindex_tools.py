@@ -178,7 +178,7 @@ class TestObjects:
 
     def test_one_that_is_cut_off_is_an_error_and_not_an_empty_answer(self, plain_llm: SamKVLLM) -> None:
         short = plain_llm.model_copy(update={"max_tokens": 5})
-        with pytest.raises(ConfigurationError, match="ended by 'length', is no Level; raise max_tokens"):
+        with pytest.raises(ConfigurationError, match="ended by 'length' and is not a valid Level; raise max_tokens"):
             short.structured_predict(Level, PromptTemplate("How high?"))
 
 

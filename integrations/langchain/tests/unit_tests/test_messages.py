@@ -66,7 +66,7 @@ def test_text_blocks_are_one_text_and_what_is_not_to_be_read_again_is_left_out()
             HumanMessage([{"type": "image_url", "url": "https://example.org/x"}]),
             "human message holds a block of type 'im",
         ),
-        (RemoveMessage(id="1"), "RemoveMessage is no message to a model"),
+        (RemoveMessage(id="1"), "RemoveMessage cannot go to a model"),
     ],
     ids=["image", "no message"],
 )
