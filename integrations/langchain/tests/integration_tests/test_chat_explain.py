@@ -1,4 +1,4 @@
-"""What an answer was read from, in its response metadata."""
+"""Explanations and citations in answers."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def engine() -> SamKVEngine:
 
 
 @every_form
-def test_every_form_explains_itself_and_cites_what_it_read_where_asked(engine: SamKVEngine, form: str) -> None:
+def test_every_form_explains_and_cites_if_asked(engine: SamKVEngine, form: str) -> None:
     llm = ChatSamKV(engine=engine, max_tokens=4)
     silent, message = ask(llm, form), ask(llm, form, explain=True)
     assert "explanation" not in silent.response_metadata
@@ -55,7 +55,7 @@ def test_a_streams_last_chunk_has_the_citations(engine: SamKVEngine) -> None:
     assert not any("annotations" in block for chunk in before for block in chunk.content_blocks)
 
 
-def test_an_answer_that_cites_is_read_again_as_its_text(engine: SamKVEngine) -> None:
+def test_an_answer_that_cites_goes_back_as_its_text(engine: SamKVEngine) -> None:
     llm = ChatSamKV(engine=engine, max_tokens=4)
     answers = [llm.invoke(QUESTION, explain=explain) for explain in (False, True)]
     metrics = [
@@ -65,7 +65,7 @@ def test_an_answer_that_cites_is_read_again_as_its_text(engine: SamKVEngine) -> 
     assert metrics[0]["prompt_tokens"] == metrics[1]["prompt_tokens"]
 
 
-def test_calls_and_objects_are_read_from_answers_that_explain_themselves() -> None:
+def test_calls_and_objects_are_read_from_explained_answers() -> None:
     llm = ChatSamKV(engine=scripted_engine(), max_tokens=64, explain=True)
     schema = {"title": "Keeper", "type": "object", "properties": {"name": {"type": "string"}}, "required": ["name"]}
     assert llm.with_structured_output(schema).invoke("Say 'Ann'.") == {"name": "Ann"}
@@ -76,7 +76,7 @@ def test_calls_and_objects_are_read_from_answers_that_explain_themselves() -> No
         assert answer.text == ""
 
 
-def test_a_model_may_explain_always_and_a_call_say_no(engine: SamKVEngine) -> None:
+def test_a_call_overrides_the_models_explain(engine: SamKVEngine) -> None:
     llm = ChatSamKV(engine=engine, max_tokens=4, explain=True)
     for asked, explains in ((llm, True), (llm.bind(explain=False), False)):
         assert ("explanation" in asked.invoke(QUESTION).response_metadata) == explains
