@@ -8,8 +8,8 @@
 # # LangChain quickstart
 #
 # An ordinary LangChain chain that answers from cached KV. It adds documents to a vector store and answers a question
-# from the cache and by full prefill. An async stream, a picture of what was read, and a retriever without a vector store
-# follow.
+# from the cache and by full prefill. An async stream, a picture of what was read, and a retriever without a vector
+# store follow.
 #
 # You need a clone of the repository and `pip install -e ".[gguf]" -e integrations/langchain -e "apps[demo,evaluate]"`.
 # You need no GPU and no account: the model is SmolLM2-135M-Instruct on the CPU.
@@ -86,8 +86,8 @@ print(answer.usage_metadata)
 # %% [markdown]
 # ## The same with full prefill
 #
-# The same chain and prompt, but every token is computed, as in a chain without a cache. Bind `method` like any option of
-# a chat model.
+# The same chain and prompt, but every token is computed, as in a chain without a cache. Bind `method` like any option
+# of a chat model.
 
 # %%
 full_answer = (inputs | prompt | llm.bind(method="full_prefill")).invoke(asked)
@@ -110,8 +110,8 @@ async for piece in chain.astream({"question": "Who is the engineer at Skerrow?"}
 # %% [markdown]
 # ## What was read
 #
-# With `explain=True` an answer carries what it was decoded from, as plain JSON. `Explanation` draws it. This call retains
-# twice as many tokens.
+# With `explain=True` an answer carries what it was decoded from, as plain JSON. `Explanation` draws it. This call
+# retains twice as many tokens.
 
 # %%
 explaining = inputs | prompt | llm.bind(explain=True, method=Scout(sequence_ratio=0.3))

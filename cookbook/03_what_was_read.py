@@ -30,8 +30,8 @@ folder = Path(temporary.name)
 # %% [markdown]
 # ## An answer, and its explanation
 #
-# Every prompt here contains six chunks from the handbook of an invented lighthouse. In a pipeline they would come from a
-# retriever.
+# Every prompt here contains six chunks from the handbook of an invented lighthouse. In a pipeline they would come from
+# a retriever.
 
 # %%
 # Any hub id works in place of the model, SmolLM2-135M-Instruct.
@@ -106,8 +106,8 @@ for answered in (result, more):
     print(f"    {generators.num_retained} of {generators.num_tokens} tokens: {retained_text(generators)}\n")
 
 # %% [markdown]
-# Retaining more does not always help: it can also distract a small model. With `Scout(sequence_ratio=1.0)` and with full
-# prefill every token is retained. No block has a score then, because nothing was selected.
+# Retaining more does not always help: it can also distract a small model. With `Scout(sequence_ratio=1.0)` and with
+# full prefill every token is retained. No block has a score then, because nothing was selected.
 
 # %% [markdown]
 # ## A question that the documents do not answer

@@ -8,8 +8,8 @@
 # # Is it as good on my documents?
 #
 # Retaining 15% of the retrieved tokens is only worth it if the answers stay right. That depends on your documents, your
-# questions and your model. This notebook shows how to measure it: from a folder of documents and a table of questions it
-# makes a table of figures. Replace them with your own.
+# questions and your model. This notebook shows how to measure it: from a folder of documents and a table of questions
+# it makes a table of figures. Replace them with your own.
 #
 # You need a clone of the repository and `pip install -e ".[gguf]" -e "apps[demo,evaluate]"`.
 
@@ -30,8 +30,8 @@ folder = Path(temporary.name)
 # %% [markdown]
 # ## Documents
 #
-# These are eight short Markdown files from the handbook of a lighthouse that does not exist. Any folder of text, Markdown
-# and PDF files works.
+# These are eight short Markdown files from the handbook of a lighthouse that does not exist. Any folder of text,
+# Markdown and PDF files works.
 
 # %%
 documents = folder / "documents"
@@ -63,8 +63,8 @@ with questions.open("w", encoding="utf-8", newline="") as file:
 # ## Evaluate
 #
 # `cases_from_folder` cuts the documents into chunks and finds the two nearest by embedding for every question.
-# `evaluate` then answers the same prompts with full prefill and with `scout`. The prompt affects the result, so give the
-# one of your pipeline.
+# `evaluate` then answers the same prompts with full prefill and with `scout`. The prompt affects the result, so give
+# the one of your pipeline.
 
 # %%
 model = str(language_model(say=print))  # or any hub id, such as "Qwen/Qwen2.5-1.5B-Instruct"
@@ -88,8 +88,8 @@ metrics = evaluate(options)
 # %% [markdown]
 # ## The figures
 #
-# *Recall* is the share of the right answer's words that occur in the model's answer; 1 means right, even inside a longer
-# sentence. *Retained* is the share of the chunks' tokens that was retained.
+# *Recall* is the share of the right answer's words that occur in the model's answer; 1 means right, even inside a
+# longer sentence. *Retained* is the share of the chunks' tokens that was retained.
 
 # %%
 print("method         ratio  recall  retained  KV in memory")
@@ -100,14 +100,14 @@ for run in metrics.runs:
     )
 
 # %% [markdown]
-# `metrics.runs` also has the time to the first token and the 95% interval of each difference from full prefill, paired by
-# question. Figures on public questions with models of several sizes are on [the method's page](../docs/method.md).
+# `metrics.runs` also has the time to the first token and the 95% interval of each difference from full prefill, paired
+# by question. Figures on public questions with models of several sizes are on [the method's page](../docs/method.md).
 
 # %% [markdown]
 # ## Read the answers
 #
-# Figures do not replace reading. These answers are cut off after twelve tokens to keep the run short, which costs recall,
-# and `scout` lost the name of the family.
+# Figures do not replace reading. These answers are cut off after twelve tokens to keep the run short, which costs
+# recall, and `scout` lost the name of the family.
 
 # %%
 for prediction in read_predictions(results):
@@ -125,8 +125,8 @@ for prediction in read_predictions(results):
 # ```
 #
 # The folder then contains `report.md` with all figures, each answer in `predictions.jsonl`, the prompts' parts in
-# `cases.jsonl` and, with `--plots`, the plots. An interrupted run continues where it stopped. A small model needs larger
-# budgets than a large one, so evaluate the model that you will use.
+# `cases.jsonl` and, with `--plots`, the plots. An interrupted run continues where it stopped. A small model needs
+# larger budgets than a large one, so evaluate the model that you will use.
 
 # %%
 temporary.cleanup()

@@ -34,8 +34,8 @@ folder = Path(temporary.name)
 # ## The stores
 #
 # Chroma stores texts and vectors, the folder `kv` stores the KV. `kv_dtype="int8"` halves its size on disk. The texts
-# here are short, so two initial tokens per chunk are always retained instead of four, and a quarter of all tokens instead
-# of 15%.
+# here are short, so two initial tokens per chunk are always retained instead of four, and a quarter of all tokens
+# instead of 15%.
 
 # %%
 model = language_model(say=print)  # any hub id works: "Qwen/Qwen2.5-1.5B-Instruct"
