@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from functools import partial
+from functools import partial, wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from langchain_core.documents import Document
 from langchain_core.embeddings import Embeddings
 from langchain_core.vectorstores import InMemoryVectorStore, VectorStore
 
 from langchain_samkv._documents import DocumentKV, Reservation
-from langchain_samkv._searches import AnnouncedSearches
 from samkv_rag.exceptions import ConfigurationError
 from samkv_rag.frameworks.handle import resolve_handle
 from samkv_rag.frameworks.threads import run_in_thread_shielded
@@ -22,11 +21,36 @@ if TYPE_CHECKING:
     from langchain_samkv.chat_models import ChatSamKV
     from samkv_rag import IngestionReport, SamKVEngine
 
+_Search = TypeVar("_Search", bound=Callable[..., Any])
 _LLM = "ChatSamKV"
 _IDS_AT_ONCE = 1000
 
 
-class SamKVVectorStore(AnnouncedSearches):
+def _announced(search: _Search) -> _Search:
+    """Call the wrapped store's ``search`` and announce what it finds."""
+
+    @wraps(search, updated=())  # do not copy the mark of an abstract method
+    def announcing(self: SamKVVectorStore, *args: Any, **options: Any) -> Any:
+        found = getattr(self.vectorstore, search.__name__)(*args, **options)
+        self._announce(found)
+        return found
+
+    return cast(_Search, announcing)
+
+
+def _aannounced(search: _Search) -> _Search:
+    """Do the same for an async search; announce off the event loop."""
+
+    @wraps(search)
+    async def announcing(self: SamKVVectorStore, *args: Any, **options: Any) -> Any:
+        found = await getattr(self.vectorstore, search.__name__)(*args, **options)
+        await run_in_thread_shielded(self._announce, found)
+        return found
+
+    return cast(_Search, announcing)
+
+
+class SamKVVectorStore(VectorStore):
     """Wrap any vector store: adding documents computes their KV, deleting them removes it.
 
     Searches are the wrapped store's own. What they find is announced to the engine, which reads its KV while the
@@ -61,12 +85,43 @@ class SamKVVectorStore(AnnouncedSearches):
     ) -> None:
         if not isinstance(vectorstore, VectorStore):
             raise ConfigurationError(f"vectorstore is a {type(vectorstore).__name__}; it must be a VectorStore")
-        super().__init__(vectorstore, DocumentKV(resolve_handle(llm, engine, _LLM), id_scope or _name_of(vectorstore)))
+        self.vectorstore = vectorstore
+        self._kv = DocumentKV(resolve_handle(llm, engine, _LLM), id_scope or _name_of(vectorstore))
 
     @property
     def engine(self) -> SamKVEngine:
         """The engine, loaded on first use."""
         return self._kv.handle.get()
+
+    @property
+    def embeddings(self) -> Embeddings | None:
+        return self.vectorstore.embeddings
+
+    # Searching
+
+    def get_by_ids(self, ids: Sequence[str], /) -> list[Document]:
+        return self.vectorstore.get_by_ids(ids)
+
+    async def aget_by_ids(self, ids: Sequence[str], /) -> list[Document]:
+        return await self.vectorstore.aget_by_ids(ids)
+
+    similarity_search = _announced(VectorStore.similarity_search)
+    asimilarity_search = _aannounced(VectorStore.asimilarity_search)
+    similarity_search_with_score = _announced(VectorStore.similarity_search_with_score)
+    asimilarity_search_with_score = _aannounced(VectorStore.asimilarity_search_with_score)
+    # Not derived here from scores: the wrapped store knows its metric.
+    similarity_search_with_relevance_scores = _announced(VectorStore.similarity_search_with_relevance_scores)
+    asimilarity_search_with_relevance_scores = _aannounced(VectorStore.asimilarity_search_with_relevance_scores)
+    max_marginal_relevance_search = _announced(VectorStore.max_marginal_relevance_search)
+    amax_marginal_relevance_search = _aannounced(VectorStore.amax_marginal_relevance_search)
+    similarity_search_by_vector = _announced(VectorStore.similarity_search_by_vector)
+    asimilarity_search_by_vector = _aannounced(VectorStore.asimilarity_search_by_vector)
+    max_marginal_relevance_search_by_vector = _announced(VectorStore.max_marginal_relevance_search_by_vector)
+    amax_marginal_relevance_search_by_vector = _aannounced(VectorStore.amax_marginal_relevance_search_by_vector)
+
+    def _announce(self, found: Sequence[Document | tuple[Document, float]]) -> None:
+        documents = (item[0] if isinstance(item, tuple) else item for item in found)
+        self.engine.announce(document.page_content for document in documents)
 
     # Adding
 

@@ -97,15 +97,6 @@ class StoreContract:
                 assert store.delete(["a"]) is False
             assert live_chunks(store.engine, LAMP)
 
-    def test_deleting_without_ids_follows_the_store(
-        self, store: SamKVVectorStore, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        store.add_texts(TEXTS, ids=["a", "b", "c"])
-        delete = store.vectorstore.delete
-        monkeypatch.setattr(store.vectorstore, "delete", lambda ids=None, **criteria: delete(["a", "c"]))
-        store.delete(None, where={"length": 1})
-        assert live_chunks(store.engine, KEEPER)
-
     @pytest.mark.parametrize(("criteria", "left"), [({}, []), ({"where": 1}, TEXTS)])
     def test_a_store_without_get_by_ids_deletes_all_or_by_criteria(
         self, store: SamKVVectorStore, monkeypatch: pytest.MonkeyPatch, criteria: dict[str, Any], left: list[str]

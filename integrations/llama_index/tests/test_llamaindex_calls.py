@@ -166,9 +166,3 @@ class TestEventLoop:
 
         assert text_of(asyncio.run(asyncio.wait_for(main(), timeout=5))) == expected.text
         assert len(watched.threads) == 1 and threading.get_ident() not in watched.threads
-
-    def test_many_calls_at_a_time(self, llm: SamKVLLM) -> None:
-        async def main() -> list[Any]:
-            return await asyncio.gather(*(aask(llm, "achat", PROMPT, max_tokens=n) for n in range(1, 9)))
-
-        assert [r.raw["usage"]["completion_tokens"] for r in asyncio.run(main())] == list(range(1, 9))

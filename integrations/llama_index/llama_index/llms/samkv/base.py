@@ -68,8 +68,8 @@ _NOT_THE_ENGINES = ("explain", "extra_headers", "tools", "tool_choice", "paralle
 class SamKVLLM(EngineOptions, CallOptions, CustomLLM, FunctionCallingLLM):
     """A local LLM that answers from the cached KV of the retrieved chunks.
 
-    The model is loaded on first use; read :attr:`engine` to load it earlier. Set ``Settings.tokenizer =
-    llm.tokenizer``, or LlamaIndex counts tokens with another model's tokenizer.
+    The model is loaded on first use; read :attr:`engine` to load it earlier. Set
+    ``Settings.tokenizer = llm.tokenizer``, or LlamaIndex counts tokens with another model's tokenizer.
 
     ``system_prompt`` is put before query-engine prompts and ``complete`` calls; ``chat`` sends the messages
     unchanged, as other LlamaIndex LLMs do. Messages and plain completions go through the model's chat template,
