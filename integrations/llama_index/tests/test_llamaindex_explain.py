@@ -38,12 +38,12 @@ def test_every_form_explains_only_if_asked(engine: SamKVEngine, form: str) -> No
     assert "explanation" not in silent.raw
     assert CHUNKS[0] not in str(silent), "documents stay out of responses"
     response = ask(llm, form, PROMPT, explain=True)
-    told = Explanation.from_dict(json.loads(json.dumps(response.raw["explanation"])))
-    assert [chunk.text for chunk in told.chunks] == CHUNKS
-    assert told.answer == text_of(response)
-    assert told == llm.last_explanation
-    assert 0 < told.num_retained <= 0.15 * told.num_tokens + 1
-    assert told.chunks[0].blocks
+    explanation = Explanation.from_dict(json.loads(json.dumps(response.raw["explanation"])))
+    assert [chunk.text for chunk in explanation.chunks] == CHUNKS
+    assert explanation.answer == text_of(response)
+    assert explanation == llm.last_explanation
+    assert 0 < explanation.num_retained <= 0.15 * explanation.num_tokens + 1
+    assert explanation.chunks[0].blocks
 
 
 def test_a_call_overrides_the_llms_explain(engine: SamKVEngine) -> None:

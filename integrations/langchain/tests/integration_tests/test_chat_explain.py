@@ -28,11 +28,11 @@ def test_every_form_explains_and_cites_if_asked(engine: SamKVEngine, form: str) 
     assert "explanation" not in silent.response_metadata
     assert CHUNKS[0] not in str(silent), "documents stay out of answers"
     (kept,) = messages_from_dict(json.loads(json.dumps(messages_to_dict([message]))))
-    told = Explanation.from_dict(kept.response_metadata["explanation"])
-    assert [chunk.text for chunk in told.chunks] == CHUNKS
-    assert told.answer == message.text == silent.content, "without explain, content is text"
-    assert 0 < told.num_retained <= 0.15 * told.num_tokens + 1
-    assert told.chunks[0].blocks
+    explanation = Explanation.from_dict(kept.response_metadata["explanation"])
+    assert [chunk.text for chunk in explanation.chunks] == CHUNKS
+    assert explanation.answer == message.text == silent.content, "without explain, content is text"
+    assert 0 < explanation.num_retained <= 0.15 * explanation.num_tokens + 1
+    assert explanation.chunks[0].blocks
 
     (block,) = message.content_blocks
     assert (block["type"], block["text"]) == ("text", silent.content)
@@ -40,8 +40,8 @@ def test_every_form_explains_and_cites_if_asked(engine: SamKVEngine, form: str) 
     found = [one["extras"] | {"cited_text": one["cited_text"]} for one in block["annotations"]]
     expected = [
         span._asdict() | {"digest": chunk.digest, "cited_text": chunk.text[span.start_char : span.stop_char]}
-        for chunk in told.chunks
-        for span in told.cite([chunk.text])[0]
+        for chunk in explanation.chunks
+        for span in explanation.cite([chunk.text])[0]
     ]
     assert sorted(map(str, found)) == sorted(map(str, expected))
     scores = [span["score"] for span in found if span["score"] is not None]
