@@ -7,12 +7,12 @@
 # %% [markdown]
 # # LlamaIndex quickstart
 #
-# An ordinary LlamaIndex pipeline that answers from cached KV. Documents are ingested once. One question is answered
-# from the cache and by full prefill. Then a stream, a picture of what was read, and a deletion.
+# An ordinary LlamaIndex pipeline that answers from cached KV. It ingests documents once and answers a question from the
+# cache and by full prefill. A stream, a picture of what was read, and a deletion follow.
 #
-# It needs a clone of the repository and
-# `pip install -e ".[gguf]" -e integrations/llama_index -e "apps[demo,evaluate]"`. No GPU and no account: the model is
-# SmolLM2-135M-Instruct on the CPU.
+# You need a clone of the repository and
+# `pip install -e ".[gguf]" -e integrations/llama_index -e "apps[demo,evaluate]"`. You need no GPU and no account: the
+# model is SmolLM2-135M-Instruct on the CPU.
 
 # %%
 import tempfile
@@ -27,7 +27,7 @@ from llama_index.llms.samkv import SamKVIngestion, SamKVLLM, SamKVPostprocessor
 from samkv_apps.demo import corpus
 from samkv_apps.models import embedding_model, language_model
 
-temporary = tempfile.TemporaryDirectory()  # in your own project a folder that stays
+temporary = tempfile.TemporaryDirectory()  # in your own project, use a permanent folder
 folder = Path(temporary.name)
 
 # %% [markdown]
@@ -45,8 +45,8 @@ Settings.embed_model = HuggingFaceEmbedding(str(embedding_model()))  # all-MiniL
 # %% [markdown]
 # ## Documents
 #
-# Six documents: a part of the handbook of a lighthouse that does not exist, so no model knows the answers.
-# `SamKVIngestion` comes after the splitter and computes the KV of every chunk, once.
+# Six documents from the handbook of a lighthouse that does not exist, so no model knows the answers. `SamKVIngestion`
+# comes after the splitter and computes the KV of every chunk once.
 
 # %%
 documents = [Document(text=section.text, id_=section.file) for section in corpus.sections()[24:30]]
@@ -57,7 +57,7 @@ index = VectorStoreIndex.from_documents(documents, transformations=[splitter, in
 print(f"{len(index.docstore.docs)} chunks in the index, {len(llm.engine.sources())} of them in the KV store")
 
 # %% [markdown]
-# A chunk that is stored is not computed again, in this process or the next.
+# A stored chunk is not computed again, in this process or the next.
 
 # %%
 report = ingestion.ingest(index.docstore.docs.values())
@@ -66,8 +66,8 @@ print(f"{report.num_added} computed, {report.num_reused} reused")
 # %% [markdown]
 # ## A query engine
 #
-# `SamKVPostprocessor` comes last. It changes no node; it announces to the engine which KV will be needed. Template and
-# order are LlamaIndex's own.
+# `SamKVPostprocessor` comes last. It changes no node; it tells the engine which KV will be needed. Template and order
+# are LlamaIndex's own.
 
 # %%
 options = {"similarity_top_k": 4, "node_postprocessors": [SamKVPostprocessor(llm)]}
@@ -82,7 +82,7 @@ print(f"{metrics.chunks_hit} chunks read from the store, {metrics.sequence_ratio
 # %% [markdown]
 # ## The same with full prefill
 #
-# The same engine, chunks and prompt, but every token is computed again, as in a pipeline without a cache.
+# The same engine, chunks and prompt, but every token is computed, as in a pipeline without a cache.
 
 # %%
 full = SamKVLLM.from_engine(llm.engine, method="full_prefill", max_tokens=24)
@@ -91,7 +91,7 @@ for name, m, text in (("cached KV", metrics, answer), ("full prefill", full.last
     print(f"{name:<13}{m.tokens_reused:>5} tokens reused, {m.kv_bytes_resident / 1e6:4.1f} MB of KV  {text}")
 
 # %% [markdown]
-# This prompt is short. How much time is saved on longer ones is in the [method's figures](../docs/method.md).
+# This prompt is short. For the time saved on longer prompts, see the [method's figures](../docs/method.md).
 
 # %% [markdown]
 # ## Streaming
@@ -104,7 +104,7 @@ for piece in stream.response_gen:
 # %% [markdown]
 # ## What was read
 #
-# For any answer, the text that it was decoded from. It costs nothing until asked for.
+# The text that the last answer was decoded from. It is computed only when you ask for it.
 
 # %%
 sources = {document.text: document.doc_id for document in documents}
@@ -123,10 +123,10 @@ llm.last_explanation.with_sources(sources)
 # Index, retriever, templates, response modes and chat engines are LlamaIndex's own.
 
 # %% [markdown]
-# ## KV that goes with its document
+# ## KV that is deleted with its document
 #
-# LlamaIndex tells no transformation of deletions. `SamKVVectorStore` wraps the vector store instead of
-# `SamKVIngestion`: it computes the KV of what is added, and removes it with the document.
+# LlamaIndex does not tell its transformations about deletions. Instead of `SamKVIngestion`, use `SamKVVectorStore`. It
+# wraps the vector store, computes the KV of added nodes, and removes it with the document.
 
 # %%
 from llama_index.llms.samkv import SamKVVectorStore

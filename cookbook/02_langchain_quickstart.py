@@ -7,12 +7,12 @@
 # %% [markdown]
 # # LangChain quickstart
 #
-# An ordinary LangChain chain that answers from cached KV. Documents are added to a vector store. One question is
-# answered from the cache and by full prefill. Then an asynchronous stream, a picture of what was read, and a retriever
-# that is not a vector store.
+# An ordinary LangChain chain that answers from cached KV. It adds documents to a vector store and answers a question
+# from the cache and by full prefill. An async stream, a picture of what was read, and a retriever without a vector
+# store follow.
 #
-# It needs a clone of the repository and `pip install -e ".[gguf]" -e integrations/langchain -e "apps[demo,evaluate]"`.
-# No GPU and no account: the model is SmolLM2-135M-Instruct on the CPU.
+# You need a clone of the repository and `pip install -e ".[gguf]" -e integrations/langchain -e "apps[demo,evaluate]"`.
+# You need no GPU and no account: the model is SmolLM2-135M-Instruct on the CPU.
 
 # %%
 import tempfile
@@ -31,15 +31,15 @@ from samkv_apps.models import language_model
 from samkv_rag import Explanation
 from samkv_rag.prefill import Scout
 
-temporary = tempfile.TemporaryDirectory()  # in your own project a folder that stays
+temporary = tempfile.TemporaryDirectory()  # in your own project, use a permanent folder
 folder = Path(temporary.name)
 
 # %% [markdown]
 # ## The model and the documents
 #
 # `ChatSamKV` is a chat model. `SamKVVectorStore` wraps any vector store: adding documents computes their KV, deleting
-# documents removes it. The six documents are a part of the handbook of a lighthouse that does not exist, so no model
-# knows the answers.
+# documents removes it. The six documents are from the handbook of a lighthouse that does not exist, so no model knows
+# the answers.
 
 # %%
 model = language_model(say=print)  # any hub id works: "Qwen/Qwen2.5-1.5B-Instruct"
@@ -55,7 +55,7 @@ print(f"{len(documents)} documents, {len(llm.engine.sources())} of them in the K
 # %% [markdown]
 # ## A chain
 #
-# The chain knows nothing of KV: chunks are recognised in the final prompt by their text, in any order.
+# The chain does not handle KV: chunks are recognised in the final prompt by their text, in any order.
 
 
 # %%
@@ -76,7 +76,7 @@ answer = chain.invoke(asked)
 print(answer.text)
 
 # %% [markdown]
-# The figures come with the answer. `cache_read` counts the prompt's tokens whose KV was read instead of computed.
+# The answer carries its metrics. `cache_read` counts the prompt's tokens whose KV was read instead of computed.
 
 # %%
 metrics = answer.response_metadata["metrics"]
@@ -86,8 +86,8 @@ print(answer.usage_metadata)
 # %% [markdown]
 # ## The same with full prefill
 #
-# The same chain and prompt, but every token is computed again, as in a chain without a cache. `method` is bound as any
-# option of a chat model.
+# The same chain and prompt, but every token is computed, as in a chain without a cache. Bind `method` like any option
+# of a chat model.
 
 # %%
 full_answer = (inputs | prompt | llm.bind(method="full_prefill")).invoke(asked)
@@ -96,12 +96,12 @@ for name, message in {"cached KV": answer, "full prefill": full_answer}.items():
     print(f"{name:<13}{m['kv_bytes_resident'] / 1e6:4.1f} MB of KV  {message.text}")
 
 # %% [markdown]
-# This prompt is short. How much time is saved on longer ones is in the [method's figures](../docs/method.md).
+# This prompt is short. For the time saved on longer prompts, see the [method's figures](../docs/method.md).
 
 # %% [markdown]
-# ## An asynchronous stream
+# ## An async stream
 #
-# The event loop stays free. A stream that is closed decodes no further token.
+# The event loop is not blocked. Closing the stream stops decoding.
 
 # %%
 async for piece in chain.astream({"question": "Who is the engineer at Skerrow?"}):
@@ -110,8 +110,8 @@ async for piece in chain.astream({"question": "Who is the engineer at Skerrow?"}
 # %% [markdown]
 # ## What was read
 #
-# With `explain=True` an answer carries what it was decoded from, as plain JSON. `Explanation` draws it. Here twice as
-# many tokens are retained.
+# With `explain=True` an answer carries what it was decoded from, as plain JSON. `Explanation` draws it. This call
+# retains twice as many tokens.
 
 # %%
 explaining = inputs | prompt | llm.bind(explain=True, method=Scout(sequence_ratio=0.3))
@@ -122,7 +122,7 @@ Explanation.from_dict(answer.response_metadata["explanation"]).with_sources(sour
 # %% [markdown]
 # ## Documents come and go
 #
-# `langchain_core.indexing.index()` works as on the wrapped store; so do additions and deletions.
+# Additions, deletions and `langchain_core.indexing.index()` work as on the wrapped store.
 
 # %%
 generators = next(document for document in documents if "Flora and Mabel" in document.page_content)
@@ -130,14 +130,15 @@ store.delete([generators.id])
 print("KV of the deleted document is stored:", llm.engine.has_chunk(generators.page_content))
 
 # %% [markdown]
-# ## A retriever of another kind
+# ## Any other retriever
 #
-# `SamKVRetriever` wraps any retriever. What it finds is announced to the engine, computed once if need be, and stored.
+# `SamKVRetriever` wraps any retriever. It announces what it finds to the engine, which computes missing KV once and
+# stores it.
 
 
 # %%
 class Latest(BaseRetriever):
-    """Always the newest notice."""
+    """Always returns the newest notice."""
 
     def _get_relevant_documents(self, query: str, **options: object) -> list[Document]:
         return [Document("Notice of 3 May. The landing at North Geo is closed until the new rails are laid, in June.")]

@@ -7,11 +7,11 @@
 # %% [markdown]
 # # What was read
 #
-# Only a part of the retrieved text is retained when an answer is decoded, 15% by default. You will see which part, as a
+# Only part of the retrieved text is retained when an answer is decoded, 15% by default. You will see which part, as a
 # picture and as figures: for a question and its answer, with another `sequence_ratio`, and for a question that the
 # documents do not answer.
 #
-# It needs a clone of the repository and `pip install -e ".[gguf]" -e "apps[demo,evaluate]"`.
+# You need a clone of the repository and `pip install -e ".[gguf]" -e "apps[demo,evaluate]"`.
 
 # %%
 import json
@@ -30,8 +30,8 @@ folder = Path(temporary.name)
 # %% [markdown]
 # ## An answer, and its explanation
 #
-# Six chunks stand in every prompt here, from the handbook of an invented lighthouse. In a pipeline they would come
-# from a retriever.
+# Every prompt here contains six chunks from the handbook of an invented lighthouse. In a pipeline they would come from
+# a retriever.
 
 # %%
 # Any hub id works in place of the model, SmolLM2-135M-Instruct.
@@ -57,14 +57,14 @@ explanation = result.explain().with_sources(sources)
 explanation
 
 # %% [markdown]
-# Marked text was retained: its KV is what the answer was decoded from. The stronger the mark, the more attention the
-# block got while the question ran over the cached KV. The first four tokens of every chunk are always retained. What
-# was dropped was in view of the question, and is not in view of the answer.
+# Marked text was retained: the answer was decoded from its KV. The stronger the mark, the more attention the question
+# paid to the block. The first four tokens of every chunk are always retained. The question attended to the dropped text
+# too, but the answer does not.
 
 # %% [markdown]
 # ## Which chunk fed the answer?
 #
-# A chunk's blocks carry the scores that the selection went by. Scores can be compared within one answer, not between
+# A chunk's blocks carry the scores that the selection used. Scores can be compared within one answer, but not between
 # answers.
 
 
@@ -81,7 +81,7 @@ for chunk in chunks:
     )
 
 # %% [markdown]
-# And the text of its best blocks.
+# This is the text of its best blocks.
 
 # %%
 blocks = [block for block in chunks[0].blocks if block.score is not None]
@@ -89,9 +89,9 @@ for block in sorted(blocks, key=lambda block: block.score, reverse=True)[:5]:
     print(f"{block.score:.4f}  {chunks[0].text[block.start_char : block.stop_char]!r}")
 
 # %% [markdown]
-# ## With more
+# ## With a larger budget
 #
-# A method can be given with every call. Here is what twice the budget retains of the chunk on the generators.
+# Every call takes a method. This is what twice the budget retains of the chunk about the generators.
 
 
 # %%
@@ -107,12 +107,12 @@ for answered in (result, more):
 
 # %% [markdown]
 # Retaining more does not always help: it can also distract a small model. With `Scout(sequence_ratio=1.0)` and with
-# full prefill every token is retained, and no block has a score: nothing was selected.
+# full prefill every token is retained. No block has a score then, because nothing was selected.
 
 # %% [markdown]
 # ## A question that the documents do not answer
 #
-# The selection always retains its share, also where nothing fits, and the model answers all the same.
+# The selection always retains its share, even if no chunk fits the question, and the model answers anyway.
 
 # %%
 made_up = ask("What is the name of the baker in Portnessan?")
@@ -121,13 +121,13 @@ for chunk in sorted(made_up.explain().with_sources(sources).chunks, key=best_sco
     print(f"    {chunk.source:<30}{chunk.num_retained:4} of {chunk.num_tokens} tokens retained")
 
 # %% [markdown]
-# The picture says what an answer was read from, not that it is true.
+# The picture shows what an answer was read from. It does not show that the answer is true.
 
 # %% [markdown]
 # ## Files
 #
-# The page needs nothing else: no script, no font, no network. JSON comes back as the same explanation. Both hold the
-# chunks' texts: protect them as you protect the documents.
+# The page needs no script, no font and no network. The JSON can be read back as the same explanation. Both contain the
+# chunks' texts, so protect them like the documents.
 
 # %%
 (folder / "answer.html").write_text(explanation.to_html(), encoding="utf-8")
@@ -138,8 +138,8 @@ assert Explanation.from_dict(json.loads((folder / "answer.json").read_text(encod
 # %% [markdown]
 # ## From LlamaIndex and LangChain
 #
-# In LlamaIndex `llm.last_explanation` is always there. With `explain=True`, responses of `SamKVLLM` carry
-# `raw["explanation"]`, and messages of `ChatSamKV` carry `response_metadata["explanation"]`, for
+# In LlamaIndex, `llm.last_explanation` is always available. With `explain=True`, responses of `SamKVLLM` carry
+# `raw["explanation"]`, and messages of `ChatSamKV` carry `response_metadata["explanation"]`. Both are for
 # `Explanation.from_dict`.
 
 # %%
@@ -151,5 +151,5 @@ temporary.cleanup()
 #
 # - `samkv ask "QUESTION" FOLDER --store STORE --model demo --explain answer.html` does the same for a folder of files
 # - [LlamaIndex](01_llamaindex_quickstart.ipynb) and [LangChain](02_langchain_quickstart.ipynb): the whole pipelines
-# - [Is it as good on my documents?](04_is_it_as_good_on_my_documents.ipynb): how much has to be retained of yours
-# - [The method](../docs/method.md): how blocks are scored, and what selects worse
+# - [Is it as good on my documents?](04_is_it_as_good_on_my_documents.ipynb): how much of yours must be retained
+# - [The method](../docs/method.md): how blocks are scored, and which alternatives select worse

@@ -8,10 +8,10 @@
 # # Is it as good on my documents?
 #
 # Retaining 15% of the retrieved tokens is only worth it if the answers stay right. That depends on your documents, your
-# questions and your model. This notebook shows how to measure it: a folder of documents and a table of questions go in,
-# a table of figures comes out. Put your own in their place.
+# questions and your model. This notebook shows how to measure it: from a folder of documents and a table of questions
+# it makes a table of figures. Replace them with your own.
 #
-# It needs a clone of the repository and `pip install -e ".[gguf]" -e "apps[demo,evaluate]"`.
+# You need a clone of the repository and `pip install -e ".[gguf]" -e "apps[demo,evaluate]"`.
 
 # %%
 import csv
@@ -23,15 +23,15 @@ from samkv_apps.demo import corpus
 from samkv_apps.evaluate import EvaluationOptions, cases_from_folder, evaluate, read_predictions
 from samkv_apps.models import language_model
 
-logging.getLogger("samkv_rag").setLevel(logging.WARNING)  # what it stores is not told here
+logging.getLogger("samkv_rag").setLevel(logging.WARNING)  # hide messages about what is stored
 temporary = tempfile.TemporaryDirectory()
 folder = Path(temporary.name)
 
 # %% [markdown]
 # ## Documents
 #
-# Here they are eight short Markdown files, from the handbook of a lighthouse that does not exist. Any folder of text,
-# Markdown and PDF files will do.
+# These are eight short Markdown files from the handbook of a lighthouse that does not exist. Any folder of text,
+# Markdown and PDF files works.
 
 # %%
 documents = folder / "documents"
@@ -43,10 +43,10 @@ print(len(list(documents.iterdir())), "files")
 # %% [markdown]
 # ## Questions
 #
-# A CSV file, as a spreadsheet saves it: `question`, `answer` (several that are right, separated by `|`) and, if you
-# know it, `source`, the file that holds the answer.
+# A CSV file, as a spreadsheet saves it, with the columns `question`, `answer` (several right answers are separated by
+# `|`) and, if you know it, `source`, the file that contains the answer.
 #
-# Three questions are enough to show how it works, and far too few to decide anything. Take a hundred or more that your
+# Three questions are enough to show how it works, but far too few to decide anything. Use a hundred or more that your
 # users ask.
 
 # %%
@@ -62,9 +62,9 @@ with questions.open("w", encoding="utf-8", newline="") as file:
 # %% [markdown]
 # ## Evaluate
 #
-# `cases_from_folder` cuts the documents into chunks and finds, for every question, the two nearest by embedding.
-# `evaluate` then has full prefill and `scout` answer the same prompts. The prompt is part of what is measured: give the
-# one of your pipeline.
+# `cases_from_folder` cuts the documents into chunks and finds the two nearest by embedding for every question.
+# `evaluate` then answers the same prompts with full prefill and with `scout`. The prompt affects the result, so give
+# the one of your pipeline.
 
 # %%
 model = str(language_model(say=print))  # or any hub id, such as "Qwen/Qwen2.5-1.5B-Instruct"
@@ -86,10 +86,10 @@ options = EvaluationOptions(
 metrics = evaluate(options)
 
 # %% [markdown]
-# ## What came out
+# ## The figures
 #
-# *Recall* is the share of the right answer's words that stand in the model's answer: 1 is right, also within a whole
-# sentence. *Retained* is the share of the chunks' tokens.
+# *Recall* is the share of the right answer's words that occur in the model's answer; 1 means right, even inside a
+# longer sentence. *Retained* is the share of the chunks' tokens that was retained.
 
 # %%
 print("method         ratio  recall  retained  KV in memory")
@@ -100,15 +100,14 @@ for run in metrics.runs:
     )
 
 # %% [markdown]
-# `metrics.runs` also has the time to the first token and the 95% interval of each difference to full prefill, paired
-# question by question. Figures on public questions and models of several sizes are on
-# [the method's page](../docs/method.md).
+# `metrics.runs` also has the time to the first token and the 95% interval of each difference from full prefill, paired
+# by question. Figures on public questions with models of several sizes are on [the method's page](../docs/method.md).
 
 # %% [markdown]
 # ## Read the answers
 #
-# Figures are no substitute for reading. Here answers are cut off after twelve tokens, to keep the run short, which
-# costs recall; and `scout` lost the name of the family.
+# Figures do not replace reading. These answers are cut off after twelve tokens to keep the run short, which costs
+# recall, and `scout` lost the name of the family.
 
 # %%
 for prediction in read_predictions(results):
@@ -125,9 +124,9 @@ for prediction in read_predictions(results):
 #     --sequence-ratio 0.05,0.15,0.3,0.5 --plots --output-dir results
 # ```
 #
-# The folder then holds `report.md` with all figures, each answer in `predictions.jsonl`, the prompts' parts in
-# `cases.jsonl`, and with `--plots` the plots. An interrupted run continues where it stopped. A small model needs larger
-# budgets than a large one: try the model that you will use.
+# The folder then contains `report.md` with all figures, each answer in `predictions.jsonl`, the prompts' parts in
+# `cases.jsonl` and, with `--plots`, the plots. An interrupted run continues where it stopped. A small model needs
+# larger budgets than a large one, so evaluate the model that you will use.
 
 # %%
 temporary.cleanup()
@@ -135,6 +134,6 @@ temporary.cleanup()
 # %% [markdown]
 # ## What to try next
 #
-# - [What was read](03_what_was_read.ipynb): the tokens behind a single answer, when one of them is wrong
-# - [Evaluate on your documents](../docs/evaluate.md): all options, and cases of your own retrieval
-# - [The method](../docs/method.md): its choices, what lost, and what memory it takes
+# - [What was read](03_what_was_read.ipynb): the tokens behind a single answer, for example a wrong one
+# - [Evaluate on your documents](../docs/evaluate.md): all options, and cases from your own retrieval
+# - [The method](../docs/method.md): its choices, the alternatives that lost, and its memory

@@ -7,10 +7,10 @@
 # %% [markdown]
 # # Updates and deletions
 #
-# A Chroma collection through LangChain, whose documents change. You will see a filter, a changed text, a deletion, and
-# that the KV follows. It works the same with two thousand documents; here are ten, so that it runs in seconds.
+# A Chroma collection in LangChain whose documents change. You will see a filter, a changed text and a deletion, and how
+# the KV follows. There are only ten documents, so it runs in seconds; it works the same with two thousand.
 #
-# It needs a clone of the repository and `pip install -e ".[gguf]" -e integrations/langchain -e "apps[demo,evaluate]"`.
+# You need a clone of the repository and `pip install -e ".[gguf]" -e integrations/langchain -e "apps[demo,evaluate]"`.
 
 # %%
 import tempfile
@@ -27,14 +27,15 @@ from samkv_apps.models import language_model
 from samkv_rag import EngineConfig
 from samkv_rag.prefill import Scout
 
-temporary = tempfile.TemporaryDirectory()  # in your own project a folder that stays
+temporary = tempfile.TemporaryDirectory()  # in your own project, use a permanent folder
 folder = Path(temporary.name)
 
 # %% [markdown]
 # ## The stores
 #
-# Chroma holds texts and vectors, `kv` the KV. `kv_dtype="int8"` halves what it takes on disk. The texts here are short:
-# of each, the first two tokens are always retained instead of four, and a quarter of all instead of 15%.
+# Chroma stores texts and vectors, the folder `kv` stores the KV. `kv_dtype="int8"` halves its size on disk. The texts
+# here are short, so two initial tokens per chunk are always retained instead of four, and a quarter of all tokens
+# instead of 15%.
 
 # %%
 model = language_model(say=print)  # any hub id works: "Qwen/Qwen2.5-1.5B-Instruct"
@@ -53,8 +54,8 @@ store = SamKVVectorStore(chroma, llm)
 # %% [markdown]
 # ## Ingestion
 #
-# The cards of a museum that does not exist. Batches may be of any size. What was added stays when a later batch is
-# interrupted, and is not computed again.
+# The cards of a museum that does not exist. Batches may have any size. If a later batch is interrupted, what was added
+# before stays and is not computed again.
 
 # %%
 gifts = {
@@ -111,7 +112,7 @@ ask("Where is the silver violin kept?", filter={"thing": "violin"})
 # %% [markdown]
 # ## A text changes
 #
-# A document added under its old id replaces the old one, its vector and its KV.
+# A document added under an existing id replaces the old one, with its vector and its KV.
 
 # %%
 old, new = cards["silver violin"], card("silver violin", "Bosun Tarn", 2003, "attic")
@@ -124,7 +125,7 @@ ask("Where is the silver violin kept?", filter={"thing": "violin"})
 # %% [markdown]
 # ## Documents are deleted
 #
-# The whistles go, and their KV with them.
+# Deleting the whistles also deletes their KV.
 
 # %%
 print(stored())
@@ -132,8 +133,8 @@ store.delete([document.id for document in cards.values() if document.metadata["t
 print(stored())
 
 # %% [markdown]
-# Somebody deletes in Chroma itself, past the wrapper. Answers stay right, since what is not found is not read. The KV
-# is left behind until `prune`.
+# Documents can also be deleted directly in Chroma, without the wrapper. Answers stay right, because documents that are
+# not found are not read. Their KV stays until `prune`.
 
 # %%
 chroma.delete([document.id for document in cards.values() if document.metadata["thing"] == "lantern"])
@@ -144,8 +145,8 @@ print(stored())
 # %% [markdown]
 # ## What is left
 #
-# The KV store is a folder: one file for every chunk, and `catalog.sqlite`. `samkv store stat --store kv` shows its
-# figures on the command line, and `samkv store verify --store kv` reads every byte.
+# The KV store is a folder with one file per chunk and `catalog.sqlite`. On the command line,
+# `samkv store stat --store kv` shows its figures, and `samkv store verify --store kv` reads every byte.
 
 # %%
 assert not llm.engine.has_chunk(cards["oak whistle"].page_content)
@@ -157,5 +158,5 @@ temporary.cleanup()
 #
 # - [Where the KV is kept](../docs/stores.md): budgets, tiers, S3 and Redis
 # - [Operating a store](../docs/operating.md): checking, pruning by age, export, tenants
-# - [Memory](../docs/method.md#memory): what an answer holds in memory while it is decoded
-# - [LangChain](02_langchain_quickstart.ipynb) and [LlamaIndex](01_llamaindex_quickstart.ipynb) from the beginning
+# - [Memory](../docs/method.md#memory): how much memory an answer takes while it is decoded
+# - [LangChain](02_langchain_quickstart.ipynb) and [LlamaIndex](01_llamaindex_quickstart.ipynb): the quickstarts

@@ -1,11 +1,10 @@
-"""Run the cookbook: every `NN_name.py` is executed, and written with its outputs to `NN_name.ipynb`.
+"""Run the cookbook: execute every `NN_name.py` and write it with its outputs to `NN_name.ipynb`.
 
-    python cookbook/run.py          all of them
-    python cookbook/run.py 01 03    those whose names begin so
-    python cookbook/run.py --prose  take over changed prose, and leave code and outputs as they are
+    python cookbook/run.py          run all notebooks
+    python cookbook/run.py 01 03    run those whose names begin with 01 or 03
+    python cookbook/run.py --prose  update prose only; keep code and outputs
 
-The .py is what is edited. What it gives is written without times, random ids or versions, so that a
-notebook run again differs in its figures alone.
+Edit the .py files. Outputs are written without times, random ids or versions, so two runs differ in figures only.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ METADATA = {
     "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
     "language_info": {"name": "python"},
 }
-# No network, and no bars or notices that a reader of the outputs would have to skip.
+# No network, and no progress bars or notices in the outputs.
 QUIET = {
     "HF_HUB_OFFLINE": "1",
     "PYTHONWARNINGS": "ignore:IProgress not found",
@@ -42,27 +41,27 @@ _SHOWN = {"image/png", "text/html"}
 
 
 def scripts(prefixes: list[str] | None = None) -> list[Path]:
-    """The notebooks' sources in order, all or those whose names begin with one of ``prefixes``."""
+    """Return the notebooks' scripts in order, or those whose names begin with one of ``prefixes``."""
     found = sorted(FOLDER.glob("[0-9][0-9]_*.py"))
     return [script for script in found if script.name.startswith(tuple(prefixes or ("",)))]
 
 
 def read(script: Path) -> Any:
-    """The notebook that a script stands for, without outputs."""
+    """Return a script as a notebook without outputs."""
     notebook = jupytext.read(script, fmt="py:percent")
     notebook.metadata = nbformat.from_dict(METADATA)
     return notebook
 
 
 def execute(notebook: Any, folder: Path, limit_s: float = 3600.0) -> None:
-    """Run all cells in a fresh kernel whose working folder is ``folder``; outputs are put into the notebook.
+    """Run all cells in a fresh kernel in ``folder`` and put their outputs into the notebook.
 
     Raises:
-        nbclient.exceptions.CellExecutionError: a cell raised.
-        nbclient.exceptions.CellTimeoutError: the whole took longer than ``limit_s`` seconds.
+        nbclient.exceptions.CellExecutionError: a cell raised an error.
+        nbclient.exceptions.CellTimeoutError: the notebook took longer than ``limit_s`` seconds.
     """
     deadline = time.monotonic() + limit_s
-    with tempfile.TemporaryDirectory() as profile:  # no start-up files of whoever runs it
+    with tempfile.TemporaryDirectory() as profile:  # without the user's start-up files
         client = NotebookClient(
             notebook,
             kernel_name="python3",
@@ -74,7 +73,7 @@ def execute(notebook: Any, folder: Path, limit_s: float = 3600.0) -> None:
 
 
 def normalise(notebook: Any) -> None:
-    """Leave out what differs between two runs of the same notebook though nothing has changed."""
+    """Remove what differs between two runs of an unchanged notebook."""
     notebook.metadata = nbformat.from_dict(METADATA)
     seen: Counter[str] = Counter()
     for cell in notebook.cells:
@@ -87,7 +86,7 @@ def normalise(notebook: Any) -> None:
 
 
 def write(notebook: Any, script: Path) -> None:
-    """Write a notebook beside its script."""
+    """Write a notebook next to its script."""
     nbformat.validate(notebook)
     nbformat.write(notebook, script.with_suffix(".ipynb"))
 
@@ -102,11 +101,11 @@ def run(script: Path) -> None:
 
 
 def take_prose(script: Path) -> None:
-    """Write a notebook anew with the outputs that it has; its code must be as it was."""
+    """Update a notebook's prose and keep its outputs; its code must not have changed."""
     notebook, written = read(script), nbformat.read(script.with_suffix(".ipynb"), as_version=4)
     cells, old_cells = _code_cells(notebook), _code_cells(written)
     if [cell.source for cell in cells] != [cell.source for cell in old_cells]:
-        sys.exit(f"{script.stem}: code has changed; run it: python cookbook/run.py {script.stem}")
+        sys.exit(f"{script.stem}: code has changed; run it with python cookbook/run.py {script.stem}")
     for cell, old in zip(cells, old_cells, strict=True):
         cell.outputs, cell.execution_count = old.outputs, old.execution_count
     normalise(notebook)
@@ -114,7 +113,7 @@ def take_prose(script: Path) -> None:
 
 
 def main(arguments: list[str]) -> None:
-    """Run the notebooks named, or take over their prose, and say how long each took."""
+    """Run the given notebooks or update their prose, and print how long each took."""
     prefixes = [argument for argument in arguments if argument != "--prose"]
     found = scripts(prefixes)
     if not found:
@@ -130,7 +129,7 @@ def _code_cells(notebook: Any) -> list[Any]:
 
 
 def _plain(outputs: list[Any]) -> list[Any]:
-    """What is shown is not repeated in words, and text written to one stream in a row is one output."""
+    """Drop the text form of pictures and pages, and join neighbouring outputs of one stream."""
     joined: list[Any] = []
     for output in outputs:
         if _SHOWN & set(output.get("data", ())):

@@ -12,15 +12,15 @@ from samkv_rag.exceptions import PromptError
 from samkv_rag.frameworks.messages import Message, template_role
 
 _ROLES = ("system", "user", "assistant", "tool")
-# Tool calls are read from the message's tool_calls; reasoning is not read again.
-_SILENT_BLOCKS = ("tool_use", "tool_call", "tool_call_chunk", "invalid_tool_call", "thinking", "reasoning")
+# Tool calls are taken from the message's tool_calls; reasoning is not sent back to the model.
+_SKIPPED_BLOCKS = ("tool_use", "tool_call", "tool_call_chunk", "invalid_tool_call", "thinking", "reasoning")
 
 
 def engine_messages(messages: Sequence[BaseMessage]) -> list[Message]:
-    """Return ``messages`` as role and content, with tool calls and results as chat templates take them.
+    """Return ``messages`` as role and content, with tool calls and results in the form chat templates take.
 
     Raises:
-        PromptError: a message holds something other than text, or is no message to a model.
+        PromptError: a message holds something other than text, or has no role that a model knows.
     """
     return [_engine_message(message) for message in messages]
 
@@ -41,7 +41,7 @@ def _role(message: BaseMessage) -> str:
         return template_role(message.role)
     role = template_role(message.type.removesuffix("MessageChunk").lower())
     if role not in _ROLES:
-        raise PromptError(f"a {type(message).__name__} is no message to a model; send {', '.join(_ROLES)} messages")
+        raise PromptError(f"a {type(message).__name__} cannot go to a model; send {', '.join(_ROLES)} messages")
     return role
 
 
@@ -57,7 +57,7 @@ def _block_text(message: BaseMessage, block: str | dict[Any, Any]) -> str:
     kind = block.get("type")
     if kind == "text":
         return str(block["text"])
-    if kind in _SILENT_BLOCKS:
+    if kind in _SKIPPED_BLOCKS:
         return ""
     raise PromptError(f"a {message.type} message holds a block of type {kind!r}; the model reads text only")
 

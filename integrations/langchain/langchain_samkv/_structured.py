@@ -1,4 +1,4 @@
-"""Answers as JSON that fits a schema: asked for in the prompt, kept to while decoding, checked when parsed."""
+"""Structured answers: the prompt asks for JSON, decoding keeps to its schema, and the parser checks it."""
 
 from __future__ import annotations
 
@@ -28,10 +28,14 @@ def parsed(
 ) -> Runnable[LanguageModelInput, Any]:
     """Return ``llm`` followed by a parser that checks against ``schema``.
 
-    With ``include_raw``, the result is a dict of ``raw``, ``parsed`` and ``parsing_error``, and an answer
-    that does not fit raises no error.
+    With ``include_raw``, the result is a dict of ``raw``, ``parsed`` and ``parsing_error``, and an answer that does
+    not fit raises no error.
     """
-    parser = _parser(schema)
+    parser: BaseOutputParser[Any]
+    if isinstance(schema, type) and is_basemodel_subclass(schema):
+        parser = PydanticOutputParser(pydantic_object=schema)
+    else:
+        parser = JsonSchemaParser(json_schema=convert_to_json_schema(schema))
     if not include_raw:
         return llm | parser
     parse = RunnablePassthrough.assign(parsed=itemgetter("raw") | parser, parsing_error=lambda _: None)
@@ -40,7 +44,7 @@ def parsed(
 
 
 class JsonSchemaParser(BaseCumulativeTransformOutputParser[Any]):
-    """JSON as a dict; whole answers, not the growing dicts of a stream, are checked against a schema."""
+    """JSON as a dict. Whole answers are checked against a schema, the growing dicts of a stream are not."""
 
     json_schema: dict[str, Any]
 
@@ -48,7 +52,7 @@ class JsonSchemaParser(BaseCumulativeTransformOutputParser[Any]):
         """Return the dict.
 
         Raises:
-            OutputParserException: the answer is no JSON, or does not fit the schema.
+            OutputParserException: the answer is not JSON, or does not fit the schema.
         """
         value = JsonOutputParser().parse_result(result, partial=partial)
         if not partial:
@@ -60,11 +64,5 @@ class JsonSchemaParser(BaseCumulativeTransformOutputParser[Any]):
         return value
 
     def parse(self, text: str) -> Any:
-        """Return the dict in ``text``; raises as :meth:`parse_result`."""
+        """Return the dict in ``text``; raise as :meth:`parse_result` does."""
         return self.parse_result([Generation(text=text)])
-
-
-def _parser(schema: dict[str, Any] | type) -> BaseOutputParser[Any]:
-    if isinstance(schema, type) and is_basemodel_subclass(schema):
-        return PydanticOutputParser(pydantic_object=schema)
-    return JsonSchemaParser(json_schema=convert_to_json_schema(schema))

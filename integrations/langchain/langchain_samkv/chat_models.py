@@ -1,4 +1,4 @@
-"""The chat model: LangChain's calls, on a SamKV engine."""
+"""The chat model: LangChain's calls on a SamKV engine."""
 
 from __future__ import annotations
 
@@ -46,12 +46,12 @@ if TYPE_CHECKING:
 
 _OF_THE_ENGINE = ("model_name", *ENGINE_OPTIONS)
 _PER_CALL = (*OWN_CALL_OPTIONS, "explain")
-# LangChain passes "stream" on, though it is a matter of which method was called.
+# LangChain passes "stream" on, although the called method decides that.
 _NOT_THE_ENGINES = ("explain", "stream", "tools", "tool_choice", "parallel_tool_calls", "json_schema")
 
 
 def _handle_for(fields: Mapping[str, Any]) -> EngineHandle:
-    """The promise of the engine that a chat model's ``fields`` describe."""
+    """Return a handle that loads the engine a chat model's ``fields`` describe."""
     origin = {name: fields[name] for name in _OF_THE_ENGINE}
     return EngineHandle(partial(load_engine, origin), origin)
 
@@ -59,24 +59,23 @@ def _handle_for(fields: Mapping[str, Any]) -> EngineHandle:
 class ChatSamKV(EngineOptions, CallOptions, BaseChatModel):
     """A local chat model that answers from the cached KV of the retrieved chunks.
 
-    Give ``model`` or an existing ``engine``, which several components may share. A model is loaded on
-    first use; touch :attr:`engine` to load it at a time of your choosing. Copies (``configurable_fields``,
-    ``model_copy``) share its engine.
+    Give ``model``, or an existing ``engine`` that several components may share. A model is loaded on first use;
+    read :attr:`engine` to load it earlier. Copies (``configurable_fields``, ``model_copy``) share the engine.
 
     Every call, and ``bind``, takes ``max_tokens``, ``temperature``, ``top_p``, ``top_k``, ``min_p``,
     ``repetition_penalty``, ``stop``, ``seed``, ``logprobs``, ``top_logprobs`` and ``method``, such as
-    ``Scout(sequence_ratio=0.3)`` or ``"full_prefill"``; None means the model's own. ``grammar`` is a
-    :class:`samkv_rag.Grammar` that the answer keeps to, ``n`` the number of answers: of ``generate``, since
-    streams, and what returns one message, have the first.
+    ``Scout(sequence_ratio=0.3)`` or ``"full_prefill"``; None means the model's own value. ``grammar`` is a
+    :class:`samkv_rag.Grammar` that the answer keeps to. ``n`` is the number of answers; only ``generate`` returns all
+    of them, other calls return the first.
 
     ``store_secret``, ``token`` and the password in a store's URL are masked wherever the model is shown or traced.
 
     Answers carry ``usage_metadata``, in which ``cache_read`` counts the tokens whose KV was reused, and
-    ``response_metadata`` with ``model_name``, ``finish_reason``, ``metrics`` and, where asked for, ``logprobs``
-    in OpenAI's form; in a stream, the last chunk.
-    With ``explain`` there is an ``explanation`` too, for :meth:`samkv_rag.Explanation.from_dict`; and ``content`` is a
-    block of text with LangChain's citations among its ``annotations``, strongest first. Both hold the chunks' texts,
-    which then reach chat histories and traces.
+    ``response_metadata`` with ``model_name``, ``finish_reason``, ``metrics`` and, if asked for, ``logprobs`` in
+    OpenAI's form. In a stream, the last chunk carries them. With ``explain``, ``response_metadata`` also has an
+    ``explanation`` for :meth:`samkv_rag.Explanation.from_dict`, and ``content`` is a block of text with LangChain's
+    citations in its ``annotations``, strongest first. Both contain the chunks' texts, which then reach chat histories
+    and traces.
 
     Raises:
         ConfigurationError: an argument is unknown or out of range.
@@ -86,10 +85,10 @@ class ChatSamKV(EngineOptions, CallOptions, BaseChatModel):
 
     model_name: PathText = Field(alias="model", description="Hub id or local folder of a transformers model.")
     engine_handle: EngineHandle = Field(
-        default_factory=_handle_for, exclude=True, repr=False, description="The engine, or the promise of one."
+        default_factory=_handle_for, exclude=True, repr=False, description="Loads the engine on first use."
     )
     explain: bool = Field(default=False, description="Answers say what was read, and cite it.")
-    streaming: bool = Field(default=False, description="Also invoke reports token by token to callbacks.")
+    streaming: bool = Field(default=False, description="invoke also reports tokens to callbacks one by one.")
 
     def __init__(self, *, engine: SamKVEngine | None = None, **options: Any) -> None:
         fields = type(self).model_fields
@@ -108,7 +107,7 @@ class ChatSamKV(EngineOptions, CallOptions, BaseChatModel):
     @field_validator("engine_handle")
     @classmethod
     def _same_engine(cls, handle: EngineHandle, info: ValidationInfo) -> EngineHandle:
-        """Take over the engine of the model this is a copy of, unless the copy is of another model."""
+        """Keep the engine of the model that was copied, unless the copy describes another engine."""
         fresh = _handle_for(info.data)
         return handle if handle.origin == fresh.origin else fresh
 
@@ -117,7 +116,7 @@ class ChatSamKV(EngineOptions, CallOptions, BaseChatModel):
         """The engine, loaded on first use."""
         return self.engine_handle.get()
 
-    # The four calls
+    # LangChain's four calls
 
     def _generate(
         self,
@@ -173,7 +172,7 @@ class ChatSamKV(EngineOptions, CallOptions, BaseChatModel):
     ) -> Generator[tuple[int, AIMessageChunk], None, None]:
         """Yield the answers chunk by chunk, each with the answer's number; closing ends the generation.
 
-        The model is loaded and the prompt built with the first chunk, in the reader's thread.
+        The model is loaded and the prompt is built on the first read, in the reader's thread.
         """
         options = {name: value for name, value in given.items() if name not in _NOT_THE_ENGINES}
         tools, schema = given.get("tools") or (), given.get("json_schema")
@@ -202,13 +201,13 @@ class ChatSamKV(EngineOptions, CallOptions, BaseChatModel):
     ) -> Runnable[LanguageModelInput, AIMessage]:
         """Return the model with tools that it may call.
 
-        ``tool_choice`` is ``"auto"``, ``"any"`` or the name of the tool that must be called: then nothing but calls
-        with arguments that fit can be decoded, one alone where ``parallel_tool_calls=False``. ``strict`` is passed on
+        ``tool_choice`` is ``"auto"``, ``"any"`` or the name of a tool. With ``"any"`` or a name, only calls whose
+        arguments fit the schema can be decoded; with ``parallel_tool_calls=False``, only one. ``strict`` is passed on
         in the tools' schemas.
 
         Raises:
-            ToolsUnsupportedError: the model's chat template takes no tools; where the model is not loaded
-                yet, its first call raises.
+            ToolsUnsupportedError: the model's chat template takes no tools. If the model is not loaded yet, its first
+                call raises instead.
             ConfigurationError: ``tool_choice`` names no tool.
         """
         schemas = [convert_to_openai_tool(tool, strict=strict) for tool in tools]
@@ -226,11 +225,11 @@ class ChatSamKV(EngineOptions, CallOptions, BaseChatModel):
         strict: bool | None = None,
         **kwargs: Any,
     ) -> Runnable[LanguageModelInput, Any]:
-        """Return the model with answers that fit ``schema``, or raise langchain's OutputParserException.
+        """Return the model with answers that fit ``schema``.
 
         ``"json_schema"`` and ``"json_mode"`` put the schema into the prompt; ``"function_calling"`` makes the model
-        call a tool, for templates that take tools. All keep to the schema while decoding, so ``strict`` changes
-        nothing; one that ``max_tokens`` cuts off does not fit.
+        call a tool, for templates that take tools. All three keep to the schema while decoding, so ``strict`` changes
+        nothing. An answer that ``max_tokens`` cuts off raises LangChain's OutputParserException.
 
         Raises:
             ConfigurationError: an unknown method or option.
@@ -244,7 +243,7 @@ class ChatSamKV(EngineOptions, CallOptions, BaseChatModel):
         llm = self.bind(json_schema=convert_to_json_schema(schema), ls_structured_output_format=asked)
         return parsed(llm, schema, include_raw)
 
-    # What it is
+    # Tokens and identity
 
     def get_token_ids(self, text: str) -> list[int]:
         """Return the model's own token ids of ``text``."""
@@ -256,8 +255,8 @@ class ChatSamKV(EngineOptions, CallOptions, BaseChatModel):
 
     @property
     def _identifying_params(self) -> dict[str, Any]:
-        """All that an answer depends on: LangChain's caches of answers are keyed by it."""
-        # No answer depends on a secret, and LangChain overwrites "stop" with that of the call.
+        """Everything that an answer depends on; LangChain's answer caches use it as their key."""
+        # Answers do not depend on secrets. LangChain overwrites "stop" with that of the call.
         names = [name for name in (*_OF_THE_ENGINE, *_PER_CALL) if name not in ("store_secret", "token")]
         own = {"default_stop" if name == "stop" else name: getattr(self, name) for name in names}
         plain = {"store": without_secrets(self.store), "config": asdict(self.config or EngineConfig())}
@@ -268,7 +267,7 @@ class ChatSamKV(EngineOptions, CallOptions, BaseChatModel):
 
 
 def _result(chunks: Iterable[tuple[int, AIMessageChunk]]) -> ChatResult:
-    """The answers, whole."""
+    """Join the chunks of each answer."""
     answers: dict[int, list[ChatGenerationChunk]] = {}
     for index, chunk in chunks:
         answers.setdefault(index, []).append(ChatGenerationChunk(message=chunk))

@@ -1,4 +1,4 @@
-"""A reranker that asks the engine which documents match a question."""
+"""A reranker that sorts documents by how well the engine finds that they match the question."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ if TYPE_CHECKING:
 class SamKVReranker(BaseDocumentCompressor):
     """Keep the best of a retriever's documents, best first, and announce them to the engine.
 
-    They are sorted by the order in which they come and by how well they match the question. No other model is asked:
-    the engine compares the question with what it has cached of them, see :meth:`samkv_rag.SamKVEngine.rank`. Their
-    ``metadata["relevance_score"]`` is the sum of 1 ÷ (60 + place) in both orders. In a chain it is the compressor of
-    LangChain's ``ContextualCompressionRetriever``.
+    The ranking combines the retriever's order with how well the documents match the question. It needs no other model:
+    the engine compares the question with the documents' cached KV, see :meth:`samkv_rag.SamKVEngine.rank`. Their
+    ``metadata["relevance_score"]`` is the sum of 1 ÷ (60 + place) in both orders. In a chain, use the reranker as the
+    ``base_compressor`` of LangChain's ``ContextualCompressionRetriever``.
 
     Args:
         llm: the ChatSamKV that will answer.
         engine: instead of ``llm``, its engine.
-        top_n: how many documents are kept; None: all.
+        top_n: how many documents to keep; None keeps all.
 
     Raises:
         ConfigurationError: not exactly one of ``llm`` and ``engine``, an unknown argument, or ``top_n`` below 1.
@@ -40,7 +40,7 @@ class SamKVReranker(BaseDocumentCompressor):
     _handle: EngineHandle = PrivateAttr()
 
     def __init__(self, llm: ChatSamKV | None = None, *, engine: SamKVEngine | None = None, **options: Any) -> None:
-        refuse_unknown(options, list(type(self).model_fields))
+        refuse_unknown(options, type(self).model_fields)
         with plain_refusals():
             super().__init__(**options)
         self._handle = resolve_handle(llm, engine, "ChatSamKV")
@@ -50,9 +50,9 @@ class SamKVReranker(BaseDocumentCompressor):
     ) -> list[Document]:
         """Return copies of the best of ``documents``, best first."""
         engine = self._handle.get()
-        matches = engine.rank(query, [document.page_content for document in documents])
+        matches = engine.rank(query, (document.page_content for document in documents))
         best = best_of(documents, matches, self.top_n)
-        engine.announce([document.page_content for document, _ in best])
+        engine.announce(document.page_content for document, _ in best)
         return [
             document.model_copy(update={"metadata": document.metadata | {"relevance_score": score}})
             for document, score in best

@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
 
 class SamKVRetriever(BaseRetriever):
-    """Wrap any retriever: what it finds is announced to the engine before the prompt comes.
+    """Wrap any retriever and announce what it finds to the engine.
 
-    The chunks' KV is on its way while the prompt is still being built, and a chunk that was never ingested
-    is recognised all the same, computed on the spot and stored.
+    The engine reads the chunks' KV while the prompt is still being built. It also recognises chunks that were never
+    ingested, computes their KV on the spot and stores it.
 
     Args:
         retriever: the retriever to wrap.

@@ -1,4 +1,4 @@
-"""The ways to call ChatSamKV, with a question whose chunks are stored."""
+"""The ways to call ChatSamKV, and a question whose chunks are stored."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ awaited_forms = pytest.mark.parametrize("form", ["ainvoke", "astream"])
 def ingested_engine() -> SamKVEngine:
     engine = tiny_engine()
     engine.add_chunks(CHUNKS)
-    engine.generate([{"role": "user", "content": QUESTION}], max_new_tokens=1)  # keeps the prompt's head too
+    engine.generate([{"role": "user", "content": QUESTION}], max_new_tokens=1)  # stores the prompt's head too
     return engine
 
 

@@ -20,7 +20,7 @@ QUERY = "When does the keeper rest?"
 
 
 class WordEmbeddings(Embeddings):
-    """Embeds a text as hashed word counts of length 1: the same words are near, on every machine."""
+    """Embeds a text as hashed word counts, normalised; the same on every machine."""
 
     def embed_query(self, text: str) -> list[float]:
         vector = [0.0] * 64
@@ -35,7 +35,7 @@ class WordEmbeddings(Embeddings):
 
 @cache
 def shared_engine() -> SamKVEngine:
-    """For tests to which other tests' chunks do not matter: making an engine takes longer than they do."""
+    """For tests that other tests' chunks do not affect; making an engine takes longer than they do."""
     return tiny_engine()
 
 

@@ -1,17 +1,16 @@
-"""A model that calls tools and writes JSON, without one: a real engine whose words come from a script.
+"""A real engine whose tool calls and JSON come from a script.
 
-The script reads the rendered prompt, as a model does, and does what it asks for: it finds the tools
-the template wrote down and the JSON schema, and keeps to the grammar. So an answer is right only
-if all of that arrived. Everything else, figures included, and every other answer is the real engine's.
+The script reads the rendered prompt: it finds the tools and the JSON schema that the template wrote, and keeps to the
+grammar. So an answer is right only if all of that reached the prompt. Metrics and all other answers are the engine's.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 from samkv_rag import EngineConfig, GenerationResult, Grammar, Piece, SamKVEngine
@@ -22,14 +21,14 @@ PIECE_CHARS = 7
 
 
 def tiny_engine(chat_template: str | None = tiny.CHAT_TEMPLATE) -> SamKVEngine:
-    """An engine on a tiny random model that speaks the template."""
+    """An engine on a tiny random model with this template."""
     tokenizer = tiny.tokenizer_with(chat_template)
     config = EngineConfig(block_tokens=8)
     return SamKVEngine.from_pretrained(tiny.model(), tokenizer=tokenizer, config=config, method=tiny.method())
 
 
 class ScriptedEngine:
-    """``engine``, but for what it says where tools or JSON are asked for."""
+    """``engine``, except for its answers when tools or JSON are asked for."""
 
     def __init__(self, engine: SamKVEngine) -> None:
         self._engine = engine
@@ -38,7 +37,6 @@ class ScriptedEngine:
         return getattr(self._engine, name)
 
     def stream(self, prompt: RenderedPrompt, **options: Any) -> Any:
-        """Like :meth:`SamKVEngine.stream`."""
         grammar = options.get("grammar")
         if (words := script(prompt.text, grammar)) is None:
             return self._engine.stream(prompt, **options)
@@ -46,18 +44,17 @@ class ScriptedEngine:
             matcher = self._engine._guide.matcher(grammar)
             for token_id in self._engine.tokenize(words):
                 matcher.consume(token_id)  # raises where the grammar does not allow it
-        return ScriptedStream(self._engine, prompt, options | {"max_new_tokens": 1}, words)
+        return ScriptedStream(partial(self._engine.generate, prompt, **options | {"max_new_tokens": 1}), words)
 
 
 class ScriptedStream:
-    """``words`` piece by piece, with the real engine's figures at the end."""
+    """``words`` piece by piece, with the real engine's metrics at the end."""
 
-    def __init__(self, engine: SamKVEngine, prompt: RenderedPrompt, options: dict[str, Any], words: str) -> None:
-        self._ask = lambda: engine.generate(prompt, **options)
-        self._words = words
+    def __init__(self, ask: Callable[[], GenerationResult], words: str) -> None:
+        self._ask, self._words = ask, words
 
     def __iter__(self) -> Iterator[Piece]:
-        real: GenerationResult = self._ask()
+        real = self._ask()
         for start in range(0, len(self._words), PIECE_CHARS):
             yield Piece(self._words[start : start + PIECE_CHARS])
         self.result = replace(real, text=self._words, finish_reason="stop")
@@ -66,7 +63,7 @@ class ScriptedStream:
 
 
 def script(prompt: str, grammar: Grammar | None) -> str | None:
-    """What is to be said to ``prompt``; None: whatever the real engine says."""
+    """The answer to ``prompt``; None means the real engine's answer."""
     conversation, lark = prompt.rpartition("<|assistant|>\n")[0], grammar.lark if grammar else ""
     if "fitting:" in lark:
         (schema,) = re.findall(r"fit this JSON schema:\n(.*?)</s>", conversation)
@@ -86,7 +83,7 @@ def _call(conversation: str, lark: str) -> dict[str, Any]:
 
 
 def _values(schema: dict[str, Any], question: str) -> dict[str, Any]:
-    """What the question says for every property: its number, what stands in quotes, or all of it."""
+    """A value for every property: the question's number, its quoted words, or the whole question."""
     number = re.search(r"\((\d+)\)", question)
     quoted = re.search(r"'(.+?)'", question)
     text = quoted[1] if quoted else question
@@ -106,5 +103,5 @@ def _last_role(conversation: str) -> str:
 
 @cache
 def scripted_engine() -> Any:
-    """One for all tests: it keeps no state but chunks."""
+    """One for all tests; its only state is chunks."""
     return ScriptedEngine(tiny_engine(tiny.TOOL_TEMPLATE))

@@ -1,4 +1,4 @@
-"""What SamKVVectorStore does and finds, whatever store it wraps; subclasses supply that store."""
+"""Tests of SamKVVectorStore that hold for every wrapped store; subclasses supply that store."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ import pytest
 from langchain_core.documents import Document
 from langchain_core.vectorstores import VectorStore
 
-from langchain_samkv import ChatSamKV, SamKVVectorStore
+from langchain_samkv import SamKVVectorStore
 from samkv_rag import SamKVEngine
 from samkv_rag.exceptions import ChunkTooLongError, ConfigurationError
 from tests.lighthouse import KEEPER, LAMP, QUERY, SEA, TEXTS, WordEmbeddings, documents, live_chunks
 
 
 class StoreContract:
-    """Subclasses override ``wrapped``: an empty store, new for every test."""
+    """Subclasses override ``wrapped`` to return a new, empty store."""
 
     @pytest.fixture
     def wrapped(self) -> VectorStore:
@@ -34,11 +34,9 @@ class StoreContract:
     def store(self, wrapped: VectorStore, engine: SamKVEngine) -> SamKVVectorStore:
         return SamKVVectorStore(wrapped, engine=engine)
 
-    # -- adding
+    # Adding
 
-    def test_adding_computes_kv_under_the_ids_that_the_store_gives(
-        self, store: SamKVVectorStore, engine: SamKVEngine
-    ) -> None:
+    def test_adding_computes_kv_under_the_stores_ids(self, store: SamKVVectorStore, engine: SamKVEngine) -> None:
         ids = store.add_documents(documents(*TEXTS))
         assert len(set(ids)) == 3
         assert live_chunks(engine, *TEXTS)
@@ -52,27 +50,20 @@ class StoreContract:
         assert store.get_by_ids(["b"]) == [Document(page_content=KEEPER, metadata={"n": 2}, id="b")]
         assert live_chunks(engine, LAMP, KEEPER) and len(engine.sources()) == 2
 
-    def test_one_text_under_two_ids_goes_with_the_second(self, store: SamKVVectorStore, engine: SamKVEngine) -> None:
-        store.add_texts([LAMP, LAMP, SEA], ids=["a", "b", "c"])
-        store.delete(["a"])
-        assert live_chunks(engine, LAMP, SEA)
-        store.delete(["b"])
-        assert live_chunks(engine, SEA)
-
-    def test_a_changed_document_takes_its_old_chunk_along(self, store: SamKVVectorStore, engine: SamKVEngine) -> None:
+    def test_a_changed_document_replaces_its_chunk(self, store: SamKVVectorStore, engine: SamKVEngine) -> None:
         store.add_texts([LAMP, KEEPER], ids=["a", "b"])
         store.add_texts([SEA], ids=["a"])
         assert live_chunks(engine, SEA, KEEPER)
         store.add_texts([" "], ids=["a"])
         assert live_chunks(engine, KEEPER)
 
-    def test_where_the_store_fails_nothing_is_left_and_nothing_lost(
+    def test_if_the_store_fails_nothing_is_left_and_nothing_lost(
         self, store: SamKVVectorStore, engine: SamKVEngine, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         store.add_texts([LAMP], ids=["a"])
 
         def fail(*arguments: Any, **options: Any) -> list[str]:
-            assert engine.has_chunk(SEA), "KV comes first"
+            assert engine.has_chunk(SEA), "KV is computed first"
             raise ConnectionError("no route to the vectors")
 
         monkeypatch.setattr(store.vectorstore, "add_texts", fail)
@@ -83,50 +74,32 @@ class StoreContract:
             asyncio.run(store.aadd_texts([SEA, KEEPER], ids=["a", "b"]))
         assert live_chunks(engine, LAMP) and len(engine.sources()) == 1
 
-    def test_where_kv_fails_the_store_is_not_touched(self, store: SamKVVectorStore, engine: SamKVEngine) -> None:
+    def test_if_kv_fails_the_store_is_not_touched(self, store: SamKVVectorStore, engine: SamKVEngine) -> None:
         too_long = " ".join(TEXTS * 200)
         with pytest.raises(ChunkTooLongError):
             store.add_texts([LAMP, too_long], ids=["a", "b"])
         assert store.get_by_ids(["a", "b"]) == []
         assert live_chunks(engine)
 
-    def test_too_few_ids_are_told(
-        self, store: SamKVVectorStore, engine: SamKVEngine, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_too_few_ids_raise_a_warning(self, store: SamKVVectorStore, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(store.vectorstore, "add_texts", lambda texts, *rest, **options: ["only one"])
         with pytest.warns(UserWarning, match="returned 1 ids for 2 texts"):
             store.add_texts([LAMP, SEA])
-        assert live_chunks(engine, LAMP, SEA)
+        assert live_chunks(store.engine, LAMP, SEA)
 
-    # -- deleting
+    # Deleting
 
-    def test_kv_goes_after_the_document(
-        self, store: SamKVVectorStore, engine: SamKVEngine, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_kv_is_removed_after_the_document(self, store: SamKVVectorStore, monkeypatch: pytest.MonkeyPatch) -> None:
         store.add_texts([LAMP], ids=["a"])
         for refused in (lambda *_, **__: False, _refuse):
             monkeypatch.setattr(store.vectorstore, "delete", refused)
             with suppress(PermissionError):
                 assert store.delete(["a"]) is False
-            assert live_chunks(engine, LAMP)
-
-    def test_deleting_without_ids_follows_what_the_store_did(
-        self, store: SamKVVectorStore, engine: SamKVEngine, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        store.add_texts(TEXTS, ids=["a", "b", "c"])
-        delete = store.vectorstore.delete
-        monkeypatch.setattr(store.vectorstore, "delete", lambda ids=None, **criteria: delete(["a", "c"]))
-        store.delete(None, where={"length": 1})
-        assert live_chunks(engine, KEEPER)
+            assert live_chunks(store.engine, LAMP)
 
     @pytest.mark.parametrize(("criteria", "left"), [({}, []), ({"where": 1}, TEXTS)])
-    def test_a_store_that_cannot_be_asked_deletes_all_or_by_criteria(
-        self,
-        store: SamKVVectorStore,
-        engine: SamKVEngine,
-        monkeypatch: pytest.MonkeyPatch,
-        criteria: dict[str, Any],
-        left: list[str],
+    def test_a_store_without_get_by_ids_deletes_all_or_by_criteria(
+        self, store: SamKVVectorStore, monkeypatch: pytest.MonkeyPatch, criteria: dict[str, Any], left: list[str]
     ) -> None:
         store.add_texts(TEXTS)
         monkeypatch.setattr(store.vectorstore, "delete", lambda ids=None, **_: None)
@@ -134,21 +107,15 @@ class StoreContract:
         with pytest.raises(NotImplementedError):
             store.prune()
         store.delete(None, **criteria)
-        assert live_chunks(engine, *left)
+        assert live_chunks(store.engine, *left)
 
-    def test_prune_makes_up_for_deletions_behind_its_back(self, store: SamKVVectorStore, engine: SamKVEngine) -> None:
-        ids = store.add_documents(documents(*TEXTS))
-        assert store.prune() == 0
-        store.vectorstore.delete(ids[:2])
-        assert store.prune() == 2
-        assert live_chunks(engine, SEA)
-
-    def test_deletions_and_prune_leave_to_others_what_is_theirs(
+    def test_deletions_and_prune_leave_other_scopes_alone(
         self, store: SamKVVectorStore, wrapped: VectorStore, engine: SamKVEngine
     ) -> None:
         other = SamKVVectorStore(wrapped, engine=engine, id_scope="another collection")
         store.add_texts([LAMP], ids=["a"])
         other.add_texts([KEEPER, LAMP], ids=["b", "a"])
+        assert store.prune() == 0
         other.delete(["a"])
         assert live_chunks(engine, LAMP, KEEPER), "both collections may use the same ids"
         engine.add_chunks([SEA])
@@ -159,9 +126,7 @@ class StoreContract:
         assert live_chunks(engine, KEEPER)
         assert other.prune() == 1
 
-    def test_ingesting_makes_up_for_additions_behind_its_back(
-        self, store: SamKVVectorStore, engine: SamKVEngine
-    ) -> None:
+    def test_ingest_adds_what_the_wrapped_store_has(self, store: SamKVVectorStore, engine: SamKVEngine) -> None:
         store.vectorstore.add_texts(TEXTS, ids=["a", "b", "c"])
         assert store.ingest(store.similarity_search(QUERY, k=3)).num_added == 3
         assert live_chunks(engine, *TEXTS)
@@ -183,7 +148,7 @@ class StoreContract:
         again.delete(["b"])
         assert live_chunks(engine)
 
-    # -- searching
+    # Searching
 
     SEARCHES = [
         ("similarity_search", (QUERY,), {"k": 2}),
@@ -196,16 +161,10 @@ class StoreContract:
 
     @pytest.mark.parametrize(("name", "arguments", "options"), SEARCHES, ids=[name for name, *_ in SEARCHES])
     def test_searches_are_the_stores_own_and_announce_what_they_find(
-        self,
-        store: SamKVVectorStore,
-        engine: SamKVEngine,
-        monkeypatch: pytest.MonkeyPatch,
-        name: str,
-        arguments: Any,
-        options: Any,
+        self, store: SamKVVectorStore, monkeypatch: pytest.MonkeyPatch, name: str, arguments: Any, options: Any
     ) -> None:
         announced: list[list[str]] = []
-        monkeypatch.setattr(engine, "announce", lambda texts: announced.append(list(texts)))
+        monkeypatch.setattr(store.engine, "announce", lambda texts: announced.append(list(texts)))
         store.add_texts(TEXTS, ids=["a", "b", "c"])
         try:
             expected = getattr(store.vectorstore, name)(*arguments, **dict(options))
@@ -218,14 +177,9 @@ class StoreContract:
         found = [(item[0] if isinstance(item, tuple) else item).page_content for item in expected]
         assert found[0] == KEEPER and announced == [found, found]
 
-    def test_get_by_ids_and_embeddings(self, store: SamKVVectorStore) -> None:
-        store.add_documents(documents(*TEXTS), ids=["a", "b", "c"])
-        assert asyncio.run(store.aget_by_ids(["b"])) == store.get_by_ids(["b"])
-        assert store.embeddings is store.vectorstore.embeddings is not None
+    # From an event loop
 
-    # -- from an event loop
-
-    async def test_everything_from_an_event_loop_with_kv_off_it(
+    async def test_everything_works_from_an_event_loop_with_kv_off_it(
         self, store: SamKVVectorStore, engine: SamKVEngine, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         threads: list[int] = []
@@ -243,7 +197,7 @@ class StoreContract:
     async def test_a_cancelled_addition_leaves_no_kv(
         self, store: SamKVVectorStore, engine: SamKVEngine, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Also where the cancellation comes while a thread computes, which then cannot be stopped."""
+        """Even if the cancellation comes while a thread computes, which cannot be stopped."""
         computing, go_on = threading.Event(), threading.Event()
         add_chunks = engine.add_chunks
 
@@ -262,15 +216,6 @@ class StoreContract:
             await addition
         assert live_chunks(engine) and engine.sources() == []
         assert store.get_by_ids(["a"]) == []
-
-    # -- building
-
-    def test_is_built_from_an_llm_or_an_engine(self, wrapped: VectorStore, engine: SamKVEngine) -> None:
-        assert SamKVVectorStore(wrapped, ChatSamKV(engine=engine)).engine is engine
-        with pytest.raises(ConfigurationError, match="exactly one of llm=ChatSamKV"):
-            SamKVVectorStore(wrapped)
-        with pytest.raises(ConfigurationError, match="vectorstore is a list; it must be a VectorStore"):
-            SamKVVectorStore([], engine=engine)  # type: ignore[arg-type]
 
 
 def _refuse(*arguments: Any, **options: Any) -> bool:

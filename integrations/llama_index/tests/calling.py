@@ -17,13 +17,13 @@ every_async_form = pytest.mark.parametrize("form", ASYNC_FORMS)
 
 
 def call(llm: SamKVLLM, form: str, prompt: str, **options: Any) -> Any:
-    """What the call itself returns: a response, a stream or a coroutine of one of them."""
+    """Return what the call returns: a response, a stream, or a coroutine of one of them."""
     asked: Any = prompt if "complete" in form else [ChatMessage(role="user", content=prompt)]
     return getattr(llm, form)(asked, **options)
 
 
 def ask(llm: SamKVLLM, form: str, prompt: str, **options: Any) -> Any:
-    """The response, or the last of a stream."""
+    """Return the response, or a stream's last one."""
     if form in ASYNC_FORMS:
         return asyncio.run(aask(llm, form, prompt, **options))
     result = call(llm, form, prompt, **options)
@@ -31,7 +31,7 @@ def ask(llm: SamKVLLM, form: str, prompt: str, **options: Any) -> Any:
 
 
 async def aask(llm: SamKVLLM, form: str, prompt: str, **options: Any) -> Any:
-    """The same of a form for event loops."""
+    """Do the same for the async forms."""
     result: Coroutine[Any, Any, Any] = call(llm, form, prompt, **options)
     return [response async for response in await result][-1] if "stream" in form else await result
 

@@ -1,4 +1,4 @@
-"""Shared by the LlamaIndex tests: an engine that is watched, and recorders of events."""
+"""Shared by the LlamaIndex tests: an engine that records its calls, and recorders of events."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from support.bag_of_words import BagOfWords
 
 
 class WatchedEngine(SamKVEngine):
-    """Notes what it is asked by streams, and holds their pieces back while its gate is closed."""
+    """Records what it is asked, and holds pieces back while its gate is closed."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -54,7 +54,7 @@ class WatchedStream:
         try:
             for piece in self._stream:
                 self._engine.threads.add(threading.get_ident())
-                self._engine.gate.wait(timeout=2)  # a test that forgets it fails instead of hanging
+                self._engine.gate.wait(timeout=2)  # a test that forgets to open it fails instead of hanging
                 yield piece
         finally:
             self._engine.num_open_streams -= 1
@@ -69,7 +69,7 @@ class WatchedStream:
 
 
 class DispatchRecorder(BaseEventHandler):
-    """Notes the names of all instrumentation events, and keeps the events alive, as tracers do."""
+    """Keeps all instrumentation events, as tracers do."""
 
     events: list[BaseEvent] = []
 
@@ -99,7 +99,7 @@ def llm(watched: WatchedEngine) -> SamKVLLM:
 
 @pytest.fixture
 def events(llm: SamKVLLM) -> Callable[[], list[list[Any]]]:
-    """A function: start and end of every LLM event of ``llm``."""
+    """A function that returns start and end of every LLM event of ``llm``."""
     debug = LlamaDebugHandler(print_trace_on_end=False)
     llm.callback_manager = CallbackManager([debug])
     return debug.get_llm_inputs_outputs
@@ -115,7 +115,7 @@ def dispatched() -> Iterator[DispatchRecorder]:
 
 @pytest.fixture(autouse=True)
 def offline_settings() -> Iterator[None]:
-    """Keep LlamaIndex from loading models and tokenizers of its own; leave no trace for other tests."""
+    """Keep LlamaIndex from loading its own models and tokenizers; reset the settings after each test."""
     Settings.embed_model = BagOfWords()
     Settings.tokenizer = str.split
     yield

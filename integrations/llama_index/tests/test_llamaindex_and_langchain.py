@@ -1,4 +1,4 @@
-"""Both integrations, on one corpus and one question: the same prompt, chunks, kept tokens and answer."""
+"""Both integrations on one corpus and one question: the same prompt, chunks, retained tokens and answer."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ TOP_K, MAX_TOKENS = 4, 12
 
 
 class SameEmbeddings(Embeddings):
-    """LlamaIndex's embedding model, for LangChain."""
+    """LlamaIndex's embedding model for LangChain."""
 
     def embed_query(self, text: str) -> list[float]:
         return list(Settings.embed_model.get_query_embedding(text))
@@ -61,7 +61,7 @@ def ask_langchain(engine: SamKVEngine) -> str:
 
 
 def last_result(engine: SamKVEngine, ask: Callable[[SamKVEngine], str]) -> tuple[str, GenerationResult]:
-    """The answer that a framework returns, and the result of the engine's own stream."""
+    """Return the framework's answer and the result of the engine's own stream."""
     seen: list[Any] = []
     stream = engine.stream
 
@@ -82,7 +82,7 @@ def test_both_frameworks_get_the_same_answer_from_the_same_tokens(
         for name, ask in (("llama_index", ask_llama_index), ("langchain", ask_langchain))
     )
     assert (one.metrics.chunks_hit, one.metrics.chunks_missed, one.metrics.fallback_reason) == (TOP_K, 0, None)
-    assert other.chunks == one.chunks, "the same chunks at the same places, and of each the same tokens retained"
+    assert other.chunks == one.chunks, "the same chunks at the same positions with the same retained tokens"
     assert 0 < sum(len(use.retained_tokens) for use in one.chunks) <= 0.3 * one.metrics.chunk_tokens
     assert other.token_ids == one.token_ids
     assert other_answer.strip() == answer.strip() != ""
@@ -103,11 +103,7 @@ def test_both_frameworks_find_a_tenants_kv(tmp_path: Path) -> None:
     tiny.tokenizer().save_pretrained(tmp_path)
     tenant = {"store": str(tmp_path / "kv"), "namespace": "tenant a", "store_secret": "swordfish"}
     SamKVIngestion(SamKVLLM(str(tmp_path), **tenant)).ingest(TEXTS)
-    with_secret, others = (
-        ChatSamKV(model=tmp_path, **tenant),
-        [tenant | {"namespace": "b"}, tenant | {"store_secret": "b"}],
-    )
-    assert all(map(with_secret.engine.has_chunk, TEXTS))
-    for other in others:
-        assert not any(map(ChatSamKV(model=tmp_path, **other).engine.has_chunk, TEXTS))
-    with_secret.engine.store.close()
+    for change in ({}, {"namespace": "b"}, {"store_secret": "b"}):
+        engine = ChatSamKV(model=tmp_path, **tenant | change).engine
+        assert [engine.has_chunk(text) for text in TEXTS] == [not change] * len(TEXTS)
+        engine.store.close()

@@ -1,4 +1,4 @@
-"""What an answer was read from, in LlamaIndex's responses and on the LLM."""
+"""Explanations in LlamaIndex's responses, on the LLM and in source nodes."""
 
 from __future__ import annotations
 
@@ -31,22 +31,22 @@ def engine(tiny_engine: SamKVEngine) -> SamKVEngine:
 
 
 @every_form
-def test_every_form_explains_itself_only_where_asked(engine: SamKVEngine, form: str) -> None:
+def test_every_form_explains_only_if_asked(engine: SamKVEngine, form: str) -> None:
     llm = SamKVLLM.from_engine(engine, max_tokens=4)
     assert llm.last_explanation is None
     silent = ask(llm, form, PROMPT)
     assert "explanation" not in silent.raw
     assert CHUNKS[0] not in str(silent), "documents stay out of responses"
     response = ask(llm, form, PROMPT, explain=True)
-    told = Explanation.from_dict(json.loads(json.dumps(response.raw["explanation"])))
-    assert [chunk.text for chunk in told.chunks] == CHUNKS
-    assert told.answer == text_of(response)
-    assert told == llm.last_explanation
-    assert 0 < told.num_retained <= 0.15 * told.num_tokens + 1
-    assert told.chunks[0].blocks
+    explanation = Explanation.from_dict(json.loads(json.dumps(response.raw["explanation"])))
+    assert [chunk.text for chunk in explanation.chunks] == CHUNKS
+    assert explanation.answer == text_of(response)
+    assert explanation == llm.last_explanation
+    assert 0 < explanation.num_retained <= 0.15 * explanation.num_tokens + 1
+    assert explanation.chunks[0].blocks
 
 
-def test_a_call_may_say_no(engine: SamKVEngine) -> None:
+def test_a_call_overrides_the_llms_explain(engine: SamKVEngine) -> None:
     llm = SamKVLLM.from_engine(engine, max_tokens=4, explain=True)
     for explain in (True, False, None):
         assert ("explanation" in llm.complete(PROMPT, explain=explain).raw) == (explain is not False)
@@ -55,7 +55,7 @@ def test_a_call_may_say_no(engine: SamKVEngine) -> None:
 
 
 class Finds(BaseRetriever):
-    """Always the same nodes, the very same objects."""
+    """Always returns the same node objects."""
 
     def __init__(self, nodes: Sequence[NodeWithScore]) -> None:
         super().__init__()
@@ -88,10 +88,10 @@ def expected_spans(explanation: Explanation, found: Sequence[NodeWithScore]) -> 
 
 
 async def answered(asked: Any, mode: str) -> Any:
-    """The response of a query engine; a stream's once it is read to the end, in another task where it is async."""
+    """Return a query engine's response; read a stream to its end first, an async one in another task."""
     response = await asked.aquery("Which record?") if mode.startswith("a") else asked.query("Which record?")
     if "stream" in mode:
-        assert not any(spans_of(response)), "what is read is known at the end"
+        assert not any(spans_of(response)), "spans are known when the stream ends"
     if mode == "stream":
         assert list(response.response_gen)
     if mode == "astream":
@@ -117,7 +117,7 @@ async def test_source_nodes_say_which_parts_of_them_were_read(
     response = await (asyncio.to_thread(asked.query, "Which record?") if mode == "gather" else answered(asked, mode))
     cited = spans_of(response)
     assert all(cited)
-    if mode not in ("refine", "gather"):  # which ask once for each node
+    if mode not in ("refine", "gather"):  # these two ask once per node
         assert llm.last_explanation is not None
         assert cited == expected_spans(llm.last_explanation, found)
     for item in response.source_nodes:
@@ -125,7 +125,7 @@ async def test_source_nodes_say_which_parts_of_them_were_read(
         for shown in (MetadataMode.LLM, MetadataMode.EMBED):
             assert "samkv_spans" not in item.node.get_content(metadata_mode=shown)
             assert "secret" not in item.node.get_content(metadata_mode=shown)
-    assert [item.model_dump_json() for item in found] == before, "what the index holds is left alone"
+    assert [item.model_dump_json() for item in found] == before, "the index's nodes do not change"
 
 
 @pytest.mark.parametrize("streaming", [False, True])

@@ -1,4 +1,4 @@
-"""SamKVLLM: what it is, takes, refuses and sends."""
+"""SamKVLLM: its metadata, arguments, options and prompts."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from llama_index.llms.samkv import SamKVLLM
 
 from samkv_rag import EngineConfig, Grammar, SamKVEngine, SamKVError
 from samkv_rag.exceptions import ConfigurationError, PromptError
+from samkv_rag.frameworks.options import ENGINE_OPTIONS
 from samkv_rag.prefill import NaiveReuse, Scout
 from support import tiny
 
@@ -45,24 +46,11 @@ class TestIdentity:
         assert subprocess.run([sys.executable, "-c", code], env={"PYTHONPATH": ":".join(sys.path)}).returncode == 0
 
 
-def test_first_use_loads_the_engine_with_every_option(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_first_use_loads_the_engine_with_every_option(monkeypatch: pytest.MonkeyPatch) -> None:
     loads: list[tuple[str, dict[str, Any]]] = []
     monkeypatch.setattr(SamKVEngine, "from_pretrained", lambda model, **options: loads.append((model, options)) or 1)
-    given = {
-        "store": str(tmp_path),
-        "config": EngineConfig(block_tokens=8),
-        "method": NaiveReuse(min_chunk_tokens=0),
-        "device": "cpu",
-        "dtype": "bfloat16",
-        "gguf_file": "a.gguf",
-        "device_map": {"": 0},
-        "revision": "v2",
-        "token": "hidden",
-        "attn_implementation": "sdpa",
-        "model_kwargs": {"variant": "fp16"},
-        "namespace": "tenant a",
-        "store_secret": "hidden too",
-    }
+    given: dict[str, Any] = dict.fromkeys(ENGINE_OPTIONS, "x") | {"config": EngineConfig(block_tokens=8)}
+    given |= {"model_kwargs": {"variant": "fp16"}, "method": NaiveReuse(min_chunk_tokens=0)}
     llm = SamKVLLM("a/b", **given)
     assert loads == []
     assert llm.engine is llm.engine
@@ -89,15 +77,15 @@ class TestArguments:
             ({"context_size": 3}, r"unknown option context_size; known are .*max_tokens"),
             ({"max_tokens": 0}, "^max_tokens is "),
             ({"max_new_tokens": 3}, "unknown option max_new_tokens; did you mean max_tokens"),
-            ({"model_name": "other"}, "model_name is another word for it"),
+            ({"model_name": "other"}, "model_name is another name for it"),
         ],
         ids=str,
     )
-    def test_what_is_unknown_or_out_of_range_is_refused_by_name(self, bad: dict[str, Any], words: str) -> None:
+    def test_unknown_and_bad_options_are_refused_by_name(self, bad: dict[str, Any], words: str) -> None:
         with pytest.raises(ConfigurationError, match=words):
             SamKVLLM("some/model", **bad)
 
-    def test_the_model_goes_by_both_names_and_may_be_a_path(self) -> None:
+    def test_the_model_has_two_names_and_may_be_a_path(self) -> None:
         assert [SamKVLLM(Path("a/b")).model, SamKVLLM(model_name="a/b").model] == ["a/b", "a/b"]
         with pytest.raises(ConfigurationError, match="give the model"):
             SamKVLLM()
@@ -114,22 +102,13 @@ class TestArguments:
 
 class TestOptions:
     def test_fields_are_the_defaults_of_a_call(self, watched: Any) -> None:
-        given: dict[str, Any] = {
-            "temperature": 0.7,
-            "top_p": 0.9,
-            "top_k": 7,
-            "min_p": 0.1,
-            "repetition_penalty": 1.1,
-            "stop": ["END"],
-            "seed": 5,
-            "logprobs": True,
-            "top_logprobs": 2,
-        }
+        given: dict[str, Any] = dict.fromkeys(("temperature", "top_p", "min_p", "repetition_penalty"), 0.7)
+        given |= {"top_k": 7, "stop": ["END"], "seed": 5, "logprobs": True, "top_logprobs": 2}
         SamKVLLM.from_engine(watched, max_tokens=2, **given).complete("Hello")
         assert watched.calls[-1][1] == given | {"max_new_tokens": 2, "method": watched.method}
 
-    def test_a_call_overrides_them_and_none_does_not(self, llm: SamKVLLM, watched: Any) -> None:
-        transport = {"extra_headers": {"a": "b"}}  # which LlamaIndex sends to every LLM
+    def test_a_call_overrides_fields_and_none_does_not(self, llm: SamKVLLM, watched: Any) -> None:
+        transport = {"extra_headers": {"a": "b"}}  # LlamaIndex sends it to every LLM
         llm.chat(MESSAGES, max_new_tokens=1, stop="END", method="full_prefill", top_p=None, seed=0, **transport)
         _, options = watched.calls[-1]
         assert (options["max_new_tokens"], options["stop"], options["seed"]) == (1, "END", 0)
@@ -153,18 +132,14 @@ class TestPrompts:
         assert prompts == ["Be brief.\n\nHello", "user: Who keeps the light?\nassistant: "]
 
     def test_the_users_own_formats_win(self, watched: Any) -> None:
-        llm = SamKVLLM.from_engine(
-            watched,
-            max_tokens=1,
-            completion_to_prompt=lambda prompt: f"Q: {prompt}",
-            messages_to_prompt=lambda messages: f"M: {messages[0].content}",
-        )
+        formats = {"completion_to_prompt": "Q: {}".format, "messages_to_prompt": lambda asked: f"M: {asked[0].content}"}
+        llm = SamKVLLM.from_engine(watched, max_tokens=1, **formats)
         llm.complete("Hello")
         llm.chat(MESSAGES)
         assert [prompt for prompt, _ in watched.calls] == ["Q: Hello", "M: Who keeps the light?"]
 
     def test_predict_sends_one_system_message(self, watched: Any) -> None:
-        """LlamaIndex puts system_prompt before the template's own system message, whose role has other names, too."""
+        """LlamaIndex puts system_prompt before the template's own system message, here with another role name."""
         llm = SamKVLLM.from_engine(watched, max_tokens=1, system_prompt="Be brief.")
         template = ChatPromptTemplate(
             [ChatMessage(role="developer", content="Cite."), ChatMessage(content="{question}")]

@@ -1,7 +1,7 @@
-"""Whole query and chat engines on a real (tiny, random) model: what they answer, which chunks they reuse.
+"""Whole query and chat engines on a tiny random model.
 
-Whatever LlamaIndex sends, the answer must be the engine's own on that prompt, and the chunks that
-arrive verbatim must come from the store.
+For every prompt that LlamaIndex sends, the answer must be the engine's own, and the chunks that the prompt contains
+verbatim must come from the store.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ HITS = {
     "tree_summarize": ONE_CALL,
     "accumulate": CALL_PER_CHUNK,
     "compact_accumulate": ONE_CALL,
-    "simple_summarize": [0],  # LlamaIndex sends repr() of the list of texts: nothing stands there verbatim
+    "simple_summarize": [0],  # LlamaIndex sends repr() of the list of texts, so no text is verbatim
 }
 STARTS = ("LLMChatStartEvent", "LLMCompletionStartEvent")
 awaited_or_not = pytest.mark.parametrize("is_async", [False, True])
@@ -40,7 +40,7 @@ awaited_or_not = pytest.mark.parametrize("is_async", [False, True])
 
 @pytest.fixture
 def calls() -> list[GenerationMetrics]:
-    """Figures of every generation, in order."""
+    """Metrics of every generation, in order."""
     return []
 
 
@@ -59,9 +59,9 @@ def index(llm: SamKVLLM) -> VectorStoreIndex:
 
 @pytest.fixture
 def direct(tiny_engine: Any, dispatched: Any, calls: list[GenerationMetrics]) -> Callable[[], list[str]]:
-    """The engine's own answers to the prompts that reached the LLM, in order.
+    """A function that returns the engine's own answers to the prompts that reached the LLM, in order.
 
-    A random model may well give one answer to two prompts, so the prompts' lengths must agree too.
+    A random model may give two prompts the same answer, so it also compares the prompts' lengths.
     """
 
     def answers() -> list[str]:
@@ -92,7 +92,7 @@ def query_engine(index: VectorStoreIndex, llm: SamKVLLM, mode: str, **options: A
 
 
 def is_made_of(response: str, mode: str, answers: list[str]) -> bool:
-    """Whether LlamaIndex would make ``response`` of the LLM's ``answers``."""
+    """Whether LlamaIndex would make ``response`` from the LLM's ``answers``."""
     if not mode.endswith("accumulate"):
         return response == (answers[-1] or "Empty Response")
     numbered = (f"Response {number}: " for number in range(1, len(answers) + 1))
@@ -169,7 +169,7 @@ class TestQueryEngines:
 
 
 def test_announced_chunks_are_computed_once_and_then_reused(llm: SamKVLLM, calls: list[Any], direct: Any) -> None:
-    """As after a pipeline-cache hit, or with an index that is older than the KV store."""
+    """As after a pipeline-cache hit, or with an index older than the KV store."""
     index = VectorStoreIndex.from_documents([Document(text=text) for text in TEXTS], transformations=[])
     engine = query_engine(index, llm, "compact")
     first, second = str(engine.query(QUESTION)), str(engine.query(QUESTION))
@@ -185,7 +185,7 @@ def test_announced_chunks_are_computed_once_and_then_reused(llm: SamKVLLM, calls
 def test_a_chat_of_two_turns(
     index: Any, llm: SamKVLLM, calls: list[Any], direct: Any, mode: Any, hits: list[int], how: str
 ) -> None:
-    """The second turn has a history between the context and the question."""
+    """In the second turn, history comes between the context and the question."""
     engine = index.as_chat_engine(chat_mode=mode, similarity_top_k=3, node_postprocessors=[SamKVPostprocessor(llm)])
     answers = asyncio.run(talk(engine, how))
     assert [call.chunks_hit for call in calls] == hits

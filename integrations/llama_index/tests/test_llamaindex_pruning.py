@@ -1,4 +1,4 @@
-"""What is deleted from an index and its docstore is pruned from a KV store on disk."""
+"""Pruning removes from a KV store on disk what was deleted from an index and its docstore."""
 
 from __future__ import annotations
 
@@ -52,16 +52,14 @@ def test_an_index_loaded_by_another_process_prunes_what_was_deleted_there(
     for deleted in ("document 0", "document 2", "one of two"):
         loaded.delete_ref_doc(deleted, delete_from_docstore=True)
     engine = make_engine(store=tmp_path / "kv")
-    assert num_files(tmp_path) == 4, "LlamaIndex tells nobody"
+    assert num_files(tmp_path) == 4, "LlamaIndex does not report deletions"
     later = SamKVIngestion(engine=engine, id_scope="manuals")
     assert later.prune(loaded.docstore.docs.values()) == 2
     assert num_files(tmp_path) == 2
     assert [engine.has_chunk(tiny.text(number)) for number in (0, 1, 2, 100)] == [False, True, False, True]
 
 
-def test_what_another_index_holds_stays(
-    index: VectorStoreIndex, ingestion: SamKVIngestion, engine: SamKVEngine
-) -> None:
+def test_what_another_index_has_stays(index: VectorStoreIndex, ingestion: SamKVIngestion, engine: SamKVEngine) -> None:
     other, own, both = SamKVIngestion(engine=engine, id_scope="other"), tiny.text(50), tiny.text(1)
     other_index = indexed(other, [Document(text=own), Document(text=both, id_="in both")])
     for number in (1, 2):
@@ -73,7 +71,7 @@ def test_what_another_index_holds_stays(
     assert engine.has_chunk(own) and not engine.has_chunk(both)
 
 
-def test_kv_without_a_node_goes_only_when_asked(
+def test_kv_without_a_node_is_removed_only_if_asked(
     index: VectorStoreIndex, ingestion: SamKVIngestion, engine: SamKVEngine
 ) -> None:
     indexed(SamKVIngestion(engine=engine, id_scope="other"), [Document(text=tiny.text(50))])
@@ -91,7 +89,7 @@ def test_kv_without_a_node_goes_only_when_asked(
     [([f" {SHARED}\n"], SHARED), (SentenceSplitter(chunk_size=1024)(DOCUMENTS[:1]), tiny.text(0))],
     ids=["text", "node that was never recorded"],
 )
-def test_what_is_kept_stays_though_no_node_of_the_index_stands_for_it(
+def test_kept_texts_stay_even_without_a_recorded_node(
     index: VectorStoreIndex, ingestion: SamKVIngestion, engine: SamKVEngine, keep: Any, text: str
 ) -> None:
     assert ingestion.prune(keep) == 3

@@ -1,4 +1,4 @@
-"""Tools and answers as objects, of a tiny random model that would rather say anything else."""
+"""Tools and answers as objects, with a tiny random model that is forced to give them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ QUESTION = "How high is the tide?"
 
 
 class Level(BaseModel):
-    """A level, of which every answer ends."""
+    """A level; its answers are short, because every field is bounded."""
 
     of: Literal["sea", "lake"]
     metres: int = Field(ge=-10, le=10)
@@ -45,7 +45,7 @@ MEASURED = {f"measured {lake} {exact}" for lake in (True, False) for exact in (T
 
 @pytest.fixture(scope="module")
 def engine() -> SamKVEngine:
-    """Of a model whose template takes tools."""
+    """An engine whose chat template takes tools."""
     tokenizer = tiny.tokenizer_with(tiny.TOOL_TEMPLATE)
     return SamKVEngine.from_pretrained(tiny.model(), tokenizer=tokenizer, method=tiny.method())
 
@@ -66,7 +66,7 @@ class TestTools:
         with pytest.raises(ToolsUnsupportedError, match="only a chat template can show"):
             llm.chat_with_tools([TOOL], QUESTION)
 
-    def test_whether_it_takes_them_is_the_templates_matter(self, llm: SamKVLLM, plain_llm: SamKVLLM) -> None:
+    def test_the_template_decides_whether_tools_are_supported(self, llm: SamKVLLM, plain_llm: SamKVLLM) -> None:
         assert isinstance(llm, FunctionCallingLLM)
         assert llm.metadata.is_function_calling_model and not plain_llm.metadata.is_function_calling_model
         with pytest.raises(ToolsUnsupportedError, match="takes no tools, 1 given"):
@@ -81,7 +81,7 @@ class TestTools:
         again = llm.chat_with_tools([TOOL], QUESTION, tool_required=True).message.blocks
         assert [block.tool_kwargs for block in again if isinstance(block, ToolCallBlock)] == [call.tool_kwargs]
 
-    def test_several_may_be_made_where_that_is_allowed(self, llm: SamKVLLM) -> None:
+    def test_parallel_calls_may_be_made_if_allowed(self, llm: SamKVLLM) -> None:
         counts = set()
         for seed in range(6):
             response = llm.chat_with_tools(
@@ -122,7 +122,7 @@ class TestTools:
     def test_agents_call_and_then_answer(
         self, llm: SamKVLLM, make: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        # A random model never calls of its own accord: let it once, and then speak.
+        # A random model never calls by itself: force one call, then let it answer.
         turns = iter(["any"])
         monkeypatch.setattr(
             "samkv_rag.frameworks.tools.answer_grammar",
@@ -162,7 +162,7 @@ class TestObjects:
 
         assert asyncio.run(stream())[-1] == level
 
-    def test_the_schema_stands_in_the_prompt(self, watched: Any) -> None:
+    def test_the_schema_is_in_the_prompt(self, watched: Any) -> None:
         SamKVLLM.from_engine(watched, max_tokens=300).structured_predict(Level, PromptTemplate("How high?"))
         prompt, options = watched.calls[-1]
         asked = str(prompt)
@@ -176,14 +176,14 @@ class TestObjects:
         query_engine = index.as_query_engine(llm=plain_llm, output_cls=Level, response_mode=mode)
         assert isinstance(query_engine.query(QUESTION).response, Level)  # type: ignore[union-attr]
 
-    def test_one_that_is_cut_off_is_an_error_and_not_an_empty_answer(self, plain_llm: SamKVLLM) -> None:
+    def test_a_cut_off_answer_is_an_error_and_not_empty(self, plain_llm: SamKVLLM) -> None:
         short = plain_llm.model_copy(update={"max_tokens": 5})
-        with pytest.raises(ConfigurationError, match="ended by 'length', is no Level; raise max_tokens"):
+        with pytest.raises(ConfigurationError, match="ended by 'length' and is not a valid Level; raise max_tokens"):
             short.structured_predict(Level, PromptTemplate("How high?"))
 
 
 async def _last(response: Any) -> Any:
-    """The last of a stream, or the response itself, whether it must be awaited or not."""
+    """Return a stream's last response, or the response itself; await it if needed."""
     if inspect.iscoroutine(response):
         response = await response
     if hasattr(response, "__aiter__"):

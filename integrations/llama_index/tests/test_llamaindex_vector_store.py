@@ -1,4 +1,4 @@
-"""KV goes with its document, whichever way LlamaIndex deletes it."""
+"""KV is removed with its document, whichever way LlamaIndex deletes it."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_deleting_a_document_deletes_its_chunks(
     asyncio.run(store.adelete("document 2"))
     assert stored(tiny_engine) == [False, False, False, True]
     store.delete_nodes()
-    assert stored(tiny_engine)[3], "no node is named"
+    assert stored(tiny_engine)[3], "no node is given"
     asyncio.run(store.adelete_nodes(index.docstore.get_ref_doc_info("document 3").node_ids))
     assert not any(stored(tiny_engine))
     asyncio.run(store.async_add([TextNode(text=TEXTS[1], embedding=[1.0])]))

@@ -1,1 +1,1 @@
-"""vLLM decodes from the KV that samkv_rag retained."""
+"""vLLM connector of samkv_rag: vLLM decodes from the retained KV."""

@@ -1,4 +1,4 @@
-"""The connector: vLLM's scheduler counts handed over tokens as computed, its workers find their KV in the blocks."""
+"""The connector: vLLM's scheduler counts handed-over tokens as computed, and its workers load their KV."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
     KVConnectorRole,
 )
 
-from samkv_vllm.handover import Load, heads, layer_number, why_not
+from samkv_vllm.handover import Load, heads
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -28,20 +28,20 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass
-class Loads(KVConnectorMetadata):  # type: ignore[misc]  # vLLM is not there where types are checked
-    """From the scheduler to the workers: what to load before the next step."""
+class Loads(KVConnectorMetadata):  # type: ignore[misc]  # vLLM is not installed when types are checked
+    """What the scheduler tells the workers to load before the next step."""
 
     loads: list[Load] = field(default_factory=list)
 
 
 class SamKVConnector(KVConnectorBase_V1):  # type: ignore[misc]
-    """Puts KV that samkv_rag handed over into the blocks of the requests that name it.
+    """Loads KV that samkv_rag handed over into the blocks of the requests that name it.
 
-    A request names it by ``kv_transfer_params={"samkv_key": key}``, and gives the key as its ``cache_salt``, too.
-    All of its prompt but the last token is loaded. A request whose KV cannot be loaded fails; it is never answered
-    without. Others are no concern of this connector.
+    A request names it with ``kv_transfer_params={"samkv_key": key}`` and gives the same key as its ``cache_salt``. The
+    KV of its whole prompt except the last token is loaded. A request whose KV cannot be loaded fails; it is never
+    answered without that KV. Requests without a key are not affected.
 
-    ``kv_connector_extra_config`` names the ``folder`` in which handovers lie.
+    ``folder`` in ``kv_connector_extra_config`` is where handovers are saved.
     """
 
     def __init__(self, vllm_config: VllmConfig, role: KVConnectorRole, kv_cache_config: KVCacheConfig) -> None:
@@ -50,10 +50,18 @@ class SamKVConnector(KVConnectorBase_V1):  # type: ignore[misc]
         specs = [group.kv_cache_spec for group in kv_cache_config.kv_cache_groups]
         windows = [getattr(spec, name, None) for spec in specs for name in ("sliding_window", "attention_chunk_size")]
         context_ranks = getattr(self._parallel, "decode_context_parallel_size", 1)
-        if reason := why_not(windows, len(specs), context_ranks, transfer.kv_load_failure_policy):
+        policy, folder = transfer.kv_load_failure_policy, transfer.get_from_extra_config("folder", None)
+        reason = ""
+        if len(specs) != 1 or any(windows):
+            reason = "layers see a window, and vLLM counts it without the gaps of what was dropped; take another model"
+        elif context_ranks != 1:
+            reason = f"decode_context_parallel_size is {context_ranks}; it must be 1"
+        elif policy != "fail":
+            reason = f"kv_load_failure_policy is {policy!r}, which would answer without the KV; it must be 'fail'"
+        elif not folder:
+            reason = "kv_connector_extra_config has no 'folder'; give the one of `samkv serve`"
+        if reason:
             raise ValueError(f"SamKVConnector: {reason}")
-        if not (folder := transfer.get_from_extra_config("folder", None)):
-            raise ValueError("SamKVConnector: kv_connector_extra_config has no 'folder'; give the one of `samkv serve`")
         self._folder = Path(folder)
         self._block_size: int = vllm_config.cache_config.block_size
         self._dtype: torch.dtype = vllm_config.model_config.dtype
@@ -61,20 +69,19 @@ class SamKVConnector(KVConnectorBase_V1):  # type: ignore[misc]
         self._loads: list[Load] = []
         self._failed: set[int] = set()
 
-    # In the scheduler
+    # Called by the scheduler
 
     def get_num_new_matched_tokens(self, request: Request, num_computed_tokens: int) -> tuple[int | None, bool]:
-        """How many tokens of the prompt, behind those computed, will be loaded, and that it is done before the step.
+        """Return how many tokens after the computed ones will be loaded, and False: loading ends before the step.
 
-        Not a multiple of the block size: the rest of a block would be computed from token ids, and chunks' tokens
-        not as they were.
+        The number is not rounded to blocks. vLLM would compute the rest from token ids, without the dropped tokens.
         """
         if "samkv_key" not in (request.kv_transfer_params or {}):
             return 0, False
         return max(0, request.num_prompt_tokens - 1 - num_computed_tokens), False
 
     def update_state_after_alloc(self, request: Request, blocks: KVCacheBlocks, num_external_tokens: int) -> None:
-        """Note what is to be loaded into the request's blocks."""
+        """Note what to load into the request's blocks."""
         if num_external_tokens:
             key, token_ids = request.kv_transfer_params["samkv_key"], list(request.prompt_token_ids or ())
             start = request.num_prompt_tokens - 1 - num_external_tokens
@@ -82,14 +89,14 @@ class SamKVConnector(KVConnectorBase_V1):  # type: ignore[misc]
             self._loads.append(Load(key, request.cache_salt == key, token_ids, block_ids, start))
 
     def build_connector_meta(self, scheduler_output: SchedulerOutput) -> KVConnectorMetadata:
-        """What the workers load before this step."""
+        """Return what the workers load before this step."""
         loads, self._loads = self._loads, []
         return Loads(loads)
 
-    # In a worker
+    # Called by a worker
 
     def start_load_kv(self, forward_context: ForwardContext, **kwargs: Any) -> None:
-        """Load what the step's requests are to find. Of one that fails vLLM is told by its blocks."""
+        """Load the KV of the step's requests; report the blocks of a request that fails."""
         metadata = self._get_connector_metadata()
         assert isinstance(metadata, Loads)
         layers = forward_context.no_compile_layers
@@ -97,12 +104,12 @@ class SamKVConnector(KVConnectorBase_V1):  # type: ignore[misc]
         for load in metadata.loads:
             try:
                 self._load(load, attentions)
-            except Exception as error:  # one request's, whose error must not end the engine
+            except Exception as error:  # one request's error must not end the engine
                 logger.error("SamKVConnector: a request fails, its KV cannot be loaded: %s", error)
-                self._failed |= load.blocks(self._block_size)
+                self._failed |= set((load.slots(self._block_size) // self._block_size).tolist())
 
     def get_block_ids_with_load_errors(self) -> set[int]:
-        """Blocks of requests that must fail."""
+        """Return the blocks of requests that must fail."""
         failed, self._failed = self._failed, set()
         return failed
 
@@ -111,21 +118,18 @@ class SamKVConnector(KVConnectorBase_V1):  # type: ignore[misc]
         keys, values = load.read(self._folder, self._num_layers, first.head_size)
         mine = heads(keys.shape[2], first.num_kv_heads, self._parallel.rank % size, size)
         slots = load.slots(self._block_size)
-        for name, attention in attentions.items():
-            cache, number = attention.kv_cache, layer_number(name)
+        for name, attention in attentions.items():  # such as "model.layers.7.self_attn.attn"
+            cache, number = attention.kv_cache, next(int(part) for part in name.split(".") if part.isdigit())
             key, value = (
                 states[number, :, mine].to(cache.device, self._dtype).contiguous() for states in (keys, values)
             )
-            # Backends lay blocks out each in its own way, which only they know.
+            # Only the backend knows its block layout.
             attention.impl.do_kv_cache_update(attention, key, value, cache, slots.to(cache.device))
 
-    # Nothing is saved, and loads are over when the step begins
+    # Nothing is saved, and loading ends before the step starts
 
-    def wait_for_layer_load(self, layer_name: str) -> None:
-        """Nothing to wait for."""
+    def wait_for_layer_load(self, layer_name: str) -> None: ...
 
-    def save_kv_layer(self, layer_name: str, kv_layer: torch.Tensor, attn_metadata: Any, **kwargs: Any) -> None:
-        """Nothing to save."""
+    def save_kv_layer(self, layer_name: str, kv_layer: torch.Tensor, attn_metadata: Any, **kwargs: Any) -> None: ...
 
-    def wait_for_save(self) -> None:
-        """Nothing to wait for."""
+    def wait_for_save(self) -> None: ...

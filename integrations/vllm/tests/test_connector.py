@@ -1,4 +1,4 @@
-"""Which tokens go to which slots, who may have them, and what becomes of a request whose KV is not there."""
+"""The connector: which KV goes to which slots, which requests get it, and which requests fail."""
 
 from __future__ import annotations
 
@@ -21,11 +21,12 @@ from support.engines import MakeEngine
 SamKVConnector: Any = fake_vllm.import_connector().SamKVConnector
 CHUNKS = [tiny.text(seed) for seed in range(4)]
 BLOCK_IDS = [7, 3, 30, 12, 5, 21, 9, 2]
+LAYER = "language_model.model.layers.{}.self_attn.attn"
 
 
 @pytest.fixture
 def handover(make_engine: MakeEngine, tmp_path: Path) -> Iterator[Handover]:
-    """Of a tiny model, in its file."""
+    """A tiny model's handover, saved in its file."""
     found = make_engine(chunks=CHUNKS).generate(tiny.rag_prompt(CHUNKS), handover=True).handover
     assert found is not None
     with found.saved(tmp_path):
@@ -38,28 +39,24 @@ def connector(role: str = "WORKER", **options: Any) -> Any:
 
 
 def connectors(folder: Path, **options: Any) -> list[Any]:
-    """The scheduler's and a worker's."""
+    """Return the scheduler's connector and a worker's."""
     return [connector(role, folder=str(folder), **options) for role in KVConnectorRole.__members__]
 
 
 def attentions(handover: Handover, num_kv_heads: int = 2, block_size: int = 16) -> dict[str, Any]:
-    """vLLM's layers by name; one has no cache, as those without attention."""
-    head_dim = handover.keys.shape[-1]
-    layers = range(len(handover.keys))
-    caches = {
-        f"language_model.model.layers.{i}.self_attn.attn": Attention(num_kv_heads, head_dim, block_size) for i in layers
-    }
+    """Return vLLM's layers by name; one has no cache, like layers without attention."""
+    num_layers, *_, head_dim = handover.keys.shape
+    caches = {LAYER.format(i): Attention(num_kv_heads, head_dim, block_size) for i in range(num_layers)}
     return {"model.layers.0.mlp": SimpleNamespace(), **caches}
 
 
 def asked(handover: Handover, **changes: Any) -> Request:
-    params = {"samkv_key": handover.key}
-    return Request(**({"prompt_token_ids": [*handover.token_ids], "kv_transfer_params": params,
-                       "cache_salt": handover.key} | changes))  # fmt: skip
+    given = {"kv_transfer_params": {"samkv_key": handover.key}, "cache_salt": handover.key}
+    return Request(**({"prompt_token_ids": [*handover.token_ids]} | given | changes))
 
 
 def scheduled(scheduler: Any, request: Request, block_ids: list[int], num_computed: int = 0) -> int:
-    """Tokens that will be loaded."""
+    """Schedule a request and return how many tokens will be loaded."""
     num_external, is_async = scheduler.get_num_new_matched_tokens(request, num_computed)
     assert not is_async
     assert num_external is not None
@@ -68,14 +65,14 @@ def scheduled(scheduler: Any, request: Request, block_ids: list[int], num_comput
 
 
 def step(scheduler: Any, worker: Any, layers: dict[str, Any]) -> set[int]:
-    """One step of vLLM's: the metadata goes to another process. Blocks that failed."""
+    """Run one step of vLLM, which sends the metadata to another process, and return the blocks that failed."""
     worker.bind_connector_metadata(pickle.loads(pickle.dumps(scheduler.build_connector_meta(SimpleNamespace()))))
     worker.start_load_kv(SimpleNamespace(no_compile_layers=layers, attn_metadata={}))
     return set(worker.get_block_ids_with_load_errors())
 
 
 @pytest.mark.parametrize("block_size", [1, 16, 32, 128])
-def test_a_request_finds_what_was_handed_over_and_nothing_else_changes(
+def test_a_request_gets_what_was_handed_over_and_nothing_else_changes(
     handover: Handover, tmp_path: Path, block_size: int
 ) -> None:
     scheduler, worker = connectors(tmp_path, block_size=block_size)
@@ -85,7 +82,7 @@ def test_a_request_finds_what_was_handed_over_and_nothing_else_changes(
     assert scheduled(scheduler, asked(handover), block_ids) == num_tokens
     assert step(scheduler, worker, layers) == set()
     for number in range(4):
-        layer = layers[f"language_model.model.layers.{number}.self_attn.attn"]
+        layer = layers[LAYER.format(number)]
         keys, values = layer.held(block_ids, num_tokens)
         torch.testing.assert_close((keys, values), (handover.keys[number], handover.values[number]), atol=0, rtol=0)
         assert int(layer.kv_cache.abs().sum((1, 3)).count_nonzero()) == num_tokens
@@ -94,20 +91,20 @@ def test_a_request_finds_what_was_handed_over_and_nothing_else_changes(
     assert all(torch.equal(layers[name].kv_cache, cache) for name, cache in before.items())
 
 
-def test_what_the_blocks_hold_already_is_not_loaded_again(handover: Handover, tmp_path: Path) -> None:
-    """After preemption, say: the request's own blocks are found in the prefix cache."""
+def test_tokens_already_in_the_blocks_are_not_loaded_again(handover: Handover, tmp_path: Path) -> None:
+    """After a preemption, for example: the request's own blocks are in the prefix cache."""
     scheduler, worker = connectors(tmp_path)
     num_tokens, layers = len(handover.token_ids) - 1, attentions(handover)
     assert scheduled(scheduler, asked(handover), BLOCK_IDS, num_computed=32) == num_tokens - 32
     assert step(scheduler, worker, layers) == set()
-    keys, _ = layers["language_model.model.layers.3.self_attn.attn"].held(BLOCK_IDS, num_tokens)
+    keys, _ = layers[LAYER.format(3)].held(BLOCK_IDS, num_tokens)
     assert not keys[:32].any()
     torch.testing.assert_close(keys[32:], handover.keys[3, 32:], atol=0, rtol=0)
     assert scheduled(scheduler, asked(handover), BLOCK_IDS, num_computed=num_tokens) == 0
     assert scheduler.build_connector_meta(SimpleNamespace()).loads == []
 
 
-def test_other_requests_are_no_concern_of_ours(handover: Handover, tmp_path: Path) -> None:
+def test_other_requests_are_not_affected(handover: Handover, tmp_path: Path) -> None:
     scheduler = connector("SCHEDULER", folder=str(tmp_path))
     for params in (None, {}, {"do_remote_prefill": True}):
         assert scheduled(scheduler, asked(handover, kv_transfer_params=params), BLOCK_IDS) == 0
@@ -127,7 +124,9 @@ def test_other_requests_are_no_concern_of_ours(handover: Handover, tmp_path: Pat
     ],
     ids=str,
 )
-def test_a_request_that_cannot_have_it_fails_alone(handover: Handover, tmp_path: Path, changes: dict[str, Any]) -> None:
+def test_a_request_that_cannot_have_the_kv_fails_alone(
+    handover: Handover, tmp_path: Path, changes: dict[str, Any]
+) -> None:
     scheduler, worker = connectors(tmp_path)
     layers, good = attentions(handover), [31, 32, 33, 34, 35, 36, 37, 38]
     request = asked(handover, **changes)
@@ -135,7 +134,7 @@ def test_a_request_that_cannot_have_it_fails_alone(handover: Handover, tmp_path:
     assert num_tokens == request.num_prompt_tokens - 1  # never computed from the retained tokens alone
     scheduled(scheduler, asked(handover), good)
     assert step(scheduler, worker, layers) == set(BLOCK_IDS[: -(-num_tokens // 16)])
-    layer = layers["language_model.model.layers.0.self_attn.attn"]
+    layer = layers[LAYER.format(0)]
     assert not layer.kv_cache[BLOCK_IDS].any()
     torch.testing.assert_close(layer.held(good, len(handover.token_ids) - 1)[0], handover.keys[0], atol=0, rtol=0)
     assert worker.get_block_ids_with_load_errors() == set()
@@ -147,7 +146,7 @@ def test_another_models_handover_is_refused(handover: Handover, tmp_path: Path) 
         scheduled(scheduler, asked(handover), BLOCK_IDS)
         layers = attentions(handover, **sizes)
         assert step(scheduler, worker, layers)
-        assert not layers["language_model.model.layers.0.self_attn.attn"].kv_cache.any()
+        assert not layers[LAYER.format(0)].kv_cache.any()
 
 
 def test_each_of_several_workers_has_its_heads(handover: Handover, tmp_path: Path) -> None:
@@ -157,7 +156,7 @@ def test_each_of_several_workers_has_its_heads(handover: Handover, tmp_path: Pat
         scheduled(scheduler, asked(handover), BLOCK_IDS)
         layers = attentions(handover, num_kv_heads=1)
         assert step(scheduler, worker, layers) == set()
-        keys, _ = layers["language_model.model.layers.1.self_attn.attn"].held(BLOCK_IDS, num_tokens)
+        keys, _ = layers[LAYER.format(1)].held(BLOCK_IDS, num_tokens)
         torch.testing.assert_close(keys, handover.keys[1, :, head : head + 1], atol=0, rtol=0)
     assert [heads(8, 4, rank, 2) for rank in (0, 1)] == [slice(0, 4), slice(4, 8)]
 
@@ -173,7 +172,7 @@ def test_each_of_several_workers_has_its_heads(handover: Handover, tmp_path: Pat
         ({"folder": None}, "has no 'folder'"),
     ],
 )
-def test_vllm_does_not_start_where_answers_would_be_wrong(options: dict[str, Any], words: str, tmp_path: Path) -> None:
+def test_vllm_does_not_start_if_answers_would_be_wrong(options: dict[str, Any], words: str, tmp_path: Path) -> None:
     connector(folder=str(tmp_path))
     with pytest.raises(ValueError, match=words):
         connector(**({"folder": str(tmp_path)} | options))

@@ -1,4 +1,4 @@
-"""vLLM itself, in an environment of its own, answers as we do; ``SAMKV_VLLM_PYTHON`` names its Python."""
+"""The real vLLM gives the same answers; ``SAMKV_VLLM_PYTHON`` names the Python of its environment."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ pytestmark = [
     pytest.mark.skipif(not PYTHON, reason="SAMKV_VLLM_PYTHON names no Python that has vLLM (see the README)"),
 ]
 START_S = 280
-# What its kernels for processors take: heads of 32 dimensions and more.
+# vLLM's CPU kernels need heads of at least 32 dimensions.
 MODEL: dict[str, Any] = {"hidden_size": 128, "head_dim": 32}
 
 
 @contextmanager
 def vllm_server(model: Path, folder: Path) -> Iterator[str]:
-    """vLLM with the connector, on a port of its own."""
+    """Run vLLM with the connector on a free port."""
     port = free_port()
     transfer = {
         "kv_connector": "SamKVConnector",

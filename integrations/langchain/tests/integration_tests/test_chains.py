@@ -1,4 +1,4 @@
-"""The ways in which LangChain users build RAG: in each the chunks are recognised, and the answer is the engine's."""
+"""The ways LangChain users build RAG: each recognises the chunks and returns the engine's answer."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ PROMPT = ChatPromptTemplate.from_messages([("system", RULES + "\n\n{context}"), 
 
 
 class Answers(BaseCallbackHandler):
-    """The model's messages, also where a chain goes on with their text alone."""
+    """Keeps the model's messages, even if the chain continues with their text only."""
 
     def __init__(self) -> None:
         self.messages: list[AIMessage] = []
@@ -70,7 +70,7 @@ def format_docs(docs: list[Document]) -> str:
 
 
 def check(message: Any, num_chunks: int = 2) -> None:
-    """All chunks were stored, recognised, and reduced to their share; nothing fell back to full prefill."""
+    """All chunks were read from the store and sparsified; nothing fell back to full prefill."""
     metrics = message.response_metadata["metrics"]
     assert (metrics["chunks_hit"], metrics["chunks_missed"]) == (num_chunks, 0)
     assert (metrics["method"], metrics["fallback_reason"]) == ("scout", None)
@@ -79,7 +79,7 @@ def check(message: Any, num_chunks: int = 2) -> None:
 
 
 def direct_answer(engine: SamKVEngine, context: str, *turns: str, question: str = QUERY) -> str:
-    """What the engine says to the same messages, without LangChain; ``turns`` are earlier questions and answers."""
+    """The engine's answer to the same messages without LangChain; ``turns`` are earlier questions and answers."""
     roles = ("user", "assistant") * len(turns)
     history = [{"role": role, "content": text} for role, text in zip(roles, turns, strict=False)]
     messages = [{"role": "system", "content": context}, *history, {"role": "user", "content": question}]
@@ -110,7 +110,7 @@ def test_stuff_documents_in_a_retrieval_chain(llm: ChatSamKV, retriever: BaseRet
 
 
 def an_agent(llm: ChatSamKV, retriever: BaseRetriever) -> Callable[[str], Any]:
-    """With the passages in its prompt; it remembers by a checkpointer."""
+    """An agent with chunks in its prompt and a checkpointer."""
 
     @dynamic_prompt
     def with_passages(request: ModelRequest) -> str:
@@ -122,7 +122,7 @@ def an_agent(llm: ChatSamKV, retriever: BaseRetriever) -> Callable[[str], Any]:
 
 
 def a_chain(llm: ChatSamKV, retriever: BaseRetriever) -> Callable[[str], Any]:
-    """With a history of messages."""
+    """A chain with a message history."""
     prompt = ChatPromptTemplate.from_messages(
         [("system", RULES + "\n\n{context}"), MessagesPlaceholder("history"), ("human", "{input}")]
     )
@@ -147,10 +147,9 @@ def test_a_conversation(made: Any, llm: ChatSamKV, retriever: BaseRetriever, eng
 
 
 def test_an_agent_that_searches_by_a_tool() -> None:
-    """The model's words come from a script that calls the tool; what it costs is the real engine's."""
-    llm = ChatSamKV(
-        engine=ScriptedEngine(tiny_engine(tiny.TOOL_TEMPLATE)), max_tokens=8, method=tiny.method(sequence_ratio=0.5)
-    )  # type: ignore[arg-type]
+    """The tool call comes from a script, the metrics from the real engine."""
+    scripted: Any = ScriptedEngine(tiny_engine(tiny.TOOL_TEMPLATE))
+    llm = ChatSamKV(engine=scripted, max_tokens=8, method=tiny.method(sequence_ratio=0.5))
     store = SamKVVectorStore.from_texts(TEXTS, WordEmbeddings(), llm=llm)
     search = create_retriever_tool(store.as_retriever(search_kwargs={"k": 2}), "search", "Search the station's book.")
     messages = create_agent(llm, [search]).invoke({"messages": [HumanMessage(QUERY)]})["messages"]

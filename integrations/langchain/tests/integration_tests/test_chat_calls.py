@@ -1,4 +1,4 @@
-"""ChatSamKV on a tiny random model: options, figures, streams that end, threads, errors, caches."""
+"""ChatSamKV on a tiny random model: options, metrics, closed streams, threads, errors, caches."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def llm(engine: SamKVEngine) -> ChatSamKV:
 
 @pytest.fixture
 def num_decoded(engine: SamKVEngine, monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Threads that chose a token, one entry a token."""
+    """The thread of each decoded token."""
     threads: list[int] = []
     logits = engine.decoder.logits
 
@@ -45,7 +45,7 @@ def num_decoded(engine: SamKVEngine, monkeypatch: pytest.MonkeyPatch) -> list[in
 
 @pytest.fixture
 def open_streams(engine: SamKVEngine, monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """One entry for each stream of the engine's that is being read."""
+    """One entry for each of the engine's streams that is being read."""
     streams: list[int] = []
     stream = engine.stream
 
@@ -61,7 +61,7 @@ def open_streams(engine: SamKVEngine, monkeypatch: pytest.MonkeyPatch) -> list[i
 
 
 class Recorder(BaseCallbackHandler):
-    """Notes tokens and errors, and keeps them, as tracers do."""
+    """Keeps tokens and errors, as tracers do."""
 
     def __init__(self) -> None:
         self.tokens: list[str] = []
@@ -76,9 +76,7 @@ class Recorder(BaseCallbackHandler):
 
 class TestAnswers:
     @every_form
-    def test_every_form_gives_the_engines_answer_and_figures(
-        self, llm: ChatSamKV, engine: SamKVEngine, form: str
-    ) -> None:
+    def test_every_form_has_the_engines_answer(self, llm: ChatSamKV, engine: SamKVEngine, form: str) -> None:
         message, expected = ask(llm, form), engine.generate([{"role": "user", "content": QUESTION}], max_new_tokens=8)
         figures = expected.metrics
         assert message.content == expected.text
@@ -111,16 +109,13 @@ class TestOptions:
             assert message.usage_metadata and message.usage_metadata["output_tokens"] == 2
             assert message.response_metadata["metrics"]["method"] == "full_prefill"
 
-    @pytest.mark.parametrize("where", ["call", "model"])
-    def test_stops_end_the_answer(self, llm: ChatSamKV, engine: SamKVEngine, where: str) -> None:
+    def test_stops_end_the_answer(self, llm: ChatSamKV) -> None:
         whole = str(llm.invoke(QUESTION).content)
         stop = whole[len(whole) // 2 :][:3]
-        if where == "call":
-            stopped = llm.invoke(QUESTION, stop=[stop])
-        else:
-            stopped = ChatSamKV(engine=engine, max_tokens=8, stop=stop).invoke(QUESTION)
-        assert stopped.content == whole[: whole.index(stop)]
-        assert stopped.response_metadata["finish_reason"] == "stop"
+        stopping = llm.model_copy(update={"stop": [stop]})
+        for stopped in (llm.invoke(QUESTION, stop=[stop]), stopping.invoke(QUESTION)):
+            assert stopped.content == whole[: whole.index(stop)]
+            assert stopped.response_metadata["finish_reason"] == "stop"
 
     def test_n_answers_are_those_of_their_seeds(self, llm: ChatSamKV) -> None:
         options: dict[str, Any] = {"temperature": 1.5, "seed": 3}
@@ -144,7 +139,7 @@ class TestOptions:
         assert llm.invoke(QUESTION, grammar=Grammar.choices(["left", "right"])).content in ("left", "right")
 
     @every_form
-    def test_an_unknown_one_is_refused_in_every_form(self, llm: ChatSamKV, form: str) -> None:
+    def test_an_unknown_option_is_refused_in_every_form(self, llm: ChatSamKV, form: str) -> None:
         with pytest.raises(ConfigurationError, match="unknown option num_beams; known are"):
             ask(llm, form, num_beams=4)
 
@@ -156,7 +151,7 @@ class TestStreams:
         assert recorder.tokens == [chunk.text for chunk in chunks] and len(chunks) > 3
         assert [chunk.chunk_position for chunk in chunks] == [None] * (len(chunks) - 1) + ["last"]
 
-    def test_invoke_reports_tokens_where_streaming_is_asked_for(self, engine: SamKVEngine) -> None:
+    def test_invoke_reports_tokens_with_streaming(self, engine: SamKVEngine) -> None:
         recorder = Recorder()
         llm = ChatSamKV(engine=engine, max_tokens=8, streaming=True)
         answer = llm.invoke(QUESTION, config={"callbacks": [recorder]})
@@ -165,7 +160,7 @@ class TestStreams:
     def test_closing_ends_the_generation_at_once(
         self, llm: ChatSamKV, num_decoded: list[int], open_streams: list[int]
     ) -> None:
-        """Also with a tracer that keeps the exception, and so the frames, of the closed stream."""
+        """Even with a tracer that keeps the exception, and with it the frames, of the closed stream."""
         recorder = Recorder()
         stream: Any = llm.stream(QUESTION, max_tokens=200, config={"callbacks": [recorder]})
         next(stream)
@@ -213,15 +208,9 @@ class TestStreams:
         assert len(set(num_decoded)) == 1 and threading.get_ident() not in num_decoded
 
 
-def test_a_cache_answers_the_same_call_once_and_no_other_by_its_answer(
-    engine: SamKVEngine, num_decoded: list[int]
-) -> None:
-    plain: dict[str, Any] = {"max_tokens": 6, "cache": InMemoryCache()}
-    others = [{"method": "naive_reuse"}, {"stop": "tide"}, {"max_tokens": 7}, {"temperature": 1.0, "seed": 1}]
-    for options in ({}, *others):
+def test_a_cache_answers_only_the_same_call(engine: SamKVEngine, num_decoded: list[int]) -> None:
+    cache = InMemoryCache()
+    for method, is_decoded in (("scout", True), ("naive_reuse", True), ("scout", False)):
         before = len(num_decoded)
-        ChatSamKV(engine=engine, **plain | options).invoke(QUESTION)
-        assert len(num_decoded) > before, options
-    before = len(num_decoded)
-    ChatSamKV(engine=engine, **plain).invoke(QUESTION)
-    assert len(num_decoded) == before
+        ChatSamKV(engine=engine, max_tokens=6, cache=cache, method=method).invoke(QUESTION)
+        assert (len(num_decoded) > before) == is_decoded

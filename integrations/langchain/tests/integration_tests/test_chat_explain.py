@@ -1,4 +1,4 @@
-"""What an answer was read from, in its response metadata."""
+"""Explanations and citations in answers."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ def engine() -> SamKVEngine:
 
 
 @every_form
-def test_every_form_explains_itself_and_cites_what_it_read_where_asked(engine: SamKVEngine, form: str) -> None:
+def test_every_form_explains_and_cites_if_asked(engine: SamKVEngine, form: str) -> None:
     llm = ChatSamKV(engine=engine, max_tokens=4)
     silent, message = ask(llm, form), ask(llm, form, explain=True)
     assert "explanation" not in silent.response_metadata
     assert CHUNKS[0] not in str(silent), "documents stay out of answers"
     (kept,) = messages_from_dict(json.loads(json.dumps(messages_to_dict([message]))))
-    told = Explanation.from_dict(kept.response_metadata["explanation"])
-    assert [chunk.text for chunk in told.chunks] == CHUNKS
-    assert told.answer == message.text == silent.content, "without explain, content is text"
-    assert 0 < told.num_retained <= 0.15 * told.num_tokens + 1
-    assert told.chunks[0].blocks
+    explanation = Explanation.from_dict(kept.response_metadata["explanation"])
+    assert [chunk.text for chunk in explanation.chunks] == CHUNKS
+    assert explanation.answer == message.text == silent.content, "without explain, content is text"
+    assert 0 < explanation.num_retained <= 0.15 * explanation.num_tokens + 1
+    assert explanation.chunks[0].blocks
 
     (block,) = message.content_blocks
     assert (block["type"], block["text"]) == ("text", silent.content)
@@ -40,8 +40,8 @@ def test_every_form_explains_itself_and_cites_what_it_read_where_asked(engine: S
     found = [one["extras"] | {"cited_text": one["cited_text"]} for one in block["annotations"]]
     expected = [
         span._asdict() | {"digest": chunk.digest, "cited_text": chunk.text[span.start_char : span.stop_char]}
-        for chunk in told.chunks
-        for span in told.cite([chunk.text])[0]
+        for chunk in explanation.chunks
+        for span in explanation.cite([chunk.text])[0]
     ]
     assert sorted(map(str, found)) == sorted(map(str, expected))
     scores = [span["score"] for span in found if span["score"] is not None]
@@ -55,7 +55,7 @@ def test_a_streams_last_chunk_has_the_citations(engine: SamKVEngine) -> None:
     assert not any("annotations" in block for chunk in before for block in chunk.content_blocks)
 
 
-def test_an_answer_that_cites_is_read_again_as_its_text(engine: SamKVEngine) -> None:
+def test_an_answer_that_cites_goes_back_as_its_text(engine: SamKVEngine) -> None:
     llm = ChatSamKV(engine=engine, max_tokens=4)
     answers = [llm.invoke(QUESTION, explain=explain) for explain in (False, True)]
     metrics = [
@@ -65,7 +65,7 @@ def test_an_answer_that_cites_is_read_again_as_its_text(engine: SamKVEngine) -> 
     assert metrics[0]["prompt_tokens"] == metrics[1]["prompt_tokens"]
 
 
-def test_calls_and_objects_are_read_from_answers_that_explain_themselves() -> None:
+def test_calls_and_objects_are_read_from_explained_answers() -> None:
     llm = ChatSamKV(engine=scripted_engine(), max_tokens=64, explain=True)
     schema = {"title": "Keeper", "type": "object", "properties": {"name": {"type": "string"}}, "required": ["name"]}
     assert llm.with_structured_output(schema).invoke("Say 'Ann'.") == {"name": "Ann"}
@@ -76,7 +76,7 @@ def test_calls_and_objects_are_read_from_answers_that_explain_themselves() -> No
         assert answer.text == ""
 
 
-def test_a_model_may_explain_always_and_a_call_say_no(engine: SamKVEngine) -> None:
+def test_a_call_overrides_the_models_explain(engine: SamKVEngine) -> None:
     llm = ChatSamKV(engine=engine, max_tokens=4, explain=True)
     for asked, explains in ((llm, True), (llm.bind(explain=False), False)):
         assert ("explanation" in asked.invoke(QUESTION).response_metadata) == explains

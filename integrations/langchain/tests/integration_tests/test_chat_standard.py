@@ -1,4 +1,4 @@
-"""LangChain's standard tests of chat models, on a tiny random model; tools and JSON by a script."""
+"""LangChain's standard tests of chat models, on a tiny random model with scripted tool calls and JSON."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from langchain_tests.integration_tests import ChatModelIntegrationTests
 
 from langchain_samkv import ChatSamKV
 from support import tiny
+from tests.calling import ask
 from tests.scripted import scripted_engine
 
 
@@ -41,9 +42,7 @@ class TestChatSamKV(ChatModelIntegrationTests):
     def invoke_with_cache_read_input(self, *, stream: bool = False) -> AIMessage:
         chunk, llm = tiny.text(1), ChatSamKV(**self.chat_model_params)
         llm.engine.add_chunks([chunk])
-        question = f"{chunk}\n\nWho keeps the light?"
-        message: Any = None
-        for part in llm.stream(question) if stream else [llm.invoke(question)]:
-            message = part if message is None else message + part
+        message = ask(llm, "stream" if stream else "invoke", f"{chunk}\n\nWho keeps the light?")
+        assert message.usage_metadata is not None
         assert message.usage_metadata["input_token_details"]["cache_read"] >= llm.get_num_tokens(chunk)
         return message

@@ -6,8 +6,6 @@ from typing import Any, Literal, TypedDict
 
 import pytest
 from langchain_core.exceptions import OutputParserException
-from langchain_core.messages import HumanMessage, ToolMessage
-from langchain_core.tools import tool
 from pydantic import BaseModel, Field
 
 from langchain_samkv import ChatSamKV
@@ -18,12 +16,6 @@ from tests.scripted import scripted_engine, tiny_engine
 QUESTION = "What is the tide at 'North Quay' (7)?"
 
 
-@tool
-def tide_at(place: str, hour: int) -> str:
-    """Height of the tide."""
-    return f"{hour} metres at {place}"
-
-
 class Tide(BaseModel):
     """A tide."""
 
@@ -32,7 +24,7 @@ class Tide(BaseModel):
 
 
 class Level(BaseModel):
-    """A level, of which every answer ends."""
+    """A level; its answers are short, because every field is bounded."""
 
     of: Literal["sea", "lake"]
     metres: int = Field(ge=-10, le=10)
@@ -56,32 +48,22 @@ def llm() -> ChatSamKV:
 
 @pytest.fixture
 def silent_llm() -> ChatSamKV:
-    """A model that takes no part in any script: tiny, random, with the plain template."""
+    """A tiny random model without a script, with the plain template."""
     return ChatSamKV(engine=tiny_engine(), max_tokens=8)
 
 
 class TestTools:
-    def test_a_call_is_made_answered_and_read_again(self, llm: ChatSamKV) -> None:
-        bound = llm.bind_tools([tide_at])
-        asked = bound.invoke(QUESTION)
-        (call,) = asked.tool_calls
-        assert (call["name"], call["args"]) == ("tide_at", {"place": "North Quay", "hour": 7})
-        result = tide_at.invoke(call)
-        assert isinstance(result, ToolMessage) and result.content == "7 metres at North Quay"
-        answer = bound.invoke([HumanMessage(QUESTION), asked, result])
-        assert answer.text and not answer.tool_calls
-
     def test_a_template_without_tools_is_refused_when_bound_or_else_when_called(self, silent_llm: ChatSamKV) -> None:
         with pytest.raises(ToolsUnsupportedError, match=r"the chat template of .* takes no tools, 1 given"):
-            silent_llm.bind_tools([tide_at])
+            silent_llm.bind_tools([Tide])
         later = ChatSamKV(model="a/b", max_tokens=4)
-        bound = later.bind_tools([tide_at])
+        bound = later.bind_tools([Tide])
         later.engine_handle._engine = silent_llm.engine
-        with pytest.raises(NotImplementedError):  # by which LangChain tells that there are no tools
+        with pytest.raises(NotImplementedError):  # LangChain's error for a model without tools
             bound.invoke(QUESTION)
 
     @pytest.mark.parametrize("parallel", [True, False])
-    def test_a_model_that_would_rather_chat_makes_the_calls_it_must(self, parallel: bool) -> None:
+    def test_a_random_model_makes_the_calls_it_must(self, parallel: bool) -> None:
         llm = ChatSamKV(engine=tiny_engine(tiny.TOOL_TEMPLATE), max_tokens=1000, temperature=1.0)
         bound = llm.bind_tools([Level], tool_choice="any", parallel_tool_calls=parallel)
         counts = set()
@@ -101,10 +83,10 @@ class TestStructuredOutput:
         expected: Any = {"place": "North Quay", "hour": 7}
         assert answer == (Tide(**expected) if schema == "pydantic" else expected)
 
-    def test_the_wish_stands_behind_the_users_last_words(self, llm: ChatSamKV) -> None:
+    def test_a_streamed_answer_grows(self, llm: ChatSamKV) -> None:
         streamed = list(llm.with_structured_output(TideDict).stream(QUESTION))
         assert streamed[-1] == {"place": "North Quay", "hour": 7}
-        assert len(streamed) > 1  # grows
+        assert len(streamed) > 1
 
     @pytest.mark.parametrize("schema", SCHEMAS)
     def test_an_answer_that_does_not_fit_is_an_error(self, silent_llm: ChatSamKV, schema: str) -> None:
@@ -112,20 +94,20 @@ class TestStructuredOutput:
             silent_llm.with_structured_output(SCHEMAS[schema]).invoke(QUESTION)
 
     @pytest.mark.parametrize("schema", [TideDict, Tide.model_json_schema()], ids=["typeddict", "json schema"])
-    def test_so_is_one_of_the_wrong_types(self, llm: ChatSamKV, schema: Any) -> None:
+    def test_an_answer_of_the_wrong_types_is_an_error(self, llm: ChatSamKV, schema: Any) -> None:
         wrong = llm.with_structured_output(schema).last  # type: ignore[attr-defined]
         with pytest.raises(OutputParserException, match="'late' is not of type 'integer'"):
             wrong.parse('{"place": "North Quay", "hour": "late"}')
 
     @pytest.mark.parametrize("method", ["json_schema", "function_calling"])
-    def test_a_model_that_would_rather_chat_keeps_to_the_schema(self, method: str) -> None:
+    def test_a_random_model_keeps_to_the_schema(self, method: str) -> None:
         llm = ChatSamKV(engine=tiny_engine(tiny.TOOL_TEMPLATE), max_tokens=200, temperature=1.0)
         for seed in range(5):
             chosen = llm.model_copy(update={"seed": seed})
             level = chosen.with_structured_output(Level, method=method).invoke(QUESTION)
             assert isinstance(level, Level)
 
-    def test_include_raw_gives_the_message_and_what_became_of_it(self, llm: ChatSamKV, silent_llm: ChatSamKV) -> None:
+    def test_include_raw_returns_message_and_result(self, llm: ChatSamKV, silent_llm: ChatSamKV) -> None:
         good = llm.with_structured_output(Tide, include_raw=True).invoke(QUESTION)
         assert good["parsed"] == Tide(place="North Quay", hour=7)
         assert good["raw"].text.startswith('{"place"') and good["parsing_error"] is None

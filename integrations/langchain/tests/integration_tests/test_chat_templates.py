@@ -1,4 +1,4 @@
-"""Conversations on their way through chat templates that want them otherwise."""
+"""Conversations adapted to what chat templates accept."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ TALK = [*map(HumanMessage, ("Hello", "How are you?")), *map(AIMessage, ("Well.",
     ],
     ids=["usual", "alternating roles", "no system role"],
 )
-def test_messages_are_joined_as_far_as_the_template_wants_it(
+def test_messages_are_joined_as_the_template_needs(
     chat_template: str, messages: Sequence[BaseMessage], expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine, prompts = tiny_engine(chat_template), []
@@ -50,6 +50,6 @@ def test_messages_are_joined_as_far_as_the_template_wants_it(
     assert prompts == [expected]
 
 
-def test_a_model_without_template_is_named() -> None:
+def test_a_model_without_a_template_is_refused() -> None:
     with pytest.raises(ChatTemplateError, match="llama has no chat template"):
         ChatSamKV(engine=tiny_engine(chat_template=None)).invoke("Hello")

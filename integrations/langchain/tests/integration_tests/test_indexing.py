@@ -1,4 +1,4 @@
-"""langchain_core's index() and aindex() on a wrapped Chroma: the KV store holds exactly the live documents' chunks."""
+"""After index() and aindex() on a wrapped Chroma, the KV store holds exactly the live documents' chunks."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def store(tiny_engine: SamKVEngine) -> Iterator[SamKVVectorStore]:
 
 @pytest.fixture(params=["index", "aindex"])
 def indexed(request: pytest.FixtureRequest, store: SamKVVectorStore) -> Callable[..., Index]:
-    """A function: cleanup mode to a function that indexes documents and checks KV against Chroma."""
+    """A function from a cleanup mode to a function that indexes documents and compares KV with Chroma."""
     records = InMemoryRecordManager("tests")
     records.create_schema()
 

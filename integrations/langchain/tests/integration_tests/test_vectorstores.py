@@ -19,7 +19,7 @@ from tests.store_contract import StoreContract
 class TestChroma(StoreContract):
     @pytest.fixture
     def wrapped(self) -> Iterator[VectorStore]:
-        # One client serves the process, so collections need names of their own.
+        # One client serves the whole process, so collections need different names.
         chroma = Chroma(f"collection-{uuid.uuid4()}", WordEmbeddings(), collection_metadata={"hnsw:space": "cosine"})
         yield chroma
         chroma.delete_collection()
@@ -29,7 +29,7 @@ class TestChroma(StoreContract):
         store.delete(where={"n": 2})
         assert live_chunks(engine, LAMP)
 
-    def test_collections_are_told_apart_by_name(self, store: SamKVVectorStore, engine: SamKVEngine) -> None:
+    def test_collections_differ_by_name(self, store: SamKVVectorStore, engine: SamKVEngine) -> None:
         other = SamKVVectorStore(Chroma(f"other-{uuid.uuid4()}", WordEmbeddings()), engine=engine)
         store.add_texts([LAMP, KEEPER], ids=["a", "b"])
         other.add_texts([SEA, LAMP], ids=["a", "b"])

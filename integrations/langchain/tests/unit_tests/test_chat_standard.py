@@ -21,5 +21,5 @@ class TestChatSamKV(ChatModelUnitTests):
 
     @property
     def standard_chat_model_params(self) -> dict[str, Any]:
-        # Without those of a remote service (timeout, max_retries, api_key): a local model refuses them.
+        # A local model refuses the options of a remote service: timeout, max_retries, api_key.
         return {"temperature": 0, "max_tokens": 100, "stop": []}

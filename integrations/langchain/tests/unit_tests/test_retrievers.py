@@ -1,4 +1,4 @@
-"""A wrapped retriever finds what it found before, and announces it."""
+"""A wrapped retriever returns the same documents and announces them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""SamKVVectorStore around langchain-core's in-memory store, and the ways to build one."""
+"""SamKVVectorStore around langchain-core's in-memory store, and ways to build one."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from langchain_tests.integration_tests.vectorstores import VectorStoreIntegratio
 
 from langchain_samkv import ChatSamKV, SamKVVectorStore
 from samkv_rag import SamKVEngine
+from samkv_rag.exceptions import ConfigurationError
 from tests.lighthouse import KEEPER, LAMP, SEA, TEXTS, WordEmbeddings, live_chunks, shared_engine
 from tests.store_contract import StoreContract
 
@@ -70,6 +71,11 @@ class TestBuiltFromTexts:
         assert live_chunks(tiny_engine)
 
 
+def test_only_a_vector_store_can_be_wrapped(tiny_engine: SamKVEngine) -> None:
+    with pytest.raises(ConfigurationError, match="vectorstore is a list; it must be a VectorStore"):
+        SamKVVectorStore([], engine=tiny_engine)  # type: ignore[arg-type]
+
+
 def test_stores_without_a_name_do_not_share_a_scope(tiny_engine: SamKVEngine) -> None:
     first, second = (SamKVVectorStore(InMemoryVectorStore(WordEmbeddings()), engine=tiny_engine) for _ in range(2))
     first.add_texts([LAMP, KEEPER], ids=["0", "1"])
@@ -80,10 +86,9 @@ def test_stores_without_a_name_do_not_share_a_scope(tiny_engine: SamKVEngine) ->
     assert live_chunks(tiny_engine, LAMP, KEEPER)
 
 
-def test_what_a_killed_process_was_adding_goes_after_a_day(tiny_engine: SamKVEngine) -> None:
+def test_what_a_killed_process_was_adding_is_removed_after_a_day(tiny_engine: SamKVEngine) -> None:
     store = SamKVVectorStore(InMemoryVectorStore(WordEmbeddings()), engine=tiny_engine)
-    tiny_engine.add_chunks(
-        [LAMP, SEA], sources=["being%20added/100-abc", f"being%20added/{int(time.time() // 86400)}-abc"]
-    )
+    days = [100, int(time.time() // 86400)]
+    tiny_engine.add_chunks([LAMP, SEA], sources=[f"being%20added/{day}-abc" for day in days])
     assert store.prune() == 1
     assert live_chunks(tiny_engine, SEA)

@@ -1,7 +1,7 @@
-"""From the answer back to the nodes that it was read from.
+"""Tells a query's source nodes what its answer was read from.
 
-The postprocessor has the nodes and no answer, the LLM an answer and no nodes. Both run in one context, a query's own
-also where queries run at the same time: threads and tasks that LlamaIndex starts take it along.
+The postprocessor knows the nodes but not the answer; the LLM knows the answer but not the nodes. They share a context
+variable. Every query has its own, because LlamaIndex's threads and tasks copy the context.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 
 _KEY = "samkv_spans"
 uncited: ContextVar[list[NodeWithScore]] = ContextVar("samkv_uncited")
-"""What the query at hand retrieved and no answer has been read from yet."""
+"""The current query's nodes that no answer has cited yet."""
 
 
 def cite(nodes: list[NodeWithScore], explanation: Explanation) -> None:
-    """Write into the metadata of ``nodes`` what was retained of their text; take those of which anything was off them.
+    """Write into the metadata of ``nodes`` what was retained of their text, and remove the cited ones from the list.
 
-    So an answer that comes later in the same context says nothing of them. Each gets a node of its own, since the index
-    may hold the one that it had. Prompts and embeddings never show the spans.
+    A later answer in the same context then does not cite them again. Each item gets a copy of its node, because the
+    index may hold the original. Prompts and embeddings never show the spans.
     """
     left = []
     for item, spans in zip(nodes, explanation.cite(map(node_text, nodes)), strict=True):

@@ -9,14 +9,13 @@ from llama_index.core.base.llms.types import ChatMessage, ToolCallBlock
 from samkv_rag.exceptions import PromptError
 from samkv_rag.frameworks.messages import Message, join_system_messages, template_role
 
-_SILENT_BLOCKS = ("cache", "thinking", "tool_call")  # carry no text that the model should read again
-_OF_RESULTS = ("tool_call_id", "name")
+_SKIPPED_BLOCKS = ("cache", "thinking", "tool_call")  # they hold no text for the model
 
 
 def engine_messages(messages: Sequence[ChatMessage]) -> list[Message]:
-    """Return ``messages`` as role and content, with tool calls and results; neighbouring system messages joined.
+    """Return ``messages`` as role and content, with tool calls and results.
 
-    LlamaIndex puts an LLM's ``system_prompt`` before a prompt's own system message.
+    Neighbouring system messages are joined: LlamaIndex puts an LLM's ``system_prompt`` before a prompt's own.
 
     Raises:
         PromptError: a message holds something other than text.
@@ -31,15 +30,14 @@ def _engine_message(message: ChatMessage) -> Message:
         functions = [(call.tool_call_id, {"name": call.tool_name, "arguments": call.tool_kwargs}) for call in calls]
         converted["tool_calls"] = [{"type": "function", "id": id_, "function": called} for id_, called in functions]
     if converted["role"] == "tool":
-        converted |= {
-            name: message.additional_kwargs[name] for name in _OF_RESULTS if name in message.additional_kwargs
-        }
+        given = message.additional_kwargs
+        converted |= {name: given[name] for name in ("tool_call_id", "name") if name in given}
     return converted
 
 
 def refuse_non_text(messages: Iterable[ChatMessage]) -> None:
-    """Raise PromptError when a message holds an image, a document or the like."""
+    """Raise PromptError if a message holds an image, a document or anything else that is not text."""
     for message in messages:
         for block in message.blocks:
-            if block.block_type != "text" and block.block_type not in _SILENT_BLOCKS:
+            if block.block_type != "text" and block.block_type not in _SKIPPED_BLOCKS:
                 raise PromptError(f"a {message.role.value} message holds a {block.block_type} block; send text only")

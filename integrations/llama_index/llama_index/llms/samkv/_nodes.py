@@ -1,4 +1,4 @@
-"""The text of LlamaIndex nodes, as it will stand in a prompt."""
+"""The text of LlamaIndex nodes as it appears in a prompt."""
 
 from __future__ import annotations
 
@@ -8,18 +8,14 @@ from llama_index.core.schema import BaseNode, MetadataMode, NodeWithScore
 
 
 def chunks_with_ids(items: Iterable[BaseNode | NodeWithScore | str]) -> list[tuple[str | None, str]]:
-    """Return id and text of each node; nodes without text are left out, and plain text has no id."""
-    pairs = [(None, item) if isinstance(item, str) else (_node(item).node_id, node_text(item)) for item in items]
+    """Return the id and text of each node; nodes without text are left out, and plain texts have no id."""
+    pairs = [(None, item) if isinstance(item, str) else (item.node_id, node_text(item)) for item in items]
     return [(node_id, text) for node_id, text in pairs if text.strip()]
 
 
 def node_text(item: BaseNode | NodeWithScore) -> str:
-    """Return the text of one node; empty where it has none.
+    """Return the text of a node, or "" if it has none.
 
-    Metadata is left out: LlamaIndex writes it before the text, so the text alone arrives verbatim.
+    Metadata is left out: LlamaIndex writes it before the text, so a prompt contains the text alone verbatim.
     """
-    return _node(item).get_content(metadata_mode=MetadataMode.NONE)
-
-
-def _node(item: BaseNode | NodeWithScore) -> BaseNode:
-    return item.node if isinstance(item, NodeWithScore) else item
+    return item.get_content(metadata_mode=MetadataMode.NONE)

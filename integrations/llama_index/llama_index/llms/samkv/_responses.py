@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Answer:
-    """The answer so far, in neither of LlamaIndex's two response types."""
+    """The answer so far, before it becomes one of LlamaIndex's two response types."""
 
     text: str
     delta: str | None = None
@@ -37,7 +37,7 @@ class Answer:
     """None until the answer is complete."""
     usage: dict[str, int] = field(default_factory=dict)
     logprobs: list[list[LogProb]] | None = None
-    """Of each token the likeliest in its place, or itself alone."""
+    """The likeliest tokens at each position, or only the chosen one."""
 
     def as_completion(self) -> CompletionResponse:
         """Return a completion response."""
@@ -46,21 +46,15 @@ class Answer:
         )
 
     def as_chat(self) -> ChatResponse:
-        """Return a chat response.
-
-        Its message carries no additional_kwargs: LlamaIndex would print them into the next prompt.
-        """
+        """Return a chat response; its message has no additional_kwargs, which LlamaIndex would print into prompts."""
         message = ChatMessage(role=MessageRole.ASSISTANT, content=self.text if self.text or not self.calls else None)
         message.blocks += [
             ToolCallBlock(tool_call_id=call.id, tool_name=call.name or "", tool_kwargs=json.loads(call.arguments))
             for call in self.calls
         ]
+        usage = dict(self.usage)
         return ChatResponse(
-            message=message,
-            delta=self.delta,
-            raw=self.raw,
-            logprobs=self.logprobs,
-            additional_kwargs=dict(self.usage),
+            message=message, delta=self.delta, raw=self.raw, logprobs=self.logprobs, additional_kwargs=usage
         )
 
 
@@ -70,9 +64,9 @@ def growing_answers(
     record: Callable[[GenerationResult], None],
     explain: Callable[[Explanation], None] | None,
 ) -> Generator[Answer, None, None]:
-    """Yield the answer so far for every piece, and close ``stream``; the last one carries the figures.
+    """Yield the answer so far for every piece, then once more with usage and metrics; close ``stream`` at the end.
 
-    ``explain`` is told what the answer was read from, and the last one carries that, too.
+    ``explain`` is called with the explanation of the answer, which the last one also carries.
     """
     text, calls = "", list[ToolCall]()
     with closing(stream):
@@ -80,7 +74,7 @@ def growing_answers(
             delta = ""
             if isinstance(said, ToolCall) and said.name is not None:
                 calls.append(said)
-            else:  # a call that cannot be read is shown as the text it is
+            else:  # an unreadable call is shown as text
                 delta = said if isinstance(said, str) else said.arguments
                 text += delta
             yield Answer(text, delta, tuple(calls))
@@ -99,11 +93,8 @@ def growing_answers(
         if result.others:
             raw["others"] = [other.text for other in result.others]
         logprobs = [
-            [
-                LogProb(token=likely.text, logprob=likely.logprob, bytes=token_bytes(likely.text) or [])
-                for likely in place
-            ]
-            for place in (one.top or (one,) for one in result.logprobs)
+            [LogProb(token=one.text, logprob=one.logprob, bytes=token_bytes(one.text) or []) for one in likeliest]
+            for likeliest in (token.top or (token,) for token in result.logprobs)
         ]
         yield Answer(text, "", tuple(calls), raw, usage, logprobs or None)
 

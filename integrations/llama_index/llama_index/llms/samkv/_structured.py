@@ -1,4 +1,4 @@
-"""Answers as objects of a class: kept to its schema while decoding, checked by the class."""
+"""Answers as objects of a class: decoding keeps to its schema, and the class validates the result."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from samkv_rag.exceptions import ConfigurationError
 def growing_objects(
     responses: Generator[ChatResponse, None, None], output_cls: type[Model]
 ) -> Generator[Any, None, None]:
-    """Yield the object as its JSON grows, then whole; raises as :func:`as_object`."""
+    """Yield the object as its JSON grows, then the whole object; raise as :func:`as_object` does."""
     current: Any = None
     with closing(responses):
         for response in responses:
@@ -29,14 +29,14 @@ def as_object(response: ChatResponse, output_cls: type[Model]) -> Model:
     """Return the answer as an object.
 
     Raises:
-        ConfigurationError: it was cut off, or the class refuses what fits its schema. LlamaIndex would turn a
-            ValueError into an empty answer.
+        ConfigurationError: the answer was cut off, or the class refuses an answer that fits its schema. LlamaIndex
+            would turn a ValueError into an empty answer.
     """
     try:
         return output_cls.model_validate_json(response.message.content or "")
     except ValueError as error:
         reason = (response.raw or {}).get("finish_reason")
         raise ConfigurationError(
-            f"the answer, which ended by {reason!r}, is no {output_cls.__name__}; raise max_tokens where that is "
+            f"the answer ended by {reason!r} and is not a valid {output_cls.__name__}; raise max_tokens if that is "
             f"'length': {error}"
         ) from error

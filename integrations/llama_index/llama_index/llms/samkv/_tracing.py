@@ -1,7 +1,7 @@
 """One pair of LLM events around a call.
 
-LlamaIndex's decorators, put around one call instead of a method: a stream then keeps hold of what it reads from, and
-no decorated method calls another, which would count tokens twice.
+LlamaIndex's decorators are applied to a single call instead of a method. A stream then keeps its source, and no
+decorated method calls another one, which would count tokens twice.
 """
 
 from __future__ import annotations
@@ -20,19 +20,15 @@ T = TypeVar("T")
 
 def traced(llm: LLM, asked: str | Sequence[ChatMessage], kwargs: Mapping[str, Any], respond: Callable[[], T]) -> T:
     """Return ``respond()``, reported as one completion or chat call."""
-
-    def call(_llm: LLM, _asked: Any, **_kwargs: Any) -> T:
-        return respond()
-
     callback = llm_completion_callback if isinstance(asked, str) else llm_chat_callback
-    return cast(T, callback()(call)(llm, asked, **kwargs))
+    return cast(T, callback()(lambda *_args, **_kwargs: respond())(llm, asked, **kwargs))
 
 
 def closing_source(stream: Generator[T, None, None], source: Generator[Any, None, None]) -> Generator[T, None, None]:
     """Yield from ``stream`` and close ``source`` with it.
 
-    LlamaIndex's wrapper around a stream may not close what it reads from, and an event handler that keeps the exception
-    keeps its frames, and so the generation behind them, alive.
+    LlamaIndex's wrapper may leave its source open, and an event handler that stores the exception keeps the frames, and
+    with them the generation, alive.
     """
     try:
         yield from stream

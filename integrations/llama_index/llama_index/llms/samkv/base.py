@@ -1,4 +1,4 @@
-"""The LLM: LlamaIndex's eight ways to call one, on a SamKV engine."""
+"""The LLM: LlamaIndex's eight ways to call one on a SamKV engine."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ from samkv_rag.frameworks.tools import TextOnly, ToolCalls, answer_grammar, prom
 from samkv_rag.results import GenerationMetrics
 
 if TYPE_CHECKING:
-    from samkv_rag import Explanation, GenerationResult, Grammar, SamKVEngine
+    from samkv_rag import Explanation, GenerationResult, SamKVEngine
     from samkv_rag.model.tokenization import RenderedPrompt
 
 _Prompt = str | list[Message]
@@ -68,26 +68,26 @@ _NOT_THE_ENGINES = ("explain", "extra_headers", "tools", "tool_choice", "paralle
 class SamKVLLM(EngineOptions, CallOptions, CustomLLM, FunctionCallingLLM):
     """A local LLM that answers from the cached KV of the retrieved chunks.
 
-    The model is loaded on first use; touch :attr:`engine` to load it at a time of your choosing. Set
+    The model is loaded on first use; read :attr:`engine` to load it earlier. Set
     ``Settings.tokenizer = llm.tokenizer``, or LlamaIndex counts tokens with another model's tokenizer.
 
-    ``system_prompt`` stands before query-engine prompts and direct ``complete`` calls; ``chat`` sends
-    the messages as they are, as in other LlamaIndex LLMs. Messages and plain completions go through
-    the model's chat template, unless ``messages_to_prompt`` or ``completion_to_prompt`` is given;
-    ``complete(prompt, formatted=True)`` uses the string verbatim.
+    ``system_prompt`` is put before query-engine prompts and ``complete`` calls; ``chat`` sends the messages
+    unchanged, as other LlamaIndex LLMs do. Messages and plain completions go through the model's chat template,
+    unless ``messages_to_prompt`` or ``completion_to_prompt`` is given. ``complete(prompt, formatted=True)`` uses the
+    string verbatim.
 
     Every call takes ``max_tokens``, ``temperature``, ``top_p``, ``top_k``, ``min_p``, ``repetition_penalty``,
     ``stop``, ``seed``, ``logprobs``, ``top_logprobs`` and ``method``, such as ``Scout(sequence_ratio=0.3)`` or
-    ``"full_prefill"``; None means the LLM's own. ``grammar`` is a :class:`samkv_rag.Grammar` that the answer keeps
-    to; with ``n`` answers, ``raw["others"]`` has the texts of those behind the first.
+    ``"full_prefill"``; None means the LLM's own value. ``grammar`` is a :class:`samkv_rag.Grammar` that the answer
+    keeps to. ``n`` is the number of answers; ``raw["others"]`` has the texts of all but the first.
 
-    ``store_secret``, ``token`` and the password in a store's URL are masked wherever the LLM is shown or written out;
-    a masked secret is refused, so give it again: ``SamKVLLM.from_json(text, store_secret=secret)``.
+    ``store_secret``, ``token`` and the password in a store's URL are masked wherever the LLM is shown or written out.
+    A masked secret is refused, so give it again: ``SamKVLLM.from_json(text, store_secret=secret)``.
 
-    Responses carry ``raw={"usage": ..., "finish_reason": ..., "metrics": ...}``; in a stream, the last one. With
-    ``explain`` there is an ``"explanation"`` too, for :meth:`samkv_rag.Explanation.from_dict`: it holds the
-    chunks' texts, which then reach whatever logs responses. With a :class:`SamKVPostprocessor`, the ``source_nodes`` of
-    a query say in ``metadata["samkv_spans"]`` which parts of them were read.
+    Responses carry ``raw={"usage": ..., "finish_reason": ..., "metrics": ...}``; in a stream, the last one does. With
+    ``explain``, ``raw`` also has an ``"explanation"`` for :meth:`samkv_rag.Explanation.from_dict`. It contains the
+    chunks' texts, which then reach anything that logs responses. With a :class:`SamKVPostprocessor`, a query's
+    ``source_nodes`` say in ``metadata["samkv_spans"]`` which parts of them were read.
 
     Raises:
         ConfigurationError: an argument is unknown or out of range.
@@ -98,7 +98,7 @@ class SamKVLLM(EngineOptions, CallOptions, CustomLLM, FunctionCallingLLM):
     on_metrics: Callable[[GenerationMetrics], None] | None = Field(
         default=None,
         exclude=True,
-        description="Called with the figures of every finished generation, in the thread that ran it.",
+        description="Called with the metrics of every finished generation, in the thread that ran it.",
     )
 
     _handle: EngineHandle = PrivateAttr()
@@ -107,9 +107,9 @@ class SamKVLLM(EngineOptions, CallOptions, CustomLLM, FunctionCallingLLM):
     def __init__(
         self, model: str | PathLike[str] | None = None, *, model_name: str | None = None, **options: Any
     ) -> None:
-        refuse_unknown(options, list(type(self).model_fields))
+        refuse_unknown(options, type(self).model_fields)
         if (model is None) == (model_name is None):
-            raise ConfigurationError("give the model, SamKVLLM('folder or hub id'); model_name is another word for it")
+            raise ConfigurationError("give the model, SamKVLLM('folder or hub id'); model_name is another name for it")
         model = model_name if model is None else model
         with plain_refusals():
             super().__init__(model=model, **options)
@@ -117,14 +117,14 @@ class SamKVLLM(EngineOptions, CallOptions, CustomLLM, FunctionCallingLLM):
 
     @classmethod
     def from_engine(cls, engine: SamKVEngine, **options: Any) -> SamKVLLM:
-        """Return an LLM on an engine that is already there, and that others may share.
+        """Return an LLM on an existing engine, which several components may share.
 
         Args:
-            engine: the engine; model, store and configuration are its own.
+            engine: the engine, with its model, store and configuration.
             options: the other fields of this class.
 
         Raises:
-            ConfigurationError: an option is unknown, out of range, or the engine's.
+            ConfigurationError: an option is unknown, out of range, or belongs to the engine.
         """
         refuse_unknown(options, [name for name in cls.model_fields if name not in ("model", *ENGINE_OPTIONS)])
         options.setdefault("method", engine.method)
@@ -138,10 +138,7 @@ class SamKVLLM(EngineOptions, CallOptions, CustomLLM, FunctionCallingLLM):
 
     @classmethod
     def class_name(cls) -> str:
-        """Return the name used in serialization."""
         return "SamKVLLM"
-
-    # What is behind it
 
     @property
     def engine(self) -> SamKVEngine:
@@ -150,17 +147,17 @@ class SamKVLLM(EngineOptions, CallOptions, CustomLLM, FunctionCallingLLM):
 
     @property
     def engine_handle(self) -> EngineHandle:
-        """The engine, or the promise of one, for the other components of this package."""
+        """Loads the engine on first use; the other components of this package take it."""
         return self._handle
 
     @property
     def tokenizer(self) -> Callable[[str], list[int]]:
-        """Turns text into token ids; made for ``Settings.tokenizer``."""
+        """A function from text to token ids, for ``Settings.tokenizer``."""
         return self.engine.tokenize
 
     @property
     def metadata(self) -> LLMMetadata:
-        """The model's real context window, so that LlamaIndex packs prompts that fit."""
+        """The model's real context window and name; LlamaIndex fits prompts into the window."""
         return LLMMetadata(
             context_window=self.engine.context_window,
             num_output=self.max_tokens,
@@ -171,21 +168,21 @@ class SamKVLLM(EngineOptions, CallOptions, CustomLLM, FunctionCallingLLM):
 
     @property
     def last_metrics(self) -> GenerationMetrics | None:
-        """Figures of the generation that finished last, in whichever thread.
+        """Metrics of the generation that finished last, in any thread.
 
-        With several calls at a time, read ``response.raw["metrics"]`` or set ``on_metrics`` instead.
+        With concurrent calls, read ``response.raw["metrics"]`` or set ``on_metrics`` instead.
         """
         return None if self._last_result is None else self._last_result.metrics
 
     @property
     def last_explanation(self) -> Explanation | None:
-        """What the answer that finished last was read from; costs nothing until asked for.
+        """What the answer that finished last was read from; computed when it is read.
 
-        With several calls at a time, set ``explain`` and read ``response.raw["explanation"]`` instead.
+        With concurrent calls, set ``explain`` and read ``response.raw["explanation"]`` instead.
         """
         return None if self._last_result is None else self._last_result.explain()
 
-    # The four calls
+    # Four calls
 
     def complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
         """Answer a prompt; ``formatted`` means it needs no chat template."""
@@ -209,7 +206,7 @@ class SamKVLLM(EngineOptions, CallOptions, CustomLLM, FunctionCallingLLM):
         responses = (answer.as_chat() for answer in answers)
         return closing_source(traced(self, messages, kwargs, lambda: responses), answers)
 
-    # The same four without blocking the event loop
+    # The same four for event loops
 
     async def acomplete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
         """Answer a prompt in a thread; a cancelled call ends the generation."""
@@ -221,7 +218,7 @@ class SamKVLLM(EngineOptions, CallOptions, CustomLLM, FunctionCallingLLM):
 
     async def astream_complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponseAsyncGen:
         """Answer a prompt piece by piece, in a thread."""
-        self._options(kwargs)  # refused here, not in the thread
+        self._options(kwargs)  # refuse bad options here, not in the thread
         return aiter_in_thread(_lazily(lambda: self.stream_complete(prompt, formatted, **kwargs)))
 
     async def astream_chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponseAsyncGen:
@@ -241,7 +238,7 @@ class SamKVLLM(EngineOptions, CallOptions, CustomLLM, FunctionCallingLLM):
         tool_required: bool = False,
         **kwargs: Any,
     ) -> dict[str, Any]:
-        """Return the arguments of a chat that may call ``tools``; ``tool_required``: that must."""
+        """Return the arguments of a chat that may call ``tools``, or must if ``tool_required``."""
         said = ChatMessage(role=MessageRole.USER, content=user_msg) if isinstance(user_msg, str) else user_msg
         return {
             "messages": [*(chat_history or ()), *([] if said is None else [said])],
@@ -257,7 +254,7 @@ class SamKVLLM(EngineOptions, CallOptions, CustomLLM, FunctionCallingLLM):
         """Return the calls of an answer.
 
         Raises:
-            ConfigurationError: there are none, unless ``error_on_no_tool_call`` is False.
+            ConfigurationError: there are none and ``error_on_no_tool_call`` is True.
         """
         calls = [block for block in response.message.blocks if isinstance(block, ToolCallBlock)]
         if error_on_no_tool_call and not calls:
@@ -282,7 +279,7 @@ class SamKVLLM(EngineOptions, CallOptions, CustomLLM, FunctionCallingLLM):
         llm_kwargs: dict[str, Any] | None = None,
         **prompt_args: Any,
     ) -> Model:
-        """Return an answer as an object of ``output_cls``, whose schema is kept to while decoding.
+        """Return an answer as an object of ``output_cls``; decoding keeps to its schema.
 
         Raises:
             ConfigurationError: the answer was cut off.
@@ -297,7 +294,7 @@ class SamKVLLM(EngineOptions, CallOptions, CustomLLM, FunctionCallingLLM):
         llm_kwargs: dict[str, Any] | None = None,
         **prompt_args: Any,
     ) -> Model:
-        """:meth:`structured_predict` in a thread."""
+        """Do the same in a thread."""
         messages, options = self._asked_for(output_cls, prompt, llm_kwargs, prompt_args)
         return as_object(await self.achat(messages, **options), output_cls)
 
@@ -328,7 +325,7 @@ class SamKVLLM(EngineOptions, CallOptions, CustomLLM, FunctionCallingLLM):
         llm_kwargs: Mapping[str, Any] | None,
         prompt_args: Mapping[str, Any],
     ) -> tuple[list[ChatMessage], dict[str, Any]]:
-        """Messages and options of a call whose answer is an object of ``output_cls``."""
+        """Return messages and options of a call whose answer is an object of ``output_cls``."""
         messages = self._extend_messages(prompt.format_messages(**prompt_args))
         return messages, {**(llm_kwargs or {}), "json_schema": output_cls.model_json_schema()}
 
@@ -350,7 +347,7 @@ class SamKVLLM(EngineOptions, CallOptions, CustomLLM, FunctionCallingLLM):
         return self.messages_to_prompt(messages)
 
     def _options(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the engine's options: the LLM's fields, changed by what the caller gave."""
+        """Return the engine's options: the LLM's fields, overridden by the caller's."""
         own = {name: getattr(self, name) for name in OWN_CALL_OPTIONS}
         return call_options(own, {name: value for name, value in given.items() if name not in _NOT_THE_ENGINES})
 
@@ -366,41 +363,33 @@ class SamKVLLM(EngineOptions, CallOptions, CustomLLM, FunctionCallingLLM):
             self.on_metrics(result.metrics)
 
     def _answers(self, prompt: _Prompt, kwargs: Mapping[str, Any]) -> Generator[Answer, None, None]:
-        """Return the answer as it grows; options are checked now, generation begins with the first piece."""
+        """Return the answer as it grows. Options are checked now; generation starts with the first piece."""
         options, tools, schema = self._options(kwargs), kwargs.get("tools") or [], kwargs.get("json_schema")
         explain = parse_bool("explain", kwargs.get("explain"), self.explain)
-        asked, grammar = self._guided(prompt, tools, schema, kwargs)
+        asked: str | RenderedPrompt
+        if not isinstance(prompt, str):
+            parallel = parse_bool("parallel_tool_calls", kwargs.get("parallel_tool_calls"), True)
+            asked, grammar = prompt_and_grammar(self.engine, prompt, tools, kwargs.get("tool_choice"), schema, parallel)
+        elif tools:
+            raise ToolsUnsupportedError(
+                f"{len(tools)} tools given, but only a chat template can show tools; take a model that has one, "
+                "without messages_to_prompt"
+            )
+        else:
+            asked, grammar = prompt, answer_grammar("", schema=schema)
         options = {"grammar": grammar} | options if grammar else options
         stream, reader = self.engine.stream(asked, **options), ToolCalls() if tools else TextOnly()
         nodes = uncited.get([])  # now: the stream may be read in another context
         return growing_answers(stream, reader, self._record, partial(cite, nodes) if explain else None)
 
-    def _guided(
-        self,
-        prompt: _Prompt,
-        tools: Sequence[Mapping[str, Any]],
-        schema: Mapping[str, Any] | None,
-        kwargs: Mapping[str, Any],
-    ) -> tuple[_Prompt | RenderedPrompt, Grammar | None]:
-        """The prompt as the model's template takes it, with tools and schema, and the grammar of the answer."""
-        if tools and isinstance(prompt, str):
-            raise ToolsUnsupportedError(
-                f"{len(tools)} tools given, which only a chat template can show; take a model that has one, without "
-                "messages_to_prompt"
-            )
-        if isinstance(prompt, str):
-            return prompt, answer_grammar("", schema=schema)
-        parallel = parse_bool("parallel_tool_calls", kwargs.get("parallel_tool_calls"), True)
-        return prompt_and_grammar(self.engine, prompt, tools, kwargs.get("tool_choice"), schema, parallel)
-
 
 def _lazily(call: Callable[[], Generator[_Response, None, None]]) -> Generator[_Response, None, None]:
-    """What ``call`` returns, called when the first item is asked for: in the thread that reads it."""
+    """Call ``call`` in the thread that reads the first item, and yield what it returns."""
     yield from call()
 
 
 async def _last(responses: AsyncGenerator[_Response, None]) -> _Response:
-    """The last of a stream's responses, as the whole answer; the stream ends with the caller."""
+    """Return a stream's last response as the whole answer; the stream is closed if the caller is cancelled."""
     last: Any = None
     async with aclosing(responses):
         async for response in responses:

@@ -1,4 +1,4 @@
-"""A postprocessor that announces the retrieved chunks to the engine, and where asked ranks them by it."""
+"""A postprocessor that announces the retrieved chunks to the engine and can rerank them."""
 
 from __future__ import annotations
 
@@ -23,22 +23,21 @@ if TYPE_CHECKING:
 
 
 class SamKVPostprocessor(BaseNodePostprocessor):
-    """Announce the retrieved chunks to the engine, so that their KV is on its way before the prompt is.
+    """Announce the retrieved chunks to the engine, which reads their KV while the prompt is being built.
 
-    Put it last in ``node_postprocessors``, after filters and other rerankers. Nothing is written into nodes' texts. A
-    chunk that was never ingested is recognised in the prompt thanks to the announcement, computed on the spot and
-    stored.
+    Put it last in ``node_postprocessors``, after filters and other rerankers. It does not change nodes' texts. Chunks
+    that were never ingested are recognised in the prompt too, computed on the spot and stored.
 
-    Where the LLM has ``explain``, the query's ``source_nodes`` say in ``metadata["samkv_spans"]`` which parts of their
-    text the answer was read from, strongest first: ``start_char``, ``stop_char``, ``score``. From a stream they say so
-    at its end.
+    If the LLM has ``explain``, the query's ``source_nodes`` say in ``metadata["samkv_spans"]`` which parts of their
+    text the answer was read from, strongest first: ``start_char``, ``stop_char``, ``score``. In a stream they say it
+    when the stream ends.
 
     Args:
         llm: the SamKVLLM that will answer.
         engine: instead of ``llm``, its engine.
-        rerank: sort the nodes, best first, by the order in which they come and by how well the engine finds that they
-            match the query: see :meth:`samkv_rag.SamKVEngine.rank`. Scores are the sum of 1 ÷ (60 + place) in both.
-        top_n: so many of the best are kept; None: all.
+        rerank: sort the nodes, best first. The ranking combines the retriever's order with how well the nodes match
+            the query, see :meth:`samkv_rag.SamKVEngine.rank`. Scores are the sum of 1 ÷ (60 + place) in both.
+        top_n: how many nodes to keep; None keeps all.
         callback_manager: as for every LlamaIndex postprocessor.
 
     Raises:
@@ -47,26 +46,25 @@ class SamKVPostprocessor(BaseNodePostprocessor):
     """
 
     rerank: bool = Field(default=False, description="Sort nodes by how well they match the query.")
-    top_n: int | None = Field(default=None, ge=1, description="How many of the best are kept; None: all.")
+    top_n: int | None = Field(default=None, ge=1, description="How many nodes to keep; None keeps all.")
     _handle: EngineHandle = PrivateAttr()
 
     def __init__(self, llm: SamKVLLM | None = None, *, engine: SamKVEngine | None = None, **options: Any) -> None:
-        refuse_unknown(options, list(type(self).model_fields))
+        refuse_unknown(options, type(self).model_fields)
         with plain_refusals():
             super().__init__(**options)
         if self.top_n is not None and not self.rerank:
-            raise ConfigurationError(f"top_n is {self.top_n} and nothing is ranked; pass rerank=True too")
+            raise ConfigurationError(f"top_n is {self.top_n} and rerank is False; pass rerank=True too")
         self._handle = resolve_handle(llm, engine, "SamKVLLM")
 
     @classmethod
     def class_name(cls) -> str:
-        """Return the name used in serialization."""
         return "SamKVPostprocessor"
 
     def _postprocess_nodes(
         self, nodes: list[NodeWithScore], query_bundle: QueryBundle | None = None
     ) -> list[NodeWithScore]:
-        # Copies: an answer's spans go to its own query's, whatever the retriever does with those that it returned.
+        # Copies, because citing replaces their nodes and the retriever may return the same objects again.
         found = self._ranked(nodes, query_bundle) if self.rerank else [item.model_copy() for item in nodes]
         self._handle.get().announce(text for _, text in chunks_with_ids(found))
         uncited.set([*found])

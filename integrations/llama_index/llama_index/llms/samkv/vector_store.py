@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
 from llama_index.core.bridge.pydantic import PrivateAttr
@@ -25,14 +25,15 @@ if TYPE_CHECKING:
     from samkv_rag import SamKVEngine
 
 _NODES = "llama_index nodes"
-"""Scope of the sources: a document's id and a node's, so that both can be deleted by."""
+"""Scope of the sources. A source is a document's id and a node's id, so nodes can be deleted by either."""
+_SEPARATOR = "\x1f"
 
 
 class SamKVVectorStore(BasePydanticVectorStore):
-    """Wrap any vector store: adding nodes computes their KV, deleting a document lets it go.
+    """Wrap any vector store: adding nodes computes their KV, deleting a document removes it.
 
-    ``VectorStoreIndex.delete_ref_doc`` and an ``IngestionPipeline`` whose docstore deletes or replaces
-    documents reach the KV this way. A text that nodes of other documents share stays until the last goes.
+    This covers ``VectorStoreIndex.delete_ref_doc`` and an ``IngestionPipeline`` whose docstore deletes or replaces
+    documents. A chunk that nodes of several documents share stays until the last of them is deleted.
 
     Args:
         vector_store: the store to wrap.
@@ -61,12 +62,10 @@ class SamKVVectorStore(BasePydanticVectorStore):
 
     @classmethod
     def class_name(cls) -> str:
-        """Return the name used in serialization."""
         return "SamKVVectorStore"
 
     @property
     def client(self) -> Any:
-        """The wrapped store's client."""
         return self.vector_store.client
 
     def add(self, nodes: Sequence[BaseNode], **kwargs: Any) -> list[str]:
@@ -75,67 +74,54 @@ class SamKVVectorStore(BasePydanticVectorStore):
         return self.vector_store.add(list(nodes), **kwargs)
 
     async def async_add(self, nodes: Sequence[BaseNode], **kwargs: Any) -> list[str]:
-        """The same; KV is computed off the event loop."""
+        """Do the same with the KV work off the event loop."""
         await run_in_thread_shielded(self._ingest, nodes)
         return await self.vector_store.async_add(list(nodes), **kwargs)
 
     def delete(self, ref_doc_id: str, **kwargs: Any) -> None:
         """Delete a document's nodes, then their KV where no other node has the same text."""
         self.vector_store.delete(ref_doc_id, **kwargs)
-        self._release_document(ref_doc_id)
+        self._release(ref_doc_id)
 
     async def adelete(self, ref_doc_id: str, **kwargs: Any) -> None:
-        """The same, off the event loop."""
+        """Do the same with the KV work off the event loop."""
         await self.vector_store.adelete(ref_doc_id, **kwargs)
-        await run_in_thread_shielded(self._release_document, ref_doc_id)
+        await run_in_thread_shielded(self._release, ref_doc_id)
 
     def delete_nodes(
         self, node_ids: list[str] | None = None, filters: MetadataFilters | None = None, **kwargs: Any
     ) -> None:
-        """Delete nodes; the KV of those named by id goes with them."""
+        """Delete nodes, then the KV of those given by id."""
         self.vector_store.delete_nodes(node_ids, filters, **kwargs)
-        self._release_nodes(node_ids or [])
+        self._release(node_ids=node_ids or ())
 
     async def adelete_nodes(
         self, node_ids: list[str] | None = None, filters: MetadataFilters | None = None, **kwargs: Any
     ) -> None:
-        """The same, off the event loop."""
+        """Do the same with the KV work off the event loop."""
         await self.vector_store.adelete_nodes(node_ids, filters, **kwargs)
-        await run_in_thread_shielded(self._release_nodes, node_ids or [])
+        await run_in_thread_shielded(self._release, node_ids=node_ids or ())
 
     def get_nodes(self, node_ids: list[str] | None = None, filters: MetadataFilters | None = None) -> list[BaseNode]:
-        """The wrapped store's nodes."""
         return self.vector_store.get_nodes(node_ids, filters)
 
     def query(self, query: VectorStoreQuery, **kwargs: Any) -> VectorStoreQueryResult:
-        """Ask the wrapped store."""
         return self.vector_store.query(query, **kwargs)
 
     async def aquery(self, query: VectorStoreQuery, **kwargs: Any) -> VectorStoreQueryResult:
-        """Ask the wrapped store."""
         return await self.vector_store.aquery(query, **kwargs)
 
     def persist(self, persist_path: str, fs: Any = None) -> None:
-        """Have the wrapped store written out."""
         self.vector_store.persist(persist_path, fs)
 
     def _ingest(self, nodes: Sequence[BaseNode]) -> None:
         chunks = [(node, text) for node in nodes if (text := node_text(node)).strip()]
-        ids = [_joined(node.ref_doc_id or "", node.node_id) for node, _ in chunks]
+        ids = [f"{node.ref_doc_id or ''}{_SEPARATOR}{node.node_id}" for node, _ in chunks]
         self._handle.get().add_chunks([text for _, text in chunks], sources=source_names(_NODES, ids))
 
-    def _release_document(self, ref_doc_id: str) -> None:
-        self._release(lambda identifier: identifier.startswith(_joined(ref_doc_id, "")))
-
-    def _release_nodes(self, node_ids: Sequence[str]) -> None:
-        ends = tuple(_joined("", node_id) for node_id in node_ids)
-        self._release(lambda identifier: identifier.endswith(ends))
-
-    def _release(self, is_gone: Callable[[str], bool]) -> None:
-        engine = self._handle.get()
-        engine.remove_sources(source_names(_NODES, filter(is_gone, ids_of(_NODES, engine.sources()))))
-
-
-def _joined(document_id: str, node_id: str) -> str:
-    """One source for a node of a document; the separator is in neither id."""
-    return f"{document_id}\x1f{node_id}"
+    def _release(self, ref_doc_id: str | None = None, node_ids: Collection[str] = ()) -> None:
+        """Remove the KV of a document's nodes, or of the given nodes."""
+        engine, named = self._handle.get(), set(node_ids)
+        parts = {both: both.partition(_SEPARATOR) for both in ids_of(_NODES, engine.sources())}
+        gone = [both for both, (document, _, node) in parts.items() if document == ref_doc_id or node in named]
+        engine.remove_sources(source_names(_NODES, gone))
