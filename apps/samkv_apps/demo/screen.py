@@ -1,4 +1,4 @@
-"""The demo on a terminal, or in a file: answers as they come, then figures."""
+"""The demo's output, on a terminal or in a file: answers while they are generated, then figures."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from samkv_apps.demo.report import Answer, Comparison, DemoReport, Source
 _INDENT, _LABEL_WIDTH = 5, 14
 _HOW_MEASURED = (
     "Both methods answered the same prompts in this process, after a warm-up question that is not counted. "
-    "An answer is right when it holds the expected words. Template and order are the framework's own."
+    "An answer is right if it contains the expected words. The template and the order are the framework's defaults."
 )
 
 
@@ -29,11 +29,11 @@ class Screen:
         self._errors.quiet = not self._errors.is_terminal
 
     def progress(self, message: str) -> None:
-        """Say what is being done."""
+        """Show what the demo is doing."""
         self._errors.print(message, style="dim", markup=False)
 
     def ingested(self, ingested: Ingested, seconds: float, folder: Path) -> None:
-        """Say how the chunks came into the store."""
+        """Show how many chunks were computed and how many reused."""
         if ingested.added:
             how = f"{ingested.added} chunks ingested in {seconds:.1f} s, {ingested.reused} reused"
         else:
@@ -68,7 +68,7 @@ class Screen:
         self._out.print(table)
 
     def summary(self, report: DemoReport) -> None:
-        """Show medians over the questions."""
+        """Show the medians over all questions."""
         table = _table(f"median of {len(report.comparisons)}", "SamKV", "full prefill", "ratio")
         ttft, kv = report.medians(lambda m: m.ttft_s), report.medians(lambda m: m.kv_bytes_resident)
         table.add_row("first token", f"{ttft[0]:.2f} s", f"{ttft[1]:.2f} s", f"{report.ttft_ratio_median:.2f}")
@@ -90,7 +90,7 @@ def _table(*headers: str) -> Table:
 
 
 def _wrapped(sources: Iterable[Source], width: int) -> list[str]:
-    """Names and scores, in lines that break between sources only."""
+    """Names and scores, wrapped between sources only."""
     glue = "\N{NO-BREAK SPACE}"
     entries = (f"{source.file.removesuffix('.md')}{glue}{source.score:.2f}" for source in sources)
     lines = textwrap.wrap(", ".join(entries), max(width, 40), break_on_hyphens=False)
