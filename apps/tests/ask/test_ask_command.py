@@ -95,7 +95,7 @@ def test_json_holds_all_of_it_and_the_page_is_private(samkv: Samkv, tmp_path: Pa
         ("tide \udcff", "", "x", "the question is not valid UTF-8"),
         ("Which tide?", "--explain no/page.html", "x", "cannot be written"),
         ("Which tide?", "--storage half", "x", "storage is 'half'"),
-        ("Which tide?", "missing", "x", "missing is not there"),
+        ("Which tide?", "missing", "x", "missing does not exist"),
         ("Which tide?", "", "", "SAMKV_STORE_SECRET is empty"),
     ],
 )

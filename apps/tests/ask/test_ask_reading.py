@@ -27,7 +27,7 @@ def test_files_are_found_in_folders_and_once(tmp_path: Path) -> None:
     named = write(tmp_path, "picture.rst", "tide")
     assert find_files([tmp_path, kept[0]]) == kept
     assert find_files([named]) == [named], "a file that is named is read whatever its suffix"
-    with pytest.raises(ConfigurationError, match="missing is not there"):
+    with pytest.raises(ConfigurationError, match="missing does not exist"):
         find_files([tmp_path / "missing"])
     (tmp_path / "empty").mkdir()
     with pytest.raises(ConfigurationError, match="no files with"):
