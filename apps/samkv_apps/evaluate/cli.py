@@ -1,4 +1,4 @@
-"""The command line's `samkv evaluate`: on cases in files, or on one's own documents and questions."""
+"""The command `samkv evaluate`: on case files, or on your own documents and questions."""
 
 from __future__ import annotations
 
@@ -10,27 +10,30 @@ import typer
 
 def evaluate(
     model: Annotated[str, typer.Option(help="Hub id, folder or .gguf file.")],
-    output_dir: Annotated[Path, typer.Option(help="Folder for the results; one of an earlier run is continued.")],
-    data: Annotated[list[Path] | None, typer.Option(metavar="FILE", help="Case files, one JSON object a line.")] = None,
+    output_dir: Annotated[Path, typer.Option(help="Folder for the results; an earlier run in it is continued.")],
+    data: Annotated[
+        list[Path] | None, typer.Option(metavar="FILE", help="Case files, one JSON object per line.")
+    ] = None,
     more_data: Annotated[list[Path] | None, typer.Argument(metavar="[FILE]...", help="More case files.")] = None,
     documents: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="Instead of --data: text, Markdown and PDF files.")
     ] = None,
     questions: Annotated[
-        Path | None, typer.Option(metavar="CSV", help="With --documents; columns question, answer (a|b), source.")
+        Path | None, typer.Option(metavar="CSV", help="With --documents: columns question, answer (a|b), source.")
     ] = None,
     corpus: Annotated[
-        bool, typer.Option("--corpus", help="Retrieve from the chunks of all cases of a file in --data.")
+        bool, typer.Option("--corpus", help="With --data: retrieve from the chunks of all cases of a file.")
     ] = False,
     retriever: Annotated[str, typer.Option(help="With --corpus or --order: minilm or bm25.")] = "minilm",
     top_k: Annotated[
-        int | None, typer.Option(min=1, help="With --documents or --corpus; chunks retrieved.", show_default="8")
+        int | None, typer.Option(min=1, help="With --documents or --corpus: chunks to retrieve.", show_default="8")
     ] = None,
     more_top_k: Annotated[int, typer.Option(min=1, help="Most chunks of the method more_chunks.")] = 30,
     order: Annotated[
         str | None,
         typer.Option(
-            help="Of chunks: best_first, best_last, random, file.", show_default="file; of a corpus best_first"
+            help="Order of the chunks: best_first, best_last, random or file.",
+            show_default="file; with --corpus best_first",
         ),
     ] = None,
     template: Annotated[
@@ -43,35 +46,35 @@ def evaluate(
         typer.Option(metavar="FILE", help="Your prompt, with {passages} and {question}.", show_default="built in"),
     ] = None,
     task: Annotated[
-        str, typer.Option(help="short, or long: several questions a prompt, whole pages as answers.")
+        str, typer.Option(help="short, or long: several questions per prompt, with answers of a page.")
     ] = "short",
-    group: Annotated[int, typer.Option(min=1, help="Questions a prompt of --task long.")] = 5,
+    group: Annotated[int, typer.Option(min=1, help="With --task long: questions per prompt.")] = 5,
     limit: Annotated[int | None, typer.Option(min=1, help="Cases of each file.", show_default="all")] = None,
     seed: Annotated[
         int | None,
-        typer.Option(min=0, help="Draws a limit's cases and the bootstrap.", show_default="first cases"),
+        typer.Option(min=0, help="Seed of the sample that --limit takes, and of the bootstrap.", show_default="none"),
     ] = None,
     store: Annotated[Path | None, typer.Option(help="Folder for chunk KV.", show_default="kv in output-dir")] = None,
-    reference: Annotated[Path | None, typer.Option(help="Evaluation to take full prefill's answers from.")] = None,
+    reference: Annotated[Path | None, typer.Option(help="Evaluation whose full-prefill answers to reuse.")] = None,
     dtype: Annotated[str | None, typer.Option(help="Such as bfloat16.", show_default="by processor")] = None,
     max_new_tokens: Annotated[
-        int | None, typer.Option(min=1, help="Most tokens of an answer.", show_default="16; of a long one 256")
+        int | None, typer.Option(min=1, help="Longest answer, in tokens.", show_default="16; with --task long 256")
     ] = None,
     option: Annotated[
         list[str] | None, typer.Option(metavar="NAME=VALUE", help="An option of a method or of EngineConfig.")
     ] = None,
     plots: Annotated[bool, typer.Option("--plots", help="Draw plots; needs matplotlib.")] = False,
 ) -> None:
-    """Answer questions by several methods; compare quality, speed and memory."""
+    """Answer questions with several methods; compare quality, speed and memory."""
     cases = [*(data or []), *(more_data or [])]
     _require_one_input(cases, documents, questions, top_k, corpus)
     from samkv_apps.terminal import quieten_libraries
 
     quieten_libraries()
-    from samkv_apps.evaluate import EvaluationOptions, command, compare_long_answers
+    from samkv_apps.evaluate import EvaluationOptions, cases_from_folder, command, compare_long_answers
     from samkv_apps.evaluate import evaluate as run_evaluation
     from samkv_apps.evaluate.options import TOP_K
-    from samkv_apps.evaluate.records import CASES_FILE
+    from samkv_apps.evaluate.records import CASES_FILE, RunFolder
 
     options = EvaluationOptions(
         model=model,
@@ -98,7 +101,8 @@ def evaluate(
         options=command.parse_options(option or []),
     )
     if documents and questions:
-        command.make_cases(options, documents, questions)
+        RunFolder(output_dir)  # refuses a folder of something else before the cases are made
+        cases_from_folder(documents, questions, output_dir, model, options.top_k)
     if task == "long":
         compare_long_answers(options)
         typer.echo((output_dir / "long.md").read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""From the texts of the command line to options and cases."""
+"""Parse the values of the command line's options."""
 
 from __future__ import annotations
 
@@ -7,24 +7,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from samkv_apps.evaluate.folder import cases_from_folder
-from samkv_apps.evaluate.options import EvaluationOptions
-from samkv_apps.evaluate.records import RunFolder
 from samkv_rag.exceptions import ConfigurationError
 
-_WORDS = {"true": True, "false": False, "none": None}
+_WORDS = {"true": "True", "false": "False", "none": "None"}
 
 
 def split_list(text: str) -> list[str]:
-    """``"a, b"`` to ``["a", "b"]``."""
+    """Turn ``"a, b"`` into ``["a", "b"]``."""
     return [part.strip() for part in text.split(",") if part.strip()]
 
 
 def parse_ratios(text: str) -> list[float]:
-    """``"0.15,0.3"`` to numbers.
+    """Turn ``"0.15,0.3"`` into numbers.
 
     Raises:
-        ConfigurationError: a part is no number.
+        ConfigurationError: a part is not a number.
     """
     try:
         return [float(part) for part in split_list(text)]
@@ -33,25 +30,29 @@ def parse_ratios(text: str) -> list[float]:
 
 
 def parse_options(settings: Sequence[str]) -> dict[str, Any]:
-    """``["block_tokens=8", "recompute=false"]`` to options.
+    """Turn ``["block_tokens=8", "recompute=false"]`` into options. A value that is not a literal is a string.
 
     Raises:
         ConfigurationError: a setting is not ``name=value``.
     """
-    options = {}
+    options: dict[str, Any] = {}
     for setting in settings:
         name, equals, value = setting.partition("=")
         if not (name and equals):
             raise ConfigurationError(f"--option is {setting!r}; give name=value")
-        options[name.strip()] = _parse_value(value.strip())
+        value = _WORDS.get(value.strip().lower(), value.strip())
+        try:
+            options[name.strip()] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            options[name.strip()] = value
     return options
 
 
 def read_prompt(file: Path | None) -> str | None:
-    """The text of a prompt's file; None where none is given.
+    """Return the text of a prompt file, or None without a file.
 
     Raises:
-        ConfigurationError: it cannot be read.
+        ConfigurationError: the file cannot be read.
     """
     if file is None:
         return None
@@ -59,22 +60,3 @@ def read_prompt(file: Path | None) -> str | None:
         return file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigurationError(f"--prompt {file} cannot be read ({error}); give a text file in UTF-8") from error
-
-
-def make_cases(options: EvaluationOptions, documents: Path, questions: Path) -> None:
-    """Make the case file in the output folder, unless it is there; what would fail later fails before.
-
-    Raises:
-        SamKVError: as cases_from_folder, or the output folder holds something else.
-    """
-    RunFolder(options.output_dir)
-    cases_from_folder(documents, questions, options.output_dir, options.model, options.top_k)
-
-
-def _parse_value(text: str) -> Any:
-    if text.lower() in _WORDS:
-        return _WORDS[text.lower()]
-    try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        return text  # a word, such as overwrite
