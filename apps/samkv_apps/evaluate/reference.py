@@ -1,4 +1,4 @@
-"""Full prefill's answers taken over from another evaluation, which put the same to the same model."""
+"""Reuse full prefill's answers from another evaluation of the same prompts and model."""
 
 from __future__ import annotations
 
@@ -10,24 +10,17 @@ from samkv_apps.evaluate.options import REFERENCE
 from samkv_apps.evaluate.records import Prediction, read_config, read_predictions, require_agreement
 from samkv_rag.exceptions import ConfigurationError
 
-# Versions and hardware too, since times are compared with full prefill's.
+# Versions and hardware must agree because times are compared with full prefill's.
 _MUST_AGREE = (
-    "dtype",
-    "model_fingerprint",
-    "max_new_tokens",
-    "prompt",
-    "template",
-    "retrieval",
-    "versions",
-    "hardware",
-)
+    "dtype", "model_fingerprint", "max_new_tokens", "prompt", "template", "retrieval", "versions", "hardware",
+)  # fmt: skip
 
 
 def read_reference(folder: Path, config: Mapping[str, Any]) -> list[Prediction]:
-    """Full prefill's predictions in ``folder`` about the data of ``config``, the evaluation to be run.
+    """Return full prefill's predictions in ``folder`` for the data of ``config``, the evaluation to run.
 
     Raises:
-        ConfigurationError: no evaluation there, or one that full prefill would have answered otherwise.
+        ConfigurationError: the folder has no evaluation, or a different one.
     """
     earlier = read_config(folder)
     if earlier is None:
