@@ -50,7 +50,7 @@ def ask(page: Any, documents: list[str], question: str = "What does the seventh 
 @pytest.mark.parametrize("width", [1280, 360])
 def test_an_answer_with_what_was_read_beside_full_prefill(visit: Callable[..., Any], scheme: str, width: int) -> None:
     page = visit(scheme, width)
-    page.get_by_label("also with full prefill").check()
+    page.get_by_label("also answer with full prefill").check()
     ask(page, [tiny.text(seed, num_words=120) for seed in range(3)])
     assert page.locator("#error").is_hidden()
     assert page.locator(".answer").count() == 2

@@ -177,7 +177,7 @@ def test_of_a_killed_replica_the_others_answers_go_on(server: Running, backend: 
     ray.kill(ray.get_actor(f"SERVE_REPLICA::{APPLICATION}#Replica#{killed}", namespace="serve"))
     done, lost = sorted((stream.end() for stream in streams), key=len)
     assert done == "data: [DONE]"
-    assert "the process that was to answer has ended; send the request again" in lost
+    assert "the process for this answer has ended; send the request again" in lost
     assert server.http.post("/v1/chat/completions", json=body(texts[killed])).status_code == 200
     wait_longer(
         lambda: serve.status().applications[APPLICATION].deployments["Replica"].replica_states == {"RUNNING": 2}
