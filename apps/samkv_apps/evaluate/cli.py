@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import ast
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+
+from samkv_rag.exceptions import ConfigurationError
+
+_WORDS = {"true": "True", "false": "False", "none": "None"}
 
 
 def evaluate(
@@ -71,7 +77,7 @@ def evaluate(
     from samkv_apps.terminal import quieten_libraries
 
     quieten_libraries()
-    from samkv_apps.evaluate import EvaluationOptions, cases_from_folder, command, compare_long_answers
+    from samkv_apps.evaluate import EvaluationOptions, cases_from_folder, compare_long_answers
     from samkv_apps.evaluate import evaluate as run_evaluation
     from samkv_apps.evaluate.options import TOP_K
     from samkv_apps.evaluate.records import CASES_FILE, RunFolder
@@ -80,8 +86,8 @@ def evaluate(
         model=model,
         data=cases or [output_dir / CASES_FILE],
         output_dir=output_dir,
-        methods=command.split_list(methods),
-        sequence_ratios=command.parse_ratios(sequence_ratio),
+        methods=_split_list(methods),
+        sequence_ratios=_parse_ratios(sequence_ratio),
         limit=limit,
         seed=seed,
         store=store,
@@ -90,7 +96,7 @@ def evaluate(
         max_new_tokens=max_new_tokens or (256 if task == "long" else 16),
         task=task,  # type: ignore[arg-type]
         group=group,
-        prompt=command.read_prompt(prompt),
+        prompt=_read_prompt(prompt),
         template=template,  # type: ignore[arg-type]  # names are checked there
         corpus=corpus,
         retriever=retriever,  # type: ignore[arg-type]
@@ -98,7 +104,7 @@ def evaluate(
         more_top_k=more_top_k,
         order=order,  # type: ignore[arg-type]
         plots=plots,
-        options=command.parse_options(option or []),
+        options=_parse_options(option or []),
     )
     if documents and questions:
         RunFolder(output_dir)  # refuses a folder of something else before the cases are made
@@ -128,3 +134,39 @@ def _require_one_input(
         raise typer.BadParameter("--top-k goes with --documents or --corpus; the cases in --data have their chunks")
     if corpus and documents is not None:
         raise typer.BadParameter("--corpus goes with --data; from --documents chunks are retrieved anyway")
+
+
+def _split_list(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _parse_ratios(text: str) -> list[float]:
+    """Turn ``"0.15,0.3"`` into numbers."""
+    try:
+        return [float(part) for part in _split_list(text)]
+    except ValueError as error:
+        raise ConfigurationError(f"sequence_ratio is {text!r}; give numbers, separated by commas") from error
+
+
+def _parse_options(settings: Sequence[str]) -> dict[str, Any]:
+    """Turn ``["block_tokens=8", "recompute=false"]`` into options. A value that is not a literal is a string."""
+    options: dict[str, Any] = {}
+    for setting in settings:
+        name, equals, value = setting.partition("=")
+        if not (name and equals):
+            raise ConfigurationError(f"--option is {setting!r}; give name=value")
+        value = _WORDS.get(value.strip().lower(), value.strip())
+        try:
+            options[name.strip()] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            options[name.strip()] = value
+    return options
+
+
+def _read_prompt(file: Path | None) -> str | None:
+    if file is None:
+        return None
+    try:
+        return file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"--prompt {file} cannot be read ({error}); give a text file in UTF-8") from error

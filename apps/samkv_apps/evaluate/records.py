@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from samkv_apps.evaluate.errors import EvaluationError
-from samkv_apps.evaluate.options import Task
+from samkv_apps.evaluate.options import REFERENCE, Task
 from samkv_rag.exceptions import ConfigurationError
 
 FORMAT = "samkv-evaluation-1"
@@ -172,20 +172,36 @@ def _key(prediction: Prediction) -> tuple[str, str, Task]:
     return prediction.data, prediction.case, prediction.task
 
 
+# Versions and hardware must agree because times are compared with full prefill's.
+_REFERENCE_MUST_AGREE = (
+    "dtype", "model_fingerprint", "max_new_tokens", "prompt", "template", "retrieval", "versions", "hardware",
+)  # fmt: skip
 # The fingerprint includes the dtype, but its error message would not name it.
 _MUST_AGREE = ("dtype", "model_fingerprint", "seed", "max_new_tokens", "prompt", "template", "retrieval", "more_top_k")
 
 
-def require_agreement(names: Iterable[str], config: Mapping[str, Any], earlier: Mapping[str, Any], where: str) -> None:
+def _require_agreement(names: Iterable[str], config: Mapping[str, Any], earlier: Mapping[str, Any], where: str) -> None:
     """Check that two configurations agree in ``names`` and in the content of the data that both have.
 
-    Raises:
-        ConfigurationError: they disagree. ``where`` names the earlier one's place and the remedy.
+    ``where`` is the end of the error message: the place of the earlier configuration, and the remedy.
     """
     found = {name: (config[name], earlier.get(name)) for name in names}
     for data in sorted(earlier["data"].keys() & config["data"].keys()):
         found[f"sha256 of data {data}"] = (config["data"][data]["sha256"], earlier["data"][data]["sha256"])
     _require_equal(found, where)
+
+
+def read_reference(folder: Path, config: Mapping[str, Any]) -> list[Prediction]:
+    """Return full prefill's predictions in ``folder`` for the data of ``config``, the evaluation to run.
+
+    Raises:
+        ConfigurationError: the folder has no evaluation, or a different one.
+    """
+    earlier = read_config(folder)
+    if earlier is None:
+        raise ConfigurationError(f"reference {folder} holds no evaluation; give a folder that samkv evaluate wrote")
+    _require_agreement(_REFERENCE_MUST_AGREE, config, earlier, f"reference {folder}; evaluate without it")
+    return [p for p in read_predictions(folder) if p.method == REFERENCE and p.data in config["data"]]
 
 
 def _require_equal(found: Mapping[str, tuple[object, object]], where: str) -> None:
@@ -197,7 +213,7 @@ def _require_equal(found: Mapping[str, tuple[object, object]], where: str) -> No
 def _continued(earlier: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
     """Add the data, methods and ratios of ``earlier``, which must agree with ``config``."""
     where = "the evaluation that this folder holds; choose another --output-dir"
-    require_agreement(_MUST_AGREE, config, earlier, where)
+    _require_agreement(_MUST_AGREE, config, earlier, where)
     now, before = config["options"], earlier["options"]
     _require_equal({f"option {name}": (now.get(name), before.get(name)) for name in sorted({*now, *before})}, where)
     if config["limit"] is not None and (earlier["limit"] is None or config["limit"] < earlier["limit"]):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from samkv_apps.evaluate.answering import CHUNKS_MISSED
@@ -12,11 +12,28 @@ from samkv_apps.evaluate.summary import EvaluationMetrics, RunMetrics
 from samkv_rag.diagnostics import MEANINGS
 
 _MEANINGS = MEANINGS | {CHUNKS_MISSED: "the store lacked chunks; the time to the first token includes their prefill"}
-_HEADER = (
-    "method", "ratio", "n", "recall", "F1", "EM", "gold NLL", "recall − full, 95%", "F1 − full, 95%", "NLL − full, 95%",
-    "TTFT s", "TTFT ÷ full", "kept", "recomputed", "KV MB", "KV ÷ full", "support kept", "answer kept",
-    "recall, full right", "F1, full right",
-)  # fmt: skip
+_COLUMNS: dict[str, Callable[[RunMetrics], str]] = {
+    "method": lambda run: run.method,
+    "ratio": lambda run: f"{run.sequence_ratio:g}",
+    "n": lambda run: str(run.n),
+    "recall": lambda run: f"{run.recall:.3f}",
+    "F1": lambda run: f"{run.f1:.3f}",
+    "EM": lambda run: f"{run.em:.3f}",
+    "gold NLL": lambda run: f"{run.gold_nll:.3f}",
+    "recall − full, 95%": lambda run: "{:+.3f} to {:+.3f}".format(*run.recall_diff_ci95),
+    "F1 − full, 95%": lambda run: "{:+.3f} to {:+.3f}".format(*run.f1_diff_ci95),
+    "NLL − full, 95%": lambda run: "{:+.3f} to {:+.3f}".format(*run.gold_nll_diff_ci95),
+    "TTFT s": lambda run: f"{run.ttft_s_median:.3f}",
+    "TTFT ÷ full": lambda run: f"{run.ttft_ratio_median:.3f}",
+    "kept": lambda run: f"{run.sequence_ratio_mean:.3f}",
+    "recomputed": lambda run: f"{run.recompute_ratio_mean:.3f}",
+    "KV MB": lambda run: f"{run.kv_bytes_resident_mean / 1e6:.2f}",
+    "KV ÷ full": lambda run: f"{run.kv_bytes_resident_mean / run.kv_bytes_full_mean:.3f}",
+    "support kept": lambda run: _known(run.supporting_recall, 2),
+    "answer kept": lambda run: _known(run.answer_retained, 2),
+    "recall, full right": lambda run: _known(run.recall_full_right),
+    "F1, full right": lambda run: _known(run.f1_full_right),
+}
 
 
 def write_report(config: dict[str, Any], metrics: EvaluationMetrics) -> str:
@@ -29,41 +46,12 @@ def write_report(config: dict[str, Any], metrics: EvaluationMetrics) -> str:
 
 
 def _table(data: str, runs: Sequence[RunMetrics]) -> str:
-    rows = [_HEADER, ("---",) * len(_HEADER), *map(_row, runs)]
+    rows = [[*_COLUMNS], ["---"] * len(_COLUMNS), *([text_of(run) for text_of in _COLUMNS.values()] for run in runs)]
     return f"## {data}\n\n" + "\n".join(f"| {' | '.join(row)} |" for row in rows) + "\n"
-
-
-def _row(run: RunMetrics) -> tuple[str, ...]:
-    return (
-        run.method,
-        f"{run.sequence_ratio:g}",
-        str(run.n),
-        f"{run.recall:.3f}",
-        f"{run.f1:.3f}",
-        f"{run.em:.3f}",
-        f"{run.gold_nll:.3f}",
-        _interval(run.recall_diff_ci95),
-        _interval(run.f1_diff_ci95),
-        _interval(run.gold_nll_diff_ci95),
-        f"{run.ttft_s_median:.3f}",
-        f"{run.ttft_ratio_median:.3f}",
-        f"{run.sequence_ratio_mean:.3f}",
-        f"{run.recompute_ratio_mean:.3f}",
-        f"{run.kv_bytes_resident_mean / 1e6:.2f}",
-        f"{run.kv_bytes_resident_mean / run.kv_bytes_full_mean:.3f}",
-        _known(run.supporting_recall, 2),
-        _known(run.answer_retained, 2),
-        _known(run.recall_full_right),
-        _known(run.f1_full_right),
-    )
 
 
 def _known(figure: float | None, digits: int = 3) -> str:
     return "" if figure is None else f"{figure:.{digits}f}"
-
-
-def _interval(interval: tuple[float, float]) -> str:
-    return f"{interval[0]:+.3f} to {interval[1]:+.3f}"
 
 
 def _plots() -> str:

@@ -21,14 +21,7 @@ class Embeds(Protocol):
         """Return the vectors of a text, ``[windows, dimensions]``."""
 
 
-class Finds(Protocol):
-    """A retriever over some texts."""
-
-    def nearest(self, question: str, top_k: int) -> list[int]:
-        """Return the indices of the ``top_k`` nearest texts, best first."""
-
-
-def open_retriever(name: RetrieverName, texts: Sequence[str]) -> Finds:
+def open_retriever(name: RetrieverName, texts: Sequence[str]) -> Retriever | BM25:
     """Return a retriever over ``texts``.
 
     Raises:
@@ -57,6 +50,7 @@ class Retriever:
         self._vectors = [embedder.embed(text) for text in tqdm(texts, desc="Embedding", unit="chunk", disable=None)]
 
     def nearest(self, question: str, top_k: int) -> list[int]:
+        """Return the indices of the ``top_k`` nearest texts, best first."""
         scores = similarities(self._embedder.embed(question), self._vectors)
         return scores.argsort(descending=True, stable=True)[:top_k].tolist()
 
@@ -71,6 +65,7 @@ class BM25:
         self._index.index(_words(texts), show_progress=False)
 
     def nearest(self, question: str, top_k: int) -> list[int]:
+        """Return the indices of the ``top_k`` nearest texts, best first."""
         scores = torch.from_numpy(self._index.get_scores(_words([question])[0]))
         return scores.argsort(descending=True, stable=True)[:top_k].tolist()
 

@@ -14,8 +14,7 @@ from samkv_apps.evaluate.datasets import Case, load_cases, retrieval_recall
 from samkv_apps.evaluate.environment import describe_run, open_engine
 from samkv_apps.evaluate.options import EvaluationOptions, Task
 from samkv_apps.evaluate.plots import draw_plots
-from samkv_apps.evaluate.records import Prediction, RunFolder
-from samkv_apps.evaluate.reference import read_reference
+from samkv_apps.evaluate.records import Prediction, RunFolder, read_reference
 from samkv_apps.evaluate.report import write_report
 from samkv_apps.evaluate.summary import EvaluationMetrics, summarise
 from samkv_apps.terminal import require_packages
