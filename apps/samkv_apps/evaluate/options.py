@@ -136,8 +136,7 @@ class EvaluationOptions:
         """Return every way to answer a case, the reference first."""
         compared = [Scout.name] if SAME_TTFT in self.methods else []  # SAME_TTFT needs scout's time
         methods = dict.fromkeys([REFERENCE, *compared, *self.methods])
-        ratios = dict.fromkeys(self.sequence_ratios)
-        return [Task(method, ratio) for method in methods for ratio in ([None] if method in WITHOUT_RATIO else ratios)]
+        return [Task(method, ratio) for method in methods for ratio in self._ratios_of(method)]
 
     @property
     def retrieves_more(self) -> bool:
@@ -184,6 +183,9 @@ class EvaluationOptions:
             raise ConfigurationError(f"{MORE_CHUNKS} reads more of a corpus; give corpus too, or leave it out")
         if self.retrieves_more and self.more_top_k < self.top_k:
             raise ConfigurationError(f"more_top_k is {self.more_top_k}; it must be at least top_k, {self.top_k}")
+
+    def _ratios_of(self, method: str) -> list[float | None]:
+        return [None] if method in WITHOUT_RATIO else list(dict.fromkeys(self.sequence_ratios))
 
 
 def _require_known_methods(methods: Sequence[str]) -> None:

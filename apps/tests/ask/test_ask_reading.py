@@ -1,4 +1,4 @@
-"""Files become documents, whatever they hold."""
+"""Files become documents."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Cases made of a folder of documents and a table of questions."""
+"""Cases from a folder of documents and a table of questions."""
 
 from __future__ import annotations
 
@@ -44,9 +44,6 @@ def make(documents: Path, tmp_path: Path) -> Make:
     return made
 
 
-# -- cases -----------------------------------------------------------------------------------------
-
-
 def test_each_question_gets_the_nearest_chunks(make: Make, documents: Path) -> None:
     (documents / "broken.txt").write_bytes(b"\xff\xfe\x00")
     with pytest.warns(UserWarning, match=r"broken\.txt could not be read and is left out"):
@@ -71,7 +68,7 @@ def test_cases_are_made_once_and_others_refused(make: Make, documents: Path, mon
     file = make()
     before = file.read_bytes()
     with monkeypatch.context() as patch:
-        patch.setattr(folder, "Retriever", None)  # would fail if it were asked
+        patch.setattr(folder, "Retriever", None)  # fails if it is called
         assert make() == file
     for changes in ({"top_k": 1}, {"table": TABLE + "More?,ebb,\n"}):
         with pytest.raises(CaseFileError, match="made of other documents, questions or top_k; choose another"):
@@ -88,9 +85,6 @@ def test_errors_come_before_anything_is_embedded(make: Make) -> None:
         make("question,answer,source\nWhat ebbs?,ebb,tide.md\n", **broken)
     with pytest.raises(ConfigurationError, match="top_k is 0"):
         make(top_k=0, **broken)
-
-
-# -- questions -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

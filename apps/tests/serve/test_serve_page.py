@@ -18,7 +18,7 @@ MIN_CONTRAST = 4.5
 
 @pytest.fixture
 def visit(chromium: Any, server: Running) -> Iterator[Callable[..., Any]]:
-    """A function: scheme and width to the page, whose ``told`` lists requests elsewhere, messages and errors."""
+    """A function: scheme and width to the page. Its ``told`` lists requests to other hosts, messages and errors."""
     pages = []
 
     def visit(scheme: str = "light", width: int = 1000, url: str = server.url) -> Any:
