@@ -47,7 +47,8 @@ def read_documents(files: Sequence[Path]) -> Iterator[Document]:
         try:
             pages = SimpleDirectoryReader(input_files=[str(file)], errors="strict", raise_on_error=True).load_data()
         except Exception as error:  # readers raise anything on damaged files
-            warnings.warn(f"{file} could not be read and is left out: {str(error).splitlines()[0][:200]}", stacklevel=2)
+            reason = (str(error) or type(error).__name__).splitlines()[0][:200]
+            warnings.warn(f"{file} could not be read and is left out: {reason}", stacklevel=2)
             continue
         for page_number, page in enumerate(pages):
             for number, text in enumerate(_pieces(page.text)):
