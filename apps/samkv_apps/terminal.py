@@ -42,13 +42,6 @@ def language_model_path(name: str, say: Callable[[str], None]) -> str:
     return str(language_model(say, name)) if name in PACKAGED else name
 
 
-def embedding_model_path(name: str) -> str:
-    """Return the packaged model's folder for ``demo``, any other name unchanged."""
-    from samkv_apps.models import embedding_model
-
-    return str(embedding_model()) if name == "demo" else name
-
-
 def store_secret() -> str | None:
     """Return the store's secret from the environment.
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from samkv_apps import terminal
-from samkv_apps.models import PACKAGED
+from samkv_apps.models import PACKAGED, embedding_model
 from samkv_rag import EngineConfig
 from samkv_rag.exceptions import ConfigurationError
 
@@ -126,7 +126,8 @@ def _open(
 
     engine = terminal.open_engine(model, store / "kv", **options)
     name = embedding or ("demo" if model in PACKAGED else _DEFAULT_EMBEDDING)
-    return Library(engine, store, terminal.embedding_model_path(name), max_tokens), found
+    path = str(embedding_model()) if name == "demo" else name
+    return Library(engine, store, path, max_tokens), found
 
 
 def _engine_options(namespace: str, storage: str) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""An ordinary LlamaIndex pipeline with Chroma and a query engine, over the folder that a user names."""
+"""An ordinary LlamaIndex pipeline over your documents, with Chroma and a query engine."""
 
 from __future__ import annotations
 

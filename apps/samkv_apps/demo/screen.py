@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from samkv_apps.demo.pipeline import Ingested
-from samkv_apps.demo.report import Answer, Comparison, DemoReport, Source
+from samkv_apps.demo.report import Comparison, DemoReport, Source
 
 _INDENT, _LABEL_WIDTH = 5, 14
 _HOW_MEASURED = (
@@ -63,8 +63,10 @@ class Screen:
             self._label("" if i else "sources")
             self._out.print(line, markup=False)
         table = _table("", "first token", "sequence ratio", "KV in memory", "chunks hit")
-        for label, answer in (("SamKV", comparison.samkv), ("full prefill", comparison.full)):
-            table.add_row(label, *_figures(answer))
+        for label, metrics in (("SamKV", comparison.samkv.metrics), ("full prefill", comparison.full.metrics)):
+            hits = f"{metrics.chunks_hit} of {metrics.chunks_total}" if metrics.tokens_reused else "not used"
+            ratio, resident = f"{metrics.sequence_ratio:.3f}", _megabytes(metrics.kv_bytes_resident)
+            table.add_row(label, f"{metrics.ttft_s:.2f} s", ratio, resident, hits)
         self._out.print(table)
 
     def summary(self, report: DemoReport) -> None:
@@ -95,13 +97,6 @@ def _wrapped(sources: Iterable[Source], width: int) -> list[str]:
     entries = (f"{source.file.removesuffix('.md')}{glue}{source.score:.2f}" for source in sources)
     lines = textwrap.wrap(", ".join(entries), max(width, 40), break_on_hyphens=False)
     return [line.replace(glue, " ") for line in lines]
-
-
-def _figures(answer: Answer) -> list[str]:
-    metrics = answer.metrics
-    hits = f"{metrics.chunks_hit} of {metrics.chunks_total}" if metrics.tokens_reused else "not used"
-    resident = _megabytes(metrics.kv_bytes_resident)
-    return [f"{metrics.ttft_s:.2f} s", f"{metrics.sequence_ratio:.3f}", resident, hits]
 
 
 def _megabytes(num_bytes: float) -> str:
