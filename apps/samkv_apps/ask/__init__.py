@@ -1,1 +1,1 @@
-"""`samkv ask` and `samkv ingest`: ``reading.py`` reads files, ``library.py`` is the pipeline of one folder."""
+"""`samkv ask` and `samkv ingest`: ``reading.py`` reads files, ``library.py`` is the pipeline over them."""

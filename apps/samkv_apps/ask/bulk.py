@@ -1,4 +1,4 @@
-"""The KV of many chunks, computed by several processes with Ray Data."""
+"""Compute the KV of many chunks in several processes, with Ray Data."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _BATCH_CHUNKS = 64
 
 
 class _Ingester:
-    """One engine, in a process of its own."""
+    """One engine in its own process."""
 
     def __init__(self, **engine: Any) -> None:
         self._engine = terminal.open_engine(**engine)
@@ -25,9 +25,9 @@ class _Ingester:
 
 
 def ingest(texts: Sequence[str], num_processes: int, model: str, store: Path, **options: Any) -> int:
-    """Compute and store the chunks that are not stored yet, and return how many those were.
+    """Compute and store the chunks that are not stored yet; return their number.
 
-    Model and store are where all processes reach them; ``options`` are those of ``SamKVEngine.from_pretrained``.
+    Every process must reach model and store. ``options`` are those of ``SamKVEngine.from_pretrained``.
     """
     engine = {"model": cluster.model_for_all(model), "store": store.absolute(), **options}
     resources = cluster.start(num_processes)

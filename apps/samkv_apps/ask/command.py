@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from samkv_apps import terminal
-from samkv_apps.models import PACKAGED
+from samkv_apps.models import PACKAGED, embedding_model
 from samkv_rag import EngineConfig
-from samkv_rag.cli.store import parse_bytes
 from samkv_rag.exceptions import ConfigurationError
 
 if TYPE_CHECKING:
@@ -28,43 +27,43 @@ _PACKAGES = {
     "llama_index.vector_stores.chroma": "llama-index-vector-stores-chroma",
 }
 _Files = Annotated[list[Path], typer.Argument(metavar="FILE...", help="Text, Markdown or PDF files, or folders.")]
-_Store = Annotated[Path, typer.Option(metavar="DIR", help="Folder for KV, embeddings and what has been read.")]
+_Store = Annotated[Path, typer.Option(metavar="DIR", help="Folder for KV, embeddings and the list of documents.")]
 _Model = Annotated[str, typer.Option(help="Hub id, folder or .gguf file; 'demo' needs no hub.")]
 _Embedding = Annotated[str | None, typer.Option(help="Hub id, folder or 'demo'.", show_default="MiniLM")]
-_Namespace = Annotated[str, typer.Option(help=f"Tenant to keep apart; ${terminal.SECRET} is its secret.")]
+_Namespace = Annotated[str, typer.Option(help=f"Tenant; its secret is in ${terminal.SECRET}.")]
 _MaxBytes = Annotated[
-    str | None, typer.Option(metavar="SIZE", help="Refuse, before computing it, new KV of more than 10GB, say.")
+    str | None, typer.Option(metavar="SIZE", help="Largest size of new KV, such as 10GB; more is not computed.")
 ]
-_Storage = Annotated[str, typer.Option(help="'full', or 'index': an eighth of the bytes.")]
+_Storage = Annotated[str, typer.Option(help="'full', or 'index' for an eighth of the bytes.")]
 _DEFAULT_STORE = Path("samkv-library")
 _DEFAULT_MODEL = "Qwen/Qwen2.5-1.5B-Instruct"
 _DEFAULT_EMBEDDING = "sentence-transformers/all-MiniLM-L6-v2"
 
 
 def ask(
-    question: Annotated[str, typer.Argument(help="What to ask.")],
+    question: Annotated[str, typer.Argument(help="The question.")],
     files: _Files,
     store: _Store = _DEFAULT_STORE,
     model: _Model = _DEFAULT_MODEL,
     embedding: _Embedding = None,
     namespace: _Namespace = "",
     top_k: Annotated[int, typer.Option(min=1, help="Chunks to retrieve.")] = 8,
-    max_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of the answer.")] = 256,
-    explain: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a page of what was read.")] = None,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 256,
+    explain: Annotated[Path | None, typer.Option(metavar="FILE", help="Write an HTML page of what was read.")] = None,
     storage: _Storage = "full",
     max_bytes: _MaxBytes = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print answer, sources and figures as JSON.")] = False,
 ) -> None:
-    """Answer a question from documents; what was read before is not read again."""
+    """Answer a question from documents. Only new and changed files are read."""
     if not question.strip():
         raise ConfigurationError("the question is empty; give some words")
     if question != question.encode(errors="ignore").decode():
         raise ConfigurationError("the question is not valid UTF-8; set the terminal's encoding to UTF-8")
     library, found = _open(files, store, model, embedding, namespace, max_tokens, storage)
-    library.update(found, _limit(max_bytes))
+    library.update(found, max_bytes)
     response = library.ask(question, found, top_k)
     if not response.source_nodes:
-        raise ConfigurationError("nothing was found in these files; give others")
+        raise ConfigurationError("nothing was found in these files; give other files")
     text = _show(response, quiet=as_json)
     explanation, metrics = library.llm.last_explanation, library.llm.last_metrics
     assert explanation is not None  # the answer has been read
@@ -100,7 +99,7 @@ def ingest(
         int | None, typer.Option("--ray", min=1, metavar="N", help="Compute the KV in N processes, by Ray Data.")
     ] = None,
 ) -> None:
-    """Read documents, and compute and store the KV of their chunks, so that `samkv ask` answers at once."""
+    """Read documents, then compute and store the KV of their chunks, so that `samkv ask` answers at once."""
     compute = None
     if num_processes is not None:
         terminal.require_packages({"ray": "ray[data,serve]"}, "--ray", "ray")
@@ -109,7 +108,7 @@ def ingest(
         options = _engine_options(namespace, storage)
         compute = partial(bulk.ingest, num_processes=num_processes, model=model, store=store / "kv", **options)
     library, found = _open(files, store, model, embedding, namespace, 1, storage)
-    num_new = library.update(found, _limit(max_bytes), compute)
+    num_new = library.update(found, max_bytes, compute)
     report = json.dumps({"files": len(found), "new_chunks": num_new})
     typer.echo(report if as_json else f"{len(found)} files, {num_new} new chunks")
 
@@ -122,25 +121,22 @@ def _open(
     terminal.quieten_libraries()
     from samkv_apps.ask.reading import find_files
 
-    found = find_files(files)  # before anything is loaded
+    found = find_files(files)  # fails before a model is loaded
     from samkv_apps.ask.library import Library
 
     engine = terminal.open_engine(model, store / "kv", **options)
     name = embedding or ("demo" if model in PACKAGED else _DEFAULT_EMBEDDING)
-    return Library(engine, store, terminal.embedding_model_path(name), max_tokens), found
+    path = str(embedding_model()) if name == "demo" else name
+    return Library(engine, store, path, max_tokens), found
 
 
 def _engine_options(namespace: str, storage: str) -> dict[str, Any]:
-    config = EngineConfig(storage=storage)  # type: ignore[arg-type]  # it checks the choice
+    config = EngineConfig(storage=storage)  # type: ignore[arg-type]  # EngineConfig checks it
     return {"namespace": namespace, "store_secret": terminal.store_secret(), "config": config}
 
 
-def _limit(max_bytes: str | None) -> int | None:
-    return None if max_bytes is None else parse_bytes(max_bytes)
-
-
 def _show(response: Any, quiet: bool) -> str:
-    """Print the answer while it is written, and return it."""
+    """Print the answer while it is generated, and return it."""
     text = ""
     for piece in response.response_gen:
         text += (shown := piece if text else piece.lstrip())
@@ -150,7 +146,7 @@ def _show(response: Any, quiet: bool) -> str:
 
 
 def _sources(response: Any, retained: dict[str, int]) -> list[dict[str, Any]]:
-    """What was retrieved, best first."""
+    """Describe the retrieved chunks, best first."""
     return [
         {"name": _name(n), "score": n.score, "retained_tokens": retained.get(n.text.strip(), 0), "text": n.text}
         for n in sorted(response.source_nodes, key=lambda node: -(node.score or 0.0))

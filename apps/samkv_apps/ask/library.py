@@ -1,4 +1,4 @@
-"""A folder of documents as any LlamaIndex user would build it: pipeline, Chroma, query engine, and our four parts."""
+"""An ordinary LlamaIndex pipeline over your documents, with Chroma and a query engine."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from llama_index.vector_stores.chroma import ChromaVectorStore
 from samkv_apps.ask.reading import cached_tokenizer, read_documents
 from samkv_apps.terminal import open_chroma
 from samkv_rag import SamKVEngine
-from samkv_rag.cli.store import format_bytes
+from samkv_rag.cli.store import format_bytes, parse_bytes
 from samkv_rag.exceptions import ModelNotFoundError, StoreFullError
 
 CHUNK_TOKENS = 256
 Compute = Callable[[Sequence[str]], object]
-"""Stores the KV of texts, where this library's engine finds it."""
+"""Computes the KV of texts and writes it to the library's store."""
 
 
-class _SayBefore(TransformComponent):
-    """Passes chunks on, after it has said what their KV will take, and refused what is too much.
+class _Estimate(TransformComponent):
+    """Prints how large the chunks' KV will be, refuses too much, and passes the chunks on.
 
-    ``compute`` is called with their texts, where others are to compute them.
+    ``compute``, if given, is called with their texts.
     """
 
     engine: Any
@@ -56,7 +56,7 @@ class _SayBefore(TransformComponent):
 
 
 class Library:
-    """Documents in ``folder``: their KV, their embeddings in Chroma, and which of them are known."""
+    """The documents in ``folder``: their KV, their embeddings in Chroma, and a list of them."""
 
     def __init__(self, engine: SamKVEngine, folder: Path, embedding: str, max_tokens: int) -> None:
         self.llm = SamKVLLM.from_engine(engine, max_tokens=max_tokens)
@@ -71,20 +71,22 @@ class Library:
         self._vectors = SamKVVectorStore(ChromaVectorStore(chroma_collection=collection), self.llm)
         self._docstore_file = folder / "documents.json"
 
-    def update(self, files: Sequence[Path], max_bytes: int | None = None, compute: Compute | None = None) -> int:
-        """Read files, and count the new chunks; what has not changed since the last time costs nothing.
+    def update(self, files: Sequence[Path], max_bytes: str | None = None, compute: Compute | None = None) -> int:
+        """Ingest what is new or changed in ``files``, and return the number of new chunks.
 
-        What the new chunks' KV will take is said before it is computed, here or by ``compute``.
+        The KV is computed here or by ``compute``. A terminal shows its size in advance.
 
         Raises:
-            StoreFullError: that is more than ``max_bytes``.
+            ConfigurationError: ``max_bytes`` is not a size such as ``"10GB"``.
+            StoreFullError: the new chunks' KV would exceed ``max_bytes``.
         """
+        limit = None if max_bytes is None else parse_bytes(max_bytes)
         known = self._docstore_file.exists()
         docstore = SimpleDocumentStore.from_persist_path(str(self._docstore_file)) if known else SimpleDocumentStore()
         pipeline = IngestionPipeline(
             transformations=[
                 SentenceSplitter(chunk_size=CHUNK_TOKENS, chunk_overlap=0),
-                _SayBefore(engine=self.llm.engine, max_bytes=max_bytes, compute=compute),
+                _Estimate(engine=self.llm.engine, max_bytes=limit, compute=compute),
                 Settings.embed_model,
             ],
             docstore=docstore,
@@ -99,7 +101,7 @@ class Library:
         return num_new
 
     def ask(self, question: str, files: Sequence[Path], top_k: int) -> Any:
-        """A streaming response that reads chunks of ``files`` alone."""
+        """Return a streaming response from chunks of ``files`` only."""
         own = MetadataFilter(key="file_path", value=[str(file) for file in files], operator=FilterOperator.IN)
         index = VectorStoreIndex.from_vector_store(self._vectors)
         query_engine = index.as_query_engine(
@@ -111,7 +113,7 @@ class Library:
         return query_engine.query(question)
 
     def _forget(self, docstore: SimpleDocumentStore, files: Sequence[Path], there: set[str]) -> None:
-        """Delete what these files held before and hold no more."""
+        """Delete the documents that these files no longer contain."""
         prefixes = tuple(f"{file}#" for file in files)
         for doc_id in [d for d in docstore.docs if d.startswith(prefixes) and d not in there]:
             self._vectors.delete(doc_id)

@@ -1,4 +1,4 @@
-"""Files as LlamaIndex documents, cut so that its splitter stays fast whatever they hold."""
+"""Read files as LlamaIndex documents, cut into pieces that its splitter handles quickly."""
 
 from __future__ import annotations
 
@@ -15,39 +15,40 @@ from samkv_rag.exceptions import ConfigurationError
 
 SUFFIXES = (".txt", ".md", ".markdown", ".pdf")
 _MAX_CHARS = 50_000
-"""The splitter's time grows with the square of what one document holds."""
+"""The splitter's time grows with the square of a document's length."""
 _LONG_WORD = re.compile(r"\S{200}(?=\S)")
 _HIDDEN = ["file_path", "page_label"]
 
 
 def find_files(paths: Iterable[Path]) -> list[Path]:
-    """Text, Markdown and PDF files among ``paths`` and in the folders among them.
+    """Return the files in ``paths``, and the text, Markdown and PDF files in their folders.
 
     Raises:
-        ConfigurationError: a path is not there, or there are no such files.
+        ConfigurationError: a path does not exist, or there are no such files.
     """
     found: list[Path] = []
     for path in paths:
         if not path.exists():
-            raise ConfigurationError(f"{path} is not there; give files or folders")
+            raise ConfigurationError(f"{path} does not exist; give files or folders")
         inside = sorted(path.rglob("*")) if path.is_dir() else [path]
         found += [file for file in inside if file.is_file() and (file.suffix.lower() in SUFFIXES or file == path)]
     if not found:
-        raise ConfigurationError(f"no files with {', '.join(SUFFIXES)} there; give others")
+        raise ConfigurationError(f"there are no files with {', '.join(SUFFIXES)}; give other files or folders")
     return list(dict.fromkeys(file.resolve() for file in found))
 
 
 def read_documents(files: Sequence[Path]) -> Iterator[Document]:
-    """The documents in ``files``, in pieces; what cannot be read is warned of and left out.
+    """Yield the documents in ``files``, in pieces. A file that cannot be read is skipped with a warning.
 
-    A piece's id is its file, page and number, so that LlamaIndex sees what has changed. Its metadata is for
-    lists of sources; neither the language model nor the embedding model reads it.
+    A piece's id is its file, page and number, so that LlamaIndex sees changes. The models do not read its
+    metadata, which is for lists of sources.
     """
     for file in files:
         try:
             pages = SimpleDirectoryReader(input_files=[str(file)], errors="strict", raise_on_error=True).load_data()
-        except Exception as error:  # whatever a reader of damaged files raises
-            warnings.warn(f"{file} could not be read and is left out: {str(error).splitlines()[0][:200]}", stacklevel=2)
+        except Exception as error:  # readers raise anything on damaged files
+            reason = (str(error) or type(error).__name__).splitlines()[0][:200]
+            warnings.warn(f"{file} could not be read and is left out: {reason}", stacklevel=2)
             continue
         for page_number, page in enumerate(pages):
             for number, text in enumerate(_pieces(page.text)):
@@ -61,13 +62,13 @@ def read_documents(files: Sequence[Path]) -> Iterator[Document]:
 
 
 def cached_tokenizer(tokenize: Callable[[str], list[int]]) -> Callable[[str], list[int]]:
-    """``tokenize``, remembering short texts: a splitter asks for the same words again and again."""
+    """Cache ``tokenize`` for short texts; a splitter tokenizes the same words again and again."""
     remembered = lru_cache(maxsize=100_000)(tokenize)
     return lambda text: remembered(text) if len(text) <= 32 else tokenize(text)
 
 
 def _pieces(text: str) -> Iterator[str]:
-    """``text`` in pieces of at most ``_MAX_CHARS``, cut at white space; words are broken after 200."""
+    """Cut ``text`` at white space into pieces of at most ``_MAX_CHARS``; split words after 200 characters."""
     text = _LONG_WORD.sub(lambda found: found[0] + " ", text.replace("\0", ""))
     start = 0
     while start < len(text):

@@ -1,7 +1,7 @@
 """`samkv demo`: a RAG pipeline over a small corpus, full prefill and SamKV side by side.
 
-corpus.py     70 sections about a lighthouse that does not exist, and questions about them
-pipeline.py   what a framework's pipeline does: ingestion, Chroma, answers
+corpus.py     70 sections about an invented lighthouse, and questions about them
+pipeline.py   the interface of a framework's pipeline: ingestion, Chroma, answers
     llama_index_pipeline.py, langchain_pipeline.py
 run.py        the demo from start to end
 report.py     its figures, and the same as JSON
@@ -15,7 +15,7 @@ from enum import StrEnum
 
 
 class Framework(StrEnum):
-    """Whose pipeline answers."""
+    """The framework whose pipeline answers."""
 
     LLAMA_INDEX = "llama-index"
     LANGCHAIN = "langchain"

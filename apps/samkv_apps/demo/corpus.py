@@ -1,11 +1,12 @@
-"""The corpus, one file a chunk, and the questions about it.
+"""The corpus, one file per chunk, and the questions about it.
 
-A model of 135 million parameters answers some questions wrong whatever it reads. Those asked here were
-chosen among the ones that it answers right with full prefill where the best passages stand first and last.
+A model of 135 million parameters answers some questions wrong whatever it reads. These are questions that it
+answers right with full prefill when the best chunks are first and last in the prompt.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,36 +18,41 @@ FOLDER = Path(__file__).parent
 
 @dataclass(frozen=True)
 class Section:
-    """One section of the handbook of an invented lighthouse; a chunk."""
+    """One section of the handbook of an invented lighthouse: one chunk."""
 
     file: str
     text: str
 
+    @property
+    def content_id(self) -> str:
+        """An id that changes with the text."""
+        return hashlib.sha256(self.text.encode()).hexdigest()[:32]
+
 
 @dataclass(frozen=True)
 class Question:
-    """A question, words of which one must be in a right answer, and the section that tells."""
+    """A question, the words of which one must be in a right answer, and the section that has the answer."""
 
     question: str
     answers: tuple[str, ...]
     source: str
 
     def is_answered_by(self, answer: str) -> bool:
-        """Whether the answer holds one of the expected words."""
+        """Whether the answer contains one of the expected words."""
         return any(word.lower() in answer.lower() for word in self.answers)
 
 
 def sections() -> list[Section]:
-    """Every section, in order."""
+    """Return every section, in order."""
     files = sorted((FOLDER / "corpus").glob("*.md"))
     return [Section(file.name, file.read_text(encoding="utf-8").strip()) for file in files]
 
 
 def questions(limit: int | None = None) -> list[Question]:
-    """The first ``limit`` questions, or all.
+    """Return the first ``limit`` questions, or all.
 
     Raises:
-        ConfigurationError: there are not that many.
+        ConfigurationError: there are fewer questions.
     """
     entries = json.loads((FOLDER / "questions.json").read_text(encoding="utf-8"))
     every = [Question(e["question"], tuple(e["answers"]), e["source"]) for e in entries]

@@ -1,4 +1,4 @@
-"""What the demo measured, and the same as JSON."""
+"""The figures of the demo, also as JSON."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Answer:
-    """One answer, whether it holds the expected words, and what it cost."""
+    """One answer, whether it contains an expected word, and its metrics."""
 
     text: str
     correct: bool
@@ -30,7 +30,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Comparison:
-    """One question, answered twice from the same prompt."""
+    """One question, answered from the same prompt by both methods."""
 
     question: str
     sources: tuple[Source, ...]
@@ -43,7 +43,7 @@ class Comparison:
         return self.samkv.metrics.ttft_s / self.full.metrics.ttft_s
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain values, ready for JSON."""
+        """Return plain values for JSON."""
         metrics, metrics_full = self.samkv.metrics, self.full.metrics
         return {
             "question": self.question,
@@ -77,21 +77,21 @@ class DemoReport:
     comparisons: tuple[Comparison, ...]
 
     def medians(self, of: Callable[[GenerationMetrics], float]) -> tuple[float, float]:
-        """Median of a figure over the questions, for SamKV and for full prefill."""
+        """Return the median of a figure over the questions, for SamKV and for full prefill."""
         samkv = median(of(comparison.samkv.metrics) for comparison in self.comparisons)
         return samkv, median(of(comparison.full.metrics) for comparison in self.comparisons)
 
     @property
     def ttft_ratio_median(self) -> float:
-        """Median over the questions of time to first token, SamKV ÷ full prefill."""
+        """Median of the questions' time to first token, SamKV ÷ full prefill."""
         return median(comparison.ttft_ratio for comparison in self.comparisons)
 
     def num_right(self) -> tuple[int, int]:
-        """Questions answered with the expected words, by SamKV and by full prefill."""
+        """Count the questions that SamKV and full prefill answer right."""
         return sum(c.samkv.correct for c in self.comparisons), sum(c.full.correct for c in self.comparisons)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain values, ready for JSON."""
+        """Return plain values, for JSON."""
         return {
             "framework": self.framework,
             "model": self.model,

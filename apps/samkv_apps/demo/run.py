@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from samkv_apps.demo import Framework
 from samkv_apps.demo.corpus import Question, sections
 from samkv_apps.demo.pipeline import Pipeline, make_pipeline
-from samkv_apps.demo.report import Answer, Comparison, DemoReport, Source
+from samkv_apps.demo.report import Answer, Comparison, DemoReport
 from samkv_apps.demo.screen import Screen
 from samkv_apps.models import PACKAGED, embedding_model
 from samkv_apps.terminal import language_model_path
@@ -18,60 +17,48 @@ from samkv_rag import SamKVEngine
 from samkv_rag.prefill import Scout
 
 _WARM_UP = "What is the Churn?"
+_FULL_PREFILL = {"method": "full_prefill"}
 
 
-@dataclass(frozen=True)
-class DemoOptions:
-    """What `samkv demo` can be told."""
-
-    questions: list[Question]
-    folder: Path
-    model: str
-    method: Scout
-    framework: Framework = Framework.LLAMA_INDEX
-
-
-def run_demo(options: DemoOptions, screen: Screen) -> DemoReport:
+def run_demo(
+    screen: Screen, questions: Sequence[Question], folder: Path, model: str, method: Scout, framework: Framework
+) -> DemoReport:
     """Ingest the corpus, answer the questions with both methods, and return the figures.
 
     Raises:
-        SamKVError: the model cannot be had, or an option is out of range.
+        SamKVError: the model cannot be loaded, or an option is out of range.
     """
-    model = language_model_path(options.model, screen.progress)
+    model_path = language_model_path(model, screen.progress)
     screen.progress("Loading the models …")
-    engine = SamKVEngine.from_pretrained(model, store=options.folder / "kv", method=options.method)
-    pipeline = make_pipeline(options.framework, engine, options.folder / "chroma", embedding_model())
+    engine = SamKVEngine.from_pretrained(model_path, store=folder / "kv", method=method)
+    pipeline = make_pipeline(framework, engine, folder / "chroma", embedding_model())
     screen.progress("Embedding the corpus and computing the KV of its chunks, once …")
     started = time.perf_counter()
     ingested = pipeline.ingest(sections())
-    screen.ingested(ingested, time.perf_counter() - started, options.folder)
-    comparisons = tuple(_answer_all(pipeline, engine.count_tokens, options.questions, screen))
-    model_name = PACKAGED[options.model].title if options.model in PACKAGED else options.model
+    screen.ingested(ingested, time.perf_counter() - started, folder)
+    "".join(pipeline.ask(_WARM_UP)[1])
+    "".join(pipeline.ask(_WARM_UP, **_FULL_PREFILL)[1])
+    comparisons = []
+    for number, question in enumerate(questions, start=1):
+        screen.question(number, len(questions), question.question)
+        comparisons.append(_compare(pipeline, question, screen))
+        screen.comparison(comparisons[-1])
+    model_name = PACKAGED[model].title if model in PACKAGED else model
     store_bytes = sum(found.num_bytes for found in engine.store.keys())
-    report = DemoReport(options.framework.value, model_name, ingested.added, ingested.reused, store_bytes, comparisons)
+    report = DemoReport(framework.value, model_name, ingested.added, ingested.reused, store_bytes, tuple(comparisons))
     screen.summary(report)
     return report
 
 
-def _answer_all(
-    pipeline: Pipeline, count_tokens: Callable[[str], int], asked: list[Question], screen: Screen
-) -> Iterator[Comparison]:
-    "".join(pipeline.ask(_WARM_UP)[1])
-    "".join(pipeline.ask_again(method="full_prefill"))
-    for number, question in enumerate(asked, start=1):
-        screen.question(number, len(asked), question.question)
-        comparison = _compare(pipeline, count_tokens, question, screen)
-        screen.comparison(comparison)
-        yield comparison
+def _compare(pipeline: Pipeline, question: Question, screen: Screen) -> Comparison:
+    """Ask twice; the pipeline retrieves the same chunks and sends the same prompt."""
 
+    def answer(label: str, pieces: Iterator[str]) -> Answer:
+        text = screen.answer(label, pieces)
+        return Answer(text, question.is_answered_by(text), pipeline.last_metrics)
 
-def _compare(pipeline: Pipeline, count_tokens: Callable[[str], int], question: Question, screen: Screen) -> Comparison:
-    """Answer through the framework, then send the very same prompt with full prefill."""
-    passages, pieces = pipeline.ask(question.question)
-    text = screen.answer("SamKV", pieces)
-    samkv = Answer(text, question.is_answered_by(text), pipeline.last_metrics)
-    text = screen.answer("full prefill", pipeline.ask_again(method="full_prefill"))
-    full = Answer(text, question.is_answered_by(text), pipeline.last_metrics)
-    best_first = sorted(passages, key=lambda passage: -passage.score)
-    sources = [Source(passage.file, passage.score, count_tokens(passage.text)) for passage in best_first]
-    return Comparison(question.question, tuple(sources), samkv, full)
+    sources, pieces = pipeline.ask(question.question)
+    samkv = answer("SamKV", pieces)
+    full = answer("full prefill", pipeline.ask(question.question, **_FULL_PREFILL)[1])
+    best_first = tuple(sorted(sources, key=lambda source: -source.score))
+    return Comparison(question.question, best_first, samkv, full)

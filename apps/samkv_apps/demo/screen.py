@@ -1,4 +1,4 @@
-"""The demo on a terminal, or in a file: answers as they come, then figures."""
+"""The demo's output, on a terminal or in a file: answers while they are generated, then figures."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from rich.console import Console
 from rich.table import Table
 
 from samkv_apps.demo.pipeline import Ingested
-from samkv_apps.demo.report import Answer, Comparison, DemoReport, Source
+from samkv_apps.demo.report import Comparison, DemoReport, Source
 
 _INDENT, _LABEL_WIDTH = 5, 14
 _HOW_MEASURED = (
     "Both methods answered the same prompts in this process, after a warm-up question that is not counted. "
-    "An answer is right when it holds the expected words. Template and order are the framework's own."
+    "An answer is right if it contains the expected words. The template and the order are the framework's defaults."
 )
 
 
@@ -29,11 +29,11 @@ class Screen:
         self._errors.quiet = not self._errors.is_terminal
 
     def progress(self, message: str) -> None:
-        """Say what is being done."""
+        """Show what the demo is doing."""
         self._errors.print(message, style="dim", markup=False)
 
     def ingested(self, ingested: Ingested, seconds: float, folder: Path) -> None:
-        """Say how the chunks came into the store."""
+        """Show how many chunks were computed and how many reused."""
         if ingested.added:
             how = f"{ingested.added} chunks ingested in {seconds:.1f} s, {ingested.reused} reused"
         else:
@@ -63,12 +63,14 @@ class Screen:
             self._label("" if i else "sources")
             self._out.print(line, markup=False)
         table = _table("", "first token", "sequence ratio", "KV in memory", "chunks hit")
-        for label, answer in (("SamKV", comparison.samkv), ("full prefill", comparison.full)):
-            table.add_row(label, *_figures(answer))
+        for label, metrics in (("SamKV", comparison.samkv.metrics), ("full prefill", comparison.full.metrics)):
+            hits = f"{metrics.chunks_hit} of {metrics.chunks_total}" if metrics.tokens_reused else "not used"
+            ratio, resident = f"{metrics.sequence_ratio:.3f}", _megabytes(metrics.kv_bytes_resident)
+            table.add_row(label, f"{metrics.ttft_s:.2f} s", ratio, resident, hits)
         self._out.print(table)
 
     def summary(self, report: DemoReport) -> None:
-        """Show medians over the questions."""
+        """Show the medians over all questions."""
         table = _table(f"median of {len(report.comparisons)}", "SamKV", "full prefill", "ratio")
         ttft, kv = report.medians(lambda m: m.ttft_s), report.medians(lambda m: m.kv_bytes_resident)
         table.add_row("first token", f"{ttft[0]:.2f} s", f"{ttft[1]:.2f} s", f"{report.ttft_ratio_median:.2f}")
@@ -90,18 +92,11 @@ def _table(*headers: str) -> Table:
 
 
 def _wrapped(sources: Iterable[Source], width: int) -> list[str]:
-    """Names and scores, in lines that break between sources only."""
+    """Names and scores, wrapped between sources only."""
     glue = "\N{NO-BREAK SPACE}"
     entries = (f"{source.file.removesuffix('.md')}{glue}{source.score:.2f}" for source in sources)
     lines = textwrap.wrap(", ".join(entries), max(width, 40), break_on_hyphens=False)
     return [line.replace(glue, " ") for line in lines]
-
-
-def _figures(answer: Answer) -> list[str]:
-    metrics = answer.metrics
-    hits = f"{metrics.chunks_hit} of {metrics.chunks_total}" if metrics.tokens_reused else "not used"
-    resident = _megabytes(metrics.kv_bytes_resident)
-    return [f"{metrics.ttft_s:.2f} s", f"{metrics.sequence_ratio:.3f}", resident, hits]
 
 
 def _megabytes(num_bytes: float) -> str:

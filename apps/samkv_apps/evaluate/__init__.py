@@ -1,4 +1,4 @@
-"""How good the answers are, how fast and how small: every method on the same cases."""
+"""Compare methods on the same cases: answer quality, speed and memory."""
 
 from samkv_apps.evaluate.folder import cases_from_folder
 from samkv_apps.evaluate.long import LongAnswer, compare_long_answers

@@ -1,4 +1,4 @@
-"""One method answers one case."""
+"""Answer one case with one method."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ from samkv_rag.results import ChunkUse, GenerationMetrics
 
 CHUNKS_MISSED = "chunks_missed"
 Earlier = Mapping[Task, Prediction]
-"""What was answered before on the same case: by full prefill, and perhaps by `scout`."""
+"""Earlier answers to the same case: full prefill's, and perhaps `scout`'s."""
 
 
 class Answerer:
-    """The same prompt, clock and decoding for every method."""
+    """Gives every method the same prompt, clock and decoding."""
 
     def __init__(self, engine: SamKVEngine, options: EvaluationOptions) -> None:
         self._engine = engine
@@ -47,7 +47,7 @@ class Answerer:
         """Run ``task`` on ``case`` of ``data``.
 
         Raises:
-            EvaluationError: full prefill ran instead of the method, or a compressor passed its budget.
+            EvaluationError: the method fell back to full prefill, or a compressor exceeded its budget.
         """
         if task.method in COMPRESSORS or task.method in TEXT_CONTROLS:
             return self._answer_from_text(data, case, task, earlier)
@@ -97,7 +97,7 @@ class Answerer:
         )
 
     def _supporting_recall(self, case: Case, chunks: Sequence[ChunkUse]) -> float | None:
-        """Share of the supporting chunks' tokens that were retained; None where the data names no such chunk."""
+        """Return the share of the supporting chunks' tokens that were retained; None if the data names none."""
         if not case.supporting:
             return None
         used = {use.digest: use for use in chunks}
@@ -105,10 +105,10 @@ class Answerer:
         num_tokens = sum(use.num_tokens if use else self._engine.count_tokens(text) for text, use in found.items())
         return sum(len(use.retained_tokens) for use in found.values() if use) / num_tokens
 
-    # Other text, read by full prefill
+    # Full prefill of other text
 
     def _answer_from_text(self, data: str, case: Case, task: Task, earlier: Earlier) -> Prediction:
-        """Full prefill of a shortened prompt; the shortening counts into the time to the first token."""
+        """Answer from a shortened prompt. The time to the first token includes the shortening."""
         full = earlier[FULL]
         texts, compress_s = self._shortened(data, case, task, earlier)
         answered = self._answer(data, case, task, texts)
@@ -128,10 +128,10 @@ class Answerer:
         )
 
     def _shortened(self, data: str, case: Case, task: Task, earlier: Earlier) -> tuple[list[str], float]:
-        """What to put into the prompt in place of the chunks, and the seconds that choosing it took a user."""
+        """Return the texts that replace the chunks, and the seconds that a user would wait for them."""
         if task.method == NO_CONTEXT:
             return [], 0.0
-        if task.method == SPANS_AS_TEXT:  # a control of what is read: choosing it costs what `scout` does
+        if task.method == SPANS_AS_TEXT:  # it tests what is read; choosing would cost what `scout` costs
             return spans_as_text(self._generate(case, Task(Scout.name, task.ratio), case.chunks)), 0.0
         if task.method == SAME_TTFT:
             return self._in_time(case, earlier[FULL], earlier[Task(Scout.name, task.ratio)].ttft_s)
@@ -144,10 +144,9 @@ class Answerer:
         return texts, compress_s
 
     def _in_time(self, case: Case, full: Prediction, ttft_s: float) -> tuple[list[str], float]:
-        """The chunks nearest to the question that full prefill reads in ``ttft_s``, search included.
+        """Return the nearest chunks that full prefill can search and read in ``ttft_s``.
 
-        How many tokens that is is estimated in proportion to full prefill's own time on the case, tried once, and
-        corrected by the time that this took.
+        The number of tokens is proportional to full prefill's time on the case. One trial corrects it.
         """
         other_tokens = full.prompt_tokens - full.chunk_tokens
         first_guess = int(full.prompt_tokens * ttft_s / full.ttft_s) - other_tokens
@@ -161,22 +160,22 @@ class Answerer:
         if name not in self._compressors:
             self._compressors[name] = COMPRESSORS[name](self._engine)
         compressor = self._compressors[name]
-        compressor.prepare(case.chunks)  # a part of ingestion, so outside the clock
+        compressor.prepare(case.chunks)  # part of ingestion, so not timed
         started = time.perf_counter()
         texts = compressor.compress(case.question, case.chunks, max_tokens)
         return texts, time.perf_counter() - started
 
     def _recall_of_whole_chunks(self, case: Case, texts: Sequence[str]) -> float | None:
-        """Share of the supporting chunks' tokens among ``texts``; None where these are no whole chunks."""
+        """Return the share of the supporting chunks' tokens in ``texts``; None if ``texts`` are not whole chunks."""
         if case.supporting is None or not set(texts) <= set(case.chunks):
             return None
         num_tokens = {chunk: self._engine.count_tokens(chunk) for chunk in case.supporting}
         return sum(num_tokens[text] for text in set(texts) & case.supporting) / sum(num_tokens.values())
 
-    # More chunks, read by `scout`
+    # `scout` over more chunks
 
     def _answer_from_more(self, data: str, case: Case, task: Task, full: Prediction) -> Prediction:
-        """`scout` over as many of the best chunks as take full prefill's time, by the time that all of them took."""
+        """Answer from as many of the best chunks as fit full prefill's time, estimated from a trial over all."""
         probe_s = self._generate(case, task, self._best(case, len(case.more))).metrics.ttft_s
         num_chunks = max(1, int(len(case.more) * min(1.0, full.ttft_s / probe_s)))
         answered = self._answer(data, case, task, self._best(case, num_chunks))
@@ -187,6 +186,6 @@ class Answerer:
 
 
 def _missed(metrics: GenerationMetrics) -> dict[str, str]:
-    """All chunks were ingested before; where one was not found, the time to the first token is not what it says."""
+    """Report missed chunks: all were ingested, and a miss makes the time to the first token wrong."""
     missed = metrics.chunks_missed
     return {CHUNKS_MISSED: f"{missed} chunks were computed on the spot"} if missed else {}

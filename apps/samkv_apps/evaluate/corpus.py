@@ -1,4 +1,4 @@
-"""Cases whose chunks a retriever finds in a corpus, or puts in order."""
+"""Give cases chunks that a retriever finds in a corpus, or reorder their own."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from samkv_apps.evaluate.retrieval import in_order, open_retriever
 
 
 def arranged(cases: Sequence[Case], every: Sequence[Case], options: EvaluationOptions) -> list[Case]:
-    """``cases`` with the chunks that ``options`` ask for, in their order.
+    """Return ``cases`` with the chunks and the order that ``options`` ask for.
 
-    With ``options.corpus`` the chunks of ``every`` case are one corpus, from which each question gets the nearest;
-    else ``every`` is ``cases``, whose chunks are put in order.
+    With ``options.corpus`` each question gets the nearest of all chunks of ``every`` case. Otherwise ``every`` is
+    ``cases``, and each case keeps its chunks in the new order.
     """
     order = options.chunk_order
     if order == "file":

@@ -1,8 +1,8 @@
-"""Evaluation cases: a question, its right answers and the chunks a retriever brought.
+"""Evaluation cases: a question, its right answers and the retrieved chunks.
 
-A file holds one JSON object a line: ``id``, ``question``, ``answers`` (any of them is right),
-``chunks`` (each ``title`` and ``text``, perhaps ``source``) and, where known, ``supporting`` (titles or
-sources of the chunks that hold the answer).
+A file has one JSON object per line: ``id``, ``question``, ``answers`` (any of them is right), ``chunks``
+(``title``, ``text`` and an optional ``source`` each) and optionally ``supporting`` (titles or sources of the chunks
+with the answer).
 """
 
 from __future__ import annotations
@@ -26,38 +26,38 @@ class Case:
     question: str
     answers: tuple[str, ...]
     chunks: tuple[str, ...]
-    """Texts as they stand in the prompt, titles included."""
+    """The texts in the prompt, with their titles."""
     supporting: frozenset[str] | None
-    """The chunks that hold the answer, where the data says so."""
+    """The chunks with the answer; None if the data does not name them."""
     retrieved: float | None = None
-    """Share, in [0, 1], of what the data says to be supporting that has a chunk among ``chunks``."""
+    """Share, in [0, 1], of the data's supporting chunks that are in ``chunks``."""
     more: tuple[str, ...] = ()
-    """The best of a corpus, best first, ``chunks`` among them, for methods that can read more of it."""
+    """The best chunks of a corpus, best first, for methods that read more than ``chunks``."""
 
     @property
     def every_chunk(self) -> list[str]:
-        """Each once."""
+        """``chunks`` and ``more`` without duplicates."""
         return list(dict.fromkeys((*self.chunks, *self.more)))
 
 
 def load_cases(file: Path, limit: int | None = None, seed: int | None = None) -> list[Case]:
-    """Return ``limit`` cases (default all): the first, or with a seed a sample drawn by it.
+    """Return the first ``limit`` cases (default: all), or with a seed a random sample.
 
-    A larger limit with the same seed adds cases and drops none.
+    A larger limit with the same seed only adds cases.
 
     Raises:
-        CaseFileError: no such file, no case in it, or a line that is not a case.
+        CaseFileError: the file cannot be read, has no case, or a line is not a case.
     """
     cases = list(_read_cases(file))
     if not cases:
-        raise CaseFileError(f"{file} holds no cases; it must have one JSON object a line")
+        raise CaseFileError(f"{file} holds no cases; it must have one JSON object per line")
     if seed is not None:
         random.Random(seed).shuffle(cases)
     return cases[:limit]
 
 
 def retrieval_recall(cases: Sequence[Case]) -> dict[str, float] | None:
-    """Over the ``n`` cases that say what should have been retrieved: the mean share that was; None if none says."""
+    """Return ``n``, the number of cases that name their supporting chunks, and the mean share retrieved; else None."""
     shares = [case.retrieved for case in cases if case.retrieved is not None]
     return {"n": len(shares), "share": fmean(shares)} if shares else None
 
@@ -85,7 +85,7 @@ def _read_lines(file: Path) -> list[str]:
 
 
 class _NotACase(Exception):  # noqa: N818  # caught where file and line are known
-    """What is wrong with a line."""
+    """A line is not a case."""
 
 
 def _as_case(record: Any) -> Case:
@@ -104,7 +104,7 @@ def _as_case(record: Any) -> Case:
         question=_text(record, "question"),
         answers=tuple(_texts(record, "answers")),
         chunks=texts,
-        # A retriever may have missed them all; then there is nothing to keep.
+        # None, too, if the retriever missed them all.
         supporting=frozenset(text for text, own in zip(texts, names, strict=True) if own & wanted) or None,
         retrieved=len(wanted & set().union(*names)) / len(wanted) if wanted else None,
     )

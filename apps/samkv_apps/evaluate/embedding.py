@@ -1,4 +1,4 @@
-"""Sentence embeddings by all-MiniLM-L6-v2, from the Python package that carries it: for the demo and for a rival."""
+"""Sentence embeddings by all-MiniLM-L6-v2, from a Python package that contains the model."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from transformers import AutoModel, AutoTokenizer
 from samkv_apps.models import embedding_model
 
 _WINDOW_TOKENS = 256
-"""What the model was trained to read at once, in its own tokens."""
+"""The model was trained on inputs of this length, in its own tokens."""
 
 
 class Embedder:
-    """Texts to unit vectors: mean over the last hidden states, as the model's card says.
+    """Turns texts into unit vectors: the mean of the last hidden states, as in the model card.
 
     Raises:
-        ModelNotFoundError: the package that carries the model is not installed.
+        ModelNotFoundError: the package with the model is not installed.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -26,7 +26,7 @@ class Embedder:
 
     @torch.inference_mode()
     def embed(self, text: str) -> torch.Tensor:
-        """Vectors ``[windows, 384]`` of a text; more than one where it exceeds what the model reads."""
+        """Return the vectors of a text, ``[windows, 384]``; a text longer than the model's input has several."""
         windows = self._tokenizer(
             text,
             truncation=True,

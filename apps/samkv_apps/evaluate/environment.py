@@ -1,4 +1,4 @@
-"""What an evaluation ran on and with, for its config.json."""
+"""The model, options, versions and hardware of an evaluation, for its config.json."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from samkv_rag.engine import SamKVEngine
 
 
 def open_engine(options: EvaluationOptions) -> SamKVEngine:
-    """The model over the store, as the options say."""
+    """Open the engine that the options ask for."""
     store = options.store or options.output_dir / KV_FOLDER
     return SamKVEngine.from_pretrained(options.model, store=store, config=options.engine_config, dtype=options.dtype)
 
 
 def describe_run(options: EvaluationOptions, engine: SamKVEngine) -> dict[str, Any]:
-    """Everything that the figures depend on. Files and folders by name alone: reports are made to be shared."""
+    """Return everything that the figures depend on. Paths are shortened to names, since reports are shared."""
     tasks = options.tasks()
     return {
         "model": _name(options.model),
@@ -60,7 +60,7 @@ def describe_run(options: EvaluationOptions, engine: SamKVEngine) -> dict[str, A
 
 
 def _name(model: str) -> str:
-    """A hub id as it is, of a file or folder the last part."""
+    """Return the last part of a path; a hub id unchanged."""
     return Path(model).resolve().name if Path(model).exists() else model
 
 

@@ -6,8 +6,8 @@ from samkv_rag.exceptions import SamKVError
 
 
 class EvaluationError(SamKVError):
-    """An evaluation's figures would not mean what they say."""
+    """The figures of an evaluation would be wrong."""
 
 
 class CaseFileError(EvaluationError):
-    """A file of evaluation cases cannot be read; the message names file and line."""
+    """A case file cannot be read; the message names the file and the line."""

@@ -1,12 +1,11 @@
-"""Cases from a user's own folder of documents and table of questions."""
+"""Make cases from your own documents and a table of questions."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from samkv_apps.evaluate.errors import CaseFileError
 from samkv_apps.evaluate.options import TOP_K
@@ -14,12 +13,12 @@ from samkv_apps.evaluate.questions import Question, read_questions
 from samkv_apps.evaluate.records import CASES_FILE
 from samkv_apps.evaluate.retrieval import Embeds, Retriever, best_outside, minilm
 from samkv_apps.terminal import write_private
-from samkv_rag.exceptions import ConfigurationError
+from samkv_rag.checks import require_integer
 
 _CHUNK_TOKENS = 256
 Tokenize = Callable[[str], list[int]]
 _Chunk = tuple[str, str]
-"""Name of its document, and its text."""
+"""The name of a document and a text from it."""
 
 
 def cases_from_folder(
@@ -32,33 +31,31 @@ def cases_from_folder(
 ) -> Path:
     """Write ``cases.jsonl`` into ``output_dir``, for :func:`~samkv_apps.evaluate.evaluate`; return the file.
 
-    documents: a folder of text, Markdown and PDF files, or one file; read and cut into chunks of about 250
-        tokens as `samkv ingest` does.
-    questions: a CSV file with the columns question and answer (several, parted by ``|``: any is right), and
-        perhaps source, the name of the file that holds the answer, which tells how good retrieval is.
-    tokenize: text to token ids, ``engine.tokenize`` say; or the model whose tokenizer does it.
-    top_k: how many chunks each question gets: those nearest by all-MiniLM-L6-v2, the best first and last.
-    embedder: another in its place.
+    documents: a folder of text, Markdown and PDF files, or one file. They are cut into chunks of about 250
+        tokens, as `samkv ingest` does. Files that cannot be read are skipped with a warning.
+    questions: a CSV file with the columns question, answer (several right answers are separated by ``|``) and
+        optionally source: the file with the answer, which measures retrieval.
+    tokenize: a function from text to token ids, such as ``engine.tokenize``, or the model whose tokenizer to use.
+    top_k: the number of chunks per question: the nearest by all-MiniLM-L6-v2, with the best first and last.
+    embedder: replaces all-MiniLM-L6-v2.
 
-    A file that was made of the same is left as it is, so that an evaluation can be continued. Files that cannot
-    be read are warned of.
+    A file made from the same input is kept, so that an evaluation can be continued.
 
     Raises:
-        CaseFileError: a row of ``questions`` is wrong, or ``output_dir`` holds cases made of something else.
-        ChunkError: no document can be read.
-        ConfigurationError: ``top_k`` is below 1.
+        CaseFileError: a row of ``questions`` is wrong, or ``output_dir`` has cases made from other input.
+        ConfigurationError: ``top_k`` is below 1, or there are no documents.
         ModelNotFoundError: the embedding model is not installed, or there is no such tokenizer.
     """
-    if top_k < 1:
-        raise ConfigurationError(f"top_k is {top_k}; it must be at least 1")
+    require_integer("top_k", top_k, 1)
     asked, read = read_questions(questions), _read(documents)
     _require_sources(questions, asked, list(dict.fromkeys(name for name, _ in read)))
     made_of = _digest(asked, read, top_k)
     file = output_dir / CASES_FILE
     if not file.exists():
         tokenize = _tokenizer_of(tokenize) if isinstance(tokenize, str) else tokenize
-        chunks = _split(read, tokenize)
-        _write(file, _cases(asked, chunks, top_k, embedder or minilm(), made_of))
+        lines = _case_lines(asked, _split(read, tokenize), top_k, embedder or minilm(), made_of)
+        output_dir.mkdir(parents=True, exist_ok=True)
+        write_private(file, "".join(lines))
     elif _made_of(file) != made_of:
         raise CaseFileError(
             f"{file} was made of other documents, questions or top_k; choose another --output-dir, or evaluate it "
@@ -68,11 +65,11 @@ def cases_from_folder(
 
 
 def _read(documents: Path) -> list[_Chunk]:
-    """Names within the folder, since reports are made to be shared, and texts, of the files that can be read."""
+    """Read the documents. Names are relative to the folder, since reports are shared."""
     from samkv_apps.ask.reading import find_files, read_documents  # late: it imports LlamaIndex
 
     folder = (documents if documents.is_dir() else documents.parent).resolve()
-    read = list(read_documents(find_files([documents])))
+    read = read_documents(find_files([documents]))
     return [(Path(document.metadata["file_path"]).relative_to(folder).as_posix(), document.text) for document in read]
 
 
@@ -95,35 +92,26 @@ def _require_sources(questions: Path, asked: Sequence[Question], names: Sequence
             )
 
 
-def _cases(
+def _case_lines(
     asked: Sequence[Question], chunks: Sequence[_Chunk], top_k: int, embedder: Embeds, made_of: str
-) -> list[dict[str, Any]]:
+) -> Iterator[str]:
     retriever = Retriever([text for _, text in chunks], embedder)
-    return [
-        {
+    for question in asked:
+        found = [chunks[i] for i in best_outside(retriever.nearest(question.question, top_k))]
+        case = {
             "id": f"row-{question.row}",
             "question": question.question,
             "answers": question.answers,
             "supporting": [question.source] if question.source else [],
-            "chunks": [_as_chunk(*chunks[i]) for i in best_outside(retriever.nearest(question.question, top_k))],
+            # Without a title, which would become part of the chunk's text in the prompt.
+            "chunks": [{"title": "", "text": text, "source": source} for source, text in found],
             "made_of": made_of,
         }
-        for question in asked
-    ]
-
-
-def _as_chunk(source: str, text: str) -> dict[str, str]:
-    # No title: it would stand before the text in the prompt, where no chunk of that name was ingested.
-    return {"title": "", "text": text, "source": source}
-
-
-def _write(file: Path, cases: Iterable[dict[str, Any]]) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    write_private(file, "".join(json.dumps(case, ensure_ascii=False) + "\n" for case in cases))
+        yield json.dumps(case, ensure_ascii=False) + "\n"
 
 
 def _digest(asked: Sequence[Question], read: Sequence[_Chunk], top_k: int) -> str:
-    """Hash of all that the cases are made of, but for the tokenizer, which the evaluation's folder is bound to."""
+    """Hash what the cases are made from, except the tokenizer; the output folder is bound to one model."""
     rows = [[question.row, question.question, question.answers, question.source] for question in asked]
     return hashlib.sha256(json.dumps([_CHUNK_TOKENS, top_k, rows, list(read)]).encode()).hexdigest()
 

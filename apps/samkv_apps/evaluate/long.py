@@ -1,8 +1,8 @@
-"""Long answers: many questions in one prompt, and how far a method strays from full prefill along the answer.
+"""Long answers: several questions in one prompt, and the distance from full prefill along its answer.
 
-Answers are short where benchmarks ask for a name; what is retained of the chunks for a question may not do for a
-page. So consecutive cases are put together, and every method is led along full prefill's own answer: at each token
-its distribution of the next one is compared with full prefill's. Then it answers freely, and the items are looked for.
+Benchmarks ask for short answers. The tokens retained for a short answer may not be enough for a page. So consecutive
+cases share a prompt, and every method follows full prefill's own answer: at each token its distribution of the next
+token is compared with full prefill's. Then the method answers freely, and its text is searched for the right answers.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from samkv_apps.evaluate.datasets import Case, load_cases
 from samkv_apps.evaluate.environment import describe_run, open_engine
-from samkv_apps.evaluate.options import FULL, EvaluationOptions, Task
+from samkv_apps.evaluate.options import FULL, EvaluationOptions
 from samkv_apps.evaluate.prompts import build_messages
 from samkv_apps.evaluate.records import RunFolder
 from samkv_apps.evaluate.scoring import normalise
@@ -36,38 +36,38 @@ _NGRAM_WORDS = 4
 
 @dataclass(frozen=True)
 class LongCase:
-    """Questions that are put together."""
+    """Several cases in one prompt."""
 
     case_id: str
     question: str
     items: tuple[tuple[str, ...], ...]
-    """Of each question its right answers; any of them is one."""
+    """The right answers of each question; any of them is right."""
     chunks: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class LongAnswer:
-    """How one method did on one case."""
+    """The result of one method on one prompt."""
 
     data: str
     case: str
     method: str
     kl: float
-    """Mean over the tokens of full prefill's answer of KL(full prefill ‖ method), nats."""
+    """KL(full prefill ‖ method) in nats, the mean over the tokens of full prefill's answer."""
     agreement: float
-    """Share of these tokens at which both find the same one likeliest."""
+    """Share of these tokens that are the likeliest for both."""
     num_tokens: int
-    """Of full prefill's answer."""
+    """The length of full prefill's answer."""
     answer: str
-    """The method's own."""
+    """The method's own answer."""
     item_recall: float
-    """Share of the questions of which a right answer stands in it."""
+    """Share of the questions that ``answer`` contains a right answer to."""
     repetition: float
-    """Share of its runs of four words that stood in it before."""
+    """Share of the four-word runs of ``answer`` that occur earlier in it."""
     decode_s_per_token: float
     refreshes: int
     refresh_share: float
-    """Of the time from the first token to the last."""
+    """Share of the time from the first token to the last that refreshes take."""
     kv_bytes_resident: int
 
 
@@ -78,7 +78,7 @@ def compare_long_answers(options: EvaluationOptions) -> list[LongAnswer]:
 
     Raises:
         CaseFileError: a case file cannot be read.
-        ConfigurationError: the folder holds something.
+        ConfigurationError: the folder is not empty.
     """
     data_sets = {file.stem: grouped(load_cases(file, seed=options.seed), options) for file in options.data}
     folder = RunFolder(options.output_dir)
@@ -96,7 +96,7 @@ def compare_long_answers(options: EvaluationOptions) -> list[LongAnswer]:
 
 
 def grouped(cases: Sequence[Case], options: EvaluationOptions) -> list[LongCase]:
-    """Put ``options.group`` consecutive cases into one prompt, their chunks in an order that says nothing."""
+    """Put ``options.group`` consecutive cases into one prompt, with their chunks in an arbitrary fixed order."""
     size = options.group
     groups = [cases[i : i + size] for i in range(0, len(cases) - size + 1, size)][: options.limit]
     return [
@@ -129,10 +129,11 @@ def _compare(engine: SamKVEngine, options: EvaluationOptions, data: str, case: L
 
 
 def _methods(options: EvaluationOptions) -> list[tuple[str, PrefillMethod]]:
-    """What runs, by the name that it gets in the report."""
+    """Return the methods to run and their names in the report."""
     methods: dict[str, PrefillMethod] = {}
     for task in options.tasks()[1:]:
-        method, name = options.method(task), _name(task)
+        method = options.method(task)
+        name = task.method if task.ratio is None else f"{task.method} {task.ratio:g}"
         if isinstance(method, SparsePrefill) and method.refresh_tokens:
             methods[name] = replace(method, refresh_tokens=None)
             name += f", refresh_tokens={method.refresh_tokens}"
@@ -140,16 +141,12 @@ def _methods(options: EvaluationOptions) -> list[tuple[str, PrefillMethod]]:
     return list(methods.items())
 
 
-def _name(task: Task) -> str:
-    return task.method if task.ratio is None else f"{task.method} {task.ratio:g}"
-
-
 class _Leader:
-    """Takes the likeliest token and remembers how likely all were."""
+    """Chooses the likeliest token and records all log probabilities."""
 
     def __init__(self) -> None:
         self.log_probs: list[torch.Tensor] = []
-        """A token ``[vocab]``, in half precision: a long answer's take hundreds of megabytes."""
+        """``[vocab]`` per token, in half precision to save memory: hundreds of megabytes for a long answer."""
 
     def __call__(self, logits: torch.Tensor) -> int:
         self.log_probs.append(logits[0].float().log_softmax(-1).half().cpu())
@@ -157,7 +154,7 @@ class _Leader:
 
 
 class _Follower:
-    """Takes the leader's tokens and compares what it would have taken."""
+    """Chooses the leader's tokens and compares its own distribution."""
 
     def __init__(self, leader: _Leader) -> None:
         self.expected = leader.log_probs
@@ -193,14 +190,14 @@ def _scored(data: str, case: LongCase, label: str, follower: _Follower, result: 
 
 
 def repetition(text: str) -> float:
-    """Share of a text's runs of four words that stood in it before."""
+    """Return the share of a text's four-word runs that occur earlier in it."""
     words = normalise(text).split()
     runs = [tuple(words[i : i + _NGRAM_WORDS]) for i in range(len(words) - _NGRAM_WORDS + 1)]
     return 1 - len(set(runs)) / len(runs) if runs else 0.0
 
 
 def report(answers: Sequence[LongAnswer], seed: int) -> str:
-    """The answers as a table in Markdown, a row a data set and method; intervals are paired with full prefill."""
+    """Return a Markdown table, one row per data set and method; intervals are paired with full prefill."""
     header = ("data", "method", "n", "tokens", "KL", "95%", "÷ fixed", "top-1", "item recall", "− full, 95%",
               "repetition", "s a token ÷ full", "refreshes", "their share of time", "KV MB")  # fmt: skip
     rows = [header, ("---",) * len(header)]
@@ -230,5 +227,5 @@ def report(answers: Sequence[LongAnswer], seed: int) -> str:
 
 
 def _mean_kl(answers: Sequence[LongAnswer]) -> float:
-    """Over all tokens."""
+    """Return the mean over all tokens."""
     return sum(a.kl * a.num_tokens for a in answers) / sum(a.num_tokens for a in answers)

@@ -1,4 +1,4 @@
-"""What to evaluate, validated before anything is loaded."""
+"""The options of an evaluation, checked before anything is loaded."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from samkv_apps.evaluate.controls import CONTROLS, MORE_CHUNKS, NO_CONTEXT, SAME
 from samkv_apps.evaluate.datasets import Case
 from samkv_apps.evaluate.prompts import Template, require_placeholders
 from samkv_apps.evaluate.retrieval import Order, RetrieverName
-from samkv_rag.checks import refuse_unknown, require_choice
+from samkv_rag.checks import refuse_unknown, require_choice, require_integer
 from samkv_rag.config import EngineConfig
 from samkv_rag.exceptions import ConfigurationError
 from samkv_rag.prefill import PrefillMethod, Scout, method_classes
@@ -23,9 +23,9 @@ REFERENCE = "full_prefill"
 TOP_K = 8
 WITHOUT_RATIO = (REFERENCE, "naive_reuse", NO_CONTEXT)
 _RATIOS = ("sequence_ratio", "recompute_ratio")
-"""A method's budget is the first of these that it has."""
+"""The names of budgets; a method uses the first that it has."""
 _NOT_OPTIONS = (*_RATIOS, "min_chunk_tokens")
-"""These are given per run, or would let a method fall back to full prefill unseen."""
+"""Ratios are set per task. ``min_chunk_tokens`` could make a method fall back to full prefill unnoticed."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Task:
 
     method: str
     ratio: float | None
-    """Most of the chunk tokens to keep; None where the method has no such budget."""
+    """The largest share of the chunk tokens to keep; None for a method without a budget."""
 
 
 FULL = Task(REFERENCE, None)
@@ -46,28 +46,29 @@ class EvaluationOptions:
 
     model: hub id, folder or .gguf file.
     data: case files; their names without extension name the data sets.
-    output_dir: a folder that is new, empty or holds an evaluation to be continued.
-    methods: names of methods, compressors and controls; full_prefill is always run, for reference.
-    sequence_ratios: every method with a budget runs at each.
-    task: ``"short"``: a case a prompt; ``"long"``: ``group`` cases a prompt, see ``compare_long_answers``.
-    group: questions of a prompt of the task long.
-    limit: cases of each file, of the task long prompts; all by default.
-    seed: draws the cases of a limit (without it they are the first) and seeds the bootstrap.
+    output_dir: a new or empty folder, or one with an evaluation to continue.
+    methods: names of methods, compressors and controls; full_prefill always runs, as the reference.
+    sequence_ratios: every method with a budget runs at each ratio.
+    task: ``"short"``: one case per prompt; ``"long"``: ``group`` cases per prompt, see ``compare_long_answers``.
+    group: questions per prompt of the task long.
+    limit: number of cases per file (prompts, in the task long); default all.
+    seed: seed of the sample that ``limit`` takes, and of the bootstrap; without it, ``limit`` takes the first cases.
     store: folder for the chunks' KV, by default ``kv`` in ``output_dir``.
-    reference: folder of another evaluation, from which full prefill's answers are taken over.
-    dtype: as of :meth:`SamKVEngine.from_pretrained`.
-    max_new_tokens: most tokens of an answer.
-    prompt: text of the user's message with ``{passages}`` and ``{question}`` in it, that of one's own
-        pipeline say; by default one that asks for short answers.
-    template: instead of ``prompt``, ``"llama_index"`` or ``"langchain"``: their own; ``"plain"``: chunks and question.
-    corpus: pool the chunks of each data file; every question gets the nearest of all.
-    retriever: what finds or ranks chunks: ``"minilm"`` (all-MiniLM-L6-v2) or ``"bm25"``.
-    top_k: how many chunks each question gets from a corpus.
-    more_top_k: how many at most it gets for the control more_chunks.
-    order: of the chunks in the prompt: ``"file"``, ``"best_first"``, ``"best_last"``, ``"random"``; by default as in
-        the file, of a corpus the best first, as frameworks do.
-    plots: draw them, which needs matplotlib.
-    options: options of :class:`~samkv_rag.EngineConfig` and of methods; each goes to all that know it.
+    reference: folder of another evaluation whose full-prefill answers are reused.
+    dtype: see :meth:`SamKVEngine.from_pretrained`.
+    max_new_tokens: the longest answer, in tokens.
+    prompt: text of the user's message with ``{passages}`` and ``{question}``, such as your pipeline's; by default
+        it asks for short answers.
+    template: replaces ``prompt`` with a framework's default, ``"llama_index"`` or ``"langchain"``, or with the chunks
+        and the question alone, ``"plain"``.
+    corpus: pool the chunks of each data file; every question gets the nearest of them.
+    retriever: finds or ranks chunks: ``"minilm"`` (all-MiniLM-L6-v2) or ``"bm25"``.
+    top_k: number of chunks that each question gets from a corpus.
+    more_top_k: largest number of chunks for the control more_chunks.
+    order: order of the chunks in the prompt: ``"file"``, ``"best_first"``, ``"best_last"`` or ``"random"``; by default
+        ``"file"``, with a corpus ``"best_first"``, as in the frameworks.
+    plots: draw plots; needs matplotlib.
+    options: options of :class:`~samkv_rag.EngineConfig` and of methods; each goes to all that have it.
 
     Raises:
         ConfigurationError: an option is unknown or out of range.
@@ -104,11 +105,10 @@ class EvaluationOptions:
                 f"sequence_ratio is {list(self.sequence_ratios)}; give numbers above 0 and up to 1"
             )
         for name in ("limit", "max_new_tokens", "top_k", "more_top_k", "group"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ConfigurationError(f"{name} is {value}; it must be at least 1")
-        if self.seed is not None and self.seed < 0:
-            raise ConfigurationError(f"seed is {self.seed}; it must be 0 or more")
+            if (value := getattr(self, name)) is not None:
+                require_integer(name, value, 1)
+        if self.seed is not None:
+            require_integer("seed", self.seed, 0)
         if refused := sorted(set(_NOT_OPTIONS) & set(self.options)):
             raise ConfigurationError(f"{refused[0]} cannot be set for all methods; give --methods and --sequence-ratio")
         refuse_unknown(self.options, _names(EngineConfig).union(*(_names(_class_of(name)) for name in self.methods)))
@@ -121,11 +121,11 @@ class EvaluationOptions:
 
     @property
     def engine_config(self) -> EngineConfig:
-        """What the engine fixes at ingestion."""
+        """The engine's options, which are fixed at ingestion."""
         return EngineConfig(**_only(self.options, EngineConfig))
 
     def method(self, task: Task) -> PrefillMethod:
-        """The method of a task, with its budget and options; full prefill for a compressor."""
+        """Return a task's method with its budget and options; full prefill for a compressor."""
         cls = _class_of(task.method)
         budget = [name for name in _RATIOS if name in _names(cls)][:1]
         ratio = {name: task.ratio for name in budget if task.ratio is not None}
@@ -133,24 +133,24 @@ class EvaluationOptions:
         return cls(**{**_only(self.options, cls), **ratio, **always})
 
     def tasks(self) -> list[Task]:
-        """Every way to answer a case, the reference first."""
-        compared = [Scout.name] if SAME_TTFT in self.methods else []  # it gets the time that scout took
+        """Return every way to answer a case, the reference first."""
+        compared = [Scout.name] if SAME_TTFT in self.methods else []  # SAME_TTFT needs scout's time
         methods = dict.fromkeys([REFERENCE, *compared, *self.methods])
         return [Task(method, ratio) for method in methods for ratio in self._ratios_of(method)]
 
     @property
     def retrieves_more(self) -> bool:
-        """Whether a method reads more of a corpus than ``top_k`` chunks."""
+        """Whether a method reads more than ``top_k`` chunks of a corpus."""
         return MORE_CHUNKS in self.methods
 
     @property
     def chunk_order(self) -> Order:
-        """How chunks stand in the prompt."""
+        """The order of the chunks in the prompt."""
         return self.order or ("best_first" if self.corpus else "file")
 
     @property
     def retrieval(self) -> dict[str, Any] | None:
-        """What the prompts' chunks depend on, as plain values; None: they stand as in the file."""
+        """The options that decide the chunks and their order, as plain values; None if they are the file's."""
         order = self.chunk_order
         if order == "file":
             return None
@@ -164,21 +164,21 @@ class EvaluationOptions:
         }
 
     def seed_of(self, case: Case) -> str:
-        """What draws a random order for a case: the same whichever cases are run."""
+        """Return the seed of a case's random order; it does not depend on the other cases."""
         return f"{self.seed} {case.case_id}"
 
     def _require_known_prompts_and_chunks(self) -> None:
         require_choice("task", self.task, get_args(TaskName))
         others = sorted({*self.methods} & {*COMPRESSORS, *TEXT_CONTROLS, MORE_CHUNKS})
         if self.task == "long" and others:
-            raise ConfigurationError(f"{others[0]} answers other prompts, which the task long does not compare")
+            raise ConfigurationError(f"{others[0]} answers other prompts; leave it out of the task long")
         require_choice("template", self.template, (None, *get_args(Template)))
         require_choice("retriever", self.retriever, get_args(RetrieverName))
         require_choice("order", self.order, (None, *get_args(Order)))
         if self.prompt is not None and self.template is not None:
             raise ConfigurationError(f"template is {self.template!r} and a prompt is given too; give one of them")
         if self.corpus and self.order == "file":
-            raise ConfigurationError("order is 'file', which a corpus has not; give best_first, best_last or random")
+            raise ConfigurationError("order is 'file', which a corpus lacks; give best_first, best_last or random")
         if self.retrieves_more and not self.corpus:
             raise ConfigurationError(f"{MORE_CHUNKS} reads more of a corpus; give corpus too, or leave it out")
         if self.retrieves_more and self.more_top_k < self.top_k:
@@ -195,7 +195,7 @@ def _require_known_methods(methods: Sequence[str]) -> None:
 
 
 def _class_of(method: str) -> type[PrefillMethod]:
-    """Full prefill for what only changes the prompt's text."""
+    """Return a method's class; full prefill for compressors and controls that change the prompt's text."""
     if method in COMPRESSORS or method in TEXT_CONTROLS:
         method = REFERENCE
     classes: dict[str, type[PrefillMethod]] = {RandomTokens.name: RandomTokens, MORE_CHUNKS: Scout}
@@ -206,7 +206,7 @@ def _require_distinct_names(names: Sequence[str]) -> None:
     if not names:
         raise ConfigurationError("no data; give one or more case files")
     if twice := [name for name, count in Counter(names).items() if count > 1]:
-        raise ConfigurationError(f"two data files are named {twice[0]!r}; rename one, the name tells them apart")
+        raise ConfigurationError(f"two data files are named {twice[0]!r}; rename one, since names identify data sets")
 
 
 def _names(cls: type[Any]) -> set[str]:

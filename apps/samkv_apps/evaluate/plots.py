@@ -1,10 +1,9 @@
-"""PNG plots of an evaluation; the only part that needs matplotlib, which it imports when it draws."""
+"""PNG plots of an evaluation. Drawing needs matplotlib."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -24,30 +23,29 @@ def draw_plots(metrics: EvaluationMetrics, predictions: Sequence[Prediction], fo
     if not metrics.runs:
         return
     styles = _styles([run.method for run in metrics.runs])
-    _save(_quality(metrics.runs, styles), folder / QUALITY)
-    _save(_cost(metrics.runs, styles), folder / COST)
+    _quality(metrics.runs, styles).savefig(folder / QUALITY)
+    _cost(metrics.runs, styles).savefig(folder / COST)
     shown = _smallest_ratios(predictions)
     ttft = _by_context(shown, lambda p: p.ttft_s, "time to first token (s)", styles)
-    _save(ttft, folder / TTFT)
+    ttft.savefig(folder / TTFT)
     memory = _by_context(shown, lambda p: p.kv_bytes_resident / 1e6, "resident KV (MB, 10⁶ bytes)", styles)
-    _save(memory, folder / MEMORY)
+    memory.savefig(folder / MEMORY)
 
 
 @dataclass(frozen=True)
 class _Panel:
-    """One figure of every run, drawn against the ratio."""
+    """A plot of one figure against the ratio."""
 
     label: str
     figure_of: Callable[[RunMetrics], float]
     interval_of: Callable[[RunMetrics], tuple[float, float]] | None = None
-    """From and to, where the figure is uncertain."""
 
 
 def _quality(runs: Sequence[RunMetrics], styles: dict[str, dict[str, Any]]) -> Any:
     """Answer recall, F1 and gold NLL against the ratio.
 
-    A bar is the interval of the difference to full prefill, drawn around full prefill's own figure: where it
-    crosses full prefill's line, the difference is within the noise.
+    A bar is the interval of the difference from full prefill, added to full prefill's own figure. If it crosses full
+    prefill's line, the difference is within the noise.
     """
     return _against_ratio(
         runs,
@@ -59,7 +57,7 @@ def _quality(runs: Sequence[RunMetrics], styles: dict[str, dict[str, Any]]) -> A
         _Panel(
             "gold NLL (nats/token, lower is better)",
             lambda r: r.gold_nll,
-            lambda r: _moved(r.gold_nll_full, r.gold_nll_diff_ci95),
+            lambda r: (r.gold_nll_full + r.gold_nll_diff_ci95[0], r.gold_nll_full + r.gold_nll_diff_ci95[1]),
         ),
     )
 
@@ -75,19 +73,14 @@ def _cost(runs: Sequence[RunMetrics], styles: dict[str, dict[str, Any]]) -> Any:
     )
 
 
-def _moved(origin: float, interval: tuple[float, float]) -> tuple[float, float]:
-    return origin + interval[0], origin + interval[1]
-
-
 def _share(origin: float, interval: tuple[float, float]) -> tuple[float, float]:
-    low, high = _moved(origin, interval)
-    return max(low, 0.0), min(high, 1.0)
+    return max(origin + interval[0], 0.0), min(origin + interval[1], 1.0)
 
 
 def _against_ratio(
     runs: Sequence[RunMetrics], styles: dict[str, dict[str, Any]], *panels: _Panel, from_zero: bool = False
 ) -> Any:
-    """A column a data set, a row a panel; methods without a ratio are horizontal lines."""
+    """Draw a column per data set and a row per panel. Methods without a ratio are horizontal lines."""
     data_sets = list(dict.fromkeys(run.data for run in runs))
     figure, axes = _figure(len(panels), len(data_sets))
     for column, data in enumerate(data_sets):
@@ -97,7 +90,7 @@ def _against_ratio(
             if from_zero:
                 axis.set_ylim(bottom=0)
         axes[0][column].set_title(f"{data} (n = {max(run.n for run in own)})")
-        axes[-1][column].set_xlabel("sequence ratio asked for")
+        axes[-1][column].set_xlabel("sequence ratio (requested)")
         axes[-1][column].set_xlim(left=0)
     for axis, panel in zip(axes[:, 0], panels, strict=True):
         axis.set_ylabel(panel.label)
@@ -111,7 +104,7 @@ def _draw_panel(axis: Any, runs: Sequence[RunMetrics], panel: _Panel, styles: di
         if own and method in WITHOUT_RATIO:
             axis.axhline(values[0], color=style["color"], linestyle="--", linewidth=1.2, label=method)
         elif own:
-            aside = _ASIDE * (number - len(styles) / 2)  # so that no method's bars hide another's
+            aside = _ASIDE * (number - len(styles) / 2)  # keeps the bars of methods apart
             ratios = [run.sequence_ratio + aside for run in own]
             axis.plot(ratios, values, label=method, linewidth=1.2, **style)
             if panel.interval_of is not None:
@@ -124,7 +117,7 @@ def _by_context(
     unit: str,
     styles: dict[str, dict[str, Any]],
 ) -> Any:
-    """One dot an answer, and a line through the medians of bins of like prompt length."""
+    """Draw a dot per answer, and a line through the medians of bins of similar prompt length."""
     figure, axes = _figure(1, 1)
     axis = axes[0][0]
     for task in dict.fromkeys(p.task for p in sorted(predictions, key=lambda p: p.method != REFERENCE)):
@@ -134,7 +127,7 @@ def _by_context(
         middles = [(median(p.prompt_tokens for p in bin_), median(map(figure_of, bin_))) for bin_ in _bins(own)]
         label = task.method if task.ratio is None else f"{task.method}, {task.ratio:g}"
         axis.plot(*zip(*middles, strict=True), label=label, linewidth=1.4, **style)
-    axis.set_xlabel("context length (tokens of the whole prompt)")
+    axis.set_xlabel("prompt length (tokens)")
     axis.set_ylabel(unit)
     axis.set_ylim(bottom=0)
     axis.set_xlim(left=0)
@@ -142,7 +135,7 @@ def _by_context(
 
 
 def _smallest_ratios(predictions: Sequence[Prediction]) -> list[Prediction]:
-    """Each method at its smallest ratio alone: all of them would hide one another."""
+    """Keep each method's smallest ratio; all ratios would hide one another."""
     smallest: dict[str, Task] = {}
     for task in sorted({p.task for p in predictions}, key=lambda task: task.ratio or 1.0):
         smallest.setdefault(task.method, task)
@@ -150,7 +143,7 @@ def _smallest_ratios(predictions: Sequence[Prediction]) -> list[Prediction]:
 
 
 def _bins(predictions: Sequence[Prediction]) -> list[list[Prediction]]:
-    """Bins of about equally many, by prompt length."""
+    """Split into bins of about equal size by prompt length."""
     ordered = sorted(predictions, key=lambda p: p.prompt_tokens)
     size = max(1, -(-len(ordered) // _MAX_BINS))
     return [ordered[start : start + size] for start in range(0, len(ordered), size)]
@@ -165,7 +158,7 @@ def _styles(methods: Sequence[str]) -> dict[str, dict[str, Any]]:
 
 
 def _figure(rows: int, columns: int) -> tuple[Any, Any]:
-    from matplotlib.figure import Figure  # drawn without pyplot: no window, no global state
+    from matplotlib.figure import Figure  # without pyplot: no window, no global state
 
     figure = Figure(figsize=(1.8 + 3.6 * max(columns, 1.4), 0.6 + 3.0 * max(rows, 1.3)), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False, sharex="col")
@@ -181,8 +174,3 @@ def _with_legend(figure: Any, axes: Any) -> Any:
         labelled |= dict(zip(labels, handles, strict=True))
     figure.legend(labelled.values(), labelled.keys(), loc="outside right upper", frameon=False, fontsize="small")
     return figure
-
-
-def _save(figure: Any, file: Path) -> None:
-    canvas = import_module("matplotlib.backends.backend_agg").FigureCanvasAgg
-    canvas(figure).print_png(str(file))

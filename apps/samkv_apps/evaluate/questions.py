@@ -1,4 +1,4 @@
-"""A table of questions with their right answers, as a spreadsheet writes it."""
+"""Read a table of questions and right answers, as a spreadsheet saves it."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ _DELIMITERS = ",;\t"
 
 @dataclass(frozen=True)
 class Question:
-    """A question, any of whose answers is right."""
+    """A question and its right answers."""
 
     row: int
-    """As a spreadsheet counts it: the header is row 1."""
+    """The spreadsheet's row number; the header is row 1."""
     question: str
     answers: tuple[str, ...]
     source: str | None
-    """Name of the document that holds the answer, where the table says so."""
+    """The document with the answer, if the table names it."""
 
 
 def read_questions(file: Path) -> list[Question]:
-    """Read a CSV file with the columns question and answer, perhaps source; several answers are parted by ``|``.
+    """Read a CSV file with the columns question, answer and optionally source. ``|`` separates several answers.
 
-    Cells are parted by commas, semicolons or tabs, whichever the header has.
+    The header tells whether commas, semicolons or tabs separate cells.
 
     Raises:
         CaseFileError: the file cannot be read, has other columns, or a row lacks a cell.
@@ -42,7 +42,7 @@ def read_questions(file: Path) -> list[Question]:
         )
     questions = list(_as_questions(file, header, rows[1:]))
     if not questions:
-        raise CaseFileError(f"{file} holds no questions; write one a row, below the header")
+        raise CaseFileError(f"{file} holds no questions; write one per row, below the header")
     return questions
 
 
@@ -59,18 +59,15 @@ def _read_rows(file: Path) -> list[list[str]]:
 def _as_questions(file: Path, header: list[str], rows: list[list[str]]) -> Iterator[Question]:
     for number, cells in enumerate(rows, start=2):
         if not any(cell.strip() for cell in cells):
-            continue  # spreadsheets leave empty rows behind
+            continue  # spreadsheets write empty rows
         where = f"{file}, row {number}"
         if len(cells) != len(header):
             raise CaseFileError(
-                f"{where} has {len(cells)} cells, the header {len(header)}; put a text with commas between quotes"
+                f"{where} has {len(cells)} cells, the header {len(header)}; put a text with commas in quotes"
             )
-        yield _as_question(where, number, dict(zip(header, map(str.strip, cells), strict=True)))
-
-
-def _as_question(where: str, number: int, cells: dict[str, str]) -> Question:
-    answers = tuple(answer.strip() for answer in cells["answer"].split("|") if answer.strip())
-    for name, given in (("question", cells["question"]), ("answer", answers)):
-        if not given:
-            raise CaseFileError(f"{where}: the {name} is empty; fill it in or delete the row")
-    return Question(number, cells["question"], answers, cells.get("source") or None)
+        row = dict(zip(header, map(str.strip, cells), strict=True))
+        answers = tuple(answer.strip() for answer in row["answer"].split("|") if answer.strip())
+        for name, given in (("question", row["question"]), ("answer", answers)):
+            if not given:
+                raise CaseFileError(f"{where}: the {name} is empty; fill it in or delete the row")
+        yield Question(number, row["question"], answers, row.get("source") or None)

@@ -1,15 +1,15 @@
-"""A folder of one evaluation: its configuration, and its predictions line by line."""
+"""An evaluation's folder: its configuration, and one prediction per line."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import MISSING, asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from samkv_apps.evaluate.errors import EvaluationError
-from samkv_apps.evaluate.options import Task
+from samkv_apps.evaluate.options import REFERENCE, Task
 from samkv_rag.exceptions import ConfigurationError
 
 FORMAT = "samkv-evaluation-1"
@@ -19,10 +19,10 @@ _CONFIG_FILE, _PREDICTIONS_FILE = "config.json", "predictions.jsonl"
 
 @dataclass(frozen=True)
 class Prediction:
-    """How one method answered one case, and what it cost. Times in seconds, sizes in bytes.
+    """One method's answer to one case, and its cost. Times are in seconds, sizes in bytes.
 
-    ``ratio`` is what was asked for, ``sequence_ratio`` what was kept. ``prompt_tokens`` and
-    ``kv_bytes_full`` are those of the case's whole prompt, whatever the method made of it.
+    ``ratio`` is the requested share, ``sequence_ratio`` the share kept. ``prompt_tokens`` and ``kv_bytes_full`` are
+    those of the case's whole prompt, also if the method shortened it.
     """
 
     data: str
@@ -45,13 +45,13 @@ class Prediction:
     chunk_tokens: int
     supporting_recall: float | None
     diagnostics: dict[str, str]
-    """Names and messages of what went otherwise than asked for."""
+    """Names and messages of the engine's diagnostics."""
     answer_retained: float | None = None
-    """1 if a right answer stands whole in what was retained, else 0; None where none stands in the chunks."""
+    """1 if the retained text contains a right answer, else 0; None if the chunks contain none."""
 
     @property
     def task(self) -> Task:
-        """What was run."""
+        """Method and ratio."""
         return Task(self.method, self.ratio)
 
 
@@ -59,7 +59,7 @@ class RunFolder:
     """An evaluation's folder, new or to be continued.
 
     Raises:
-        ConfigurationError: the folder holds something else.
+        ConfigurationError: the folder contains something else.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -70,16 +70,16 @@ class RunFolder:
 
     @property
     def predictions(self) -> list[Prediction]:
-        """All there are, in the order they were made."""
+        """All predictions, oldest first."""
         return list(self._predictions.values())
 
     def start(self, config: dict[str, Any]) -> dict[str, Any]:
-        """Write or continue ``config``; return it with what earlier runs in this folder added.
+        """Write ``config``, merged with that of earlier runs in this folder, and return it.
 
         Raises:
-            ConfigurationError: an earlier run was of another kind.
+            ConfigurationError: an earlier run's configuration disagrees.
         """
-        config = json.loads(json.dumps(config))  # as it will be read again: tuples become lists
+        config = json.loads(json.dumps(config))  # tuples become lists, as in the earlier configuration
         merged = _continued(self._earlier, config) if self._earlier else config
         self.write_json(_CONFIG_FILE, {"format": FORMAT} | merged)
         if self._earlier:
@@ -88,36 +88,36 @@ class RunFolder:
         return merged
 
     def require_new(self) -> None:
-        """For what cannot be continued.
+        """Refuse a folder with an earlier run, for an evaluation that cannot be continued.
 
         Raises:
-            ConfigurationError: an earlier run wrote into the folder.
+            ConfigurationError: the folder has one.
         """
         if self._earlier is not None:
             raise ConfigurationError(f"{self.folder} holds an evaluation already; choose another --output-dir")
 
     def adopt(self, predictions: Iterable[Prediction]) -> None:
-        """Keep those of ``predictions``, made elsewhere, that are not there yet."""
+        """Add the predictions of another folder that are not here yet."""
         for prediction in predictions:
             if _key(prediction) not in self._predictions:
                 self.append(prediction)
 
     def find(self, data: str, case_id: str, task: Task) -> Prediction | None:
-        """A prediction made before."""
+        """Return an earlier prediction, if there is one."""
         return self._predictions.get((data, case_id, task))
 
     def append(self, prediction: Prediction) -> None:
-        """Keep a prediction; it survives a kill from here on."""
+        """Write a prediction to the file at once."""
         with self._predictions_file.open("a", encoding="utf-8") as file:
             file.write(json.dumps(asdict(prediction), ensure_ascii=False) + "\n")
         self._predictions[_key(prediction)] = prediction
 
     def write_json(self, name: str, value: dict[str, Any]) -> None:
-        """Write a file of the folder, whole or not at all."""
+        """Write a file of the folder atomically."""
         self.write_text(name, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
     def write_text(self, name: str, text: str) -> None:
-        """See :meth:`write_json`."""
+        """Write a file of the folder atomically."""
         self.folder.mkdir(parents=True, exist_ok=True)
         temporary = self.folder / f"{name}.part"
         temporary.write_text(text, encoding="utf-8")
@@ -126,7 +126,7 @@ class RunFolder:
     def _read_earlier(self) -> dict[str, Any] | None:
         if self.folder.exists() and not self.folder.is_dir():
             raise ConfigurationError(f"{self.folder} is a file; choose another --output-dir")
-        # A run that was killed while it began may have left its store or its cases alone.
+        # A run that was killed early may have left only its store or its cases.
         if not self.folder.exists() or {path.name for path in self.folder.iterdir()} <= {KV_FOLDER, CASES_FILE}:
             return None
         config = read_config(self.folder)
@@ -136,7 +136,7 @@ class RunFolder:
 
 
 def read_config(folder: Path) -> dict[str, Any] | None:
-    """Configuration of the evaluation in ``folder``; None where there is none."""
+    """Return the configuration of the evaluation in ``folder``, or None if there is no evaluation."""
     try:
         config = json.loads((folder / _CONFIG_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -145,7 +145,7 @@ def read_config(folder: Path) -> dict[str, Any] | None:
 
 
 def read_predictions(folder: Path) -> Iterator[Prediction]:
-    """Yield the predictions in ``folder``, but for a last line that is still being written.
+    """Yield the predictions in ``folder``, except a last line that is still being written.
 
     Raises:
         EvaluationError: a line is damaged.
@@ -154,45 +154,54 @@ def read_predictions(folder: Path) -> Iterator[Prediction]:
     lines = file.read_bytes().split(b"\n")[:-1] if file.exists() else []
     for number, line in enumerate(lines, start=1):
         try:
-            yield _as_prediction(json.loads(line))
+            yield Prediction(**json.loads(line))
         except (ValueError, TypeError) as error:
-            raise EvaluationError(f"{file}, line {number}: {error}; delete the line, it will be run again") from error
+            message = f"{file}, line {number} is not a prediction of this version; delete it, it will be run again"
+            raise EvaluationError(message) from error
 
 
 def _cut_half_line(file: Path) -> None:
-    """Remove a last line in whose middle an earlier run was killed."""
+    """Remove an incomplete last line, which a killed run left."""
     if file.exists():
         content = file.read_bytes()
         with file.open("r+b") as opened:
             opened.truncate(content.rfind(b"\n") + 1)
 
 
-def _as_prediction(record: Any) -> Prediction:
-    required = {field.name for field in fields(Prediction) if field.default is MISSING}
-    known = {field.name for field in fields(Prediction)}
-    if not isinstance(record, dict) or not required <= set(record) <= known:
-        raise ValueError("not a prediction of this version")
-    return Prediction(**record)
-
-
 def _key(prediction: Prediction) -> tuple[str, str, Task]:
     return prediction.data, prediction.case, prediction.task
 
 
-# The fingerprint covers the dtype too, but would not name it.
+# Versions and hardware must agree because times are compared with full prefill's.
+_REFERENCE_MUST_AGREE = (
+    "dtype", "model_fingerprint", "max_new_tokens", "prompt", "template", "retrieval", "versions", "hardware",
+)  # fmt: skip
+# The fingerprint includes the dtype, but its error message would not name it.
 _MUST_AGREE = ("dtype", "model_fingerprint", "seed", "max_new_tokens", "prompt", "template", "retrieval", "more_top_k")
 
 
-def require_agreement(names: Iterable[str], config: Mapping[str, Any], earlier: Mapping[str, Any], where: str) -> None:
-    """Check that two configurations are equal in ``names``, and in the content of the data that both have.
+def _require_agreement(names: Iterable[str], config: Mapping[str, Any], earlier: Mapping[str, Any], where: str) -> None:
+    """Check that two configurations agree in ``names`` and in the content of the data that both have.
 
-    Raises:
-        ConfigurationError: they are not; ``where`` tells where the earlier one lies, and what to do.
+    ``where`` is the end of the error message: the place of the earlier configuration, and the remedy.
     """
     found = {name: (config[name], earlier.get(name)) for name in names}
     for data in sorted(earlier["data"].keys() & config["data"].keys()):
         found[f"sha256 of data {data}"] = (config["data"][data]["sha256"], earlier["data"][data]["sha256"])
     _require_equal(found, where)
+
+
+def read_reference(folder: Path, config: Mapping[str, Any]) -> list[Prediction]:
+    """Return full prefill's predictions in ``folder`` for the data of ``config``, the evaluation to run.
+
+    Raises:
+        ConfigurationError: the folder has no evaluation, or a different one.
+    """
+    earlier = read_config(folder)
+    if earlier is None:
+        raise ConfigurationError(f"reference {folder} holds no evaluation; give a folder that samkv evaluate wrote")
+    _require_agreement(_REFERENCE_MUST_AGREE, config, earlier, f"reference {folder}; evaluate without it")
+    return [p for p in read_predictions(folder) if p.method == REFERENCE and p.data in config["data"]]
 
 
 def _require_equal(found: Mapping[str, tuple[object, object]], where: str) -> None:
@@ -202,9 +211,9 @@ def _require_equal(found: Mapping[str, tuple[object, object]], where: str) -> No
 
 
 def _continued(earlier: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
-    """``config`` with the data, methods and ratios of ``earlier``, which it must agree with."""
+    """Add the data, methods and ratios of ``earlier``, which must agree with ``config``."""
     where = "the evaluation that this folder holds; choose another --output-dir"
-    require_agreement(_MUST_AGREE, config, earlier, where)
+    _require_agreement(_MUST_AGREE, config, earlier, where)
     now, before = config["options"], earlier["options"]
     _require_equal({f"option {name}": (now.get(name), before.get(name)) for name in sorted({*now, *before})}, where)
     if config["limit"] is not None and (earlier["limit"] is None or config["limit"] < earlier["limit"]):

@@ -1,8 +1,8 @@
-"""The figures as a page to read: tables, how they were measured, what was noticed."""
+"""The report: tables, how they were measured, and diagnostics."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from samkv_apps.evaluate.answering import CHUNKS_MISSED
@@ -11,12 +11,29 @@ from samkv_apps.evaluate.plots import COST, MEMORY, QUALITY, TTFT
 from samkv_apps.evaluate.summary import EvaluationMetrics, RunMetrics
 from samkv_rag.diagnostics import MEANINGS
 
-_MEANINGS = MEANINGS | {CHUNKS_MISSED: "the store lacked chunks; the time to the first token has their prefill in it"}
-_HEADER = (
-    "method", "ratio", "n", "recall", "F1", "EM", "gold NLL", "recall − full, 95%", "F1 − full, 95%", "NLL − full, 95%",
-    "TTFT s", "TTFT ÷ full", "kept", "recomputed", "KV MB", "KV ÷ full", "support kept", "answer kept",
-    "recall, full right", "F1, full right",
-)  # fmt: skip
+_MEANINGS = MEANINGS | {CHUNKS_MISSED: "the store lacked chunks; the time to the first token includes their prefill"}
+_COLUMNS: dict[str, Callable[[RunMetrics], str]] = {
+    "method": lambda run: run.method,
+    "ratio": lambda run: f"{run.sequence_ratio:g}",
+    "n": lambda run: str(run.n),
+    "recall": lambda run: f"{run.recall:.3f}",
+    "F1": lambda run: f"{run.f1:.3f}",
+    "EM": lambda run: f"{run.em:.3f}",
+    "gold NLL": lambda run: f"{run.gold_nll:.3f}",
+    "recall − full, 95%": lambda run: "{:+.3f} to {:+.3f}".format(*run.recall_diff_ci95),
+    "F1 − full, 95%": lambda run: "{:+.3f} to {:+.3f}".format(*run.f1_diff_ci95),
+    "NLL − full, 95%": lambda run: "{:+.3f} to {:+.3f}".format(*run.gold_nll_diff_ci95),
+    "TTFT s": lambda run: f"{run.ttft_s_median:.3f}",
+    "TTFT ÷ full": lambda run: f"{run.ttft_ratio_median:.3f}",
+    "kept": lambda run: f"{run.sequence_ratio_mean:.3f}",
+    "recomputed": lambda run: f"{run.recompute_ratio_mean:.3f}",
+    "KV MB": lambda run: f"{run.kv_bytes_resident_mean / 1e6:.2f}",
+    "KV ÷ full": lambda run: f"{run.kv_bytes_resident_mean / run.kv_bytes_full_mean:.3f}",
+    "support kept": lambda run: _known(run.supporting_recall, 2),
+    "answer kept": lambda run: _known(run.answer_retained, 2),
+    "recall, full right": lambda run: _known(run.recall_full_right),
+    "F1, full right": lambda run: _known(run.f1_full_right),
+}
 
 
 def write_report(config: dict[str, Any], metrics: EvaluationMetrics) -> str:
@@ -29,41 +46,12 @@ def write_report(config: dict[str, Any], metrics: EvaluationMetrics) -> str:
 
 
 def _table(data: str, runs: Sequence[RunMetrics]) -> str:
-    rows = [_HEADER, ("---",) * len(_HEADER), *map(_row, runs)]
+    rows = [[*_COLUMNS], ["---"] * len(_COLUMNS), *([text_of(run) for text_of in _COLUMNS.values()] for run in runs)]
     return f"## {data}\n\n" + "\n".join(f"| {' | '.join(row)} |" for row in rows) + "\n"
-
-
-def _row(run: RunMetrics) -> tuple[str, ...]:
-    return (
-        run.method,
-        f"{run.sequence_ratio:g}",
-        str(run.n),
-        f"{run.recall:.3f}",
-        f"{run.f1:.3f}",
-        f"{run.em:.3f}",
-        f"{run.gold_nll:.3f}",
-        _interval(run.recall_diff_ci95),
-        _interval(run.f1_diff_ci95),
-        _interval(run.gold_nll_diff_ci95),
-        f"{run.ttft_s_median:.3f}",
-        f"{run.ttft_ratio_median:.3f}",
-        f"{run.sequence_ratio_mean:.3f}",
-        f"{run.recompute_ratio_mean:.3f}",
-        f"{run.kv_bytes_resident_mean / 1e6:.2f}",
-        f"{run.kv_bytes_resident_mean / run.kv_bytes_full_mean:.3f}",
-        _known(run.supporting_recall, 2),
-        _known(run.answer_retained, 2),
-        _known(run.recall_full_right),
-        _known(run.f1_full_right),
-    )
 
 
 def _known(figure: float | None, digits: int = 3) -> str:
     return "" if figure is None else f"{figure:.{digits}f}"
-
-
-def _interval(interval: tuple[float, float]) -> str:
-    return f"{interval[0]:+.3f} to {interval[1]:+.3f}"
 
 
 def _plots() -> str:
@@ -85,31 +73,31 @@ def _how_measured(config: dict[str, Any]) -> str:
         f"Cases: {_which_cases(config)}. Every method answered the same cases with the same prompt, clock and "
         f"decoding: greedy, at most {config['max_new_tokens']} tokens, cut at the first line break.",
         f"The prompt: {_which_prompt(config)}. Chunks in it: {_which_chunks(config)}.",
-        "F1 and EM: SQuAD normalisation, best over the answers. Recall: share of the answer's words that stand in what "
-        "the model said, which does not punish whole sentences. Gold NLL: mean negative log-likelihood a token of "
-        "the first answer, teacher-forced behind the same prefill that gave the answer.",
-        "Intervals: 95%, paired bootstrap over cases of the method's difference to full prefill, 10,000 resamples.",
-        "TTFT: median seconds from the rendered prompt to the first token, with recognition, reading and checking of "
-        "the chunks' KV, and a compressor's own work. TTFT ÷ full: median over cases of the ratio to full prefill on "
-        "the same case. Each method ran once unmeasured before; full prefill came first on each case, the others "
-        "in turn.",
-        "Ratio: asked for. Kept and recomputed: mean share of the chunk tokens. KV MB: mean of what decoding holds "
-        "for the prompt, in 10⁶ bytes. Support kept: mean share of the tokens of chunks that hold the answer, where "
-        "the data names them. Answer kept: share of cases in which a right answer stands whole in what is kept, of "
-        "those whose chunks hold one.",
-        "Full right: on the cases alone that full prefill answers right, with all words of an answer.",
+        "F1 and EM: SQuAD normalisation, best over the answers. Recall: share of the right answer's words in the "
+        "model's answer; unlike F1 it does not punish full sentences. Gold NLL: mean negative log-likelihood per token "
+        "of the first right answer, teacher-forced after the same prefill.",
+        "Intervals: 95%, paired bootstrap over cases of the method's difference from full prefill, 10,000 resamples.",
+        "TTFT: median seconds from the rendered prompt to the first token, including recognition, reading and checking "
+        "of the chunks' KV, and a compressor's own work. TTFT ÷ full: median over cases of the ratio to full prefill "
+        "on the same case. Each method ran once before as a warm-up. On each case full prefill ran first; the order "
+        "of the others rotated.",
+        "Ratio: requested share. Kept and recomputed: mean share of the chunk tokens. KV MB: mean size of the prompt's "
+        "KV while decoding, in 10⁶ bytes. Support kept: mean share of the tokens of chunks with the answer, if the "
+        "data names them. Answer kept: share of cases whose retained text contains a right answer, among those whose "
+        "chunks contain one.",
+        "Full right: only the cases in which full prefill's answer has all words of a right answer.",
     ]
     lines += [f"{name}: {CONTROLS[name]}." for name in config["methods"] if name in CONTROLS]
     lines += [_retrieved(name, data["retrieved"]) for name, data in config["data"].items() if data.get("retrieved")]
     lines += [f"Full prefill's answers were taken over from {folder}." for folder in config["references"]]
-    lines += [f"Part of the answers was made on {_in_words(machine)}." for machine in config["ran_before_on"]]
+    lines += [f"Some answers were made on {_in_words(machine)}." for machine in config["ran_before_on"]]
     return "## How it was measured\n\n" + "\n".join(f"- {line}" for line in lines) + "\n"
 
 
 def _retrieved(name: str, retrieved: dict[str, Any]) -> str:
     return (
-        f"Retrieval of {name}: {retrieved['share']:.2f} of what should be found is among the chunks, over the "
-        f"{retrieved['n']} cases that name it; no method can answer from what was not retrieved."
+        f"Retrieval of {name}: {retrieved['share']:.2f} of the supporting chunks were retrieved, over the "
+        f"{retrieved['n']} cases that name them; no method can answer from a chunk that was not retrieved."
     )
 
 
@@ -129,11 +117,10 @@ def _which_chunks(config: dict[str, Any]) -> str:
 
 
 def _which_cases(config: dict[str, Any]) -> str:
-    if config["limit"] is None:
+    limit, seed = config["limit"], config["seed"]
+    if limit is None:
         return "all of each file"
-    return f"{'first' if config['seed'] is None else 'sample of'} {config['limit']} of each file" + (
-        "" if config["seed"] is None else f", seed {config['seed']}"
-    )
+    return f"first {limit} of each file" if seed is None else f"sample of {limit} of each file, seed {seed}"
 
 
 def _in_words(machine: dict[str, Any]) -> str:

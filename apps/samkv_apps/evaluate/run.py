@@ -1,4 +1,4 @@
-"""The loop: every method on every case, full prefill first, each answer written down at once."""
+"""Run every method on every case, full prefill first, and write each answer at once."""
 
 from __future__ import annotations
 
@@ -14,8 +14,7 @@ from samkv_apps.evaluate.datasets import Case, load_cases, retrieval_recall
 from samkv_apps.evaluate.environment import describe_run, open_engine
 from samkv_apps.evaluate.options import EvaluationOptions, Task
 from samkv_apps.evaluate.plots import draw_plots
-from samkv_apps.evaluate.records import Prediction, RunFolder
-from samkv_apps.evaluate.reference import read_reference
+from samkv_apps.evaluate.records import Prediction, RunFolder, read_reference
 from samkv_apps.evaluate.report import write_report
 from samkv_apps.evaluate.summary import EvaluationMetrics, summarise
 from samkv_apps.terminal import require_packages
@@ -26,11 +25,11 @@ def evaluate(options: EvaluationOptions) -> EvaluationMetrics:
 
     Raises:
         CaseFileError: a case file cannot be read.
-        ConfigurationError: the folder holds something else, or an evaluation of another kind.
-        EvaluationError: a method could not run as asked.
+        ConfigurationError: the folder contains something else, or an evaluation with other options.
+        EvaluationError: a method could not run as requested.
     """
     if options.plots:
-        require_packages({"matplotlib": "matplotlib"}, "drawing plots", "plots")  # not found out after a long run
+        require_packages({"matplotlib": "matplotlib"}, "drawing plots", "plots")  # before a long run, not after
     loaded = [load_cases(file, options.limit, options.seed) for file in options.data]
     folder = RunFolder(options.output_dir)
     data_sets = {
@@ -52,7 +51,7 @@ def evaluate(options: EvaluationOptions) -> EvaluationMetrics:
 
 
 class _Run:
-    """What is still to be done in a folder, and the doing."""
+    """Answers what a folder still lacks."""
 
     def __init__(self, answerer: Answerer, folder: RunFolder, tasks: Sequence[Task]) -> None:
         self._answerer = answerer
@@ -73,20 +72,21 @@ class _Run:
                 yield data
 
     def _pending(self, data: str, case: Case, number: int) -> list[Task]:
-        """What to run on a case. Full prefill reads no cache and comes first; among the others the order
-        rotates from case to case, so that none always finds the chunks' files read by another before it.
-        What gets the time that another took comes last."""
+        """Return the tasks to run on a case, full prefill first, since it reads no cache.
+
+        The order of the others rotates from case to case, so that none always finds the chunks' files in the
+        page cache. A task that needs another's time comes last.
+        """
         reference, *others = self._tasks
         turn = number % len(others) if others else 0
         rotated = sorted([*others[turn:], *others[:turn]], key=lambda task: task.method == SAME_TTFT)
-        tasks = [reference, *rotated]
-        return [task for task in tasks if self._folder.find(data, case.case_id, task) is None]
+        return [t for t in [reference, *rotated] if self._folder.find(data, case.case_id, t) is None]
 
     def _all_pending(self, data: str, cases: Sequence[Case]) -> list[Task]:
         return [task for i, case in enumerate(cases) for task in self._pending(data, case, i)]
 
     def _warm_up(self, data: str, cases: Sequence[Case]) -> None:
-        """Run each method that will be timed once before, on the first case: first calls are slower."""
+        """Run each method that will be timed once on the first case, since first calls are slower."""
         pending = {task.method for task in self._all_pending(data, cases)}
         one_of_each = {task.method: task for task in self._tasks if task.method in pending}
         earlier = self._earlier(data, cases[0])

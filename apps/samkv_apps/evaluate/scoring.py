@@ -12,31 +12,31 @@ _PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 def normalise(text: str) -> str:
-    """Lower-case, without punctuation, articles and superfluous white space."""
+    """Lower the case; remove punctuation, articles and extra white space."""
     return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
 
 
 def exact_match(prediction: str, answers: Sequence[str]) -> float:
-    """1 if the prediction is one of the answers once both are normalised, else 0."""
+    """Return 1 if the normalised prediction equals a normalised answer, else 0."""
     return float(any(normalise(prediction) == normalise(answer) for answer in answers))
 
 
 def f1(prediction: str, answers: Sequence[str]) -> float:
-    """Best F1 of the words over the answers, in [0, 1]."""
+    """Return the best F1 of the words over the answers, in [0, 1]."""
     return max(_word_f1(normalise(prediction).split(), normalise(answer).split()) for answer in answers)
 
 
 def answer_recall(prediction: str, answers: Sequence[str]) -> float:
-    """Best share, over the answers, of an answer's words that stand in the prediction, in [0, 1].
+    """Return the best share, over the answers, of an answer's words that are in the prediction, in [0, 1].
 
-    Unlike F1 it does not count against a right answer that it came in a sentence: of all scores by words, it
-    goes best with people's judgement of chat models (Adlakha et al. 2023, arXiv 2307.16877).
+    Unlike F1 it does not punish full sentences. Of the scores by words it agrees best with people's judgement of
+    chat models (Adlakha et al. 2023, arXiv 2307.16877).
     """
     return max(_word_recall(normalise(prediction).split(), normalise(answer).split()) for answer in answers)
 
 
 def _word_recall(predicted: list[str], expected: list[str]) -> float:
-    if not expected:  # "The", say, has no words once it is normalised
+    if not expected:  # normalisation removes all of an answer such as "The"
         return float(not predicted)
     return sum((Counter(predicted) & Counter(expected)).values()) / len(expected)
 

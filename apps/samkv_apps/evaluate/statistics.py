@@ -1,4 +1,4 @@
-"""How sure a difference between two methods is."""
+"""Confidence intervals."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _NUM_RESAMPLES = 10_000
 
 
 def bootstrap_interval(differences: Sequence[float], seed: int) -> tuple[float, float]:
-    """95% percentile interval of the mean of paired differences, one value a case; equal seeds give equal intervals."""
+    """Return the 95% percentile interval of the mean of paired differences, one per case; repeatable by ``seed``."""
     values = np.asarray(differences, dtype=np.float64)
     if len(values) < 2 or np.ptp(values) == 0:  # nothing to resample
         mean = float(values.mean())

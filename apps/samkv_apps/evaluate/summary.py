@@ -1,4 +1,4 @@
-"""From predictions to figures: one row a data set, method and ratio."""
+"""Summarise predictions: one row per data set, method and ratio."""
 
 from __future__ import annotations
 
@@ -15,11 +15,10 @@ from samkv_apps.evaluate.statistics import bootstrap_interval
 
 @dataclass(frozen=True)
 class RunMetrics:
-    """One method at one ratio on one data set, over ``n`` cases. Times in seconds, sizes in bytes.
+    """One method at one ratio on one data set, over ``n`` cases. Times are in seconds, sizes in bytes.
 
-    ``f1_full`` is full prefill's on the same cases; differences and time ratios are paired, method
-    against full prefill case by case. ``sequence_ratio`` was asked for (1 where a method keeps all);
-    ``sequence_ratio_mean`` was kept.
+    Names with ``_full`` are full prefill's figures on the same cases. Differences and time ratios are paired, case by
+    case. ``sequence_ratio`` was requested (1 if a method keeps all); ``sequence_ratio_mean`` was kept.
     """
 
     data: str
@@ -41,24 +40,24 @@ class RunMetrics:
     supporting_recall: float | None
     gold_nll_full: float
     recall: float
-    """Mean share of the reference answer's words that stand in the answer."""
+    """Mean share of the right answer's words that are in the answer."""
     recall_full: float
     recall_diff_ci95: tuple[float, float]
     phase_s_median: dict[str, float]
     diagnostics: dict[str, int]
-    """Name of each that was made, and in how many cases."""
+    """Number of cases by diagnostic."""
     answer_retained: float | None
-    """Share of the cases in which a right answer stands whole in what was retained, of those whose chunks hold one."""
+    """Share of cases whose retained text contains a right answer, among those whose chunks contain one."""
     n_full_right: int
-    """Cases that full prefill answers right: all words of an answer stand in what it says."""
+    """Number of cases in which full prefill's answer has all words of a right answer."""
     recall_full_right: float | None
-    """On these alone; None where there are none."""
+    """Recall on these cases only; None if there are none."""
     f1_full_right: float | None
 
 
 @dataclass(frozen=True)
 class EvaluationMetrics:
-    """All rows, data set by data set, full prefill first."""
+    """All rows by data set, full prefill first."""
 
     runs: tuple[RunMetrics, ...]
 
@@ -68,7 +67,7 @@ class EvaluationMetrics:
 
 
 def summarise(predictions: Sequence[Prediction], seed: int = 0) -> EvaluationMetrics:
-    """Compute the figures; ``seed`` is the bootstrap's. Cases that full prefill has not answered do not count."""
+    """Compute the figures; ``seed`` is the bootstrap's. Cases without full prefill's answer are left out."""
     groups: dict[tuple[str, Task], dict[str, Prediction]] = {}
     for prediction in predictions:
         groups.setdefault((prediction.data, prediction.task), {})[prediction.case] = prediction

@@ -1,6 +1,5 @@
-"""`samkv serve`: an engine, or several, behind OpenAI's protocol.
+"""`samkv serve`: one engine or several behind OpenAI's API.
 
-``schema.py`` says what may be asked, ``backend.py`` asks the engine and ``ray.py`` several, ``answers.py`` counts what
-they answer, ``forms.py`` writes it. ``app.py`` is the application, ``guard.py`` stands before it, and ``page.html`` is
-shown at ``/``.
+``schema.py`` checks requests, ``backend.py`` calls one engine and ``ray.py`` several, ``answers.py`` counts answers,
+``forms.py`` formats them. ``app.py`` is the application, ``guard.py`` its middleware, ``page.html`` the page at ``/``.
 """

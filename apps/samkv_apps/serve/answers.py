@@ -1,4 +1,4 @@
-"""From a request to its answer, counted: how many wait and run, how long, how well."""
+"""Answer requests, and count how many wait and run, and what they cost."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from samkv_apps.serve.tracing import span
 from samkv_rag import GenerationResult, Piece
 
 _MAX_INGESTIONS = 4
-"""Requests that may ingest at once: each holds a thread, and its texts."""
+"""Most requests that ingest at once; each takes a thread and keeps its texts in memory."""
 
 
 class Answers:
@@ -24,9 +24,9 @@ class Answers:
 
     Args:
         backend: computes the answers.
-        model: what clients call it.
-        max_queue: requests that may wait; as the engine's ``max_waiting``.
-        max_tokens: of an answer, whatever is asked for.
+        model: the model's name for clients.
+        max_queue: number of requests that may wait, equal to the engine's ``max_waiting``.
+        max_tokens: upper limit of an answer's tokens.
     """
 
     def __init__(self, backend: Backend, model: str, max_queue: int, max_tokens: int) -> None:
@@ -39,20 +39,20 @@ class Answers:
 
     @property
     def has_room(self) -> bool:
-        """Whether another request would be let in."""
+        """Whether the queue has room for another request."""
         return self._num["waiting"] < self._max_queue
 
     def require_model(self, name: str) -> None:
-        """Refuse a model that is not the one served."""
+        """Refuse a request for another model."""
         if name != self.model:
             message = f"model is {reprlib.repr(name)}; this server has {self.model!r}"
             raise ApiError(404, message, param="model", code="model_not_found")
 
     async def answer(self, request: Asked) -> AsyncGenerator[Piece | GenerationResult, None]:
-        """Yield the answer piece by piece, then the result. Closing, or cancelling who waits, ends it.
+        """Yield the answer piece by piece, then the result. Closing or cancelling stops the work.
 
         Raises:
-            ApiError, SamKVError: it cannot be answered; nothing was yielded, unless the engine failed later.
+            ApiError, SamKVError: the request cannot be answered. Nothing was yielded, unless the engine failed later.
         """
         self.require_model(request.model)
         operation = "chat" if isinstance(request, ChatRequest) else "text_completion"
@@ -66,10 +66,10 @@ class Answers:
                         piece = await anext(pieces)
             self.metrics.count_answer(piece)
             finish(piece)
-        yield piece  # outside of the span: who has it may read no further
+        yield piece  # outside of the span, since the caller may not resume after the result
 
     async def ingest(self, documents: Sequence[Document]) -> dict[str, Any]:
-        """Compute and store the KV of documents; one with an id takes the place of what had it before."""
+        """Compute and store the KV of documents. A document replaces the earlier one with its id."""
         if self._num["ingesting"] >= _MAX_INGESTIONS:
             raise queue_full(f"{_MAX_INGESTIONS} requests are ingesting, which is the limit; try again later")
         with self._counted("ingesting"):

@@ -1,4 +1,4 @@
-"""The application: routes, streams, what becomes of errors."""
+"""The application: routes, streams and error handlers."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ T = TypeVar("T")
 
 
 class ErrorDetail(BaseModel):
-    """What was wrong."""
+    """The problem, in OpenAI's form."""
 
     message: str
     type: str
@@ -51,7 +51,7 @@ class ErrorBody(BaseModel):
 
 
 class ClientGoneError(Exception):
-    """Nobody waits for the answer any more."""
+    """The client has disconnected."""
 
 
 def create_app(
@@ -63,14 +63,14 @@ def create_app(
     max_tokens: int = 2048,
     max_body_bytes: int = MAX_BODY_BYTES,
 ) -> FastAPI:
-    """Return the application that answers from ``backend``, which is closed when the server ends.
+    """Return the application over ``backend``, which it closes when the server shuts down.
 
     Args:
         backend: computes the answers.
-        model: what clients call it.
-        api_key: what they must send; None lets everybody in.
+        model: the model's name for clients.
+        api_key: the key that clients must send; None: no key is needed.
         max_queue: the engine's ``max_waiting``.
-        max_tokens: of an answer; one that asks for more is cut off there.
+        max_tokens: upper limit of an answer's tokens; longer answers are cut off.
         max_body_bytes: larger bodies are refused.
     """
     answers = Answers(backend, model, max_queue, max_tokens)
@@ -82,9 +82,9 @@ def create_app(
 
     app = FastAPI(
         title="samkv",
-        summary="OpenAI's protocol in front of samkv_rag",
+        summary="OpenAI's API over samkv_rag",
         version=__version__,
-        docs_url=None,  # its page asks another host for scripts
+        docs_url=None,  # its page loads scripts from another host
         redoc_url=None,
         lifespan=lifespan,
         middleware=[
@@ -151,9 +151,9 @@ def _add_own_routes(app: FastAPI, answers: Answers, backend: Backend) -> None:
 
 
 async def _respond(answers: Answers, request: Request, body: Asked) -> Response:
-    """Answer, whole or as a stream. A client that goes away ends the work, whether it waits, computes or writes."""
+    """Answer at once or as a stream. The work stops when the client disconnects."""
     form, pieces = Form(answers.model, body), answers.answer(body)
-    # Waited for before anything is sent, so that the status tells what is wrong.
+    # Wait for the first piece before sending anything, so that an error sets the status.
     first = await _while_connected(request, anext(pieces))
     if body.stream:
         return EventStream(_events(first, pieces, form, request, body))
@@ -182,15 +182,15 @@ async def _events(
         if body.stream_options is not None and body.stream_options.include_usage:
             yield event(form.usage(piece))
         yield DONE
-    except Exception as error:  # the status has been sent: clients look for an error among the events
+    except Exception as error:  # the status has been sent, so the error is an event
         yield event(as_api_error(error).body)
 
 
 class EventStream(StreamingResponse):
-    """Server-sent events, which end when their reader goes away."""
+    """Server-sent events that stop when the client disconnects."""
 
     def __init__(self, events: AsyncGenerator[bytes, None]) -> None:
-        headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}  # proxies: pass each on as it comes
+        headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}  # tells proxies not to buffer
         super().__init__(events, media_type="text/event-stream", headers=headers)
         self._events = events
 
@@ -218,10 +218,10 @@ async def _explained(result: GenerationResult, model: str, request: Request, bod
 
 
 async def _while_connected(request: Request, work: Awaitable[T]) -> T:
-    """What ``work`` returns.
+    """Return the result of ``work``.
 
     Raises:
-        ClientGoneError: the client has gone; the work was cancelled.
+        ClientGoneError: the client disconnected, and the work was cancelled.
     """
     working = asyncio.ensure_future(work)
     leaving = asyncio.ensure_future(_disconnected(request))
@@ -246,7 +246,7 @@ def _add_error_handlers(app: FastAPI) -> None:
         return as_api_error(error).response()
 
     async def gone(_: Request, error: Exception) -> Response:
-        return Response(status_code=_GONE)  # for the log; nobody reads it
+        return Response(status_code=_GONE)  # only the log shows it
 
     for kind in (ApiError, SamKVError, RequestValidationError, HTTPException, Exception):
         app.add_exception_handler(kind, failed)
@@ -254,7 +254,7 @@ def _add_error_handlers(app: FastAPI) -> None:
 
 
 def _page_headers(page: str) -> dict[str, str]:
-    """The page may run its own script and ask its own server: nothing else, whatever an answer or a document holds."""
+    """Allow the page its own script and server only, whatever markup an answer or a document contains."""
     (script,) = re.findall(r"<script>(.*?)</script>", page, re.DOTALL)
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     policy = (

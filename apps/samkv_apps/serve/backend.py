@@ -1,4 +1,4 @@
-"""What computes the answers: one engine in this process, or several elsewhere (``ray.py``)."""
+"""Compute answers with one engine in this process. ``ray.py`` does so with several."""
 
 from __future__ import annotations
 
@@ -24,41 +24,41 @@ from samkv_rag.sources import source_names
 
 Asked = ChatRequest | CompletionRequest
 _SOURCES = "serve"
-"""Sources of documents that came over the network are kept apart from those of other users of the store."""
+"""Scope of the server's source ids, which keeps them apart from those of the store's other users."""
 _MAX_ELSEWHERE = 256
-"""Answers being written beyond which none is handed over: each handover takes memory to the end of its answer."""
+"""Most answers that vLLM decodes at once; each handover takes memory until its answer ends."""
 
 
 class Backend(ABC):
-    """Computes answers, and keeps documents. Errors are ``ApiError`` or ``SamKVError``."""
+    """Computes answers and stores documents. Raises ``ApiError`` or ``SamKVError``."""
 
     @abstractmethod
     def answer(self, request: Asked, max_tokens: int) -> AsyncGenerator[Piece | GenerationResult, None]:
-        """Yield an answer of at most ``max_tokens`` piece by piece, then the result. Closing ends the work."""
+        """Yield an answer of at most ``max_tokens`` piece by piece, then the result. Closing stops the work."""
 
     @abstractmethod
     async def ingest(self, documents: Sequence[Document]) -> IngestionReport:
-        """Compute and store the KV of documents; one with an id takes the place of what had it before."""
+        """Compute and store the KV of documents. A document replaces the earlier one with its id."""
 
     @abstractmethod
     async def forget(self, document_id: str) -> int:
-        """Forget a document, and return how many chunks were deleted: none where another has the same text."""
+        """Forget a document; return the number of deleted chunks, 0 if another document has the same text."""
 
     @abstractmethod
     def num_evicted(self) -> int:
-        """Chunks evicted so far from the store, by this process, to stay within a budget."""
+        """Return the number of chunks that this process has evicted from the store to stay within a budget."""
 
     @abstractmethod
     async def close(self) -> None:
-        """Give up what is being answered, and let go of everything."""
+        """Cancel running answers and release all resources."""
 
 
 class EngineBackend(Backend):
-    """One engine in this process.
+    """One engine in this process. Closing this closes the engine and the decoder.
 
     Args:
-        engine: answers; it is closed with this.
-        decoder: decodes the answers whose options it carries out; None: the engine decodes all. It is closed, too.
+        engine: computes the answers.
+        decoder: decodes the answers whose options it supports; None: the engine decodes all.
     """
 
     def __init__(self, engine: SamKVEngine, decoder: VllmDecoder | None = None) -> None:
@@ -75,7 +75,7 @@ class EngineBackend(Backend):
             announcement = await to_thread.run_sync(self.engine.announce, texts)
             try:
                 first = await anext(stream, None)
-            finally:  # the prompt has been read, or never will be
+            finally:  # the prompt has been recognised, or never will be
                 announcement.cancel()
             if first is not None:
                 yield first
@@ -118,7 +118,7 @@ class EngineBackend(Backend):
 
 
 def _prompt(engine: SamKVEngine, request: Asked) -> tuple[Prompt, Grammar | None]:
-    """The prompt with the request's documents in it, and the grammar of the answer."""
+    """Return the prompt with the request's documents, and the grammar of the answer."""
     documents, schema = request.documents, request.json_schema
     if isinstance(request, ChatRequest):
         tools, parallel = request.function_schemas, request.parallel_tool_calls is not False
@@ -130,10 +130,10 @@ def _prompt(engine: SamKVEngine, request: Asked) -> tuple[Prompt, Grammar | None
 
 
 def _method(asked: str | dict[str, Any] | None, own: PrefillMethod) -> PrefillMethod:
-    """The method asked for. Options without a name, or with that of the server's own method, change the server's.
+    """Return the requested method. Options without a name, or with its name, modify the server's method.
 
     Raises:
-        ConfigurationError: no such method or option, or a value out of range.
+        ConfigurationError: a method or option does not exist, or a value is out of range.
     """
     if isinstance(asked, dict):
         name = asked.get("name", own.name)
@@ -144,18 +144,20 @@ def _method(asked: str | dict[str, Any] | None, own: PrefillMethod) -> PrefillMe
 
 
 def _rendered(engine: SamKVEngine, request: ChatRequest, tools: Sequence[dict[str, Any]]) -> RenderedPrompt:
-    """The messages as one prompt. Documents that stand in none of them go where the chat template has its place for
-    documents, else in front of the last message of the user's.
+    """Render the messages as one prompt.
+
+    If no message contains a document, the documents go where the chat template puts documents, otherwise before the
+    text of the last user message.
     """
     messages, documents = [message.for_template for message in request.messages], request.documents
     if documents and not _any_in(documents, [message["content"] for message in messages]):
         if engine.takes_documents:
             given = [{"title": one.title.strip(), "text": one.text.strip()} for one in documents]
-            with suppress(ChatTemplateError):  # one that escapes them, as JSON: their chunks would not be recognised
+            with suppress(ChatTemplateError):  # the template escapes documents, so chunks would not be recognised
                 return render(engine, messages, tools, given)
         asked = next((message for message in reversed(messages) if message["role"] == "user"), None)
         if asked is None:
-            raise ApiError(400, "there are documents and no user message; send the question as one", param="messages")
+            raise ApiError(400, "there are documents but no user message; send the question as one", param="messages")
         asked["content"] = "\n\n".join([*map(_shown, documents), asked["content"]])
     return render(engine, messages, tools)
 
@@ -165,5 +167,5 @@ def _any_in(documents: Sequence[Document], texts: Sequence[str]) -> bool:
 
 
 def _shown(document: Document) -> str:
-    """How a document stands in a prompt: its title is ordinary text, so that the chunk is the text alone."""
+    """Return a document as it appears in a prompt. The title is ordinary text; the chunk is the text alone."""
     return f"{document.title.strip()}\n{document.text.strip()}" if document.title.strip() else document.text.strip()

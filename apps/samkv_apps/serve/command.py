@@ -21,48 +21,48 @@ if TYPE_CHECKING:
 
 _PACKAGES = {"fastapi": "fastapi", "httpx": "httpx", "prometheus_client": "prometheus-client", "uvicorn": "uvicorn"}
 _DRAIN_S = 30
-"""How long answers that are being written may take when the server is told to end."""
+"""Seconds that running answers may take after the server is told to stop."""
 _KERNEL_CACHES = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")
-"""Of oneDNN and of PyTorch's layer above it: on CPUs both keep what was compiled for each number of tokens."""
+"""Cache sizes of oneDNN and of PyTorch's layer above it. On CPUs both keep a kernel for each number of tokens."""
 _MAX_KERNELS = "128"
-"""Not 1,024, as where nothing is said: a new length of prompt takes over 2 MB, compiling again some milliseconds."""
+"""The default is 1,024. A new prompt length takes over 2 MB; compiling it again takes some milliseconds."""
 
 
 def serve(
     model: Annotated[str, typer.Option(help="Hub id, folder or .gguf file; 'demo' needs no hub.")],
     store: Annotated[str, typer.Option(help="Folder or URL for chunk KV, or ':memory:'.")],
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for all.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
-    api_key: Annotated[str | None, typer.Option(envvar="SAMKV_API_KEY", help="What clients must send.")] = None,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free port.")] = 8000,
+    api_key: Annotated[str | None, typer.Option(envvar="SAMKV_API_KEY", help="Key that clients must send.")] = None,
     device: Annotated[str | None, typer.Option(help="Such as cuda:1.", show_default="CUDA, else cpu")] = None,
     dtype: Annotated[str | None, typer.Option(help="Such as bfloat16.", show_default="by processor")] = None,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of the model on the hub.")] = None,
     model_kwargs: Annotated[
-        str, typer.Option(metavar="JSON", help="What else transformers takes, such as quantization_config.")
+        str, typer.Option(metavar="JSON", help="More options of transformers, such as quantization_config.")
     ] = "{}",
-    namespace: Annotated[str, typer.Option(help=f"Tenant to keep apart; ${terminal.SECRET} is its secret.")] = "",
+    namespace: Annotated[str, typer.Option(help=f"Tenant; its secret is in ${terminal.SECRET}.")] = "",
     max_queue: Annotated[int, typer.Option(min=1, help="Requests that may wait; more are refused at once.")] = 256,
-    max_running: Annotated[int, typer.Option(min=1, help="Answers that are written together.")] = 16,
-    decode_with: Annotated[str | None, typer.Option(help="URL of a vLLM that decodes; it has samkv-vllm.")] = None,
-    handover: Annotated[Path | None, typer.Option(help="Folder that both reach, best in memory.")] = None,
-    decode_key: Annotated[str | None, typer.Option(envvar="VLLM_API_KEY", help="What that vLLM wants sent.")] = None,
-    max_tokens: Annotated[int, typer.Option(min=1, help="Of an answer, whatever is asked for.")] = 2048,
-    memory_bytes: Annotated[str | None, typer.Option(metavar="SIZE", help="Of KV kept in memory: 10GB, say.")] = None,
+    max_running: Annotated[int, typer.Option(min=1, help="Answers decoded together.")] = 16,
+    decode_with: Annotated[str | None, typer.Option(help="URL of a vLLM server with samkv-vllm.")] = None,
+    handover: Annotated[Path | None, typer.Option(help="Folder shared with vLLM, best in memory.")] = None,
+    decode_key: Annotated[str | None, typer.Option(envvar="VLLM_API_KEY", help="API key of vLLM.")] = None,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Upper limit of an answer's tokens.")] = 2048,
+    memory_bytes: Annotated[str | None, typer.Option(metavar="SIZE", help="KV kept in memory, such as 10GB.")] = None,
     disk_bytes: Annotated[str | None, typer.Option(metavar="SIZE", help="Budget of the store's folder.")] = None,
-    ray_replicas: Annotated[int | None, typer.Option(min=1, help="Engines, in processes of their own.")] = None,
-    ray_max_replicas: Annotated[int | None, typer.Option(min=1, help="Start up to so many while all are busy.")] = None,
+    ray_replicas: Annotated[int | None, typer.Option(min=1, help="Number of engine processes, with Ray.")] = None,
+    ray_max_replicas: Annotated[int | None, typer.Option(min=1, help="Most engine processes under load.")] = None,
 ) -> None:
-    """Serve a model to OpenAI's clients, over the chunk KV in a store."""
+    """Serve a model over OpenAI's API, with the chunk KV in a store."""
     terminal.require_packages(_PACKAGES, "samkv serve", "serve")
     if api_key is not None and not api_key.strip():
-        raise ConfigurationError("the API key is empty; give it some random text, or leave it out to let everybody in")
+        raise ConfigurationError("the API key is empty; give it some random text, or leave it out for open access")
     if (decode_with is None) != (handover is None) or (decode_with is not None and ray_replicas is not None):
         raise ConfigurationError(
-            "--decode-with URL goes with --handover FOLDER, the one of vLLM's connector, and not with --ray-replicas"
+            "--decode-with URL goes with --handover FOLDER, the folder of vLLM's connector, and not with --ray-replicas"
         )
     if ray_max_replicas is not None and ray_max_replicas < (ray_replicas or ray_max_replicas + 1):
         raise ConfigurationError(
-            f"--ray-max-replicas is {ray_max_replicas}; it goes with --ray-replicas, and is at least as many"
+            f"--ray-max-replicas is {ray_max_replicas}; it goes with --ray-replicas and must be at least as large"
         )
     secret = terminal.store_secret()
     terminal.quieten_libraries(bars=False)
@@ -90,9 +90,9 @@ def serve(
     else:
         options |= {"num_replicas": ray_replicas, "max_replicas": ray_max_replicas, "max_queue": max_queue}
         backend = _ray_backend(model, budgets=budgets, **options)
-    name = Path(model).name if Path(model).exists() else model  # where it lies on this machine concerns no client
+    name = Path(model).name if Path(model).exists() else model  # clients do not see the path
     app = create_app(backend, name, api_key=api_key, max_queue=max_queue, max_tokens=max_tokens)
-    # On SIGTERM it takes no more connections, lets answers be written to their end, then closes the engine.
+    # On SIGTERM uvicorn refuses connections, finishes running answers, then closes the engine.
     quiet: dict[str, Any] = {"log_config": None, "access_log": False, "server_header": False}
     uvicorn.run(app, host=host, port=port, timeout_graceful_shutdown=_DRAIN_S, **quiet)
 
@@ -123,7 +123,7 @@ def _ray_backend(model: str, **options: Any) -> Backend:
 
     backend = deploy(model, **options)
     for log in map(logging.getLogger, ("ray", "ray.serve")):
-        log.handlers.clear()  # they write in a form of their own
+        log.handlers.clear()  # they do not write JSON
         log.propagate = True
     return backend
 
@@ -142,7 +142,7 @@ def _as_object(text: str) -> dict[str, Any]:
 
 
 class JsonLines(logging.Formatter):
-    """A record as one line of JSON."""
+    """Formats a record as one line of JSON."""
 
     def format(self, record: logging.LogRecord) -> str:
         line = {
@@ -158,7 +158,7 @@ class JsonLines(logging.Formatter):
 
 
 def _bound_kernels() -> None:
-    """Have memory stay flat whatever the lengths of prompts; without effect once PyTorch has computed."""
+    """Bound the memory that prompts of many lengths take. It has no effect after PyTorch's first computation."""
     for name in _KERNEL_CACHES:
         os.environ.setdefault(name, _MAX_KERNELS)
 
@@ -168,4 +168,4 @@ def _log_as_json() -> None:
     handler.setFormatter(JsonLines())
     logging.basicConfig(handlers=[handler], level=logging.INFO, force=True)
     logging.getLogger("httpx").setLevel(logging.WARNING)
-    logging.captureWarnings(True)  # a damaged chunk, a store out of reach
+    logging.captureWarnings(True)  # such as damaged chunks or an unreachable store

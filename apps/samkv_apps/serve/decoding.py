@@ -1,4 +1,4 @@
-"""Answers that vLLM decodes: prefilled here, handed over in a file, read back token by token."""
+"""Prefill here, let vLLM decode: the KV is handed over in a file, and the tokens are streamed back."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from samkv_rag.runtime.sampling import AnswerText, Sampling
 logger = logging.getLogger(__name__)
 
 _TIMEOUT = httpx.Timeout(5, read=300)
-"""Seconds; the second for a token, where others wait for vLLM, too."""
+"""Seconds. The read timeout is for one token while vLLM is busy with other requests."""
 _CARRIED_OUT = ("temperature", "top_p", "top_k", "min_p", "seed")
 
 
@@ -32,10 +32,10 @@ class VllmDecoder:
     """A vLLM server with ``samkv_vllm``'s connector.
 
     Args:
-        url: where it listens.
-        folder: of handovers, the one that its connector was told; made where it is not there.
-        api_key: what it wants sent.
-        transport: takes the place of the network.
+        url: the server's address.
+        folder: for handovers, the same as the connector's; created if missing.
+        api_key: the server's key.
+        transport: replaces the network, for tests.
     """
 
     def __init__(
@@ -46,29 +46,29 @@ class VllmDecoder:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.folder = folder
         headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
-        limits = httpx.Limits(max_connections=None)  # Answers has its own
+        limits = httpx.Limits(max_connections=None)  # EngineBackend limits the handovers
         self._http = httpx.AsyncClient(
             base_url=url, headers=headers, timeout=_TIMEOUT, limits=limits, transport=transport
         )
 
     def carries_out(self, options: Mapping[str, Any]) -> bool:
-        """Whether a handover can be decoded with these options; the engine itself carries out the rest."""
+        """Return whether vLLM supports these options. The engine decodes the other answers."""
         return not options_of_our_own(options, options["method"])
 
     async def decode(
         self, handover: Handover, max_tokens: int, options: Mapping[str, Any]
     ) -> AsyncGenerator[int, None]:
-        """Yield the answer's further tokens as they come, without the one that ends it.
+        """Yield the answer's further tokens, without the end token.
 
         Raises:
-            ApiError: vLLM cannot be reached, refused or failed; its log and ours say why.
+            ApiError: vLLM is unreachable, refused or failed; its log and ours have the reason.
         """
         body = {name: options.get(name, getattr(Sampling, name)) for name in _CARRIED_OUT} | {
             "prompt": handover.token_ids,
             "max_tokens": max_tokens,
-            "repetition_penalty": 1,  # not the model's own, which a server takes where nothing is sent
+            "repetition_penalty": 1,  # otherwise the server takes the model's default
             "stop_token_ids": sorted(handover.end_ids),
-            "ignore_eos": True,  # it is among them
+            "ignore_eos": True,  # stop_token_ids include it
             "stream": True,
             "return_token_ids": True,
             "kv_transfer_params": {"samkv_key": handover.key},
@@ -101,11 +101,11 @@ class VllmDecoder:
 
 def _failed(reason: object) -> ApiError:
     logger.error("vLLM did not decode an answer: %s", reason)
-    return ApiError(502, "the engine that decodes failed or is not there; try again later", kind="server_error")
+    return ApiError(502, "the engine that decodes failed or is unreachable; try again later", kind="server_error")
 
 
 class VllmStream:
-    """Pieces of one answer, then its result, as the engine's own stream has them."""
+    """The pieces of one answer, then its result, like the engine's own stream."""
 
     result: GenerationResult
 
@@ -120,7 +120,7 @@ class VllmStream:
         return await anext(self._pieces)
 
     async def aclose(self) -> None:
-        """End the answer where it is, and vLLM's work on it."""
+        """Stop the answer, and vLLM's work on it."""
         await self._pieces.aclose()
 
     async def _answer(self) -> AsyncGenerator[Piece, None]:

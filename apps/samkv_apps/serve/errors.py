@@ -1,4 +1,4 @@
-"""Errors as OpenAI's clients expect them."""
+"""Errors in OpenAI's form."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ logger = logging.getLogger(__name__)
 RETRY_AFTER_S = 1
 _MAX_CHARS = 1000
 _WORDS = {
-    "string_pattern_mismatch": "it must hold more than white space",
+    "string_pattern_mismatch": "it must contain more than white space",
     "string_too_short": "it must not be empty",
 }
-_UNION_MEMBERS = ("str", "bool", "body")  # pydantic names them on the way to a field, beside fields
+_UNION_MEMBERS = ("str", "bool", "body")  # pydantic mixes them with field names in a field's path
 
 
 class ApiError(Exception):
-    """Something that is answered with an error."""
+    """An error response."""
 
     def __init__(
         self,
@@ -55,24 +55,24 @@ class ApiError(Exception):
         shown = message if len(message) <= _MAX_CHARS else f"{message[: _MAX_CHARS - 1]}…"  # it may quote the request
         self.body = {"error": {"message": shown, "type": kind, "param": param, "code": code}}
 
-    def __reduce__(self) -> tuple[Any, ...]:  # it may come from another process
+    def __reduce__(self) -> tuple[Any, ...]:  # pickled by Ray's replicas
         told: Any = self.body["error"]
         again = partial(ApiError, kind=told["type"], param=told["param"], code=told["code"], headers=self.headers)
         return again, (self.status, str(self))
 
     def response(self) -> Response:
-        """The answer; in ASCII, since a message may quote text that is not valid Unicode."""
+        """Return the response, in ASCII, since a message may quote text that is not valid Unicode."""
         return Response(json.dumps(self.body), self.status, self.headers, "application/json")
 
 
 def queue_full(message: str) -> ApiError:
-    """Too much is waiting: come again later."""
+    """Return the error for too many waiting requests."""
     headers = {"Retry-After": str(RETRY_AFTER_S)}
     return ApiError(429, message, kind="rate_limit_error", code="queue_full", headers=headers)
 
 
 def as_api_error(error: BaseException) -> ApiError:
-    """What a client is told of an error. Of the server's own failures it learns the kind, the log has the rest."""
+    """Return the error response for any error. The details of the server's own failures are only logged."""
     if isinstance(error, ApiError):
         return error
     if isinstance(error, RequestValidationError):
@@ -96,10 +96,10 @@ def as_api_error(error: BaseException) -> ApiError:
 
 
 def _invalid(problems: Sequence[Mapping[str, Any]]) -> ApiError:
-    """The error for what pydantic found wrong: the deepest problem, since of a union every member complains."""
+    """Return the error for pydantic's deepest problem. It is the real one, since every member of a union complains."""
     worst = max(problems, key=lambda problem: len(problem["loc"]))
     if worst["type"] == "json_invalid" or worst["loc"] == ("body",):
-        return ApiError(400, "the body is no JSON object; send one, with Content-Type: application/json")
+        return ApiError(400, "the body is not a JSON object; send one, with Content-Type: application/json")
     parts = [str(part) for part in worst["loc"] if part not in _UNION_MEMBERS]
     name = ".".join(part for part in parts if re.fullmatch(r"[a-z_]+|\d+", part))
     if worst["type"] == "missing":

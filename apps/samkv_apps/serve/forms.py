@@ -1,4 +1,4 @@
-"""Answers in the form of OpenAI's two endpoints."""
+"""Format answers for OpenAI's two endpoints."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ class Explained(NamedTuple):
     """What an answer was read from."""
 
     annotations: list[dict[str, Any]]
-    """Of the answer: which parts of the request's documents were retained."""
+    """The answer's annotations: the retained parts of the request's documents."""
     beside: dict[str, Any]
-    """What stands beside the answer, in the response."""
+    """Additional fields of the response."""
 
 
 class Form:
@@ -43,7 +43,7 @@ class Form:
         self._created = int(time.time())
 
     def whole(self, result: GenerationResult, explained: Explained) -> dict[str, Any]:
-        """The answers at once."""
+        """Return the complete response."""
         choices = []
         for index, one in enumerate((result, *result.others)):
             said = [*self._readers[index].add(one.text), *self._readers[index].finish()]
@@ -55,13 +55,13 @@ class Form:
         return self._around(choices) | {"usage": usage(result)} | explained.beside
 
     def beginning(self) -> Iterator[dict[str, Any]]:
-        """A chat's first chunks, which say who speaks."""
+        """Yield a chat's first chunks, which have the role."""
         if self._is_chat:
             for index in range(self._num_answers):
                 yield self._chunk(index, {"role": "assistant", "content": ""})
 
     def piece(self, piece: Piece) -> Iterator[dict[str, Any]]:
-        """The chunks that a piece of an answer makes certain."""
+        """Yield the chunks for a piece of an answer; text that may become a tool call is held back."""
         deltas = self._deltas(self._readers[piece.index].add(piece.text))
         if piece.logprobs and not deltas:
             deltas = [self._text("")]
@@ -69,7 +69,7 @@ class Form:
             yield self._chunk(piece.index, delta, logprobs=() if number else piece.logprobs)
 
     def end(self, result: GenerationResult, explained: Explained) -> Iterator[dict[str, Any]]:
-        """The chunks that say why the answers ended."""
+        """Yield the last chunks, which have the finish reasons."""
         for index, one in enumerate((result, *result.others)):
             for delta in self._deltas(self._readers[index].finish()):
                 yield self._chunk(index, delta)
@@ -79,7 +79,7 @@ class Form:
             yield self._chunk(index, delta if self._is_chat else self._text(""), reason) | last
 
     def usage(self, result: GenerationResult) -> dict[str, Any]:
-        """The chunk that counts tokens."""
+        """Return the chunk with the token counts."""
         return self._around([], is_chunk=True) | {"usage": usage(result)}
 
     def _text(self, text: str) -> dict[str, Any]:
@@ -112,7 +112,7 @@ class Form:
         return {"index": index, **shown, "logprobs": form, "finish_reason": finish_reason}
 
     def _completion_logprobs(self, index: int, logprobs: Sequence[TokenLogprob]) -> dict[str, Any]:
-        """As the older of the two endpoints has them."""
+        """Return log probabilities in the form of ``/v1/completions``."""
         ends = [*accumulate((len(one.text) for one in logprobs), initial=self._num_chars[index])]
         self._num_chars[index] = ends[-1]
         return {
@@ -133,7 +133,7 @@ class Form:
 
 
 def _is_call(said: str | ToolCall) -> TypeGuard[ToolCall]:
-    """Whether it is a call that can be read; one that cannot is shown as the text it is."""
+    """Return whether this is a well-formed call. Others are returned as text."""
     return isinstance(said, ToolCall) and said.name is not None
 
 
@@ -150,12 +150,12 @@ def _finish_reason(result: GenerationResult, has_calls: bool) -> str:
 
 
 def event(value: dict[str, Any]) -> bytes:
-    """A value as a server-sent event."""
+    """Encode a value as a server-sent event."""
     return f"data: {json.dumps(value, ensure_ascii=False)}\n\n".encode()
 
 
 def usage(result: GenerationResult) -> dict[str, Any]:
-    """Tokens read and written; cached are those whose stored KV was read instead of computed."""
+    """Return the numbers of tokens. Cached tokens are those whose KV was read instead of computed."""
     metrics = result.metrics
     num_written = sum(one.metrics.completion_tokens for one in (result, *result.others))
     return {
@@ -167,7 +167,7 @@ def usage(result: GenerationResult) -> dict[str, Any]:
 
 
 def explained(result: GenerationResult, documents: Sequence[Document], model: str, how: bool | str) -> Explained:
-    """What an answer was read from, as the request asked for it: nothing, data, or HTML to be shown as it is."""
+    """Return what an answer was read from, in the requested form: nothing, data, or escaped HTML."""
     if not how:
         return Explained([], {})
     names = {document.text: document.title or document.id or "" for document in reversed(documents)}
@@ -177,7 +177,7 @@ def explained(result: GenerationResult, documents: Sequence[Document], model: st
 
 
 def _annotations(explanation: Explanation, documents: Sequence[Document]) -> list[dict[str, Any]]:
-    """For each document that was read: which parts of its text, as characters, were retained, strongest first."""
+    """Return the retained parts of each document as character spans, strongest first."""
     cited, spans_of = [], explanation.cite(document.text for document in documents)
     for number, (document, spans) in enumerate(zip(documents, spans_of, strict=True)):
         if spans:

@@ -1,4 +1,4 @@
-"""What stands before the application: the key, the bound on bodies, a line in the log for every request."""
+"""Middleware: the API key, the limit on bodies, and a line in the log for every request."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from samkv_apps.serve.errors import ApiError
 logger = logging.getLogger("samkv_apps.serve")
 
 OPEN_PATHS = frozenset(("/", "/health", "/ready", "/openapi.json"))
-"""What is answered without the key: none of it says anything of documents or requests."""
+"""Paths that need no key. None of them reveals anything about documents or requests."""
 _BODY_S = 30.0
-"""The longest that a body may take to arrive."""
+"""Seconds within which a body must arrive."""
 
 
 class Guard:
-    """Lets requests through that have the key and a body of bounded size, which is read before they start.
+    """Checks the key and reads the body, within a limit, before a request reaches the application.
 
     Args:
-        app: what is guarded.
-        api_key: None lets everybody in.
-        max_body_bytes: a larger body is refused, at once where its length is declared.
+        app: the application.
+        api_key: None: no key is needed.
+        max_body_bytes: larger bodies are refused, at once if their length is declared.
     """
 
     def __init__(self, app: ASGIApp, api_key: str | None, max_body_bytes: int) -> None:
@@ -53,7 +53,7 @@ class Guard:
         if self._api_key is None or path in OPEN_PATHS:
             return
         scheme, _, given = authorization.partition(b" ")
-        right = hmac.compare_digest(given.strip(), self._api_key)  # takes as long whatever differs
+        right = hmac.compare_digest(given.strip(), self._api_key)  # in constant time
         if not (right and scheme.lower() == b"bearer"):
             raise ApiError(
                 401,
@@ -64,7 +64,7 @@ class Guard:
             )
 
     async def _body(self, declared: bytes, receive: Receive) -> bytes | None:
-        """The whole body; None where the client went away while sending it."""
+        """Read the whole body; None if the client disconnected."""
         if declared.isdigit() and int(declared[:20]) > self._max_body_bytes:
             raise self._too_large()
         body = bytearray()
@@ -86,7 +86,7 @@ class Guard:
 
 
 class Observed:
-    """Writes a line to the log for every request, and counts it. Neither holds anything of its content."""
+    """Logs and counts every request, without its content."""
 
     def __init__(self, app: ASGIApp, count: Callable[[str, int], None]) -> None:
         self._app = app
@@ -96,9 +96,9 @@ class Observed:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        started, status = time.perf_counter(), 499  # where nothing is sent, the client has gone
+        started, status = time.perf_counter(), 499  # if nothing is sent, the client has disconnected
         fields: dict[str, Any] = {}
-        scope["samkv.log"] = fields  # what the answer adds
+        scope["samkv.log"] = fields  # the answer adds more
 
         async def observed_send(message: Message) -> None:
             nonlocal status
@@ -109,14 +109,14 @@ class Observed:
         try:
             await self._app(scope, receive, observed_send)
         finally:
-            route = getattr(scope.get("route"), "path", "other")  # not the path: clients choose those
+            route = getattr(scope.get("route"), "path", "other")  # not the path, which clients choose
             self._count(route, status)
             fields |= {"method": scope["method"][:10], "route": route, "status": status}
             logger.info("request", extra={"fields": fields | {"seconds": round(time.perf_counter() - started, 4)}})
 
 
 def _replayed(body: bytes, receive: Receive) -> Receive:
-    """A ``receive`` that hands over the whole body first; then it tells when the client goes away."""
+    """Return a ``receive`` that first returns the whole body, then waits for the disconnect."""
     pending: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 
     async def replay() -> Message:

@@ -1,4 +1,4 @@
-"""What Prometheus is told. Nothing in it depends on a request's texts."""
+"""Metrics for Prometheus. None depends on a request's texts."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ _SHARES = (0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1)
 
 
 class Metrics:
-    """Figures of one server.
+    """The metrics of one server.
 
     Args:
         num_waiting: requests without a first token yet.
-        num_running: answers being written.
+        num_running: answers being generated.
         num_evicted: chunks evicted so far.
     """
 
     def __init__(
         self, num_waiting: Callable[[], int], num_running: Callable[[], int], num_evicted: Callable[[], int]
     ) -> None:
-        self._registry = registry = CollectorRegistry()  # of its own: a process may have several servers
+        self._registry = registry = CollectorRegistry()  # not the global one: a process may have several servers
         Gauge("samkv_waiting", "Requests without a first token yet", registry=registry).set_function(num_waiting)
-        Gauge("samkv_running", "Answers being written", registry=registry).set_function(num_running)
+        Gauge("samkv_running", "Answers being generated", registry=registry).set_function(num_running)
         registry.register(_Evictions(num_evicted))
 
         def counter(name: str, meaning: str, *labels: str) -> Counter:
@@ -42,22 +42,22 @@ class Metrics:
         self._requests = counter("requests", "Requests answered", "route", "status")
         self._ttft = histogram("ttft_seconds", "Seconds from a request to its first token", _SECONDS)
         self._total = histogram("answer_seconds", "Seconds from a request to its last token", _SECONDS)
-        self._rate = histogram("decode_tokens_per_second", "Tokens a second of one answer", _RATES)
+        self._rate = histogram("decode_tokens_per_second", "Tokens per second of one answer", _RATES)
         self._retained = histogram("retained_ratio", "Chunk tokens retained ÷ chunk tokens", _SHARES)
         self._recomputed = histogram("recomputed_ratio", "Chunk tokens recomputed ÷ chunk tokens", _SHARES)
-        self._tokens = counter("tokens", "Tokens of prompts, those reused among them, and of answers", "kind")
-        self._chunks = counter("chunks", "Chunks in prompts: hits, whose KV the store had, and misses", "result")
-        self._kv = counter("kv_bytes", "KV that was decoded from, and what full prefill would have held", "kind")
+        self._tokens = counter("tokens", "Tokens of prompts, of prompts' reused parts, and of answers", "kind")
+        self._chunks = counter("chunks", "Chunks in prompts: KV in the store (hit) or not (miss)", "result")
+        self._kv = counter("kv_bytes", "Size of the prompts' KV, as used and as with full prefill", "kind")
         self._bytes_read = counter("bytes_read", "Bytes read of stored chunks")
-        self._fallbacks = counter("fallbacks", "Prompts that took full prefill instead of the method asked for")
-        self._ingested = counter("ingested_chunks", "Chunks ingested, by what was done", "result")
+        self._fallbacks = counter("fallbacks", "Prompts that fell back to full prefill")
+        self._ingested = counter("ingested_chunks", "Chunks ingested, by result", "result")
 
     def count_request(self, route: str, status: int) -> None:
-        """A request was answered."""
+        """Count an answered request."""
         self._requests.labels(route, str(status)).inc()
 
     def count_answer(self, result: GenerationResult) -> None:
-        """An answer, or several from one prefill, was written to its end."""
+        """Count a complete answer, or several from one prefill."""
         metrics = result.metrics
         self._ttft.observe(metrics.ttft_s)
         self._total.observe(metrics.total_s)
@@ -78,18 +78,18 @@ class Metrics:
             self._fallbacks.inc()
 
     def count_ingestion(self, report: IngestionReport) -> None:
-        """Documents were ingested."""
+        """Count ingested documents."""
         self._ingested.labels("added").inc(report.num_added)
         self._ingested.labels("reused").inc(report.num_reused)
         self._ingested.labels("skipped").inc(report.num_skipped)
 
     def response(self) -> Response:
-        """All of it, as Prometheus reads it."""
+        """Return all metrics in Prometheus' format."""
         return Response(generate_latest(self._registry), media_type=CONTENT_TYPE_LATEST)
 
 
 class _Evictions(Collector):
-    """A counter whose value another keeps."""
+    """A counter that reads its value from a function."""
 
     def __init__(self, num_evicted: Callable[[], int]) -> None:
         self._num_evicted = num_evicted

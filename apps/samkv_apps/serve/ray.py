@@ -1,4 +1,4 @@
-"""Many engines behind one server: a Ray Serve application over a store that they share."""
+"""Several engines behind one server: a Ray Serve application over a shared store."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from samkv_rag.store import open_store
 
 APPLICATION = "samkv"
 _MEMORY_BYTES = 1 << 30
-"""Of KV that a replica keeps in memory unless told otherwise: without any, no replica would be better than another."""
+"""Default size of the KV that a replica keeps in memory. Without it, routing by documents would have no use."""
 
 
 @dataclass(frozen=True)
@@ -40,31 +40,31 @@ class Answered:
     """Chunks that the replica has evicted so far."""
 
 
-class DocumentRouter(RequestRouter):  # type: ignore[misc]  # whose types are not looked at
-    """Sends a request to the replica that its documents belong to; to the next one while that has no place."""
+class DocumentRouter(RequestRouter):  # type: ignore[misc]  # mypy skips Ray's types
+    """Sends a request to the replica that its documents belong to, or to the next if that is busy."""
 
     queue_len_response_deadline_s = 1.0
-    """How long it waits to hear whether a replica has a place; one that computes is slow to say so."""
+    """Seconds to wait for a replica to tell whether it is busy; a computing replica answers slowly."""
 
     async def choose_replicas(
         self, candidate_replicas: list[RunningReplica], pending_request: PendingRequest | None = None
     ) -> list[list[RunningReplica]]:
         if pending_request is None:
             return [candidate_replicas]
-        pending_request.routing_context.should_backoff = True  # where all are busy it waits before it tries again
+        pending_request.routing_context.should_backoff = True  # if all are busy, wait before the next try
         texts = _texts(*pending_request.args[:1])
         by_name = {replica.replica_id.unique_id: replica for replica in candidate_replicas}
         return [[by_name[name]] for name in ranked(texts, list(by_name))] if texts else [candidate_replicas]
 
 
 def _texts(asked: Asked | list[Document] | str = "") -> list[str]:
-    """The documents of what a replica is called with."""
+    """Return the documents in a replica's first argument."""
     documents = getattr(asked, "documents", asked)
     return [one.text for one in documents if isinstance(one, Document)]
 
 
 class Replica:
-    """One engine, in a process of its own."""
+    """One engine in its own process."""
 
     def __init__(self, model: str, store: str, budgets: dict[str, int], **options: Any) -> None:
         opened = open_store(store, **({"memory_bytes": _MEMORY_BYTES} | budgets))
@@ -85,21 +85,21 @@ class Replica:
     async def forget(self, document_id: str) -> int:
         return await self._backend.forget(document_id)
 
-    def __del__(self) -> None:  # as Serve ends a replica: what is on its way to the store arrives
+    def __del__(self) -> None:  # called by Serve; closing flushes pending writes to the store
         self._backend.engine.close()
 
 
 def _portable(result: GenerationResult) -> GenerationResult:
-    """A result that needs no tokenizer to explain itself."""
+    """Return a result whose explanation needs no tokenizer."""
     offsets = {use.text: tuple(result.offsets(use.text)) for use in result.chunks}.__getitem__
     return replace(result, offsets=offsets, others=tuple(replace(one, offsets=offsets) for one in result.others))
 
 
 class RayBackend(Backend):
-    """Replicas that a router chooses from.
+    """Calls the replicas through Ray Serve's router.
 
     Args:
-        handle: of the deployment of :class:`Replica`.
+        handle: the handle of the deployment of :class:`Replica`.
     """
 
     def __init__(self, handle: DeploymentHandle[Any]) -> None:
@@ -136,7 +136,7 @@ class RayBackend(Backend):
 
 @contextmanager
 def _own_errors() -> Iterator[None]:
-    """Errors of a replica as it raised them, and of Ray as clients are told."""
+    """Raise a replica's errors as it raised them, and Ray's errors as ``ApiError``."""
     try:
         yield
     except RayTaskError as error:
@@ -144,7 +144,7 @@ def _own_errors() -> Iterator[None]:
     except BackPressureError as error:
         raise queue_full(f"{error.args[1]} requests are waiting, which is the limit; try again later") from None
     except (RayError, RayServeException) as error:
-        message = "the process that was to answer has ended; send the request again"
+        message = "the process for this answer has ended; send the request again"
         raise ApiError(503, message, kind="server_error") from error
 
 
@@ -159,17 +159,17 @@ def deploy(
     budgets: dict[str, int] | None = None,
     **options: Any,
 ) -> RayBackend:
-    """Start replicas, and return what asks them.
+    """Start replicas, and return a backend that calls them.
 
     Args:
-        model: hub id, folder or .gguf file, which every machine must reach; or ``demo``.
-        store: folder or URL that every replica reaches.
-        num_replicas: at least.
-        max_replicas: where given, as many are started as requests in flight make worthwhile.
-        max_running: answers that one replica writes together; with so many it is busy.
+        model: hub id, folder or .gguf file that every machine can reach, or ``demo``.
+        store: folder or URL that every replica can reach.
+        num_replicas: the number of replicas, or the smallest number if ``max_replicas`` is given.
+        max_replicas: the largest number; Ray adds replicas under load.
+        max_running: answers that one replica decodes together; at this number it is busy.
         max_queue: requests that may wait for a replica.
         budgets: ``memory_bytes`` and ``disk_bytes`` of ``open_store``.
-        options: of :meth:`SamKVEngine.from_pretrained`.
+        options: options of :meth:`SamKVEngine.from_pretrained`.
 
     Raises:
         ConfigurationError: the store is in memory, or the replicas do not start.
@@ -203,7 +203,7 @@ def deploy(
 
 
 def stop() -> None:
-    """End the replicas; and Ray, where this process started it."""
+    """Stop the replicas, and Ray if this process started it."""
     serve.delete(APPLICATION)
     if "RAY_ADDRESS" not in os.environ:
         serve.shutdown()

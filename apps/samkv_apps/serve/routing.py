@@ -1,4 +1,4 @@
-"""Which of several engines a request goes to: the one that has its documents in memory."""
+"""Route a request to the engine that has its documents in memory."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from hashlib import blake2b
 
 
 def ranked(texts: Sequence[str], names: Sequence[str]) -> list[str]:
-    """Engines, by their names, the one to be asked first in front; the others are for when it is busy.
+    """Return the engines' names in the order in which to try them; the later ones are for when the first is busy.
 
-    Rendezvous hashing (Thaler and Ravishankar, 1998): a document belongs to the engine whose hash together with its own
-    is highest, so every router agrees without being told, and an engine that comes or goes moves its own share only.
-    A request goes where most of its documents' characters belong.
+    Rendezvous hashing (Thaler and Ravishankar, 1998): a document belongs to the engine with the highest hash of both.
+    So routers agree without communication, and an engine that joins or leaves moves only its own share. A request
+    goes to the engine that most of its documents' characters belong to.
     """
     digests = [blake2b(text.strip().encode(), digest_size=16).digest() for text in texts]
     owned: Counter[str] = Counter()

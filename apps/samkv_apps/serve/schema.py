@@ -1,4 +1,4 @@
-"""What may be asked, checked. The OpenAPI document is written from it."""
+"""The requests' models. They check requests and define the OpenAPI document."""
 
 from __future__ import annotations
 
@@ -37,19 +37,19 @@ _UNSUPPORTED: dict[str, tuple[tuple[Any, ...], str]] = {
     "presence_penalty": ((0,), "use repetition_penalty, which multiplies"),
     "suffix": (("",), "put it into the prompt"),
 }
-"""Options of OpenAI and others: the values that change nothing, and what to do instead of the rest."""
+"""Unsupported options: the values that change nothing, and what to do instead of other values."""
 _IGNORED = (
     "metadata", "prompt_cache_key", "reasoning_effort", "safety_identifier", "service_tier",
     "store", "user", "verbosity",
 )  # fmt: skip
-"""Options that say nothing about what the answer should be, or nothing to models like these."""
+"""Options that do not affect the answers of these models."""
 
 
 def _valid_unicode(text: str) -> str:
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise ValueError(f"it holds half a surrogate pair at character {error.start}; send valid Unicode") from None
+        raise ValueError(f"it has half a surrogate pair at character {error.start}; send valid Unicode") from None
     return text
 
 
@@ -63,7 +63,7 @@ class _Checked(BaseModel):
 
 
 class Document(_Checked):
-    """A text that answers are read from: one chunk."""
+    """A text to answer from: one chunk."""
 
     text: Words
     title: Text = ""
@@ -75,18 +75,18 @@ def _as_document(given: object) -> object:
 
 
 GivenDocument = Annotated[Document, BeforeValidator(_as_document, json_schema_input_type=Words | Document)]
-"""A document, or its text alone."""
+"""A document, or only its text."""
 
 
 class TextPart(_Checked):
-    """A piece of a message."""
+    """A part of a message."""
 
     type: Literal["text"]
     text: Text
 
 
 def _small(given: T) -> T:
-    """What was given, unless it holds schemas that would take long to compile: llguidance's own limits let some by."""
+    """Refuse schemas that would take long to compile; llguidance's own limits allow some of them."""
     level, depth, num_values, multiple = [_plain(given)], 0, 0, 1.0
     while level:
         depth, num_values = depth + 1, num_values + len(level)
@@ -95,7 +95,7 @@ def _small(given: T) -> T:
         for one in (one["multipleOf"] for one in level if isinstance(one, dict) and "multipleOf" in one):
             multiple *= max(1.0, one, 1 / one) if isinstance(one, (int, float)) and 1e-9 < one < 1e9 else 1
         if multiple > _MAX_MULTIPLE:
-            raise ValueError(f"multipleOf, all of them together, is above {_MAX_MULTIPLE}; send a smaller one")
+            raise ValueError(f"multipleOf, all of them multiplied, is above {_MAX_MULTIPLE}; send smaller values")
         children = (one.values() if isinstance(one, dict) else one for one in level if isinstance(one, (dict, list)))
         level = [child for some in children for child in some]
     return given
@@ -106,23 +106,23 @@ def _plain(given: Any) -> Any:
 
 
 class CalledFunction(_Checked):
-    """What a model called."""
+    """A function and its arguments, as a model called it."""
 
     name: Text
     arguments: Text
 
     @property
-    def parsed(self) -> Any:
-        """The arguments as templates take them: a mapping, where they are one."""
+    def for_template(self) -> dict[str, Any]:
+        """The call for chat templates, with its arguments as a mapping if possible, otherwise as text."""
         try:
-            value = json.loads(self.arguments)
+            arguments = json.loads(self.arguments)
         except (ValueError, RecursionError):
-            return self.arguments
-        return value if isinstance(value, dict) else self.arguments
+            arguments = None
+        return {"name": self.name, "arguments": arguments if isinstance(arguments, dict) else self.arguments}
 
 
 class MadeCall(_Checked):
-    """A call in an answer that is sent back."""
+    """A tool call in an earlier answer."""
 
     model_config = ConfigDict(extra="allow")
     id: Text
@@ -131,7 +131,7 @@ class MadeCall(_Checked):
 
 
 class Message(_Checked):
-    """A message of a conversation. What OpenAI's answers hold beside role and content may be sent back."""
+    """A message of a conversation. The other fields of OpenAI's answers may be sent back."""
 
     model_config = ConfigDict(extra="allow")
     role: Literal["system", "developer", "user", "assistant", "tool"]
@@ -147,15 +147,14 @@ class Message(_Checked):
 
     @property
     def for_template(self) -> dict[str, Any]:
-        """The message as chat templates take it."""
+        """The message for chat templates."""
         message: dict[str, Any] = {"role": template_role(self.role), "content": self.text}
         given = {"tool_call_id": self.tool_call_id, "name": self.name if self.role == "tool" else None}
         message |= {name: value for name, value in given.items() if value is not None}
         if self.tool_calls:
-            calls = [
-                (call.id, {"name": call.function.name, "arguments": call.function.parsed}) for call in self.tool_calls
+            message["tool_calls"] = [
+                {"id": call.id, "type": "function", "function": call.function.for_template} for call in self.tool_calls
             ]
-            message["tool_calls"] = [{"id": id_, "type": "function", "function": called} for id_, called in calls]
         return message
 
     @model_validator(mode="after")
@@ -166,36 +165,36 @@ class Message(_Checked):
 
 
 class Function(_Checked):
-    """What a tool does, and which arguments it takes."""
+    """A tool's description and arguments."""
 
     name: Annotated[Text, Field(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")]
     description: Text | None = None
     parameters: dict[str, Any] | None = None
-    strict: bool | None = Field(None, description="nothing: arguments of a call that must be made always fit")
+    strict: bool | None = Field(None, description="no effect: the arguments of a required call always fit")
 
 
 class Tool(_Checked):
-    """A tool that answers may call."""
+    """A tool that the model may call."""
 
     type: Literal["function"]
     function: Function
 
 
 class ChosenFunction(_Checked):
-    """Which function."""
+    """The name of a function."""
 
     name: Text
 
 
 class ToolChoice(_Checked):
-    """The tool that must be called."""
+    """The tool that the model must call."""
 
     type: Literal["function"] = "function"
     function: ChosenFunction
 
 
 class NamedSchema(_Checked):
-    """What an answer must fit."""
+    """The schema of an answer."""
 
     name: Text
     description: Text | None = None
@@ -212,26 +211,26 @@ class ResponseFormat(_Checked):
     @model_validator(mode="after")
     def _has_its_schema(self) -> ResponseFormat:
         if (self.type == "json_schema") != (self.json_schema is not None):
-            raise ValueError("json_schema goes with the type 'json_schema', and with no other")
+            raise ValueError("json_schema goes with the type 'json_schema', and only with it")
         return self
 
     @property
     def schema_of_json(self) -> dict[str, Any] | None:
-        """What the answer must fit; None where it may be any text."""
+        """The schema of the answer; None if it may be any text."""
         if self.json_schema is not None:
             return self.json_schema.schema_
         return {"type": "object"} if self.type == "json_object" else None
 
 
 class StreamOptions(_Checked):
-    """How a stream is written."""
+    """Options of a stream."""
 
     include_usage: bool = False
     include_obfuscation: bool = False
 
 
 class AnswerRequest(_Checked):
-    """What both endpoints take."""
+    """The fields that both endpoints have."""
 
     model_config = ConfigDict(extra="allow")
     model: Text
@@ -243,19 +242,17 @@ class AnswerRequest(_Checked):
     top_k: Annotated[int, Field(ge=-1)] | None = Field(None, description="0 and -1: all tokens")
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
     repetition_penalty: Annotated[float, Field(gt=0)] | None = None
-    n: Annotated[int, Field(ge=1)] | None = Field(
-        None, description="answers, from one prefill; they are decoded together"
-    )
+    n: Annotated[int, Field(ge=1)] | None = Field(None, description="answers from one prefill, decoded together")
     response_format: ResponseFormat | None = None
     stop: Stop | Annotated[list[Stop], Field(max_length=16)] | None = None
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
     documents: Annotated[list[GivenDocument], Field(max_length=MAX_DOCUMENTS)] = Field(
-        [], description="what to answer from; put in front of the question where the messages hold none of it"
+        [], description="what to answer from; put before the question if no message contains any of them"
     )
     samkv: Text | dict[str, Any] | None = Field(
-        None, description="method by name, or options of it; without a name those of the server's own method"
+        None, description="name of a method, or its options; without a name, options of the server's method"
     )
-    explain: bool | Literal["html"] = Field(False, description="say what was read, as data or as HTML")
+    explain: bool | Literal["html"] = Field(False, description="return what was read, as data or as HTML")
 
     @model_validator(mode="after")
     def _has_no_other_options(self) -> AnswerRequest:
@@ -265,12 +262,12 @@ class AnswerRequest(_Checked):
 
     @property
     def json_schema(self) -> dict[str, Any] | None:
-        """What the answer must fit, as JSON."""
+        """The schema of the answer; None if it may be any text."""
         return None if self.response_format is None else self.response_format.schema_of_json
 
     @property
     def sampling(self) -> dict[str, Any]:
-        """Options of the engine's call."""
+        """Sampling options for the engine."""
         names = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "stop", "seed", "n")
         given = {name: getattr(self, name) for name in names} | self.logprobs_asked
         given["max_new_tokens"] = self.num_tokens or DEFAULT_MAX_TOKENS
@@ -279,12 +276,12 @@ class AnswerRequest(_Checked):
 
     @property
     def logprobs_asked(self) -> dict[str, Any]:
-        """Options of the engine's call that say which log probabilities are wanted."""
+        """Log-probability options for the engine."""
         raise NotImplementedError
 
     @property
     def num_tokens(self) -> int | None:
-        """Most tokens of the answer, where that was said."""
+        """The requested limit of the answer's tokens."""
         return self.max_tokens
 
 
@@ -309,12 +306,12 @@ class ChatRequest(AnswerRequest):
 
     @property
     def function_schemas(self) -> list[dict[str, Any]]:
-        """The tools that may be called, as chat templates take them."""
+        """The tools that may be called, for chat templates."""
         return [] if self.tool_choice == "none" else [tool.model_dump(exclude_none=True) for tool in self.tools or ()]
 
     @property
     def must_call(self) -> str | None:
-        """Which tool: its name, ``"any"``, or None where the model is free."""
+        """The tool that must be called: its name, ``"any"``, or None if the model may choose."""
         choice = self.tool_choice.function.name if isinstance(self.tool_choice, ToolChoice) else self.tool_choice
         names = [tool["function"]["name"] for tool in self.function_schemas]
         return None if choice == "none" else chosen_tool(choice, names)
@@ -325,7 +322,7 @@ class ChatRequest(AnswerRequest):
         if len(set(names)) < len(names):
             raise ApiError(400, "two tools have the same name; give each its own", param="tools")
         if self.must_call and not names:
-            raise ApiError(400, "a tool must be called, and there are no tools; send them", param="tools")
+            raise ApiError(400, "a tool must be called, but there are no tools; send them", param="tools")
         return self
 
 

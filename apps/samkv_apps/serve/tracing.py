@@ -1,4 +1,4 @@
-"""A span for every answer, by OpenTelemetry's conventions for generative AI, where its SDK is installed and set up."""
+"""A span per answer, by OpenTelemetry's conventions for generative AI, if its SDK is installed and set up."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from samkv_rag import GenerationResult
 
 try:
     from opentelemetry import trace
-except ImportError:  # answering needs none of it
+except ImportError:  # tracing is optional
     _tracer: Any = None
 else:
-    _tracer = trace.get_tracer("samkv_apps.serve")  # of no effect until the process sets up an exporter
+    _tracer = trace.get_tracer("samkv_apps.serve")  # has no effect until the process sets up an exporter
 
 
 @contextmanager
 def span(operation: str, model: str) -> Iterator[Callable[[GenerationResult], None]]:
-    """A span around an answer; one that fails is marked so. Yields what notes how it ended. It never holds texts."""
+    """Trace an answer, or its error; yield a function that records the result. A span never contains texts."""
     if _tracer is None:
         yield lambda result: None
         return
-    # Not the current span: an answer is written across the tasks that read it.
+    # Not the current span, since several tasks read an answer.
     started = _tracer.start_span(f"{operation} {model}", kind=trace.SpanKind.SERVER)
     started.set_attributes({"gen_ai.operation.name": operation, "gen_ai.request.model": model})
 

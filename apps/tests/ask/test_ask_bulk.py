@@ -1,4 +1,4 @@
-"""`samkv ingest --ray`: several processes compute, one store has it all."""
+"""`samkv ingest --ray`: several processes write into one store."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(autouse=True)
 def ended() -> Iterator[None]:
-    """No process of Ray outlives a test."""
+    """Stop Ray after each test."""
     yield
     ray.shutdown()
 

@@ -1,4 +1,4 @@
-"""`samkv ask` and `samkv ingest` as they are called."""
+"""The commands `samkv ask` and `samkv ingest`."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def notes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def samkv(run: Run, model_folder: Path, notes: Path) -> Samkv:
-    """A function: command and further options to what it did, with a tiny model and the notes."""
+    """A function: command and options to exit status and output, with a tiny model and the notes."""
 
     def call(command: str, *options: object, question: str = "Which tide?") -> tuple[int, str, str]:
         asked = [question] if command == "ask" else ["--json"]
@@ -51,7 +51,7 @@ def test_an_answer_with_its_sources_and_figures(samkv: Samkv, monkeypatch: pytes
     assert len([line for line in printed.splitlines() if line.endswith(".md")]) == 3
     assert json.loads(samkv("ingest")[1]) == {"files": 3, "new_chunks": 0}
 
-    written = io.BytesIO()  # a terminal that is not UTF-8 shows what it can
+    written = io.BytesIO()  # a terminal without UTF-8 gets replacements
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="ascii"))
     status, _, errors = samkv("ask", question="Où est la marée ?")
     sys.stdout.flush()
@@ -95,7 +95,7 @@ def test_json_holds_all_of_it_and_the_page_is_private(samkv: Samkv, tmp_path: Pa
         ("tide \udcff", "", "x", "the question is not valid UTF-8"),
         ("Which tide?", "--explain no/page.html", "x", "cannot be written"),
         ("Which tide?", "--storage half", "x", "storage is 'half'"),
-        ("Which tide?", "missing", "x", "missing is not there"),
+        ("Which tide?", "missing", "x", "missing does not exist"),
         ("Which tide?", "", "", "SAMKV_STORE_SECRET is empty"),
     ],
 )

@@ -1,4 +1,4 @@
-"""A folder is brought up to date, and answers come from the files that were given."""
+"""A library is updated, and answers come from the given files only."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Open = Callable[[], Library]
 
 @pytest.fixture
 def open_library(make_engine: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Open]:
-    """A function: the library in one folder, opened again; every text is as near as any other."""
+    """A function that opens the same library again. All texts are equally near to a question."""
     monkeypatch.setattr(library, "HuggingFaceEmbedding", lambda model_name: MockEmbedding(embed_dim=4))
 
     def opened() -> Library:

@@ -1,4 +1,4 @@
-"""Files become documents, whatever they hold."""
+"""Files become documents."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 import pytest
+from llama_index.core import SimpleDirectoryReader
 from llama_index.core.node_parser import SentenceSplitter
 from llama_index.core.schema import MetadataMode
 
@@ -27,7 +28,7 @@ def test_files_are_found_in_folders_and_once(tmp_path: Path) -> None:
     named = write(tmp_path, "picture.rst", "tide")
     assert find_files([tmp_path, kept[0]]) == kept
     assert find_files([named]) == [named], "a file that is named is read whatever its suffix"
-    with pytest.raises(ConfigurationError, match="missing is not there"):
+    with pytest.raises(ConfigurationError, match="missing does not exist"):
         find_files([tmp_path / "missing"])
     (tmp_path / "empty").mkdir()
     with pytest.raises(ConfigurationError, match="no files with"):
@@ -54,6 +55,15 @@ def test_a_file_that_cannot_be_read_is_warned_of_and_left_out(tmp_path: Path, co
     sound = write(tmp_path, "sound.txt", "The ebb.")
     with pytest.warns(UserWarning, match="broken.* could not be read and is left out"):
         assert [document.text for document in read_documents([broken, sound])] == ["The ebb."]
+
+
+def test_an_error_without_a_message_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def load_data(self: SimpleDirectoryReader) -> None:
+        raise EOFError
+
+    monkeypatch.setattr(SimpleDirectoryReader, "load_data", load_data)
+    with pytest.warns(UserWarning, match="could not be read and is left out: EOFError"):
+        assert list(read_documents([write(tmp_path, "a.txt", "The ebb.")])) == []
 
 
 def test_pieces_lose_nothing_and_nul_is_dropped(tmp_path: Path) -> None:

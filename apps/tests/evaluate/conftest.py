@@ -1,4 +1,4 @@
-"""A tiny model, cases and options to evaluate it with."""
+"""Cases, options and a command for evaluations of a tiny model."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from support.commands import Run
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Shared: chunks are ingested once."""
+    """Shared, so that chunks are ingested once."""
     return tmp_path_factory.mktemp("store") / "kv"
 
 
@@ -48,7 +48,7 @@ def options(model_folder: Path, store: Path, cases: Path, tmp_path: Path) -> Opt
 
 @pytest.fixture
 def command(run: Run, model_folder: Path, store: Path) -> Callable[..., str]:
-    """A function: the output folder and further arguments of `samkv evaluate` to what it printed."""
+    """A function: output folder and other arguments of `samkv evaluate` to its output."""
 
     def call(output_dir: Path, *arguments: object) -> str:
         common = ["--model", model_folder, "--store", store, "--dtype", "float32", "--output-dir", output_dir]

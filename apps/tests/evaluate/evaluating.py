@@ -1,4 +1,4 @@
-"""Made-up cases, an embedding without a model, and what an evaluation wrote."""
+"""Invented cases, an embedding without a model, and readers of an evaluation's files."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from support import tiny
 
 Options = Callable[..., EvaluationOptions]
 Answered = list[tuple[str, str, float | None]]
-"""Case, method and ratio of every answer that was made, warm-ups included."""
+"""Case, method and ratio of every answer, including warm-ups."""
 
 _TIMES = {"ttft_s_median", "ttft_ratio_median", "phase_s_median", "ttft_s", "total_s", "phase_s"}
 
 
 class LetterEmbedder(Embedder):
-    """Counts letters, and notes the texts."""
+    """Counts letters, and records the texts."""
 
     def __init__(self) -> None:
         self.texts: list[str] = []

@@ -1,4 +1,4 @@
-"""Compressors: within the budget, in order, deterministic, and what they are said to keep."""
+"""Compressors keep to the budget and the order, are deterministic, and keep the right texts."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def lengths(engine: SamKVEngine, texts: Sequence[str]) -> list[int]:
 
 
 def is_within(part: Sequence[str], whole: Sequence[str]) -> bool:
-    """Whether ``part`` is what remains of ``whole`` once some was left out."""
+    """Return whether ``part`` is a subsequence of ``whole``."""
     rest = iter(whole)
     return all(item in rest for item in part)
 
@@ -51,9 +51,6 @@ def test_chunks_that_fit_stay_as_they_are(compressor: Compressor, tiny_engine: S
     assert compressor.compress(QUESTION, CHUNKS, sum(lengths(tiny_engine, CHUNKS))) == CHUNKS
     assert compressor.compress(QUESTION, CHUNKS, 0) == []
     assert compressor.compress(QUESTION, [], 100) == []
-
-
-# -- fewer chunks ------------------------------------------------------------------------------------
 
 
 def test_the_nearest_chunks_are_taken_whole_while_they_fit_and_embedded_once(tiny_engine: SamKVEngine) -> None:
@@ -84,9 +81,6 @@ def test_minilm_finds_the_passage_and_reads_past_its_window(tiny_engine: SamKVEn
     fewer.prepare(chunks)
     for question, best in (("What does a bunny feed on?", 1), ("When was the tower with the lamp erected?", 2)):
         assert int(fewer.similarities(question, chunks).argmax()) == best
-
-
-# -- LongLLMLingua -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("family", ["llama", "granite"])

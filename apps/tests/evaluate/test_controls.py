@@ -1,4 +1,4 @@
-"""Controls: they differ from what they control in the one thing that they are said to."""
+"""Each control differs from its method in one thing only."""
 
 from __future__ import annotations
 
@@ -88,11 +88,8 @@ def test_spans_are_what_scout_retains_and_nothing_else(engine: SamKVEngine, opti
     assert "select" not in spans["phase_s"]
 
 
-# -- the same time ---------------------------------------------------------------------------------
-
-
 class Timed(Answerer):
-    """An answerer whose prompts take as many seconds as ``seconds_of`` says of their texts."""
+    """An answerer whose prompts take ``seconds_of`` their texts."""
 
     def __init__(self, engine: SamKVEngine, options: EvaluationOptions, seconds_of: Callable[[Sequence[str]], float]):
         super().__init__(engine, options)
@@ -106,7 +103,7 @@ class Timed(Answerer):
 
 @pytest.fixture
 def full(options: Options, tmp_path: Path) -> Prediction:
-    """Full prefill's answer to the first case: 1000 seconds for 100 tokens of text and the chunks."""
+    """Full prefill's answer to the first case: 1000 seconds for the chunks and 100 other tokens."""
     evaluate(options(methods=["full_prefill"], limit=1, output_dir=tmp_path / "full"))
     (made,) = read_predictions(tmp_path / "full")
     return replace(made, ttft_s=1000.0, prompt_tokens=made.chunk_tokens + 100)
@@ -114,7 +111,7 @@ def full(options: Options, tmp_path: Path) -> Prediction:
 
 @pytest.mark.parametrize("slower", [1.0, 1.5, 0.7])
 def test_fewer_chunks_take_scouts_time(engine: SamKVEngine, options: Options, full: Prediction, slower: float) -> None:
-    """A token takes ``slower`` times what the whole prompt suggests, which one trial finds out."""
+    """A token takes ``slower`` times as long as in the whole prompt, which one trial reveals."""
     (case,) = load_cases(options().data[0], limit=1)
     token_s = slower * full.ttft_s / full.prompt_tokens
 
@@ -161,9 +158,6 @@ def test_more_chunks_of_a_corpus_from_end_to_end(options: Options, tmp_path: Pat
     full, more = lines_of(tmp_path / "out")
     assert 0 < more["sequence_ratio"] <= 0.4
     assert more["kv_bytes_full"] == full["kv_bytes_full"]
-
-
-# -- evidence --------------------------------------------------------------------------------------
 
 
 def test_an_answer_is_retained_where_it_stands_whole(engine: SamKVEngine) -> None:

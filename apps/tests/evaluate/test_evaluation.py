@@ -1,4 +1,4 @@
-"""`samkv evaluate` end to end on a tiny model: what it runs, in which order, and what it writes."""
+"""`samkv evaluate` end to end on a tiny model: tasks, their order, and files."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ def test_an_intermediate_result_stands_after_every_file(
 
 
 class KeepFirst(Compressor):
-    """The first chunk, also where it does not fit."""
+    """Keeps the first chunk, even if it exceeds the budget."""
 
     name: ClassVar[str] = "keep_first"
 

@@ -1,4 +1,4 @@
-"""How an evaluation goes on in its folder, and what is refused."""
+"""An evaluation continues in its folder, and refuses wrong folders and options."""
 
 from __future__ import annotations
 
@@ -12,8 +12,6 @@ from samkv_apps.evaluate import evaluate
 from samkv_apps.evaluate.errors import EvaluationError
 from samkv_rag.exceptions import ConfigurationError
 from support.commands import Run, only_line
-
-# -- going on --------------------------------------------------------------------------------------
 
 
 def test_a_run_killed_in_the_middle_of_a_line_goes_on(options: Options, tmp_path: Path, answered: Answered) -> None:
@@ -52,26 +50,21 @@ def test_cases_methods_ratios_and_data_may_be_added(options: Options, tmp_path: 
     assert "scout" not in {method for _, method, _ in answered}
 
 
-@pytest.mark.parametrize(
-    ("changes", "words"),
-    [
+def test_another_run_in_the_same_folder_is_refused(options: Options, tmp_path: Path) -> None:
+    same: dict[str, Any] = {"limit": 2, "methods": ["full_prefill"]}
+    evaluate(options(**same))
+    before = {path: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    changed = write_cases(tmp_path / "tides.jsonl", question="Which lantern?")
+    refused: list[tuple[dict[str, Any], str]] = [
         ({"seed": 1}, "seed is 1, but None"),
         ({"dtype": "bfloat16"}, "dtype is 'bfloat16', but 'float32'"),
         ({"options": {"block_tokens": 16}}, "option block_tokens is 16, but 8"),
         ({"limit": 1}, "limit is 1, but 2"),
-        ({"data": "changed"}, "sha256 of data tides"),
-    ],
-    ids=str,
-)
-def test_another_run_in_the_same_folder_is_refused(
-    options: Options, tmp_path: Path, changes: dict[str, Any], words: str
-) -> None:
-    evaluate(options(limit=2, methods=["full_prefill"]))
-    before = {path: path.read_bytes() for path in (tmp_path / "out").iterdir()}
-    if "data" in changes:
-        changes = {"data": [write_cases(tmp_path / "tides.jsonl", question="Which lantern?")]}
-    with pytest.raises(ConfigurationError, match=f"{words}.*choose another --output-dir"):
-        evaluate(options(**({"limit": 2, "methods": ["full_prefill"]} | changes)))
+        ({"data": [changed]}, "sha256 of data tides"),
+    ]
+    for changes, words in refused:
+        with pytest.raises(ConfigurationError, match=f"{words}.*choose another --output-dir"):
+            evaluate(options(**same | changes))
     assert {path: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
 
 
@@ -95,9 +88,6 @@ def test_a_damaged_line_is_named(options: Options, tmp_path: Path) -> None:
         evaluate(options(limit=1, methods=["full_prefill"]))
 
 
-# -- what it refuses -------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
@@ -110,7 +100,7 @@ def test_a_damaged_line_is_named(options: Options, tmp_path: Path) -> None:
         *(({name: "magic"}, f"{name} is 'magic'") for name in ("task", "template", "retriever", "order")),
         ({"prompt": "{passages}"}, "{question} 0 times"),
         ({"prompt": "{passages}{question}", "template": "plain"}, "template is 'plain' and a prompt is given too"),
-        ({"corpus": True, "order": "file"}, "order is 'file', which a corpus has not"),
+        ({"corpus": True, "order": "file"}, "order is 'file', which a corpus lacks"),
         ({"methods": ["more_chunks"]}, "more_chunks reads more of a corpus; give corpus too"),
         ({"methods": ["more_chunks"], "corpus": True, "more_top_k": 3}, "more_top_k is 3; it must be at least top_k"),
         ({"methods": ["fewer_chunks"], "task": "long"}, "fewer_chunks answers other prompts"),

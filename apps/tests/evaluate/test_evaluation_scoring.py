@@ -1,4 +1,4 @@
-"""Scores, intervals, case files, and the likelihood of an answer against transformers' own forward pass."""
+"""Scores, intervals, case files, and the likelihood of an answer."""
 
 from __future__ import annotations
 
@@ -16,8 +16,6 @@ from samkv_apps.evaluate.statistics import bootstrap_interval
 from samkv_rag import SamKVEngine
 from samkv_rag.exceptions import ConfigurationError
 from support import tiny
-
-# -- scores ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -43,9 +41,6 @@ def test_scores_take_the_best_answer_under_squads_normalisation(
     assert exact_match(prediction, answers) == expected_em
 
 
-# -- intervals -------------------------------------------------------------------------------------
-
-
 def test_interval_agrees_with_the_normal_approximation() -> None:
     values = torch.randn(400, generator=torch.Generator().manual_seed(2)).double()
     low, high = bootstrap_interval(values.tolist(), seed=3)
@@ -61,34 +56,25 @@ def test_equal_seeds_give_equal_intervals_and_equal_values_none() -> None:
     assert bootstrap_interval(values, seed=5) != bootstrap_interval(values, seed=6)
 
 
-# -- likelihood of an answer -----------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("reference", ["seven winter letters", "x"], ids=["many tokens", "one token"])
-@pytest.mark.parametrize("name", ["full_prefill", "scout"])
-def test_the_likelihood_of_a_reference_is_that_of_a_direct_forward_and_changes_no_answer(
-    tiny_engine: SamKVEngine, name: str, reference: str
+def test_a_method_that_keeps_all_gives_an_answer_full_prefills_likelihood(
+    tiny_engine: SamKVEngine, reference: str
 ) -> None:
     chunks = [tiny.text(seed) for seed in range(3)]
-    segments = ["Passages:\n\n", chunks[0], "\n\n", chunks[1], "\n\n", chunks[2], "\n\nQuestion: Which tide?\nAnswer:"]
     tiny_engine.add_chunks(chunks)
-    method = tiny.method(name, **({"sequence_ratio": 1.0} if name == "scout" else {}))
-    found = tiny_engine.generate_scored("".join(segments), reference, max_new_tokens=12, method=method)
-    prompt_ids = [token_id for text in segments for token_id in tiny_engine.tokenize(text)]
-    answer_ids = tiny_engine.tokenize(reference)
-    with torch.inference_mode():
-        logits = tiny.model()(torch.tensor([prompt_ids + answer_ids])).logits[0, len(prompt_ids) - 1 : -1]
-    expected = torch.nn.functional.cross_entropy(logits, torch.tensor(answer_ids))
-    assert found.reference_nll == pytest.approx(float(expected), abs=1e-4)
-    assert found.token_ids == tiny_engine.generate("".join(segments), max_new_tokens=12, method=method).token_ids
+    prompt, keep_all = tiny.rag_prompt(chunks), tiny.method(sequence_ratio=1.0)
+    full, scout = (
+        tiny_engine.generate_scored(prompt, reference, max_new_tokens=12, method=method)
+        for method in ("full_prefill", keep_all)
+    )
+    assert scout.reference_nll == pytest.approx(full.reference_nll, abs=1e-4)
+    assert scout.token_ids == tiny_engine.generate(prompt, max_new_tokens=12, method=keep_all).token_ids
 
 
 def test_a_reference_without_tokens_is_refused(tiny_engine: SamKVEngine) -> None:
     with pytest.raises(ConfigurationError, match="at least one token"):
         tiny_engine.generate_scored("What tide?", "")
 
-
-# -- case files ------------------------------------------------------------------------------------
 
 CASE = {
     "id": "1",
@@ -149,7 +135,7 @@ def test_supporting_chunks_may_be_unknown(tmp_path: Path, supporting: object) ->
     ],
     ids=str,
 )
-def test_a_line_that_is_no_case_is_named(tmp_path: Path, line: str | dict[str, object], words: str) -> None:
+def test_a_line_that_is_not_a_case_is_named(tmp_path: Path, line: str | dict[str, object], words: str) -> None:
     second = line if isinstance(line, str) else CASE | {"id": "2"} | line
     with pytest.raises(CaseFileError, match=rf"cases\.jsonl.*{words}"):
         load_cases(written(tmp_path, CASE, second))

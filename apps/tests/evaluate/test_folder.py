@@ -1,4 +1,4 @@
-"""Cases made of a folder of documents and a table of questions."""
+"""Cases from a folder of documents and a table of questions."""
 
 from __future__ import annotations
 
@@ -44,9 +44,6 @@ def make(documents: Path, tmp_path: Path) -> Make:
     return made
 
 
-# -- cases -----------------------------------------------------------------------------------------
-
-
 def test_each_question_gets_the_nearest_chunks(make: Make, documents: Path) -> None:
     (documents / "broken.txt").write_bytes(b"\xff\xfe\x00")
     with pytest.warns(UserWarning, match=r"broken\.txt could not be read and is left out"):
@@ -71,7 +68,7 @@ def test_cases_are_made_once_and_others_refused(make: Make, documents: Path, mon
     file = make()
     before = file.read_bytes()
     with monkeypatch.context() as patch:
-        patch.setattr(folder, "Retriever", None)  # would fail if it were asked
+        patch.setattr(folder, "Retriever", None)  # fails if it is called
         assert make() == file
     for changes in ({"top_k": 1}, {"table": TABLE + "More?,ebb,\n"}):
         with pytest.raises(CaseFileError, match="made of other documents, questions or top_k; choose another"):
@@ -90,19 +87,16 @@ def test_errors_come_before_anything_is_embedded(make: Make) -> None:
         make(top_k=0, **broken)
 
 
-# -- questions -------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("content", "words"),
     [
         (b"", r"row 1: the header is \[\]"),
         (b"question,reply\na,b\n", "row 1: the header is .*it must be question,answer"),
         (b"question,answer,answer\na,b,c\n", "row 1: the header"),
-        (b"question,answer\n", "holds no questions; write one a row"),
+        (b"question,answer\n", "holds no questions; write one per row"),
         (b"question,answer\na,b\n ,c\n", "row 3: the question is empty"),
         (b"question,answer\na, | \n", "row 2: the answer is empty; fill it in or delete the row"),
-        (b"question,answer\n\na,b,c\n", "row 3 has 3 cells, the header 2; put a text with commas between quotes"),
+        (b"question,answer\n\na,b,c\n", "row 3 has 3 cells, the header 2; put a text with commas in quotes"),
         (b'question,answer\n"a,b\n', "cannot be read"),
         (b"question,answer\n\xe9,b\n", "cannot be read .*give a CSV file in UTF-8"),
     ],

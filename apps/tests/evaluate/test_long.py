@@ -1,4 +1,4 @@
-"""`samkv evaluate --task long`: what is compared along full prefill's answer, and what is written."""
+"""`samkv evaluate --task long`: the comparison along full prefill's answer, and its report."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A server for all tests of a module, or one of a test's own."""
+"""Servers, for all tests of a module or for one test."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ __all__ = ["chromium"]
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Running]:
-    """One for all tests of a module."""
+    """One server for all tests of a module."""
     with serving(tiny_engine()) as running:
         yield running
 
@@ -33,7 +33,7 @@ def client(server: Running) -> openai.OpenAI:
 
 @pytest.fixture
 def serve() -> Iterator[Callable[..., Running]]:
-    """A function: options of the engine (``engine``) and of the application to a server of the test's own."""
+    """A function: options of the engine (``engine``) and of the application to a server for one test."""
     with ExitStack() as stack:
 
         def start(engine: dict[str, Any] | None = None, **options: Any) -> Running:

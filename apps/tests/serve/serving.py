@@ -1,4 +1,4 @@
-"""A server on a tiny model, listening on a free port of this machine."""
+"""A server with a tiny model on a free port of this machine."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ MODEL = "tiny"
 
 @dataclass
 class Running:
-    """A server, and a client of it."""
+    """A server and its client."""
 
     url: str
     engine: SamKVEngine
     http: httpx.Client
 
     def figure(self, name: str) -> float:
-        """The value of a metric, with its labels."""
+        """Return the value of a metric, named with its labels."""
         lines = self.http.get("/metrics").text.splitlines()
         return next((float(line.split()[-1]) for line in lines if line.rpartition(" ")[0] == name), 0.0)
 
@@ -51,7 +51,7 @@ def wait_until(holds: Callable[[], bool], seconds: float = 20) -> None:
 
 
 def tiny_engine(**options: Any) -> SamKVEngine:
-    """An engine whose caches are used however short the prompt."""
+    """Return an engine that uses its caches for short prompts, too."""
     options = {"config": EngineConfig(block_tokens=8), "method": tiny.method(), "tokenizer": tiny.tokenizer()} | options
     return SamKVEngine.from_pretrained(tiny.model(), **options)
 
@@ -60,7 +60,7 @@ def tiny_engine(**options: Any) -> SamKVEngine:
 def serving(
     engine: SamKVEngine, backend: Backend | None = None, decoder: VllmDecoder | None = None, **options: Any
 ) -> Iterator[Running]:
-    """Serve for as long as the context is open, from ``engine`` unless another backend is given."""
+    """Serve from ``engine``, or another backend, while the context is open."""
     app = create_app(backend or EngineBackend(engine, decoder), MODEL, **options)
     config = uvicorn.Config(app, host="127.0.0.1", port=0, log_config=None)
     server = uvicorn.Server(config)
@@ -80,7 +80,7 @@ def serving(
 
 @contextmanager
 def command(*options: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """`samkv serve` as a process of its own, and where it listens."""
+    """Run `samkv serve` in a process; yield the process and its URL."""
     code = "import typer; from samkv_apps.serve.command import serve; typer.run(serve)"
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     arguments = [sys.executable, "-c", code, "--port", "0", *options]

@@ -1,4 +1,4 @@
-"""Answers over the network are those that the engine gives, whichever client asks."""
+"""Answers over the network equal the engine's, for every client."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def expected(server: Running, prompt: str, **options: Any) -> str:
 
 @pytest.fixture
 def ask(client: openai.OpenAI) -> Callable[..., Any]:
-    """A function: options of OpenAI's client, and what else goes into the body, to what the client returns."""
+    """A function: options of OpenAI's client, and more fields of the body, to the client's response."""
     common: dict[str, Any] = {"model": MODEL, "messages": ASKED, "max_tokens": 12}
 
     def call(body: dict[str, Any] | None = None, **options: Any) -> Any:
@@ -68,7 +68,7 @@ def test_documents_that_stand_in_the_messages_are_left_where_they_are(server: Ru
     message: Any = {"role": "user", "content": prompt}
     answers = [ask({"documents": texts(3, 4)}, messages=[message]) for _ in range(2)]
     assert [answer.choices[0].message.content for answer in answers] == [expected(server, prompt)] * 2
-    # The first time they are computed on the spot and stored, then their KV is read.
+    # The first request computes and stores them; the second reads their KV.
     cached = [answer.usage.prompt_tokens_details.cached_tokens for answer in answers]
     assert cached == [0, server.engine.generate([message], max_new_tokens=1).metrics.tokens_reused]
     assert cached[1] >= sum(map(server.engine.count_tokens, texts(3, 4)))
@@ -83,7 +83,7 @@ def test_documents_go_where_the_template_has_its_place_for_them(serve: Any, temp
     if template == tiny.DOCUMENT_TEMPLATE:
         given = [{"title": "Six", "text": one}, {"title": "", "text": two}]
         prompt: Any = running.engine.apply_chat_template(ASKED, documents=given)
-    else:  # it escapes the line break, so that the chunk is not in the prompt
+    else:  # the template escapes the line break, so the chunk is not in the prompt
         prompt = [{"role": "user", "content": "\n\n".join([f"Six\n{one}", two, QUESTION])}]
     body = {"model": MODEL, "messages": ASKED, "max_tokens": 12, "explain": True}
     body["documents"] = [{"text": one, "title": "Six"}, two]

@@ -1,4 +1,4 @@
-"""Answers that another engine decodes: the same as the server's own, and whatever goes wrong there."""
+"""Answers that vLLM decodes equal the server's own; failures of vLLM are reported."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ BODY: dict[str, Any] = {"model": MODEL, "prompt": PROMPT, "documents": CHUNKS, "
 
 
 class Elsewhere(httpx.AsyncBaseTransport):
-    """What vLLM with the connector does, by transformers alone. ``breaks`` says how it fails, after how many tokens."""
+    """Stands in for vLLM with the connector, on transformers. ``breaks`` is its failure, ``after`` some tokens."""
 
     def __init__(self, folder: Path, breaks: str = "", after: int = 0) -> None:
         self.folder, self.breaks, self.after = folder, breaks, after
@@ -48,7 +48,7 @@ class Elsewhere(httpx.AsyncBaseTransport):
         assert stored["token_ids"].tolist() == body["prompt"]
         held, token_id = handovers.cache(stored["keys"], stored["values"]), body["prompt"][-1]
         for number in range(body["max_tokens"]):
-            await asyncio.sleep(0)  # a network lets others go on, too
+            await asyncio.sleep(0)  # as a network does
             if self.breaks and number == self.after:
                 if self.breaks == "event":
                     yield b'data: {"error": {"message": "Internal server error", "code": 500}}\n\n'
@@ -68,7 +68,7 @@ Decoding = Callable[..., tuple[Running, Elsewhere]]
 
 @pytest.fixture
 def decoding(serve: Callable[..., Running], tmp_path: Path) -> Decoding:
-    """A function: how the other engine fails to a server, and that engine."""
+    """A function: the other engine's failure to a server and that engine."""
 
     def start(**breaks: Any) -> tuple[Running, Elsewhere]:
         there = Elsewhere(tmp_path, **breaks)
@@ -101,7 +101,7 @@ def test_the_answer_is_the_one_decoded_here(decoding: Decoding, tmp_path: Path) 
 
 @pytest.mark.parametrize("at", [0, 4])
 def test_a_stop_text_ends_it_here(decoding: Decoding, at: int) -> None:
-    """Also one that begins in the first token, which the other engine knows as part of its prompt."""
+    """A stop text may also begin in the first token, which is part of the other engine's prompt."""
     running, _ = decoding()
     stop = running.engine.generate(PROMPT, max_new_tokens=12).text[at : at + 4]
     here = running.engine.generate(PROMPT, max_new_tokens=12, stop=stop)

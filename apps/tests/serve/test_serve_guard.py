@@ -1,4 +1,4 @@
-"""What a server refuses, gives up, and finishes before it ends."""
+"""Requests that a server refuses or cancels, and answers that it finishes before it stops."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ def test_a_client_that_leaves_frees_its_place(serve: Serve, stream: bool) -> Non
             running.http.post("/v1/completions", json=LONG, timeout=0.5)
     running.wait_for("samkv_running", 0)
     wait_until(lambda: not running.engine._runtime._scheduler.running)
-    assert running.figure("samkv_answer_seconds_count") == 0  # it was given up, not finished
+    assert running.figure("samkv_answer_seconds_count") == 0  # it was cancelled, not finished
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -171,7 +171,7 @@ def test_hostile_requests_meet_no_failure(serve: Serve) -> None:
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads memory as Linux tells it")
 def test_prompts_of_many_lengths_leave_memory_flat() -> None:
-    # A process of its own: PyTorch reads its bounds once. A processor that compiles nothing passes in any case.
+    # In another process, since PyTorch reads the limits once. A processor that compiles no kernels always passes.
     subprocess.run([sys.executable, "-c", MANY_LENGTHS], check=True)
 
 

@@ -18,7 +18,7 @@ MIN_CONTRAST = 4.5
 
 @pytest.fixture
 def visit(chromium: Any, server: Running) -> Iterator[Callable[..., Any]]:
-    """A function: scheme and width to the page, whose ``told`` lists requests elsewhere, messages and errors."""
+    """A function: scheme and width to the page. Its ``told`` lists requests to other hosts, messages and errors."""
     pages = []
 
     def visit(scheme: str = "light", width: int = 1000, url: str = server.url) -> Any:
@@ -50,7 +50,7 @@ def ask(page: Any, documents: list[str], question: str = "What does the seventh 
 @pytest.mark.parametrize("width", [1280, 360])
 def test_an_answer_with_what_was_read_beside_full_prefill(visit: Callable[..., Any], scheme: str, width: int) -> None:
     page = visit(scheme, width)
-    page.get_by_label("also with full prefill").check()
+    page.get_by_label("also answer with full prefill").check()
     ask(page, [tiny.text(seed, num_words=120) for seed in range(3)])
     assert page.locator("#error").is_hidden()
     assert page.locator(".answer").count() == 2

@@ -1,4 +1,4 @@
-"""Two processes that share a store, for real: which of them answers, and what becomes of answers when one is killed."""
+"""Two real processes that share a store: which of them answers, and what happens if one is killed."""
 
 from __future__ import annotations
 
@@ -35,19 +35,19 @@ GENERATORS = next(section.text for section in sections() if "Flora" in section.t
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where both write."""
+    """The store that both write to."""
     return tmp_path_factory.mktemp("shared") / "kv"
 
 
 @pytest.fixture(scope="module")
 def backend(store: Path) -> RayBackend:
-    """Two replicas on the demo's model, each of which writes one answer at a time."""
+    """Two replicas with the demo's model; each decodes one answer at a time."""
     return deploy(str(language_model(say=print)), str(store), num_replicas=2, max_running=1, max_queue=1)
 
 
 @pytest.fixture(scope="module")
 def server(backend: RayBackend, store: Path) -> Iterator[Running]:
-    """They behind a server, which ends them; and an engine of this process over their store."""
+    """A server in front of the replicas, which it stops, and an engine in this process over their store."""
     engine = SamKVEngine.from_pretrained(language_model(say=print), store=store)
     with engine, serving(engine, backend) as running:
         yield running
@@ -59,7 +59,7 @@ def body(*texts: str, **options: Any) -> dict[str, Any]:
 
 
 def ask(backend: RayBackend, *texts: str) -> Answered:
-    """An answer, with the replica that wrote it."""
+    """Return an answer with its replica."""
 
     async def answered() -> Answered:
         asked = ChatRequest(**body(*texts, max_tokens=1, samkv={"min_chunk_tokens": 0}))
@@ -70,7 +70,7 @@ def ask(backend: RayBackend, *texts: str) -> Answered:
 
 
 def on_each(backend: RayBackend) -> dict[str, str]:
-    """Replicas, and a document of each."""
+    """Return one document for each replica."""
     found: dict[str, str] = {}
     for text in TEXTS:
         found.setdefault(ask(backend, text).replica, text)
@@ -84,13 +84,13 @@ def wait_longer(holds: Callable[[], bool]) -> None:
 
 
 class Reader:
-    """A stream of an answer that is long, read in a thread."""
+    """Reads the stream of a long answer in a thread."""
 
     def __init__(self, server: Running, text: str) -> None:
         self.lines: list[str] = []
         self.thread = threading.Thread(target=self._read, args=(server, body(text, stream=True, max_tokens=300)))
         self.leave = False
-        time.sleep(1)  # until the router knows that what was asked before has ended
+        time.sleep(1)  # until the router knows that the earlier requests have ended
         self.thread.start()
         wait_longer(lambda: len(self.lines) > 3)
 
@@ -177,7 +177,7 @@ def test_of_a_killed_replica_the_others_answers_go_on(server: Running, backend: 
     ray.kill(ray.get_actor(f"SERVE_REPLICA::{APPLICATION}#Replica#{killed}", namespace="serve"))
     done, lost = sorted((stream.end() for stream in streams), key=len)
     assert done == "data: [DONE]"
-    assert "the process that was to answer has ended; send the request again" in lost
+    assert "the process for this answer has ended; send the request again" in lost
     assert server.http.post("/v1/chat/completions", json=body(texts[killed])).status_code == 200
     wait_longer(
         lambda: serve.status().applications[APPLICATION].deployments["Replica"].replica_states == {"RUNNING": 2}

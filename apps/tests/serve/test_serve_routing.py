@@ -1,4 +1,4 @@
-"""Several engines: requests go to the one that has their documents in memory, and errors come back as they were."""
+"""Requests go to the engine that has their documents in memory, and errors survive pickling."""
 
 from __future__ import annotations
 

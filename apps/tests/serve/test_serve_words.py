@@ -1,4 +1,4 @@
-"""Tools, forms of answers, several answers and log probabilities, for OpenAI's own client and the frameworks'."""
+"""Tools, structured and multiple answers, and log probabilities, with the clients of OpenAI and the frameworks."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from typing import Any, Literal
 
 import openai
 import pytest
-from langchain_core.messages import HumanMessage
 from langchain_core.tools import tool
 from langchain_openai import ChatOpenAI
 from llama_index.core.llms import ChatMessage
@@ -26,7 +25,7 @@ ASKED: Any = [{"role": "user", "content": "How high is the tide at the seventh s
 
 
 class Level(BaseModel):
-    """A level, of which every answer ends."""
+    """A level; every answer that fits it ends."""
 
     of: Literal["sea", "lake"]
     metres: int = Field(ge=-10, le=10)
@@ -47,20 +46,20 @@ ONE_CALL: Any = CALL | {"parallel_tool_calls": False}
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Running]:
-    """Of a model whose template takes tools."""
+    """A server with a model whose template takes tools."""
     with serving(tiny_engine(tokenizer=tiny.tokenizer_with(tiny.TOOL_TEMPLATE))) as running:
         yield running
 
 
 @pytest.fixture
 def ask(client: openai.OpenAI) -> Ask:
-    """A function: options to what OpenAI's client returns, of a model that says something else for every seed."""
+    """A function: options to the response of OpenAI's client. Each seed gives another answer."""
     common: dict[str, Any] = {"model": MODEL, "messages": ASKED, "max_tokens": 1500, "temperature": 1.0, "seed": 1}
     return lambda **options: client.chat.completions.create(**common | options)
 
 
 def streamed(chunks: Any) -> list[dict[str, Any]]:
-    """The answers that a stream's chunks make."""
+    """Join a stream's chunks into answers."""
     answers: dict[int, dict[str, Any]] = defaultdict(lambda: {"content": "", "calls": {}, "reason": None})
     for chunk in chunks:
         for choice in chunk.choices:
@@ -117,7 +116,7 @@ def test_a_free_model_speaks_or_calls(ask: Ask, monkeypatch: pytest.MonkeyPatch)
     spoken = ask(tools=[LEVEL], max_tokens=8).choices[0]
     assert (spoken.finish_reason, spoken.message.tool_calls) == ("length", None)
     assert spoken.message.content
-    # A random model never calls of its own accord: let it.
+    # A random model never calls a tool, so require a call.
     monkeypatch.setattr(
         "samkv_apps.serve.backend.answer_grammar",
         lambda prompt, tools, *_: dialects.answer_grammar(prompt, tools, "any"),
@@ -254,12 +253,6 @@ def test_langchain_calls_tools(chat: ChatOpenAI) -> None:
     assert tool(measured).invoke(call).content == measured(**call["args"])
     first, *more = bound.stream("How high is it?")
     assert [one["args"] for one in sum(more, first).tool_calls] == [call["args"]]
-
-
-def test_langchain_gets_several_answers_and_logprobs(chat: ChatOpenAI) -> None:
-    (answers,) = chat.generate([[HumanMessage("How?")]], n=2, max_tokens=4).generations
-    assert len(answers) == 2
-    assert len(chat.invoke("How?", max_tokens=4, logprobs=True).response_metadata["logprobs"]["content"]) == 4
 
 
 def test_llama_index_calls_tools_and_gets_structured_answers(server: Running) -> None:

@@ -1,4 +1,4 @@
-"""Prompt compressors by name; each is built once a run, when it is asked for."""
+"""Prompt compressors by name; each is built once per run, on first use."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The contract of a prompt compressor: the rival that shortens the prompt instead of its KV cache."""
+"""The interface of a prompt compressor, which shortens the prompt instead of its KV cache."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import ClassVar
 
 
 class Compressor(ABC):
-    """Chooses what to put into the prompt; the model then reads it by full prefill."""
+    """Chooses the texts of the prompt, which the model then reads by full prefill."""
 
     name: ClassVar[str]
 
     def prepare(self, chunks: Sequence[str]) -> None:  # noqa: B027
-        """Do what can be done before the question is known, as ingestion does; nothing by default."""
+        """Do the work that needs no question, as in ingestion; by default nothing."""
 
     @abstractmethod
     def compress(self, question: str, chunks: Sequence[str], max_tokens: int) -> list[str]:
-        """Texts to put into the prompt in place of chunks, max_tokens at most in all."""
+        """Return the texts that replace the chunks in the prompt, at most ``max_tokens`` in total."""

@@ -1,4 +1,4 @@
-"""Fewer chunks: full prefill of those nearest to the question by embedding. The trivial rival."""
+"""Full prefill of fewer chunks: those nearest to the question by embedding."""
 
 from __future__ import annotations
 
@@ -14,11 +14,10 @@ from samkv_rag.engine import SamKVEngine
 
 
 class FewerChunks(Compressor):
-    """What a user gets by retrieving less, with all-MiniLM-L6-v2 as the retriever.
+    """Retrieves less, with all-MiniLM-L6-v2 as the retriever.
 
-    Chunks are taken whole, best first, as long as they fit, and put in the order of the prompt; where
-    not even the best fits, its beginning is taken. A chunk longer than the embedding model reads is
-    as near as its nearest part.
+    Whole chunks are taken, best first, as long as they fit; they keep the order of the prompt. If the best does not
+    fit, its beginning is taken. A chunk longer than the embedding model's window counts by its nearest window.
     """
 
     name: ClassVar[str] = "fewer_chunks"
@@ -29,12 +28,11 @@ class FewerChunks(Compressor):
         self._embeddings: dict[str, torch.Tensor] = {}  # chunk to [windows, dimensions]
 
     def prepare(self, chunks: Sequence[str]) -> None:
-        """Embed the chunks, which a retriever does at ingestion."""
+        """Embed the chunks, as a retriever does at ingestion."""
         missing = [chunk for chunk in dict.fromkeys(chunks) if chunk not in self._embeddings]
         self._embeddings.update((chunk, self._embedder.embed(chunk)) for chunk in missing)
 
     def compress(self, question: str, chunks: Sequence[str], max_tokens: int) -> list[str]:
-        """See :class:`Compressor`."""
         self.prepare(chunks)
         lengths = [self._engine.count_tokens(chunk) for chunk in chunks]
         best_first = self.similarities(question, chunks).argsort(descending=True, stable=True).tolist()
@@ -46,12 +44,12 @@ class FewerChunks(Compressor):
         return [chunks[i] for i in sorted(fitting(best_first, lengths, max_tokens))]
 
     def similarities(self, question: str, chunks: Sequence[str]) -> torch.Tensor:
-        """Cosine of the question and each chunk's nearest part, ``[chunks]``."""
+        """Return the cosine of the question and each chunk's nearest window, ``[chunks]``."""
         return similarities(self._embedder.embed(question), [self._embeddings[chunk] for chunk in chunks])
 
 
 def fitting(best_first: Sequence[int], lengths: Sequence[int], max_tokens: int) -> list[int]:
-    """Those of ``best_first`` that fit into ``max_tokens`` together with all better ones taken."""
+    """Take chunks in order, skipping those that no longer fit into ``max_tokens``."""
     taken: list[int] = []
     for i in best_first:
         if lengths[i] <= max_tokens:
@@ -61,10 +59,10 @@ def fitting(best_first: Sequence[int], lengths: Sequence[int], max_tokens: int) 
 
 
 def cut_to_tokens(engine: SamKVEngine, text: str, max_tokens: int) -> str:
-    """Longest beginning of ``text`` that the engine counts as ``max_tokens`` at most."""
+    """Return the longest beginning of ``text`` that has at most ``max_tokens``."""
     token_ids = engine.tokenize(text)[: max(0, max_tokens)]
     while token_ids:
-        # A cut inside a character leaves a replacement character, which the text never had.
+        # A cut inside a character decodes to a replacement character.
         beginning = engine.tokenizer.decode(token_ids).rstrip("\N{REPLACEMENT CHARACTER}").strip()
         if engine.count_tokens(beginning) <= max_tokens:
             return beginning
