@@ -1,4 +1,4 @@
-"""Who computed a cache: a digest of everything that changes keys and values."""
+"""A digest of everything that changes a cache's keys and values."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def fingerprint(model: Any, tokenizer: Any) -> str:
 
 
 def _stored(name: str, tensor: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
-    """What a tensor keeps: itself, or codes and scales where it is a quantised one (torchao), not unpacked."""
+    """Yield the tensor, or the codes and scales of a quantised one (torchao), which stays packed."""
     if not hasattr(tensor, "__tensor_flatten__"):
         yield name, tensor
         return
@@ -35,7 +35,7 @@ def _stored(name: str, tensor: torch.Tensor) -> Iterator[tuple[str, torch.Tensor
 
 
 def _config_bytes(config: Any) -> bytes:
-    # Only what changes the arithmetic: paths and library versions would make equal models differ.
+    # Only what changes the arithmetic; with paths and library versions equal models would differ.
     kept = {
         name: value
         for name, value in config.to_dict().items()
@@ -54,7 +54,7 @@ def _tokenizer_bytes(tokenizer: Any) -> bytes:
 
 
 def _weights_digest(tensor: torch.Tensor) -> bytes:
-    """Digest of every weight: the wrapped sum of all bit patterns and an ordered sample of them."""
+    """Return a digest of all weights: the wrapped sum of their bit patterns and an ordered sample of them."""
     flat = tensor.detach().reshape(-1)
     bits = flat.view({1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[flat.element_size()])
     step = max(1, bits.numel() // _SAMPLES_PER_TENSOR)

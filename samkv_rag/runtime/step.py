@@ -15,8 +15,8 @@ from samkv_rag.runtime.sequence import Sequence
 def step(decoder: Decoder, sequences: abc.Sequence[Sequence]) -> None:
     """Run each sequence's last token and accept the next one.
 
-    Everything but attention runs as one batch ``[sequences, 1, hidden]``, so the weights are read once for
-    all. Their caches differ in length and keep the gaps of their prompts' positions.
+    Everything but attention runs as one batch ``[sequences, 1, hidden]``, so the weights are read once for all
+    sequences. Caches have different lengths, and gaps in their positions.
     """
     token_ids = torch.tensor([[sequence.token_ids[-1]] for sequence in sequences])
     position_ids = torch.tensor([[sequence.next_position_id] for sequence in sequences])
@@ -26,12 +26,12 @@ def step(decoder: Decoder, sequences: abc.Sequence[Sequence]) -> None:
     for row, sequence in enumerate(sequences):
         try:
             sequence.accept(logits[row : row + 1])
-        except Exception as error:  # its grammar proved too much work, or its own choice failed; the others go on
+        except Exception as error:  # its grammar took too much work, or its ``choose`` failed; the others go on
             sequence.fail(error)
 
 
 class DecodePass:
-    """One new token a row, at ``position_ids`` ``[rows, 1]``; it attends to its own buffer, to which it is appended."""
+    """Attention of one new token per row, at ``position_ids`` ``[rows, 1]``, which is appended to the row's buffer."""
 
     def __init__(self, buffers: abc.Sequence[KVBuffer], position_ids: torch.Tensor) -> None:
         self._buffers = buffers

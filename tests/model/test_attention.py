@@ -44,7 +44,7 @@ def test_flash_attention_is_called_by_its_conventions(monkeypatch: pytest.Monkey
         assert causal
         return slow_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), softmax_scale).transpose(1, 2)
 
-    monkeypatch.setattr(attention_module, "_flash_attention", lambda query: stand_in)
+    monkeypatch.setattr(attention_module, "_flash_attention", lambda *_: stand_in)
     query, key, value = torch.randn(1, 6, 5, 8), torch.randn(1, 2, 12, 8), torch.randn(1, 2, 12, 8)
     found = attention(query, key, value, LayerSpec(0.3), is_causal=True)
     torch.testing.assert_close(found, slow_attention(query, key, value, 0.3))
