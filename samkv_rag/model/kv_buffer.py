@@ -61,12 +61,6 @@ class KVBuffer:
             buffer.append(layer, *self.layer(layer))
         return buffer
 
-    def truncate(self, position: int) -> None:
-        """Drop the tokens at ``position`` and after it."""
-        num_left = int((self.positions < position).sum())
-        self._lengths = [length - len(self.positions) + num_left for length in self._lengths]
-        self.positions = self.positions[:num_left]
-
     def narrow(self, windows: Sequence[int | None]) -> None:
         """Drop what the next token, and so every later one, cannot see through its layer's window."""
         for layer, window in enumerate(windows):

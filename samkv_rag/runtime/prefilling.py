@@ -96,13 +96,12 @@ def _reference_nll(
 ) -> float:
     """Return the mean negative log-likelihood of a reference answer, in nats per token, teacher-forced.
 
-    ``hidden`` is ``[1, 1, hidden]`` of the prompt's last token. ``buffer``, the prompt's KV, is restored afterwards.
+    ``hidden`` is ``[1, 1, hidden]`` of the prompt's last token, ``buffer`` the prompt's KV.
     """
     expected = torch.tensor(reference_ids, device=decoder.device)
     if len(expected) > 1:
         position_ids = num_prompt_tokens + torch.arange(len(expected) - 1)
-        attend = CausalPass(buffer, position_ids)
+        attend = CausalPass(buffer.copy(), position_ids)
         forced = decoder.run_layers(decoder.embed(expected[None, :-1]), position_ids, attend)
         hidden = torch.cat((hidden, forced), dim=1)
-        buffer.truncate(num_prompt_tokens)
     return float(cross_entropy(decoder.logits(hidden)[0].float(), expected))

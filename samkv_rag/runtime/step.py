@@ -6,8 +6,8 @@ from collections import abc
 
 import torch
 
-from samkv_rag.model.attention import LayerSpec, Visibility, causal_attention
-from samkv_rag.model.decoder import Decoder
+from samkv_rag.model.attention import LayerSpec
+from samkv_rag.model.decoder import CausalPass, Decoder
 from samkv_rag.model.kv_buffer import KVBuffer
 from samkv_rag.runtime.sequence import Sequence
 
@@ -34,17 +34,10 @@ class DecodePass:
     """Attention of one new token per row, at ``position_ids`` ``[rows, 1]``, which is appended to the row's buffer."""
 
     def __init__(self, buffers: abc.Sequence[KVBuffer], position_ids: torch.Tensor) -> None:
-        self._buffers = buffers
-        for buffer, position in zip(buffers, position_ids, strict=True):
-            buffer.positions = torch.cat((buffer.positions, position))
-        self._visibilities = [Visibility(buffer.positions[-1:], buffer.positions) for buffer in buffers]
+        self._passes = [CausalPass(buffer, position) for buffer, position in zip(buffers, position_ids, strict=True)]
 
     def __call__(
         self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, spec: LayerSpec
     ) -> torch.Tensor:
-        output = torch.empty_like(query)
-        for i, (buffer, visibility) in enumerate(zip(self._buffers, self._visibilities, strict=True)):
-            row = slice(i, i + 1)
-            keys, values = buffer.append(layer, key[row], value[row])
-            output[row] = causal_attention(query[row], keys, values, spec, visibility)
-        return output
+        rows = zip(self._passes, query.split(1), key.split(1), value.split(1), strict=True)
+        return torch.cat([attend(layer, *states, spec) for attend, *states in rows])

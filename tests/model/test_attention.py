@@ -120,12 +120,6 @@ def test_a_buffer_lets_go_of_what_no_window_will_see_again() -> None:
     assert [len(buffer.layer(layer)[0][0, 0]) for layer in range(3)] == [6, 2, 0]
     assert torch.equal(buffer.layer(1)[1], -states[:, :, 4:])
     assert buffer.nbytes == 2 * (6 + 2) * states[:, :, :1].nbytes
-    for layer in range(3):
-        buffer.append(layer, states[:, :, :1], states[:, :, :1])
-    buffer.positions = torch.cat((positions, torch.tensor([13])))
-    buffer.truncate(13)
-    assert [len(buffer.layer(layer)[0][0, 0]) for layer in range(3)] == [6, 2, 0]
-    assert buffer.positions.tolist() == positions.tolist()
 
 
 def test_a_buffer_grows_and_keeps_what_it_holds() -> None:
