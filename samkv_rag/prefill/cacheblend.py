@@ -63,7 +63,7 @@ def deviations(decoder: Decoder, layout: PromptLayout, fresh: KV) -> torch.Tenso
     for segment in layout.chunks:
         assert segment.reader is not None
         keys, values = (tensor.to(layout.device) for tensor in segment.reader.layer(CHECK_LAYER))
-        cached = (decoder.rotation_by(torch.tensor([segment.start]))[CHECK_LAYER](keys), values)
+        cached = (decoder.rotation_by(torch.tensor([segment.rotate_offset]))[CHECK_LAYER](keys), values)
         differences = (ours[0, :, segment.span].float() - theirs for ours, theirs in zip(fresh, cached, strict=True))
         found[segment.span] = sum(difference.square().sum(dim=(0, 2)) for difference in differences)
     return found

@@ -53,7 +53,9 @@ def most(received: torch.Tensor, layout: PromptLayout) -> list[int]:
     return sorted(of_chunks[: int(0.15 * layout.num_chunk_tokens)])
 
 
-def test_cacheblend_recomputes_the_tokens_that_deviate_most(engine: SamKVEngine) -> None:
+@pytest.mark.parametrize("preamble", ["", None])
+def test_cacheblend_recomputes_the_tokens_that_deviate_most(make_engine: MakeEngine, preamble: str | None) -> None:
+    engine = make_engine(chunks=CHUNKS, preamble=preamble)
     fresh, stale = (prefill(engine, name).kv.layer(CHECK_LAYER) for name in ("full_prefill", "naive_reuse"))
     deviation = sum((a - b)[0].square().sum((0, 2)) for a, b in zip(fresh, stale, strict=True))
     prefilled, layout, *_ = prefill(engine, "cacheblend", recompute_ratio=0.15)
