@@ -17,7 +17,9 @@ def fingerprint(model: Any, tokenizer: Any) -> str:
     """Return a hex digest of the model's weights, dtype and RoPE, the tokenizer and the format version."""
     digest = hashlib.sha256(f"samkv-format-{FORMAT_VERSION}".encode())
     digest.update(_config_bytes(model.config))
-    digest.update(_tokenizer_bytes(tokenizer))
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    described = backend.to_str() if backend is not None else json.dumps(sorted(tokenizer.get_vocab().items()))
+    digest.update(described.encode())
     for name, tensor in sorted(model.state_dict().items()):
         for part, stored in _stored(name, tensor):
             digest.update(f"{part}{tuple(stored.shape)}{stored.dtype}".encode())
@@ -44,13 +46,6 @@ def _config_bytes(config: Any) -> bytes:
         or name in ("query_pre_attn_scalar", "no_rope_layers", "quantization_config")
     }
     return json.dumps(kept, sort_keys=True, default=str).encode()
-
-
-def _tokenizer_bytes(tokenizer: Any) -> bytes:
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is not None:
-        return str(backend.to_str()).encode()
-    return json.dumps(sorted(tokenizer.get_vocab().items())).encode()
 
 
 def _weights_digest(tensor: torch.Tensor) -> bytes:

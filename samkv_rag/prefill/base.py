@@ -22,7 +22,7 @@ from samkv_rag.prompt.layout import PromptLayout
 from samkv_rag.results import Diagnostic
 
 Need = Literal["index", "kv", "summary"]
-"""What a method reads of a stored chunk: what an index has, all keys and values, block means."""
+"""A part of a stored chunk that a method reads: what an index has, all keys and values, block means."""
 
 
 class Clock:
@@ -43,7 +43,7 @@ class Clock:
 
 @dataclass(frozen=True)
 class PrefillContext:
-    """What a method works on."""
+    """The input of a method."""
 
     decoder: Decoder
     layout: PromptLayout
@@ -56,7 +56,7 @@ class PrefillContext:
 
 @dataclass(frozen=True)
 class Prefilled:
-    """What decoding starts from."""
+    """The output of a method, from which decoding starts."""
 
     hidden: torch.Tensor
     """``[1, 1, hidden]``, last layer, of the prompt's last token"""
@@ -65,6 +65,7 @@ class Prefilled:
     recomputed: torch.Tensor
     """``[tokens]``, chunk tokens run through the model for this prompt"""
     diagnostics: tuple[Diagnostic, ...] = ()
+    """Problems that the method noticed."""
     block_scores: BlockScores | None = None
     """The scores that the method selected by, if it selects."""
     layout: PromptLayout | None = None
@@ -83,7 +84,7 @@ class PrefillMethod(ABC):
 
     @property
     def needs(self) -> frozenset[Need]:
-        """What the method reads of stored chunks; empty: it uses no cache."""
+        """Parts of stored chunks that the method reads; empty: it uses no cache."""
         return frozenset({"kv"})
 
     def require(self, storage: Storage, decoder: Decoder) -> None:

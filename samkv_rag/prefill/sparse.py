@@ -1,4 +1,4 @@
-"""What the sparse methods share: select within a budget, recompute the selection, drop the rest."""
+"""Base of the sparse methods: select within a budget, recompute the selection, drop the rest."""
 
 from __future__ import annotations
 

@@ -23,14 +23,14 @@ from samkv_rag.runtime.refreshing import Refresher
 from samkv_rag.runtime.sampling import AnswerText, Sampling, TokenChooser, token_logprob
 
 Delivery = Piece | GenerationResult | BaseException
-"""What a reader gets: pieces, then a result or an error."""
+"""Sent to a reader: pieces, then a result or an error."""
 Choose = Callable[[torch.Tensor], int]
 """Chooses the next token's id from logits ``[1, vocab]``."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """What was asked."""
+    """A question and its options."""
 
     prompt: RenderedPrompt
     method: PrefillMethod
@@ -58,7 +58,7 @@ class ReadPrompt:
 
 @dataclass(frozen=True)
 class DecodingState:
-    """What a prefilled sequence decodes from."""
+    """The state that a prefilled sequence decodes from."""
 
     prefilled: Prefilled
     buffer: KVBuffer

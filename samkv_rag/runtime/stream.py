@@ -17,7 +17,7 @@ _Make = Callable[[Callable[[Delivery], None]], Sequence]
 
 
 class _Stream:
-    """What both kinds of stream share: reading the first piece starts them, closing cancels them."""
+    """Base of both streams. Reading the first piece starts the computation, closing cancels it."""
 
     def __init__(self, make: _Make, submit: _Start) -> None:
         self._make = make
@@ -93,7 +93,7 @@ class AnswerStream(_Stream, Iterator[Piece], AbstractContextManager["AnswerStrea
 
 
 class AsyncAnswerStream(_Stream, AsyncIterator[Piece], AbstractAsyncContextManager["AsyncAnswerStream"]):
-    """The same for an event loop. It never blocks the loop, and needs no thread to wait in."""
+    """An :class:`AnswerStream` for an event loop. It never blocks the loop, and waits without a thread."""
 
     def __init__(self, make: _Make, submit: _Start) -> None:
         super().__init__(make, submit)

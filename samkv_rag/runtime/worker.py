@@ -167,7 +167,8 @@ class Runtime:
     def _run_alone(self, sequence: Sequence, work: Callable[[Sequence], list[Sequence]]) -> None:
         """Do ``work`` on one of the prefilling sequences, and add what it returns to the running ones."""
         try:
-            self._raise_if_cancelled(sequence)
+            if sequence.cancelled:
+                raise _CancelledError
             answers = work(sequence)
             with self._changed:
                 self._scheduler.running += answers
@@ -249,15 +250,11 @@ class Runtime:
         """Between two layers: end what was cancelled, then let shorter prompts and running sequences go on."""
         if threading.current_thread() is not self._thread or self._stepping:
             return
-        if self._scheduler.prefilling:
-            self._raise_if_cancelled(self._scheduler.prefilling[-1])
+        if self._scheduler.prefilling and self._scheduler.prefilling[-1].cancelled:
+            raise _CancelledError
         self._prefill_next()
         if not self._scheduler.prefilling or time.perf_counter() >= self._next_step_at:
             self._step()
-
-    def _raise_if_cancelled(self, sequence: Sequence) -> None:
-        if sequence.cancelled:
-            raise _CancelledError
 
     # Start and end
 
@@ -289,16 +286,6 @@ _runtimes: weakref.WeakSet[Runtime] = weakref.WeakSet()
 @cache
 def _hook() -> None:
     """Make runtimes start over in forked processes, and stop before the interpreter exits."""
-    atexit.register(_close_all)
+    atexit.register(lambda: [runtime.close() for runtime in list(_runtimes)])
     if hasattr(os, "register_at_fork"):
-        os.register_at_fork(after_in_child=_start_all_over)
-
-
-def _start_all_over() -> None:
-    for runtime in list(_runtimes):
-        runtime._start_over()
-
-
-def _close_all() -> None:
-    for runtime in list(_runtimes):
-        runtime.close()
+        os.register_at_fork(after_in_child=lambda: [runtime._start_over() for runtime in list(_runtimes)])

@@ -13,7 +13,7 @@ from samkv_rag.model.attention import Visibility
 from samkv_rag.prompt.layout import PromptLayout, Segment
 
 View = Literal["all", "chunk", "retained"]
-"""What recomputed tokens attend to: all tokens before them, the retained and all of their chunk, the retained."""
+"""Recomputed tokens attend to all tokens before them, to the retained and all of their chunk, or to the retained."""
 
 
 @dataclass(frozen=True)
