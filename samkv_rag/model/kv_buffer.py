@@ -22,7 +22,6 @@ class KVBuffer:
 
     @property
     def num_layers(self) -> int:
-        """Layers of the model."""
         return len(self._lengths)
 
     @property

@@ -45,7 +45,6 @@ class Segment:
 
     @property
     def num_tokens(self) -> int:
-        """Tokens of the segment."""
         return self.token_ids.shape[0]
 
     @property
@@ -60,7 +59,6 @@ class Segment:
 
     @property
     def span(self) -> slice:
-        """Positions of the segment."""
         return slice(self.start, self.stop)
 
 
@@ -81,7 +79,6 @@ class PromptLayout:
 
     @property
     def chunks(self) -> list[Segment]:
-        """The chunk segments."""
         return [segment for segment in self.segments if segment.kind == "chunk"]
 
     @property
@@ -91,7 +88,6 @@ class PromptLayout:
 
     @property
     def num_chunk_tokens(self) -> int:
-        """Tokens of all chunks."""
         return sum(segment.num_tokens for segment in self.chunks)
 
     @cached_property
