@@ -39,5 +39,5 @@ class DecodePass:
     def __call__(
         self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, spec: LayerSpec
     ) -> torch.Tensor:
-        rows = zip(self._passes, query.split(1), key.split(1), value.split(1), strict=True)
-        return torch.cat([attend(layer, *states, spec) for attend, *states in rows])
+        rows = zip(self._passes, torch.split(query, 1), torch.split(key, 1), torch.split(value, 1), strict=True)
+        return torch.cat([attend(layer, q, k, v, spec) for attend, q, k, v in rows])

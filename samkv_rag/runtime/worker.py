@@ -11,7 +11,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import cache
+from functools import cache, partial
 from typing import Any, TypeVar
 
 import torch
@@ -286,6 +286,11 @@ _runtimes: weakref.WeakSet[Runtime] = weakref.WeakSet()
 @cache
 def _hook() -> None:
     """Make runtimes start over in forked processes, and stop before the interpreter exits."""
-    atexit.register(lambda: [runtime.close() for runtime in list(_runtimes)])
+    atexit.register(_for_all, Runtime.close)
     if hasattr(os, "register_at_fork"):
-        os.register_at_fork(after_in_child=lambda: [runtime._start_over() for runtime in list(_runtimes)])
+        os.register_at_fork(after_in_child=partial(_for_all, Runtime._start_over))
+
+
+def _for_all(act: Callable[[Runtime], None]) -> None:
+    for runtime in list(_runtimes):
+        act(runtime)
