@@ -63,7 +63,7 @@ def test_flash_attention_is_called_by_its_conventions(monkeypatch: pytest.Monkey
 
 @pytest.mark.parametrize("num_queries", [5, 70])
 def test_masked_attention_needs_no_grouped_heads(monkeypatch: pytest.MonkeyPatch, num_queries: int) -> None:
-    """As on CUDA, where a mask together with grouped heads would fall to the slow kernel."""
+    """On CUDA a mask together with grouped heads would take the slow kernel."""
 
     class OnCuda(torch.Tensor):
         is_cuda = True

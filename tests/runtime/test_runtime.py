@@ -158,7 +158,7 @@ def test_a_stream_that_is_closed_computes_nothing_more(engine: SamKVEngine, is_c
     assert sequence.state is None, "its KV is still held"
 
 
-def test_a_stream_that_was_never_begun_costs_nothing(engine: SamKVEngine) -> None:
+def test_a_stream_that_was_never_read_costs_nothing(engine: SamKVEngine) -> None:
     stream = engine.stream(prompts()[0])
     assert engine._runtime._scheduler.num_waiting == 0
     stream.close()
@@ -209,7 +209,7 @@ async def test_an_async_stream_has_pieces_and_a_result(engine: SamKVEngine) -> N
     assert (text, stream.result.token_ids) == (expected.text, expected.token_ids)
 
 
-def test_errors_reach_who_asked_and_nobody_else(engine: SamKVEngine) -> None:
+def test_errors_reach_only_their_own_request(engine: SamKVEngine) -> None:
     running = engine.stream(prompts()[0], max_new_tokens=20)
     next(running)
     with pytest.raises(PromptTooLongError, match=r"has \d+ tokens, .* window is 4096 .*retrieve fewer or smaller"):

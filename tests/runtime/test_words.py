@@ -26,7 +26,7 @@ SAMPLINGS: list[dict[str, Any]] = [
 
 
 def by_transformers(engine: SamKVEngine, seed: int, **options: Any) -> Any:
-    """What transformers' own ``generate`` answers."""
+    """Return the answer of transformers' own ``generate``."""
     ids = torch.tensor([engine.tokenizer.text_ids(PROMPT, starts_prompt=True)])
     sampled = options.get("temperature", 0) > 0
     torch.manual_seed(seed)
