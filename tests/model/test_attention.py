@@ -52,8 +52,8 @@ def test_flash_attention_is_called_by_its_conventions(monkeypatch: pytest.Monkey
 
     def stand_in(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, softmax_scale: float, causal: bool) -> torch.Tensor:
         assert causal
-        heads_first = (part.transpose(1, 2) for part in (q, k, v))
-        return written_out(*heads_first, LayerSpec(softmax_scale)).transpose(1, 2)
+        query, key, value = (part.transpose(1, 2) for part in (q, k, v))
+        return written_out(query, key, value, LayerSpec(softmax_scale)).transpose(1, 2)
 
     monkeypatch.setattr(attention_module, "_flash_attention", lambda *_: stand_in)
     query, key, value = states(5, 12)

@@ -140,7 +140,7 @@ def test_fusion_mixes_chunks_and_leaves_text() -> None:
 def test_scouting_scores_are_the_questions_attention(
     make_engine: engines.MakeEngine, family: str, layers: list[int]
 ) -> None:
-    """Compare with the attention weights of transformers' own eager forward over the same mask, in the widest layers."""
+    """Compare with the weights of transformers' own eager attention over the same mask, in the widest layers."""
     chunks = [tiny.text(1, 30), tiny.text(2, 20)]
     engine = make_engine(family, chunks=chunks, preamble="")
     method = Scout(emphasis_tokens=3, emphasis_weight=2.0, score_layers=(0.5, 1.0))

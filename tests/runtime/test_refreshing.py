@@ -90,9 +90,7 @@ def test_blocks_come_in_with_their_cached_kv_and_as_many_tokens_go_out(engine: S
 @torch.inference_mode()
 @pytest.mark.parametrize("options", [{}, {"recompute_view": "all"}, {"recompute": False}], ids=str)
 @pytest.mark.parametrize("first", [0, 5])
-def test_a_refresh_brings_in_what_the_answer_attends_to(
-    engine: SamKVEngine, options: dict[str, Any], first: int
-) -> None:
+def test_a_refresh_adds_what_the_answer_attends_to(engine: SamKVEngine, options: dict[str, Any], first: int) -> None:
     """Compare with the plain way: the answer from its token ``first`` on runs over all other KV in one buffer."""
     by_token = {"score_layers": (0.0, 0.5), "emphasis_weight": 0.0, "sentence_credit": 0.0}
     by_token |= {"block_tokens": 1, "block_top_tokens": 1}
