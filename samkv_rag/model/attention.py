@@ -1,18 +1,18 @@
-"""Our attention, registered with transformers, so that a pass decides what each token sees.
+"""Our attention, registered with transformers, so that each forward pass decides what a token sees.
 
-A decoder layer hands its queries, keys and values, after RoPE, to the function registered under
-its attention name. Ours passes them on to the ``attend`` callable of the current forward pass;
-without one (somebody calls the model directly) it is transformers' SDPA.
+A decoder layer calls the function registered under its attention name with its queries, keys and values,
+after RoPE. Ours calls the ``attend`` function of the current forward pass. Without one (the model is called
+directly) it falls back to transformers' SDPA.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 from torch.nn.functional import pad, scaled_dot_product_attention
@@ -29,26 +29,21 @@ class LayerSpec:
     """How a layer attends."""
 
     scaling: float
-    """Factor of the products of queries and keys."""
+    """Multiplies the products of queries and keys."""
     window: int | None = None
     """How many positions a token sees, its own included; None: all before it."""
     softcap: float | None = None
-    """Scaled products are bent to stay below it (Gemma 2)."""
+    """Scaled products are squashed below this value (Gemma 2)."""
     sinks: torch.Tensor | None = None
-    """``[heads]``: the logit of seeing nothing, which takes part in every softmax (gpt-oss)."""
+    """``[heads]``: an extra logit in every softmax, for attending to nothing (gpt-oss)."""
 
 
-class Attend(Protocol):
-    """What a forward pass does at each layer's attention."""
+Attend = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor, LayerSpec], torch.Tensor]
+"""A forward pass's attention, ``attend(layer, query, key, value, spec)``, all after RoPE.
 
-    def __call__(
-        self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, spec: LayerSpec, /
-    ) -> torch.Tensor:
-        """Return the attention's output ``[batch, heads, tokens, head_dim]``.
-
-        ``query`` is ``[batch, heads, tokens, head_dim]``, ``key`` and ``value`` are
-        ``[batch, kv_heads, tokens, head_dim]``, all after RoPE.
-        """
+``query`` and the result are ``[batch, heads, tokens, head_dim]``, ``key`` and ``value``
+``[batch, kv_heads, tokens, head_dim]``.
+"""
 
 
 def samkv_attention(
@@ -73,7 +68,7 @@ def samkv_attention(
     if softcap is None and s_aux is None:
         output, _ = sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
         return output, None
-    # What SDPA lacks, the family's own attention has.
+    # SDPA has no softcap and no sinks; the family's own attention has.
     seen = _continuing(query.shape[2], key.shape[2], key.device) if attention_mask is None else attention_mask
     mask = additive(seen, query.dtype)
     eager = sys.modules[type(module).__module__].eager_attention_forward
@@ -82,7 +77,7 @@ def samkv_attention(
 
 
 def register_attention() -> None:
-    """Make ``attn_implementation="samkv"`` known; a custom attention without its mask gets none."""
+    """Register ``attn_implementation="samkv"``, with its mask: transformers gives no mask to unknown attentions."""
     AttentionInterface.register(ATTENTION_NAME, samkv_attention)
     AttentionMaskInterface.register(ATTENTION_NAME, sdpa_mask)
 
@@ -95,21 +90,21 @@ def attention(
     mask: torch.Tensor | None = None,
     is_causal: bool = False,
 ) -> torch.Tensor:
-    """Grouped-query attention, ``[batch, heads, queries, head_dim]``, whatever the layer's window.
+    """Compute grouped-query attention, ``[batch, heads, queries, head_dim]``; the layer's window is ignored.
 
-    ``mask`` is additive, ``[queries, keys]``. ``is_causal`` takes the queries as the last of the keys.
+    ``mask`` is additive, ``[queries, keys]``. With ``is_causal`` the queries are the last of the keys.
     """
     if spec.softcap is not None or spec.sinks is not None:
         return _written_out(query, key, value, spec, mask, is_causal)
-    if mask is None and (flash := _flash_attention(query)) is not None:
+    if mask is None and (flash := _flash_attention(query.is_cuda, query.dtype)) is not None:
         states = (state.transpose(1, 2) for state in (query, key, value))
         found: torch.Tensor = flash(*states, softmax_scale=spec.scaling, causal=is_causal)
         return found.transpose(1, 2)
     num_queries, num_keys = query.shape[2], key.shape[2]
     if is_causal and num_queries != num_keys:
         if num_queries > _FEW_QUERIES and num_keys <= 2 * num_queries:
-            # SDPA takes the queries as the first of the keys; zeros in front of them move them to the end, and spare a
-            # mask, of which both halves would be computed.
+            # SDPA aligns queries with the first keys. Zeros in front of them align them with the last ones, without
+            # a mask, of which SDPA would compute both halves.
             num_before = num_keys - num_queries
             padded = pad(query, (0, 0, num_before, 0))
             return attention(padded, key, value, spec, is_causal=True)[:, :, num_before:]
@@ -134,14 +129,14 @@ class Block(NamedTuple):
     queries: slice
     keys: slice
     mask: torch.Tensor | None
-    """``[queries, keys]``, additive; None: all is seen, or causally."""
+    """``[queries, keys]``, additive; None: each query sees all keys, or with ``is_causal`` those before it."""
     is_causal: bool
 
 
 class Visibility:
-    """What queries see: keys at their own and at lower positions, as far back as a layer's window reaches.
+    """Which keys each query sees: those at its own and at lower positions, within a layer's window.
 
-    ``queries`` and ``keys`` are positions in the prompt, rising, on the host; tokens that were dropped leave gaps.
+    ``queries`` and ``keys`` are rising positions in the prompt, on the host; dropped tokens leave gaps.
     """
 
     def __init__(self, queries: torch.Tensor, keys: torch.Tensor) -> None:
@@ -149,7 +144,7 @@ class Visibility:
         self._blocks: dict[int | None, list[Block]] = {}
 
     def blocks(self, window: int | None, like: torch.Tensor) -> list[Block]:
-        """The queries in blocks, with masks of the kind of ``like``; computed once for all layers of a ``window``."""
+        """Return the queries in blocks, with masks like ``like``; computed once for all layers of a ``window``."""
         if window not in self._blocks:
             self._blocks[window] = list(self._cut(window, like))
         return self._blocks[window]
@@ -161,7 +156,7 @@ class Visibility:
         reach = int(queries[-1] - keys[0]) + 1
         sees_all = window is None or window >= reach
         width = reach if window is None else min(window, reach)
-        # Blocks as long as the window compute no more than twice the products that are needed.
+        # Blocks as long as the window compute at most twice the products that are needed.
         for at in torch.split(queries, len(queries) if sees_all else width):
             first, last = torch.searchsorted(keys, torch.stack((at[0] - width + 1, at[-1] + 1))).tolist()
             seen, mask = keys[first:last], None
@@ -176,9 +171,9 @@ class Visibility:
 def causal_attention(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, spec: LayerSpec, visibility: Visibility
 ) -> torch.Tensor:
-    """Attention of a layer with its window, ``[batch, heads, queries, head_dim]``.
+    """Compute a layer's attention within its window, ``[batch, heads, queries, head_dim]``.
 
-    The keys are the last ones that ``visibility`` knows: what a window has passed may have been let go of.
+    Leading keys of ``visibility`` may be missing from ``key``, where the layer's window has passed them.
     """
     gone = len(visibility.keys) - key.shape[2]
     parts = []
@@ -189,14 +184,14 @@ def causal_attention(
 
 
 def additive(seen: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """A boolean mask as SDPA adds it: 0 where True, else -inf."""
+    """Return a boolean mask as SDPA adds it: 0 where True, else -inf."""
     return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, -torch.inf)
 
 
 def attention_weights(products: torch.Tensor, spec: LayerSpec, mask: torch.Tensor | None) -> torch.Tensor:
-    """Softmax of ``products`` ``[..., kv_heads, group, queries, keys]`` as the layer takes it; writes over them.
+    """Return the layer's softmax of scaled ``products`` ``[..., kv_heads, group, queries, keys]``, overwriting them.
 
-    ``products`` are scaled, ``mask`` is additive.
+    ``mask`` is additive.
     """
     if spec.softcap is not None:
         products = products.div_(spec.softcap).tanh_().mul_(spec.softcap)
@@ -216,7 +211,7 @@ def _written_out(
     mask: torch.Tensor | None,
     is_causal: bool,
 ) -> torch.Tensor:
-    """Attention that SDPA cannot compute, a few queries at a time, for it holds all their weights."""
+    """Compute attention that SDPA lacks, a few queries at a time, because all their weights are in memory."""
     grouped = torch.unflatten(query, 1, (key.shape[1], -1))
     keys, values, output = key[:, :, None].transpose(-1, -2), value[:, :, None], torch.empty_like(grouped)
     num_queries, num_keys = query.shape[2], key.shape[2]
@@ -232,28 +227,25 @@ def _written_out(
 
 
 def fold_heads(query: torch.Tensor, num_kv_heads: int) -> torch.Tensor:
-    """``[batch, heads, queries, head_dim]`` to ``[batch, kv_heads, group · queries, head_dim]``.
+    """Reshape ``[batch, heads, queries, head_dim]`` to ``[batch, kv_heads, group · queries, head_dim]``.
 
-    The heads of a group read the same keys, so their queries may as well be rows of one head.
+    The heads of a group read the same keys, so their queries can be rows of one head.
     """
     batch, _, _, head_dim = query.shape
     return query.reshape(batch, num_kv_heads, -1, head_dim)
 
 
 def _continuing(num_queries: int, num_keys: int, device: torch.device) -> torch.Tensor:
+    """Boolean causal mask ``[queries, keys]`` of queries that are the last of the keys."""
     ones = torch.ones(num_queries, num_keys, dtype=torch.bool, device=device)
     return ones.tril(diagonal=num_keys - num_queries)
 
 
-def _flash_attention(query: torch.Tensor) -> Any:
-    """flash-attn's function where it is installed and takes these tensors, else None."""
-    if not query.is_cuda or query.dtype not in (torch.float16, torch.bfloat16):
-        return None
-    return _import_flash_attention()
-
-
 @cache
-def _import_flash_attention() -> Any:
+def _flash_attention(is_cuda: bool, dtype: torch.dtype) -> Any:
+    """Return flash-attn's function if it is installed and takes such tensors, else None."""
+    if not is_cuda or dtype not in (torch.float16, torch.bfloat16):
+        return None
     try:
         return import_module("flash_attn").flash_attn_func
     except ImportError:

@@ -21,15 +21,15 @@ from samkv_rag.model.rotary import Rope
 
 
 class Decoder:
-    """Runs a ``transformers`` causal language model's own layers one by one; only attention is ours.
+    """Runs the layers of a ``transformers`` causal language model one by one; only attention is ours.
 
-    So a pass can read one layer of cached KV at a time, start above the bottom, and let go of what it does not keep.
+    So a pass can read cached KV one layer at a time, start above the bottom, and drop what it does not retain.
     """
 
     def __init__(self, model: Any) -> None:
         register_attention()
         model.eval()
-        # Models whose class refuses attention backends are refused by the checks before this runs.
+        # check_config has already refused models whose class takes no custom attention.
         model.set_attn_implementation(ATTENTION_NAME)
         self.model = model
         self.config = model.config
@@ -45,33 +45,33 @@ class Decoder:
         self.num_kv_heads = int(getattr(self.config, "num_key_value_heads", None) or self.num_heads)
         self.head_dim = int(self._base.layers[0].self_attn.head_dim)
         self.context_window = _context_window(self.config)
-        self.dtype: torch.dtype = model.dtype  # not that of packed weights
+        self.dtype: torch.dtype = model.dtype  # packed weights have another one
         self.device: torch.device = model.device
         self.between_layers: Callable[[], None] = lambda: None
-        """Called after every layer of :meth:`run_layers`: where a long pass makes way for others."""
+        """Called after every layer of :meth:`run_layers`, so that a long pass can make way for others."""
 
     def kv_bytes(self, num_tokens: int) -> int:
-        """Bytes of the keys and values that decoding behind ``num_tokens`` reads."""
+        """Return the bytes of keys and values that decoding after ``num_tokens`` reads."""
         held = sum(num_tokens if window is None else min(num_tokens, window - 1) for window in self.windows)
         return 2 * held * self.num_kv_heads * self.head_dim * self.dtype.itemsize
 
     @cached_property
     def widest_layers(self) -> list[int]:
-        """The layers that see furthest: all of them, but where some have windows or narrower ones."""
+        """The layers with the widest window; all of them if none has a window."""
         widths = [self.context_window if window is None else window for window in self.windows]
         return [layer for layer, width in enumerate(widths) if width == max(widths)]
 
     def embed(self, token_ids: torch.Tensor) -> torch.Tensor:
-        """``[batch, tokens]`` to hidden states ``[batch, tokens, hidden]`` entering layer 0."""
+        """Turn ``[batch, tokens]`` into hidden states ``[batch, tokens, hidden]`` for layer 0."""
         hidden: torch.Tensor = self._base.embed_tokens(token_ids.to(self.device))
         return hidden * self._embedding_scale if self._embedding_scale != 1.0 else hidden
 
     def run_layers(
         self, hidden: torch.Tensor, position_ids: torch.Tensor, attend: Attend, layers: Iterable[int] | None = None
     ) -> torch.Tensor:
-        """Run ``hidden`` ``[batch, tokens, hidden]`` through ``layers`` (default all).
+        """Run ``hidden`` ``[batch, tokens, hidden]`` through ``layers`` (None: all).
 
-        ``position_ids`` is ``[tokens]`` or ``[batch, tokens]``; ``attend`` gives each layer's attention.
+        ``position_ids`` is ``[tokens]`` or ``[batch, tokens]``; ``attend`` computes each layer's attention.
         """
         position_ids = position_ids.to(self.device)
         position_ids = position_ids[None] if position_ids.dim() == 1 else position_ids
@@ -94,27 +94,28 @@ class Decoder:
     def project(
         self, hidden: torch.Tensor, position_ids: torch.Tensor, layer: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Keys and values, ``[batch, kv_heads, tokens, head_dim]``, of ``hidden`` entering ``layer``, after RoPE.
+        """Return the keys and values that ``layer`` computes from ``hidden``, after RoPE.
 
-        The layer is left before its attention, which serves families however they norm, project and rotate.
+        Each is ``[batch, kv_heads, tokens, head_dim]``. The layer runs up to its attention and no further, which
+        works however a family normalises, projects and rotates.
         """
         left = self._leave(hidden, position_ids, layer)
         return left.key, left.value
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Last layer's hidden states ``[batch, tokens, hidden]`` to logits ``[batch, tokens, vocab]``."""
+        """Turn the last layer's hidden states ``[batch, tokens, hidden]`` into logits ``[batch, tokens, vocab]``."""
         logits: torch.Tensor = self._head(self._base.norm(hidden))
         logits = logits / self._logits_scale if self._logits_scale != 1.0 else logits
         return logits if self._logits_softcap is None else self._logits_softcap * (logits / self._logits_softcap).tanh()
 
     def rotation_by(self, offsets: torch.Tensor) -> list[Callable[[torch.Tensor], torch.Tensor]]:
-        """What moves each layer's cached keys by ``offsets`` ``[tokens]`` positions."""
+        """Return for each layer a function that moves cached keys by ``offsets`` ``[tokens]`` positions."""
         made = {rope: rope.by(self._base.rotary_emb, offsets.to(self.device)) for rope in self._ropes if rope}
         return [made[rope] if rope else lambda keys: keys for rope in self._ropes]
 
     @cached_property
     def _rope_kinds(self) -> list[str]:
-        """Each layer's argument of the rotary module; empty where it serves all layers alike."""
+        """Each layer's argument of the rotary module; empty if the module serves all layers alike."""
         alike = "rope_type" in self.config.rope_parameters
         return [""] * self.num_layers if alike else list(self.config.layer_types)
 
@@ -129,8 +130,8 @@ class Decoder:
         return [self._find_rope(layer) for layer in range(self.num_layers)]
 
     def _find_rope(self, layer: int) -> Rope | None:
-        """How a layer rotates; None: not at all."""
-        # Seen by a token's key at two positions: no configuration says which dimensions a family pairs.
+        """Return how a layer rotates; None: not at all."""
+        # Measured on a token's key at two positions: no configuration says which dimensions a family pairs.
         here, there = (self._probe(layer, position).key.float() for position in (0, 1))
         if torch.equal(here, there):
             return None
@@ -140,7 +141,7 @@ class Decoder:
 
     @torch.inference_mode()
     def _probe(self, layer: int, position: int) -> _LeftError:
-        """What some token at ``position`` brings to a layer's attention."""
+        """Return what a random token at ``position`` passes to a layer's attention."""
         hidden = torch.randn(1, 1, self.config.hidden_size, generator=torch.Generator().manual_seed(0))
         return self._leave(hidden.to(self.device, self.dtype), torch.tensor([position]), layer)
 
@@ -153,15 +154,15 @@ class Decoder:
 
 
 def base_of(model: Any) -> Any:
-    """The part of ``model`` that has the layers."""
+    """Return the part of ``model`` that has the layers."""
     found = model.get_decoder()
     return found if hasattr(found, "layers") else getattr(found, "model", found)  # Llama 4's text model is its own
 
 
 def _context_window(config: Any) -> int:
-    """Positions that a model is used for."""
+    """Return how many positions of a model are used."""
     limits = [config.max_position_embeddings]
-    # Llama 4: up to here its chunks are all that there is to see, and queries are not scaled by their place in a pass.
+    # Llama 4: up to here its attention is not cut into chunks, and queries are not scaled by their position.
     if "chunked_attention" in (getattr(config, "layer_types", None) or ()):
         limits.append(config.attention_chunk_size)
     if getattr(config, "attn_temperature_tuning", False):
@@ -170,9 +171,9 @@ def _context_window(config: Any) -> int:
 
 
 class CausalPass:
-    """Every token attends to the tokens held before this pass and, causally, to one another.
+    """Attention of tokens that see everything in the buffer and, causally, each other.
 
-    Appends what it computes, at ``position_ids`` ``[tokens]`` on the host, to ``buffer``.
+    Appends the KV it computes to ``buffer``, at ``position_ids`` ``[tokens]`` on the host.
     """
 
     def __init__(self, buffer: KVBuffer, position_ids: torch.Tensor) -> None:
@@ -188,7 +189,7 @@ class CausalPass:
 
 
 class _LeftError(Exception):
-    """Leaves a decoder layer with its keys and values, before attention."""
+    """Leaves a decoder layer just before its attention, with its keys and values."""
 
     def __init__(self, key: torch.Tensor, value: torch.Tensor, spec: LayerSpec) -> None:
         self.key, self.value, self.spec = key, value, spec

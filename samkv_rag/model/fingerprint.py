@@ -1,4 +1,4 @@
-"""Who computed a cache: a digest of everything that changes keys and values."""
+"""A digest of everything that changes a cache's keys and values."""
 
 from __future__ import annotations
 
@@ -17,7 +17,9 @@ def fingerprint(model: Any, tokenizer: Any) -> str:
     """Return a hex digest of the model's weights, dtype and RoPE, the tokenizer and the format version."""
     digest = hashlib.sha256(f"samkv-format-{FORMAT_VERSION}".encode())
     digest.update(_config_bytes(model.config))
-    digest.update(_tokenizer_bytes(tokenizer))
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    described = backend.to_str() if backend is not None else json.dumps(sorted(tokenizer.get_vocab().items()))
+    digest.update(described.encode())
     for name, tensor in sorted(model.state_dict().items()):
         for part, stored in _stored(name, tensor):
             digest.update(f"{part}{tuple(stored.shape)}{stored.dtype}".encode())
@@ -26,7 +28,7 @@ def fingerprint(model: Any, tokenizer: Any) -> str:
 
 
 def _stored(name: str, tensor: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
-    """What a tensor keeps: itself, or codes and scales where it is a quantised one (torchao), not unpacked."""
+    """Yield the tensor, or the codes and scales of a quantised one (torchao), which stays packed."""
     if not hasattr(tensor, "__tensor_flatten__"):
         yield name, tensor
         return
@@ -35,7 +37,7 @@ def _stored(name: str, tensor: torch.Tensor) -> Iterator[tuple[str, torch.Tensor
 
 
 def _config_bytes(config: Any) -> bytes:
-    # Only what changes the arithmetic: paths and library versions would make equal models differ.
+    # Only what changes the arithmetic; with paths and library versions equal models would differ.
     kept = {
         name: value
         for name, value in config.to_dict().items()
@@ -46,15 +48,8 @@ def _config_bytes(config: Any) -> bytes:
     return json.dumps(kept, sort_keys=True, default=str).encode()
 
 
-def _tokenizer_bytes(tokenizer: Any) -> bytes:
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is not None:
-        return str(backend.to_str()).encode()
-    return json.dumps(sorted(tokenizer.get_vocab().items())).encode()
-
-
 def _weights_digest(tensor: torch.Tensor) -> bytes:
-    """Digest of every weight: the wrapped sum of all bit patterns and an ordered sample of them."""
+    """Return a digest of all weights: the wrapped sum of their bit patterns and an ordered sample of them."""
     flat = tensor.detach().reshape(-1)
     bits = flat.view({1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[flat.element_size()])
     step = max(1, bits.numel() // _SAMPLES_PER_TENSOR)

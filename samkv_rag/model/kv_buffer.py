@@ -1,4 +1,4 @@
-"""The KV cache that decoding reads: per layer one tensor with room for the answer."""
+"""The KV cache that decoding reads: one tensor per layer, with room for the answer."""
 
 from __future__ import annotations
 
@@ -8,10 +8,9 @@ import torch
 
 
 class KVBuffer:
-    """Keys and values of the tokens kept for decoding, ``[batch, kv_heads, tokens, head_dim]`` a layer.
+    """Keys and values of the retained tokens, ``[batch, kv_heads, tokens, head_dim]`` a layer.
 
-    The kept tokens stay at their original positions. A layer whose window has passed the first of them
-    may hold the last ones only.
+    Tokens keep their positions in the prompt. A layer with a window may hold only the last tokens.
     """
 
     def __init__(self, num_layers: int, reserve_tokens: int = 0) -> None:
@@ -19,26 +18,25 @@ class KVBuffer:
         self._lengths = [0] * num_layers
         self._reserve_tokens = reserve_tokens
         self.positions = torch.empty(0, dtype=torch.int64)
-        """``[tokens]`` in the prompt, rising, on the host; set by the pass that fills the layers."""
+        """``[tokens]``, rising positions in the prompt, on the host; set by the pass that fills the layers."""
 
     @property
     def num_layers(self) -> int:
-        """Layers of the model."""
         return len(self._lengths)
 
     @property
     def cache_length(self) -> int:
-        """Tokens held in the layer that holds most."""
+        """Most tokens held in any layer."""
         return max(self._lengths)
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the tokens held, without the room reserved."""
+        """Bytes of the tokens held, without the reserved room."""
         held = zip(self._states, self._lengths, strict=True)
         return sum(states[:, :, :, :length].nbytes for states, length in held if states is not None)
 
     def append(self, layer: int, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Add tokens to a layer and return views of all that it holds."""
+        """Add tokens to a layer and return views of everything it holds."""
         start, stop = self._lengths[layer], self._lengths[layer] + key.shape[2]
         states = self._with_room(layer, key, stop)
         states[0, :, :, start:stop] = key
@@ -55,21 +53,15 @@ class KVBuffer:
         return keys, values
 
     def copy(self) -> KVBuffer:
-        """Another buffer of the same tokens."""
+        """Return a copy of the tokens in a buffer of its own."""
         buffer = KVBuffer(self.num_layers, self._reserve_tokens)
         buffer.positions = self.positions
         for layer in range(self.num_layers):
             buffer.append(layer, *self.layer(layer))
         return buffer
 
-    def truncate(self, position: int) -> None:
-        """Forget the tokens that stand at ``position`` or behind it."""
-        num_left = int((self.positions < position).sum())
-        self._lengths = [length - len(self.positions) + num_left for length in self._lengths]
-        self.positions = self.positions[:num_left]
-
     def narrow(self, windows: Sequence[int | None]) -> None:
-        """Let go of what the next token, and so every later one, cannot see through its layer's window."""
+        """Drop what the next token, and so every later one, cannot see through its layer's window."""
         for layer, window in enumerate(windows):
             passed = 0 if window is None else int((self.positions <= self.positions[-1] + 1 - window).sum())
             if passed:
@@ -79,7 +71,7 @@ class KVBuffer:
                 self.append(layer, keys, values)
 
     def _with_room(self, layer: int, like: torch.Tensor, tokens: int) -> torch.Tensor:
-        """A layer's states, grown where they have no room for ``tokens``."""
+        """Return a layer's states with room for ``tokens``, grown if needed."""
         held, length = self._states[layer], self._lengths[layer]
         if held is not None and held.shape[3] >= tokens:
             return held

@@ -1,4 +1,4 @@
-"""Bringing model and tokenizer from a name, a folder or a GGUF file."""
+"""Loads a model and its tokenizer from a name, a folder or a GGUF file."""
 
 from __future__ import annotations
 
@@ -20,30 +20,30 @@ logger = logging.getLogger(__name__)
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _ATTENTIONS = ("eager", "sdpa", "flash_attention_2")
-# What model_kwargs may hold beside fields of the model's configuration: nothing that lets downloaded code run.
+# What model_kwargs may have besides fields of the model's configuration: nothing that lets downloaded code run.
 _OF_THE_HUB = ("cache_dir", "force_download", "local_files_only", "proxies", "subfolder")
 _OF_THE_WEIGHTS = ("experts_implementation", "quantization_config", "use_safetensors", "variant")
 _SPREADING = ("auto", "balanced", "balanced_low_0", "sequential")
 
 
 class LoadingOptions(TypedDict, total=False):
-    """How a model given by name is loaded: transformers' own words. None is as if left out."""
+    """How a model given by name is loaded, by transformers' own names. None is the same as leaving an option out."""
 
     device: str | torch.device | None
-    """``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"mps"``; CUDA unless given where there is one, else the CPU."""
+    """``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"mps"``. By default CUDA if available, else the CPU."""
     device_map: Any
-    """Another way to say ``device``: several devices are refused."""
+    """Another way to give ``device``; several devices are refused."""
     dtype: str | torch.dtype | None
-    """bfloat16 unless given where the processor computes in it, else float32."""
+    """By default bfloat16 if the processor computes in it, else float32."""
     gguf_file: str | None
-    """In the model's folder."""
+    """A file in the model's folder."""
     revision: str | None
-    """Of the model on the hub: a branch, a tag or a commit."""
+    """A branch, tag or commit of the model on the hub."""
     token: str | bool | None
-    """Of the hub; the one that was logged in with unless given."""
+    """The hub's access token; by default the one from the last login."""
     attn_implementation: str | None
-    """``"eager"``, ``"sdpa"`` or ``"flash_attention_2"``: what the model must come with. The engine's own attention
-    takes its place, and computes by flash-attn where that is installed, else by SDPA."""
+    """``"eager"``, ``"sdpa"`` or ``"flash_attention_2"``: what the model must support. The engine replaces it with its
+    own attention, which uses flash-attn if that is installed, else SDPA."""
     model_kwargs: Mapping[str, Any] | None
     """``quantization_config``, ``cache_dir``, ``variant``, ..., or fields of the model's configuration."""
 
@@ -51,13 +51,13 @@ class LoadingOptions(TypedDict, total=False):
 def load(model: str | PathLike[str], options: LoadingOptions) -> tuple[Any, Any]:
     """Return a ``transformers`` model, on its device, and its tokenizer.
 
-    A path that ends in ``.gguf`` is a folder and its ``gguf_file``. Nothing in a model folder is executed. Weights
-    that are quantised stay so, but for the formats that transformers only unpacks: how large they get is logged before.
+    A path that ends in ``.gguf`` is a folder and its ``gguf_file``. Nothing in a model folder is executed. Quantised
+    weights stay quantised, except in formats that transformers can only unpack; then their new size is logged.
 
     Raises:
         ConfigurationError: an option is unknown, or there is no such device.
-        ModelNotFoundError: nothing loadable there.
-        ModelError: what is there cannot be loaded on this machine.
+        ModelNotFoundError: there is nothing to load.
+        ModelError: the model cannot be loaded on this machine.
     """
     target = choose_device(options.get("device"), options.get("device_map"))
     attention, given = options.get("attn_implementation"), dict(options.get("model_kwargs") or {})
@@ -86,7 +86,7 @@ def load(model: str | PathLike[str], options: LoadingOptions) -> tuple[Any, Any]
         size_gb = empty.get_memory_footprint() / 1e9
         logger.warning("the weights of %s are unpacked, to %.3g GB in %s", source, size_gb, weights["dtype"])
     elif weights.get("quantization_config") or getattr(config, "quantization_config", None):
-        weights["device_map"] = {"": target}  # it packs them for the device on which they are loaded
+        weights["device_map"] = {"": target}  # weights are packed for the device that they are loaded on
     with _explained(source, target):
         weights |= {"config": config, "output_loading_info": True}
         found: Any = AutoModelForCausalLM.from_pretrained(source, **hub, **weights)
@@ -97,10 +97,10 @@ def load(model: str | PathLike[str], options: LoadingOptions) -> tuple[Any, Any]
 
 
 def load_tokenizer(model: str | PathLike[str]) -> Any:
-    """Return the tokenizer alone, of a model that :func:`load` takes.
+    """Return only the tokenizer of a model; see :func:`load`.
 
     Raises:
-        ModelNotFoundError: nothing loadable there.
+        ModelNotFoundError: there is nothing to load.
     """
     source, options = _source(model, None)
     with _explained(source):
@@ -115,9 +115,9 @@ def _source(model: str | PathLike[str], gguf_file: str | None) -> tuple[str, dic
 
 
 def _unpacked(config: Any, weights: dict[str, Any], is_gguf: bool) -> bool:
-    """Whether transformers can only unpack the weights; then it is told to do so while it loads them.
+    """Return whether transformers can only unpack the weights, and have it do so while it loads them.
 
-    Left to itself it looks for kernels on the hub for GGUF, and unpacks compressed-tensors in the first forward.
+    By default it looks for GGUF kernels on the hub, and unpacks compressed-tensors in the first forward pass.
     """
     if is_gguf:
         if hasattr(formats, "GgufConfig"):  # earlier transformers always unpack
@@ -132,7 +132,7 @@ def _unpacked(config: Any, weights: dict[str, Any], is_gguf: bool) -> bool:
 
 @contextmanager
 def _explained(source: str, target: torch.device | None = None) -> Iterator[None]:
-    """Whatever transformers and the packages behind it raise becomes an error of ours, with their reason."""
+    """Turn any error of transformers and its packages into one of ours, with the reason."""
     try:
         yield
     except SamKVError:
@@ -156,12 +156,12 @@ def _explained(source: str, target: torch.device | None = None) -> Iterator[None
 
 
 def choose_device(device: str | torch.device | None, device_map: Any = None) -> torch.device:
-    """The device asked for, in either way, or CUDA where there is one, else the CPU.
+    """Return the device given in either way; by default CUDA if available, else the CPU.
 
-    ``device_map`` is transformers': a device, a mapping to devices, or ``"auto"`` and its like.
+    ``device_map`` is transformers': a device, a mapping to devices, or ``"auto"`` and similar.
 
     Raises:
-        ConfigurationError: no such device, or several.
+        ConfigurationError: there is no such device, or several are given.
     """
     if device is not None and device_map is not None:
         raise ConfigurationError(f"device is {device!r} and device_map is {device_map!r}; give one")
@@ -176,7 +176,7 @@ def choose_device(device: str | torch.device | None, device_map: Any = None) -> 
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         chosen = torch.device(place)
-        torch.zeros(1, device=chosen).item()  # a name is no device yet, and "meta" holds nothing
+        torch.zeros(1, device=chosen).item()  # fails if there is no such device, and for "meta", which has no values
     except (AssertionError, RuntimeError, TypeError) as error:
         reason = str(error).splitlines()[0].split(". ")[0]
         raise ConfigurationError(
@@ -186,21 +186,17 @@ def choose_device(device: str | torch.device | None, device_map: Any = None) -> 
 
 
 def choose_dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch.dtype:
-    """The dtype asked for; ``None`` or ``"auto"``: bfloat16 where the processor computes in it, else float32.
+    """Return the dtype given; ``None`` or ``"auto"``: bfloat16 if the processor computes in it, else float32.
 
     Raises:
-        ConfigurationError: not a floating-point dtype known here.
+        ConfigurationError: the name is not a known floating-point dtype.
     """
     if isinstance(dtype, torch.dtype):
         return dtype
     if dtype in (None, "auto"):
-        return torch.bfloat16 if device.type != "cpu" or _cpu_computes_bfloat16() else torch.float32
+        # Without AVX512-BF16 a CPU emulates bfloat16 products, slower than float32's.
+        is_supported = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+        return torch.bfloat16 if device.type != "cpu" or is_supported() else torch.float32
     if dtype not in _DTYPES:
         raise ConfigurationError(f"dtype is {dtype!r}; it must be 'auto' or one of {', '.join(_DTYPES)}")
     return _DTYPES[dtype]
-
-
-def _cpu_computes_bfloat16() -> bool:
-    # Without AVX512-BF16 a bfloat16 product is emulated and slower than float32.
-    probe = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
-    return bool(probe()) if probe is not None else False

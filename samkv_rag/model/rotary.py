@@ -1,8 +1,8 @@
 """Rotating cached keys to another position.
 
-RoPE is relative: a key computed at position p becomes the key at p + offset by one more rotation
-with the angles of ``offset``. So a chunk's keys are kept as computed, right behind the preamble, and
-rotated once, by a constant, when the chunk's place in the prompt is known.
+RoPE is relative: rotating a key of position p once more, by the angles of ``offset``, gives the key of position
+p + offset. So a chunk's keys are stored as computed, right after the preamble, and rotated once, by a constant,
+when the chunk's place in the prompt is known.
 """
 
 from __future__ import annotations
@@ -17,8 +17,7 @@ import torch
 class Rotation:
     """A rotation per token: cosines and sines of its angles, each ``[tokens, rotary_dim / 2]``, float32.
 
-    Like the model's own RoPE it is applied in the dtype of what it turns: in bfloat16 twice as fast
-    as through float32.
+    It computes in the dtype of its argument, as the model's own RoPE does: in bfloat16 twice as fast as in float32.
     """
 
     cos: torch.Tensor
@@ -27,7 +26,7 @@ class Rotation:
     """RoPE pairs dimension 2i with 2i + 1 (Cohere, Llama 4) instead of i with i + rotary_dim / 2."""
 
     def __call__(self, states: torch.Tensor) -> torch.Tensor:
-        """Rotation ``states`` ``[..., tokens, head_dim]`` (keys or queries after RoPE) into new ones.
+        """Return ``states`` ``[..., tokens, head_dim]`` (keys or queries after RoPE) rotated, in a new tensor.
 
         Dimensions past ``rotary_dim`` (partial RoPE) pass through.
         """
@@ -48,10 +47,10 @@ class Rope(NamedTuple):
     """How a layer rotates."""
 
     frequencies: str
-    """Where the model's rotary module keeps the angles of one position, ``[rotary_dim / 2]``."""
+    """Attribute of the model's rotary module that has the angles of one position, ``[rotary_dim / 2]``."""
     of_neighbours: bool = False
 
     def by(self, rotary: torch.nn.Module, offsets: torch.Tensor) -> Rotation:
-        """The rotation by ``offsets`` ``[tokens]``, in positions. yarn's factor is in the cached keys already."""
+        """Return the rotation by ``offsets`` ``[tokens]`` positions. Cached keys already include yarn's factor."""
         angles = offsets.float()[:, None] * getattr(rotary, self.frequencies).float()
         return Rotation(angles.cos(), angles.sin(), self.of_neighbours)

@@ -1,4 +1,4 @@
-"""Which models can be used: checked by their configuration, then by a short run."""
+"""Which models can be used: first their configuration is checked, then a short run."""
 
 from __future__ import annotations
 
@@ -19,36 +19,36 @@ _PROBE_TOKENS = 24
 _PROBE_WINDOW = 8
 # Relative to the norm. A wrong rotation differs by about 1, a wrong window by 0.25 to 1.
 _TOLERANCE = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 5e-2}
-# LLM.int8 and int8 with dynamic activations round these too, and the last bit of a hidden state decides how: up to 0.08
-# was seen, in float32, where int8 and int4 weights alone stay at 1e-6.
+# LLM.int8 and int8 with dynamic activations round activations too, and the last bit of a hidden state decides how: up
+# to 0.08 was measured in float32, where int8 and int4 weights alone stay at 1e-6.
 _TOLERANCE_QUANTISED = 0.15
 
 
 def check_config(model: Any) -> None:
-    """Refuse models whose cached keys cannot be rotated, and those with layers that have none.
+    """Refuse models whose layers cache no keys, or keys that cannot be rotated.
 
     Raises:
-        UnsupportedModelError: saying why.
+        UnsupportedModelError: with the reason.
     """
     config = model.config
     name = getattr(config, "model_type", type(model).__name__)
     if len(devices := {str(parameter.device) for parameter in model.parameters()}) > 1 or "meta" in devices:
         raise UnsupportedModelError(
             f"{name}: its weights are on {', '.join(sorted(devices))}; the engine keeps a model on one device: load it "
-            "with device='cuda:0', and quantised where it is too large for it"
+            "with device='cuda:0', quantised if it is too large"
         )
     if hasattr(config, "text_config"):
-        raise UnsupportedModelError(f"{name}: a model of several parts; load its language model alone")
+        raise UnsupportedModelError(f"{name}: the model has several parts; load its language model alone")
     if other := sorted(set(getattr(config, "layer_types", None) or ()) - _LAYER_TYPES):
         raise UnsupportedModelError(
-            f"{name}: it has layers with {', '.join(other)}, which keep no keys and values that could be cached chunk "
-            "by chunk; let transformers' own generate() read the whole prompt (full prefill)"
+            f"{name}: it has layers with {', '.join(other)}, whose state cannot be cached chunk by chunk; use "
+            "transformers' own generate() on the whole prompt (full prefill)"
         )
     rope = getattr(config, "rope_parameters", None) or {}
     ropes = [part for part in (rope, *rope.values()) if isinstance(part, dict) and "rope_type" in part]
     if not ropes:
         raise UnsupportedModelError(f"{name}: it has no rotary positions, by which cached keys are moved")
-    for rope in ropes:  # one, or one for each kind of layer
+    for rope in ropes:  # one, or one per kind of layer
         if rope["rope_type"] in _LENGTH_DEPENDENT_ROPE:
             raise UnsupportedModelError(
                 f"{name}: rope_type is {rope['rope_type']!r}, whose angles depend on the prompt's length, so cached "
@@ -64,10 +64,10 @@ def check_config(model: Any) -> None:
 
 @torch.inference_mode()
 def self_test(decoder: Decoder) -> None:
-    """Compare our way of running the model with its own, on a probe of a few random tokens that outlasts its windows.
+    """Compare our way of running the model with its own, on a few random tokens, more than its windows hold.
 
     Raises:
-        UnsupportedModelError: naming what differs, by how much, and the limit.
+        UnsupportedModelError: with what differs, by how much, and the limit.
     """
     generator = torch.Generator().manual_seed(0)
     probe = torch.randint(0, decoder.config.vocab_size, (1, _PROBE_TOKENS), generator=generator)
@@ -77,7 +77,7 @@ def self_test(decoder: Decoder) -> None:
         _compare_rotated(decoder, probe)
     except UnsupportedModelError:
         raise
-    except Exception as error:  # of kernels, too, that do not run here
+    except Exception as error:  # including those of kernels that do not run here
         raise UnsupportedModelError(
             f"{decoder.config.model_type}: its layers cannot be run one by one ({type(error).__name__}: {error}) on "
             f"{decoder.device}; this architecture, or this format of weights there, cannot be used"
@@ -86,7 +86,7 @@ def self_test(decoder: Decoder) -> None:
 
 @contextmanager
 def _short_windows(model: Any) -> Iterator[None]:
-    """Where windows are, they are ``_PROBE_WINDOW`` tokens long for a while."""
+    """Shorten the model's windows, if it has any, to ``_PROBE_WINDOW`` tokens."""
     owners = [model.config, base_of(model).config, *(layer.self_attn for layer in base_of(model).layers)]
     windows = [(owner, owner.sliding_window) for owner in owners if getattr(owner, "sliding_window", None)]
     try:
@@ -99,7 +99,7 @@ def _short_windows(model: Any) -> Iterator[None]:
 
 
 def _compare_forward(decoder: Decoder, probe: torch.Tensor) -> None:
-    """A prompt run in two parts, the second over the first's cache, against one direct forward."""
+    """Compare a prompt run in two parts, the second over the first's cache, with one direct forward."""
     expected = decoder.model(probe.to(decoder.device), use_cache=False).logits[:, -1]
     buffer, half = KVBuffer(decoder.num_layers), _PROBE_TOKENS // 2
     for part in (slice(0, half), slice(half, _PROBE_TOKENS)):
@@ -111,11 +111,11 @@ def _compare_forward(decoder: Decoder, probe: torch.Tensor) -> None:
 
 
 def _compare_rotated(decoder: Decoder, probe: torch.Tensor) -> None:
-    """Keys computed at position 0 and rotated to the window's end against keys computed there."""
+    """Compare keys computed at position 0 and rotated to the context window's end with keys computed there."""
     here = torch.arange(_PROBE_TOKENS)
     offset = decoder.context_window - _PROBE_TOKENS
     rotate = decoder.rotation_by(torch.full((_PROBE_TOKENS,), offset))
-    hidden = decoder.embed(probe)  # the same for both in each layer, so that rounding does not pile up
+    hidden = decoder.embed(probe)  # both runs get the same input in each layer, so rounding does not add up
     for layer in range(decoder.num_layers):
         _, expected = _run_layer(decoder, hidden, here + offset, layer)
         hidden, keys = _run_layer(decoder, hidden, here, layer)
@@ -126,7 +126,7 @@ def _compare_rotated(decoder: Decoder, probe: torch.Tensor) -> None:
 def _run_layer(
     decoder: Decoder, hidden: torch.Tensor, position_ids: torch.Tensor, layer: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Hidden states behind ``layer`` and the keys it computed."""
+    """Return the hidden states after ``layer`` and the keys it computed."""
     buffer = KVBuffer(decoder.num_layers)
     behind = decoder.run_layers(hidden, position_ids, CausalPass(buffer, position_ids), [layer])
     return behind, buffer.layer(layer)[0]

@@ -1,7 +1,7 @@
-"""Texts to token ids and back, so that a chunk has the same ids alone and inside a prompt.
+"""Texts to token ids and back; a chunk has the same ids alone and inside a prompt.
 
-Control tokens (``<|im_end|>`` and the like) are the model's structure. Only the chat template may
-write them: spelled out in a document or a message they stay text.
+Control tokens (``<|im_end|>`` and the like) are a chat's structure. Only the chat template may write them:
+spelled out in a document or a message, they stay text.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ _SENTENCE_END = re.compile(r"[.!?\n。！？।؟]")
 
 @dataclass(frozen=True)
 class RenderedPrompt:
-    """Messages as one text, which remembers what in it the chat template did not write.
+    """Messages as one text, with the places of its control tokens.
 
-    ``prompt + text`` adds text of the caller's own, such as how the answer is to begin.
+    ``prompt + text`` appends the caller's text, such as the beginning of the answer.
     """
 
     text: str
     literals: tuple[tuple[int, int], ...] = ()
-    """First character, and the one behind the last, of every control token that a message spells out."""
+    """Start and stop, in characters, of every control token that a message spells out."""
     structure: tuple[tuple[int, int], ...] = ()
-    """The same of every control token that the template wrote. No chunk is recognised across one."""
+    """The same for the control tokens written by the template. No chunk is recognised across one."""
     user_text: str = ""
-    """The last message of the user's."""
+    """The user's last message."""
 
     def __add__(self, text: str) -> RenderedPrompt:
         return replace(self, text=self.text + text)
@@ -51,23 +51,24 @@ class RenderedPrompt:
 class PromptTokenizer:
     """Tokenises the segments of a prompt one by one. Thread-safe: it works on copies of the tokenizer.
 
-    Tokenizers that put a space before every text, as Sentencepiece does, would put one into the middle of a prompt:
-    they get every segment but the first behind a line break, which is cut off again.
+    Some tokenizers, such as Sentencepiece, put a space before every text. To keep it out of the middle of a prompt,
+    all segments but the first are tokenised after a line break, which is then cut off.
     """
 
     def __init__(self, tokenizer: Any) -> None:
-        self.tokenizer = copy.deepcopy(tokenizer)  # rendering only; nobody else changes its options
+        self.tokenizer = copy.deepcopy(tokenizer)  # for rendering only; a copy, because callers change its options
         self._control = _control_tokens(tokenizer)
         self._control_ids = frozenset(self._control.values())
-        self._control_pattern = _pattern(self._control)
+        longest_first = sorted(self._control, key=len, reverse=True)
+        self._control_pattern = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
         self._parsing = _encoder(tokenizer, without=frozenset())
         self._plain = _encoder(tokenizer, without=frozenset(self._control))
         self._sentinel_ids = self._plain.ids(_SENTINEL)
         self._adds_space = self._sentinel_ids + self._plain.ids("word") != self._plain.ids(f"{_SENTINEL}word")
         self.bos_ids = self._leading_special_ids()
-        """What the model expects before a prompt, often empty."""
+        """Ids that the model expects before a prompt, often none."""
         self._signs: dict[int, tuple[bool, bool]] = {}
-        """Of each token met so far: whether it can end a sentence, and whether it begins with a letter or digit."""
+        """For each token seen so far: whether it can end a sentence, and whether it begins with a letter or digit."""
 
     @property
     def has_chat_template(self) -> bool:
@@ -102,15 +103,15 @@ class PromptTokenizer:
         return not self._control_ids.isdisjoint(token_ids)
 
     def chunk_ids(self, text: str) -> list[int]:
-        """Token ids of a chunk, without any control token."""
+        """Return a chunk's token ids, no control token among them."""
         return self._continuation(self._text_only, text)
 
     def preamble_ids(self, text: str | None) -> list[int]:
-        """Token ids of what stands before a chunk while it is computed; None: as a prompt may well begin."""
+        """Return the token ids before a chunk while its KV is computed; None: a usual beginning of a prompt."""
         return self.text_ids(self._message_head() or _PREAMBLE if text is None else text, starts_prompt=True)
 
     def _message_head(self) -> str:
-        """How the chat template begins a user's message; empty without one, and of one that writes the date."""
+        """Return the chat template's text before a user's message; empty if there is none or it contains the date."""
         if not self.has_chat_template or "strftime" in str(self.tokenizer.chat_template):
             return ""
         mark = self._unused_mark("")
@@ -121,16 +122,21 @@ class PromptTokenizer:
         return head if found else ""
 
     def chunk_offsets(self, text: str) -> list[tuple[int, int]]:
-        """First character, and the one behind the last, of each of a chunk's tokens.
+        """Return start and stop, in characters, of each of a chunk's tokens.
 
-        Tokens that share a character (bytes of an emoji) split it: the first has it, the others are empty.
+        If tokens share a character (bytes of an emoji), the first one has it and the others are empty.
         """
-        return _without_overlaps(self._continuation_offsets(text), len(text))
+        ordered, position = [], 0
+        for start, stop in self._continuation_offsets(text):
+            start = min(max(start, position), len(text))
+            position = min(max(stop, start), len(text))
+            ordered.append((start, position))
+        return ordered
 
     def text_ids(self, text: str, starts_prompt: bool, literals: Sequence[tuple[int, int]] = ()) -> list[int]:
-        """Token ids of prompt text between chunks; the first text gets the BOS that the model expects.
+        """Return the token ids of prompt text between chunks; the first text gets the BOS that the model expects.
 
-        Control tokens are parsed, but for those at ``literals``, ranges of characters, which stay text.
+        Control tokens are parsed, except those at ``literals``, ranges of characters, which stay text.
         """
         if literals:
             ids = self._ids_beside(literals, text, starts_prompt)
@@ -145,12 +151,12 @@ class PromptTokenizer:
         tools: Sequence[Mapping[str, Any]] = (),
         documents: Sequence[Mapping[str, str]] = (),
     ) -> RenderedPrompt:
-        """Messages as one text by the model's chat template, ready for the answer.
+        """Render messages as one text with the model's chat template, ready for the answer.
 
-        ``tools`` are function schemas, ``documents`` have ``title`` and ``text`` each; both as templates take them.
+        ``tools`` are function schemas, ``documents`` have a ``title`` and a ``text`` each, as templates take them.
 
         Raises:
-            ChatTemplateError: no template, or one that refuses these messages, or leaves out or rewrites a document.
+            ChatTemplateError: there is no template, it refuses these messages, or it leaves out or rewrites a document.
             ToolsUnsupportedError: there are tools, and the template leaves them out.
         """
         given = [[*map(dict, messages)], [*map(dict, tools)], [*map(dict, documents)]]
@@ -172,11 +178,11 @@ class PromptTokenizer:
         return replace(self._unmarked(text, mark), user_text=user_text)
 
     def decode(self, token_ids: Sequence[int]) -> str:
-        """Token ids to text, without special tokens."""
+        """Return the text of token ids, without special tokens."""
         return self._parsing.text(list(token_ids))
 
     def sentence_ends(self, token_ids: Sequence[int]) -> list[bool]:
-        """Which of a text's tokens end a sentence or a line: signs alone, and no letter or digit behind them."""
+        """Return which of a text's tokens end a sentence or a line: punctuation that no letter or digit follows."""
         for token_id in {*token_ids} - self._signs.keys():
             text = self.token_text(token_id)
             is_end = bool(_SENTENCE_END.search(text)) and not any(map(str.isalnum, text))
@@ -185,18 +191,18 @@ class PromptTokenizer:
         return [is_end and not continues for (is_end, _), (_, continues) in pairwise(signs)]
 
     def token_text(self, token_id: int) -> str:
-        """The text of a token that stands behind another."""
+        """Return the text of a token that follows another."""
         lead = self._sentinel_ids if self._adds_space else []
         return self.decode([*lead, token_id])[len(self.decode(lead)) :]
 
-    # Control tokens in messages: marked before the template runs, found by their marks afterwards
+    # Control tokens in messages are marked before the template runs, and found by their marks afterwards.
 
     def _unused_mark(self, given: Any) -> str:
         everything = json.dumps(given, ensure_ascii=False, default=str) + str(self.tokenizer.chat_template)
         return next(chr(code) for code in _PRIVATE_USE if chr(code) not in everything)
 
     def _marked(self, value: Any, mark: str) -> Any:
-        """A copy in which every control token spelled out in any text is broken by ``mark``."""
+        """Return a copy in which ``mark`` breaks every control token that a text spells out."""
         if isinstance(value, str):
             return self._control_pattern.sub(lambda found: found[0][0] + mark + found[0][1:], value)
         if isinstance(value, Mapping):
@@ -206,7 +212,7 @@ class PromptTokenizer:
         return value
 
     def _unmarked(self, text: str, mark: str) -> RenderedPrompt:
-        # A template that writes JSON may have escaped the mark.
+        # A template that writes JSON may escape the mark.
         parts = re.split(f"{mark}|{re.escape(json.dumps(mark)[1:-1])}", text)
         at_mark, position = set(), 0
         for part in parts[:-1]:
@@ -224,37 +230,31 @@ class PromptTokenizer:
         options |= {name: given for name, given in (("tools", tools), ("documents", documents)) if given}
         try:
             return str(self.tokenizer.apply_chat_template(messages, **options))
-        except Exception as error:  # jinja2 errors and whatever a template raises itself
+        except Exception as error:  # jinja2's errors and those that the template raises
             raise ChatTemplateError(
                 f"the model's chat template refused {len(messages)} message(s): {error}; "
                 "check roles and their order, or pass the prompt as one string"
             ) from error
 
     def _ids_beside(self, literals: Sequence[tuple[int, int]], text: str, starts_prompt: bool) -> list[int]:
-        """Ids of ``text`` in which the control tokens outside of ``literals`` are parsed, and all else is text."""
+        """Return the ids of ``text``, with control tokens parsed outside of ``literals`` and nowhere else."""
         ids: list[int] = []
-        position = 0
+        position, encode = 0, self._text_only if starts_prompt else self.chunk_ids
         for found in self._control_pattern.finditer(text):
             if any(start < found.end() and found.start() < stop for start, stop in literals):
                 continue
-            ids += self._plain_ids(text[position : found.start()], starts_prompt and position == 0)
-            ids.append(self._control[found[0]])
-            position = found.end()
-        return ids + self._plain_ids(text[position:], starts_prompt and position == 0)
-
-    def _plain_ids(self, text: str, starts_prompt: bool) -> list[int]:
-        return self._text_only(text) if starts_prompt else self.chunk_ids(text)
+            ids += [*encode(text[position : found.start()]), self._control[found[0]]]
+            position, encode = found.end(), self.chunk_ids
+        return ids + encode(text[position:])
 
     def _text_only(self, text: str) -> list[int]:
-        """Ids of ``text`` with no control token among them."""
+        """Return the ids of ``text``, no control token among them."""
         ids = self._plain.ids(text)
         if not self.has_control(ids):
             return ids
-        # A vocabulary that lists control tokens as words: none is left once each is cut in two.
+        # The vocabulary has control tokens as words, too. Cut in two, none is found.
         halves = self._control_pattern.sub(lambda found: f"{found[0][0]}\0{found[0][1:]}", text).split("\0")
         return [token_id for half in halves for token_id in self._plain.ids(half)]
-
-    # Texts that continue another
 
     def _continuation(self, encode: Callable[[str], list[int]], text: str) -> list[int]:
         if not self._adds_space or not text:
@@ -265,7 +265,7 @@ class PromptTokenizer:
         return ids[cut:] if ids[:cut] == self._sentinel_ids else encode(text)
 
     def _continuation_offsets(self, text: str) -> list[tuple[int, int]]:
-        """Offsets of the ids that :meth:`chunk_ids` gives."""
+        """Return the offsets of :meth:`chunk_ids`; tokens may overlap."""
         ids = self.chunk_ids(text)
         for lead in (_SENTINEL, "") if self._adds_space else ("",):
             offsets = self._plain.offsets(lead + text)
@@ -277,7 +277,7 @@ class PromptTokenizer:
         return self._decoded_offsets(ids)
 
     def _decoded_offsets(self, token_ids: Sequence[int]) -> list[tuple[int, int]]:
-        """For tokenizers that cannot tell: by the length of the text that the ids so far make."""
+        """Find offsets by the length of the text so far, for tokenizers that do not report them."""
         ends = [len(self.decode(token_ids[: i + 1])) for i in range(len(token_ids))]
         return list(pairwise([0, *ends]))
 
@@ -289,7 +289,7 @@ class PromptTokenizer:
 
 
 def _control_tokens(tokenizer: Any) -> dict[str, int]:
-    """Text and id of every special token, and of every added token that the chat template writes."""
+    """Return the text and id of every special token, and of every added token in the chat template."""
     added: Mapping[int, Any] = getattr(tokenizer, "added_tokens_decoder", {})
     template = str(getattr(tokenizer, "chat_template", None) or "")
     special = set(getattr(tokenizer, "all_special_tokens", ()))
@@ -300,13 +300,8 @@ def _control_tokens(tokenizer: Any) -> dict[str, int]:
     }
 
 
-def _pattern(tokens: Mapping[str, int]) -> re.Pattern[str]:
-    longest_first = sorted(tokens, key=len, reverse=True)
-    return re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
-
-
 def _encoder(tokenizer: Any, without: frozenset[str]) -> _FastEncoder | _SlowEncoder:
-    """An encoder of our own that does not know the control tokens ``without``."""
+    """Return an encoder that does not know the control tokens ``without``."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         return _SlowEncoder(copy.deepcopy(tokenizer), bool(without))
@@ -317,7 +312,7 @@ def _encoder(tokenizer: Any, without: frozenset[str]) -> _FastEncoder | _SlowEnc
 
 
 class _FastEncoder:
-    """A ``tokenizers`` tokenizer that nobody changes, so any number of threads may use it."""
+    """A ``tokenizers`` tokenizer. Thread-safe, because nobody changes it."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
@@ -333,7 +328,7 @@ class _FastEncoder:
 
 
 class _SlowEncoder:
-    """A tokenizer in Python, one call at a time: nothing says that it bears more."""
+    """A tokenizer in Python, called by one thread at a time, because it may not be thread-safe."""
 
     def __init__(self, tokenizer: Any, split_special_tokens: bool) -> None:
         self._tokenizer = tokenizer
@@ -351,16 +346,6 @@ class _SlowEncoder:
         with self._lock:
             options = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
             return str(self._tokenizer.decode(token_ids, **options))
-
-
-def _without_overlaps(offsets: Sequence[tuple[int, int]], num_chars: int) -> list[tuple[int, int]]:
-    """Offsets that never go back and stay within a text of ``num_chars`` characters."""
-    ordered, position = [], 0
-    for start, stop in offsets:
-        start = min(max(start, position), num_chars)
-        position = min(max(stop, start), num_chars)
-        ordered.append((start, position))
-    return ordered
 
 
 def printable(text: str, limit: int = 60) -> str:

@@ -22,7 +22,7 @@ from samkv_rag.prompt.layout import PromptLayout
 from samkv_rag.results import Diagnostic
 
 Need = Literal["index", "kv", "summary"]
-"""What a method reads of a stored chunk: what an index holds, all keys and values, block means."""
+"""A part of a stored chunk that a method reads: what an index has, all keys and values, block means."""
 
 
 class Clock:
@@ -43,7 +43,7 @@ class Clock:
 
 @dataclass(frozen=True)
 class PrefillContext:
-    """What a method works on."""
+    """The input of a method."""
 
     decoder: Decoder
     layout: PromptLayout
@@ -56,7 +56,7 @@ class PrefillContext:
 
 @dataclass(frozen=True)
 class Prefilled:
-    """What decoding starts from."""
+    """The output of a method, from which decoding starts."""
 
     hidden: torch.Tensor
     """``[1, 1, hidden]``, last layer, of the prompt's last token"""
@@ -65,18 +65,18 @@ class Prefilled:
     recomputed: torch.Tensor
     """``[tokens]``, chunk tokens run through the model for this prompt"""
     diagnostics: tuple[Diagnostic, ...] = ()
-    """What the method noticed on its way."""
+    """Problems that the method noticed."""
     block_scores: BlockScores | None = None
-    """By what it chose, if it chose."""
+    """The scores that the method selected by, if it selects."""
     layout: PromptLayout | None = None
-    """The prompt with its chunks in another order, which the masks and the buffer are of; None: as it was."""
+    """The prompt with its chunks reordered, to which the masks and the buffer refer; None: not reordered."""
 
 
 @dataclass(frozen=True)
 class PrefillMethod(ABC):
     """Fills a KV buffer from a prompt.
 
-    A method is a frozen dataclass: its fields are its options, checked in ``__post_init__``. A new method is one
+    A method is a frozen dataclass. Its fields are its options, checked in ``__post_init__``. A new method is one
     subclass, and one line in the registry or an entry point of the group ``samkv.methods``.
     """
 
@@ -84,14 +84,14 @@ class PrefillMethod(ABC):
 
     @property
     def needs(self) -> frozenset[Need]:
-        """What it reads of stored chunks; empty: it uses no cache."""
+        """Parts of stored chunks that the method reads; empty: it uses no cache."""
         return frozenset({"kv"})
 
     def require(self, storage: Storage, decoder: Decoder) -> None:
-        """Let a method pass that the engine's chunks and its model can serve.
+        """Check that the method works with the engine's chunks and model.
 
         Raises:
-            ConfigurationError: it reads more of a chunk than an index holds, or wants what the model has not.
+            ConfigurationError: it reads more of a chunk than an index has, or needs what the model lacks.
         """
         if storage == "index" and (more := sorted(self.needs - {"index"})):
             raise ConfigurationError(
@@ -111,7 +111,7 @@ class PrefillMethod(ABC):
 
     @property
     def is_exact(self) -> bool:
-        """Whether it equals full prefill; such a method computes what was said in former turns, too."""
+        """Whether the method equals full prefill; then former turns of a chat are computed again, too."""
         return False
 
     @property
@@ -120,7 +120,7 @@ class PrefillMethod(ABC):
         return 0
 
     def to_dict(self) -> dict[str, Any]:
-        """Name and options as plain values; ``resolve_method`` takes them back."""
+        """Return name and options as plain values, for ``resolve_method``."""
         return {"name": self.name, **asdict(self)}
 
 
@@ -141,7 +141,7 @@ class CachedPrefill(PrefillMethod):
 
 @dataclass(frozen=True)
 class RecomputingPrefill(CachedPrefill):
-    """Base of the methods that keep all cached KV and recompute some of it."""
+    """Base of the methods that retain all cached KV and recompute some of it."""
 
     recompute_ratio: float = 0.15
     """Hard cap on chunk tokens recomputed ÷ chunk tokens in the prompt, in (0, 1]."""

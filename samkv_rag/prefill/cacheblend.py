@@ -1,4 +1,4 @@
-"""CacheBlend (arXiv 2405.16444, EuroSys 2025): all cached KV kept, the tokens that deviate most recomputed."""
+"""CacheBlend (arXiv 2405.16444, EuroSys 2025): all cached KV retained, the tokens that deviate most recomputed."""
 
 from __future__ import annotations
 
@@ -7,29 +7,25 @@ from typing import ClassVar
 
 import torch
 
-from samkv_rag.model.attention import LayerSpec
 from samkv_rag.model.decoder import CausalPass, Decoder
 from samkv_rag.prefill.base import PrefillContext, Prefilled, RecomputingPrefill
 from samkv_rag.prefill.passes.plan import make_plan
-from samkv_rag.prefill.passes.planned_pass import PlannedPass, attend_in_groups
+from samkv_rag.prefill.passes.planned_pass import KV, PlannedPass, attend_in_groups
 from samkv_rag.prefill.passes.selection import best_tokens
 from samkv_rag.prompt.layout import PromptLayout
 
 CHECK_LAYER = 1
-"""Layer 0 cannot deviate: its keys and values depend on the token and its position alone."""
-
-_KV = tuple[torch.Tensor, torch.Tensor]
+"""Layer 0 cannot deviate: its keys and values depend only on the token and its position."""
 
 
 @dataclass(frozen=True)
 class CacheBlend(RecomputingPrefill):
     """Recomputes the chunk tokens whose cached KV is most wrong.
 
-    Source: CacheBlend, sections 4 and 5. All tokens run through layer 0 and are projected to keys and
-    values at layer 1, the check layer; the tokens whose fresh KV is furthest from the cached run on
-    through the layers above, see everything before them, and overwrite the cache. The paper filters
-    further, a little at every layer; this is the single check layer that its authors' LMCache uses.
-    What the lower two layers computed for all tokens is kept, for it is exact.
+    Source: CacheBlend, sections 4 and 5. All tokens run through layer 0 and are projected to keys and values
+    at layer 1, the check layer. The tokens whose fresh KV is furthest from the cached run on through the layers
+    above, see everything before them, and overwrite the cache. The paper filters a little at every layer; the
+    single check layer is what its authors' LMCache uses. The lower two layers retain their fresh KV, which is exact.
     """
 
     name: ClassVar[str] = "cacheblend"
@@ -45,23 +41,21 @@ class CacheBlend(RecomputingPrefill):
         everything = torch.ones_like(recomputed)
         with context.clock.phase("recompute"):
             plan = make_plan(layout, everything, recomputed, view="all")
-            hidden = hidden[:, plan.row_positions]
-
-            def attend_to_fresh(
-                layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, spec: LayerSpec
-            ) -> torch.Tensor:
-                keys, values = buffer.append(layer, *fresh)
-                return attend_in_groups(plan.groups, query, (keys, values), (keys, values), spec)
-
-            hidden = decoder.run_layers(hidden, plan.row_positions, attend_to_fresh, [CHECK_LAYER])
+            kv = buffer.append(CHECK_LAYER, *fresh)
+            hidden = decoder.run_layers(
+                hidden[:, plan.row_positions],
+                plan.row_positions,
+                lambda layer, query, key, value, spec: attend_in_groups(plan.groups, query, kv, kv, spec),
+                [CHECK_LAYER],
+            )
             above = range(CHECK_LAYER + 1, decoder.num_layers)
             attend = PlannedPass(decoder, plan, buffer, layers=above)
             hidden = decoder.run_layers(hidden, plan.row_positions, attend, above)
         return Prefilled(hidden[:, -1:], everything, recomputed)
 
 
-def deviations(decoder: Decoder, layout: PromptLayout, fresh: _KV) -> torch.Tensor:
-    """Squared distance between fresh and cached KV of every token, ``[tokens]``; 0 outside chunks.
+def deviations(decoder: Decoder, layout: PromptLayout, fresh: KV) -> torch.Tensor:
+    """Return the squared distance between fresh and cached KV of every token, ``[tokens]``; 0 outside chunks.
 
     ``fresh`` are keys and values at the check layer, each ``[1, kv_heads, tokens, head_dim]``.
     """
@@ -69,7 +63,7 @@ def deviations(decoder: Decoder, layout: PromptLayout, fresh: _KV) -> torch.Tens
     for segment in layout.chunks:
         assert segment.reader is not None
         keys, values = (tensor.to(layout.device) for tensor in segment.reader.layer(CHECK_LAYER))
-        cached = (decoder.rotation_by(torch.tensor([segment.start]))[CHECK_LAYER](keys), values)
+        cached = (decoder.rotation_by(torch.tensor([segment.rotate_offset]))[CHECK_LAYER](keys), values)
         differences = (ours[0, :, segment.span].float() - theirs for ours, theirs in zip(fresh, cached, strict=True))
         found[segment.span] = sum(difference.square().sum(dim=(0, 2)) for difference in differences)
     return found

@@ -1,4 +1,4 @@
-"""EPIC (arXiv 2410.15332): all cached KV kept, the first tokens of every chunk recomputed."""
+"""EPIC (arXiv 2410.15332): all cached KV retained, the first tokens of every chunk recomputed."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from samkv_rag.prompt.layout import PromptLayout
 
 @dataclass(frozen=True)
 class Epic(RecomputingPrefill):
-    """LegoLink: a chunk's first tokens, computed alone, draw attention as a prompt's beginning does.
+    """LegoLink: recomputes a chunk's first tokens, which draw attention like a prompt's beginning.
 
-    Source: EPIC, section 4 (called AttnLink in its first version). The first k tokens of every chunk
-    run through all layers and see everything before them. A chunk that begins the prompt is left out, as in the
-    paper, where it was computed without a preamble and so is exact. The paper fixes k (2 to 32 tokens); here it is
-    the largest that the ratio allows, so that methods can be compared at one cost.
+    Source: EPIC, section 4 (called AttnLink in its first version). The first k tokens of every chunk run through
+    all layers and see everything before them. As in the paper, a chunk that begins the prompt and was computed without
+    a preamble is left out, because it is exact. The paper fixes k (2 to 32 tokens); here k is the largest that the
+    ratio allows, so that methods can be compared at one cost.
     """
 
     name: ClassVar[str] = "epic"
@@ -35,7 +35,7 @@ class Epic(RecomputingPrefill):
 
 
 def chunk_beginnings(layout: PromptLayout, recompute_ratio: float) -> torch.Tensor:
-    """First k tokens of every chunk whose KV is not exact, ``[tokens]``, k as large as may be.
+    """Return the first k tokens of every chunk whose KV is not exact, ``[tokens]``, with the largest possible k.
 
     ``recompute_ratio`` of all chunk tokens is a hard cap; chunks shorter than k are taken whole.
     """
@@ -45,5 +45,5 @@ def chunk_beginnings(layout: PromptLayout, recompute_ratio: float) -> torch.Tens
     lengths = layout.chunk_lengths[inexact]
     candidates = torch.arange(int(layout.chunk_lengths.max()) + 1, device=layout.device)
     totals = torch.minimum(candidates[:, None], lengths[None]).sum(dim=1)
-    k = (totals <= num_tokens).sum() - 1  # the first total is 0, and they never fall
+    k = (totals <= num_tokens).sum() - 1  # totals rise from 0
     return layout.is_chunk & (layout.index_in_chunk < k) & inexact[layout.chunk_number]

@@ -1,4 +1,4 @@
-"""Full prefill: every token of the prompt through the model. The reference for all others."""
+"""Full prefill: every token of the prompt runs through the model. The reference for all other methods."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from samkv_rag.prefill.base import Need, PrefillContext, Prefilled, PrefillMetho
 
 @dataclass(frozen=True)
 class FullPrefill(PrefillMethod):
-    """What a model does without samkv_rag; uses no cache."""
+    """Computes the whole prompt, as a model does without samkv_rag; uses no cache."""
 
     name: ClassVar[str] = "full_prefill"
 

@@ -1,4 +1,4 @@
-"""Naive reuse: all cached KV kept as it is, chunks never see each other. The lower reference."""
+"""Naive reuse: all cached KV retained as it is; chunks never see each other. The lower reference."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from samkv_rag.prefill.passes.recomputation import recompute
 
 @dataclass(frozen=True)
 class NaiveReuse(CachedPrefill):
-    """Keys rotated to their places in the prompt, nothing recomputed, nothing dropped."""
+    """Rotates keys to their places in the prompt; recomputes nothing and drops nothing."""
 
     name: ClassVar[str] = "naive_reuse"
 

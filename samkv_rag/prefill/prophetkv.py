@@ -1,4 +1,4 @@
-"""ProphetKV (arXiv 2602.02579): all cached KV kept, the tokens that the question attends to recomputed."""
+"""ProphetKV (arXiv 2602.02579): all cached KV retained, the tokens that the question attends to recomputed."""
 
 from __future__ import annotations
 
@@ -13,18 +13,17 @@ from samkv_rag.prefill.passes.selection import best_tokens
 from samkv_rag.prefill.scout import Scout
 
 _SCAN = Scout(score_layers=(0.0, 1.0), emphasis_tokens=0)
-"""Scouting in which every layer counts, and every token of the question alike."""
+"""Scouting over all layers, with all tokens of the question weighted equally."""
 
 
 @dataclass(frozen=True)
 class ProphetKV(RecomputingPrefill):
     """Recomputes the chunk tokens that the question attends to most.
 
-    Source: ProphetKV, its two stages. First the prompt's text runs over all cached KV; a token's score is
-    the attention that it gets from the question, averaged over the layers. Then the best-scored tokens and
-    the text run through all layers, see everything before them, and overwrite the cache. Rebuilt from the
-    paper's abstract and summaries of it. Scores are averaged over heads, too; of a long question the last
-    64 tokens score, as in :class:`Scout`.
+    Source: ProphetKV's two stages, rebuilt from the paper's abstract and summaries of it. First the prompt's text
+    runs over all cached KV; a token's score is the attention that it gets from the question, averaged over layers
+    and heads. Then the best-scored tokens and the text run through all layers, see everything before them, and
+    overwrite the cache. As in :class:`Scout`, the last 64 tokens of a long question score.
     """
 
     name: ClassVar[str] = "prophetkv"

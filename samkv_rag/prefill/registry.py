@@ -24,10 +24,10 @@ _OWN: tuple[type[PrefillMethod], ...] = (Scout, SamKV, FullPrefill, NaiveReuse, 
 
 
 def method_classes() -> dict[str, type[PrefillMethod]]:
-    """Every known method by name: ours, then those that other packages declare as entry points."""
+    """Return every known method by name: ours, then those that other packages declare as entry points."""
     found: dict[str, type[PrefillMethod]] = {cls.name: cls for cls in _OWN}
     for entry_point in entry_points(group=ENTRY_POINT_GROUP):
-        if entry_point.name not in found:  # ours cannot be replaced by installing a package
+        if entry_point.name not in found:  # installing a package cannot replace ours
             found[entry_point.name] = entry_point.load()
     return found
 
@@ -35,10 +35,10 @@ def method_classes() -> dict[str, type[PrefillMethod]]:
 def resolve_method(method: PrefillMethod | str | Mapping[str, Any]) -> PrefillMethod:
     """Return a method from itself, its name, or a mapping of its name and options.
 
-    ``{"name": "scout", "sequence_ratio": 0.1}`` is what :meth:`PrefillMethod.to_dict` writes.
+    A mapping is what :meth:`PrefillMethod.to_dict` returns: ``{"name": "scout", "sequence_ratio": 0.1}``.
 
     Raises:
-        ConfigurationError: no such method or option, or a value out of range.
+        ConfigurationError: there is no such method or option, or a value is out of range.
     """
     if isinstance(method, PrefillMethod):
         return method

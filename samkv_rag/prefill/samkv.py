@@ -1,8 +1,8 @@
 """SamKV (arXiv 2508.11661) as published: personalised queries select, by block mean keys.
 
-Rebuilt from the paper's text; no code was published. The question attends to the anchors of all
-chunks, its mean query is shifted for each chunk by the other chunks' local queries, and blocks are
-scored by their mean keys, taken at ingestion.
+Rebuilt from the paper's text; no code was published. The question attends to the anchors of all chunks.
+Its mean query is shifted for each chunk by the other chunks' local queries, and scores blocks by their mean
+keys, which were computed at ingestion.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ class SamKV(SparsePrefill):
     """The paper's selection. Anchors and blocks are those of the engine's ``EngineConfig``.
 
     Args:
-        stable_layers: how many last layers select, of those that see furthest where some have windows.
+        stable_layers: how many of the last layers select. If layers have windows, only the widest ones count.
         personalization: add the other chunks' local queries to the question's.
-        dynamic_share: the share retained follows from the scores, within the budget; else it is the budget.
+        dynamic_share: derive the share to retain from the scores, within the budget; else use the whole budget.
 
     Other arguments: see :class:`SparsePrefill`.
     """
@@ -59,8 +59,7 @@ class SamKV(SparsePrefill):
         return Anchors(context.spec.initial_tokens, context.spec.local_tokens)
 
     def select(self, context: PrefillContext, budget: Budget) -> Selected:
-        # The means were taken at ingestion, so the blocks are those of the engine's configuration,
-        # even where the anchors of this prompt had to shrink.
+        # Block means were computed at ingestion, so blocks keep the engine's anchors even if this prompt's shrank.
         anchors = anchor_mask(context.layout, budget.anchors)
         blocks = Blocks(context.layout, self.anchors(context), context.spec.block_tokens)
         queries, scores = self.score_blocks(context, anchors)
@@ -69,11 +68,10 @@ class SamKV(SparsePrefill):
         return Selected(retained, BlockScores(blocks, scores), diagnostics=tuple(failure))
 
     def score_blocks(self, context: PrefillContext, anchors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Score every block of every chunk over the last ``stable_layers`` layers.
+        """Score every block of every chunk over the last ``stable_layers`` layers; ``anchors`` is a ``[tokens]`` mask.
 
         Returns the chunks' queries ``[chunks, layers, heads, head_dim]`` and the scores ``[blocks]``. With
-        ``dynamic_share`` the blocks outside a chunk's own share get -inf: they are never retained,
-        whatever the budget. ``anchors`` is a ``[tokens]`` mask.
+        ``dynamic_share``, blocks outside a chunk's share get -inf: they are never retained, whatever the budget.
         """
         decoder, layout = context.decoder, context.layout
         layers = decoder.widest_layers[-self.stable_layers :]
@@ -85,7 +83,7 @@ class SamKV(SparsePrefill):
         return queries, torch.cat(scores)
 
     def _chunk_scores(self, query: torch.Tensor, summary: Summary) -> torch.Tensor:
-        """Scores ``[blocks]`` of one chunk from its query ``[layers, heads, head_dim]``."""
+        """Score one chunk's blocks, ``[blocks]``, by its query ``[layers, heads, head_dim]``."""
         num_kv_heads = summary.block_mean_keys.shape[1]
         grouped = torch.unflatten(query, 1, (num_kv_heads, -1)).mean(dim=2)  # [layers, kv_heads, head_dim]
         scores = torch.einsum("lhd,lhbd->lb", grouped, summary.block_mean_keys)
@@ -115,10 +113,10 @@ def generic_query(decoder: Decoder, layout: PromptLayout, anchors: torch.Tensor,
 
 
 def personalized_queries(query: torch.Tensor, local_queries: torch.Tensor) -> torch.Tensor:
-    """Q̂_i = Q + mean over j ≠ i of |cos(Q, Qloc_j)| · Qloc_j, head by head.
+    """Compute Q̂_i = Q + mean over j ≠ i of |cos(Q, Qloc_j)| · Qloc_j, head by head.
 
-    ``query`` ``[layers, heads, head_dim]``, ``local_queries`` ``[chunks, layers, heads, head_dim]``;
-    returns one query per chunk, shaped like ``local_queries``.
+    ``query`` is ``[layers, heads, head_dim]``; ``local_queries`` and the result are
+    ``[chunks, layers, heads, head_dim]``.
     """
     num_chunks = local_queries.shape[0]
     if num_chunks == 1:
@@ -129,10 +127,10 @@ def personalized_queries(query: torch.Tensor, local_queries: torch.Tensor) -> to
 
 
 def dynamic_share(block_scores: torch.Tensor, anchor_score: torch.Tensor) -> torch.Tensor:
-    """Share of a chunk's blocks to retain, from how they compare with its anchors.
+    """Return the share of a chunk's blocks to retain, by comparing them with its anchors.
 
-    P = (max s − a) / (max s − min s) where min s < a ≤ max s, else 0. ``block_scores`` is
-    ``[layers, blocks]``, ``anchor_score`` ``[layers]``; averaged over layers.
+    P = (max s − a) / (max s − min s) if min s < a ≤ max s, else 0; averaged over layers. ``block_scores`` is
+    ``[layers, blocks]``, ``anchor_score`` ``[layers]``.
     """
     high, low = block_scores.amax(dim=1), block_scores.amin(dim=1)
     inside = (low < anchor_score) & (anchor_score <= high)
@@ -141,7 +139,7 @@ def dynamic_share(block_scores: torch.Tensor, anchor_score: torch.Tensor) -> tor
 
 
 def _rotated_summary(decoder: Decoder, segment: Segment, layers: list[int]) -> Summary:
-    """A chunk's summary at ``layers``, in float32, rotated to the chunk's place in the prompt."""
+    """Return a chunk's summary at ``layers``, in float32, rotated to the chunk's place in the prompt."""
     assert segment.reader is not None
     summary = segment.reader.summary()
     rotate = decoder.rotation_by(torch.tensor([segment.rotate_offset]))

@@ -1,7 +1,7 @@
-"""Scout, ours and the default: the question reads the whole cached KV and points at what it needs.
+"""Scout, the default method and our own: the question attends to the whole cached KV, and so selects what it needs.
 
-SamKV's flow with another selection: the paper compares mean keys, which on small models point elsewhere. Cached
-chunks have no place of their own, so they may stand where the model reads best, which full prefill cannot.
+It is SamKV's flow with another selection: the paper compares mean keys, which on small models select other tokens.
+Cached chunks have no fixed place, so Scout also moves them to where the model reads best. Full prefill cannot.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from samkv_rag.prefill.passes.plan import Plan, make_plan
 from samkv_rag.prefill.passes.planned_pass import LayerReader, Observer, PlannedPass
 from samkv_rag.prefill.passes.selection import Anchors, Blocks, BlockScores, Budget, anchor_mask
 from samkv_rag.prefill.sparse import Selected, SparsePrefill
-from samkv_rag.prompt.layout import PromptLayout, Segment
+from samkv_rag.prompt.layout import PromptLayout
 
 Placement = Literal["by_score", "prompt"]
 Scouted = Literal["all", "anchors"]
 _MIN_MATCH = 1e-3
-"""Where chunks do not differ, attention alone tells their blocks apart."""
+"""If all chunks match alike, attention alone scores their blocks."""
 MAX_SCORING_TOKENS = 64
-"""Of a long tail (a chat history) only the last tokens rank and score; all of it is run."""
+"""Only the last tokens of a long tail (a chat history) rank and score; all of them are run."""
 
 
 @dataclass(frozen=True)
@@ -37,23 +37,20 @@ class Scout(SparsePrefill):
     """Selects the blocks that the question attends to.
 
     Args:
-        initial_tokens: a chunk's first tokens, always retained: they name what the chunk is about. Last tokens have to
-            earn their place like all others.
+        initial_tokens: how many first tokens of a chunk are always retained: they say what the chunk is about.
         block_tokens: tokens selected together.
-        block_top_tokens: a block's score is the mean of its highest token scores.
-        score_layers: share of the depth whose attention counts, from and to, in [0, 1].
-        emphasis_tokens: how many last prompt tokens are emphasised.
-        emphasis_weight: their attention together weighs so many times what that of all others does.
-        placement: where chunks stand for the model. ``"prompt"``: where they stand in the prompt.
-            ``"by_score"``: the better one matches the question, the nearer to it, whatever their order; small
-            models hardly look further. Chunks divided by texts that differ ("Source 2:") stay where they are.
-        match_power: where chunks are placed, their blocks' scores are multiplied by the chunk's match to this
-            power; 0: not at all.
-        sentence_credit: how much of the attention on the end of a sentence counts for its words instead; 0: the end
-            keeps it.
+        block_top_tokens: a block's score is the mean of so many of its highest token scores.
+        score_layers: part of the depth whose attention counts, from and to, in [0, 1].
+        emphasis_tokens: how many of the prompt's last tokens are emphasised.
+        emphasis_weight: total weight of their attention, relative to that of the question's other tokens.
+        placement: where the model sees chunks. ``"prompt"``: in the prompt's order. ``"by_score"``: the best match
+            nearest to the question, because small models hardly look further. Chunks between different texts
+            ("Source 2:") stay in place.
+        match_power: with placement by score, block scores are multiplied by the chunk's match to this power; 0: not.
+        sentence_credit: how much of the attention on a sentence's end counts for its words instead; 0: none of it.
         scouted: what the question runs over: ``"all"`` cached KV, or a tenth of each chunk, its ``"anchors"``
-            (QCFuse, arXiv 2606.05875); scores are those of all tokens either way. None: all, or the anchors where no
-            more is stored.
+            (QCFuse, arXiv 2606.05875); all tokens get scores either way. None: all, or the anchors if only an index
+            is stored.
 
     Other arguments: see :class:`SparsePrefill`.
     """
@@ -101,16 +98,15 @@ class Scout(SparsePrefill):
     def select(self, context: PrefillContext, budget: Budget) -> Selected:
         layout, match = self.place(context)
         over_anchors = self.scouted == "anchors" or context.spec.storage == "index"
-        token_scores = self.score_tokens(context.decoder, layout, over_anchors)
-        anchors = anchor_mask(layout, budget.anchors)
-        blocks = Blocks(layout, budget.anchors, self.block_tokens)
-        token_scores = credit_sentences(token_scores * match, layout, self.sentence_credit)
+        token_scores = self.score_tokens(context.decoder, layout, over_anchors) * match
+        token_scores = credit_sentences(token_scores, layout, self.sentence_credit)
+        anchors, blocks = anchor_mask(layout, budget.anchors), Blocks(layout, budget.anchors, self.block_tokens)
         scores = blocks.top_token_mean(token_scores, self.block_top_tokens)
         retained = anchors | blocks.best_within(scores, budget.num_tokens - int(anchors.sum()))
         return Selected(retained, BlockScores(blocks, scores), layout)
 
     def place(self, context: PrefillContext) -> tuple[PromptLayout, torch.Tensor | float]:
-        """The prompt as it is scouted, and what scores are multiplied by, each position's ``[tokens]`` or all."""
+        """Return the prompt with its chunks placed, and the factor of each position's score, ``[tokens]`` or one."""
         layout = context.layout
         if self.placement == "prompt" or len(layout.chunks) < 2:
             return layout, 1.0
@@ -122,31 +118,32 @@ class Scout(SparsePrefill):
     def score_tokens(self, decoder: Decoder, layout: PromptLayout, over_anchors: bool = False) -> torch.Tensor:
         """Run the prompt's text over the cached KV, all or the anchors'; return each position's score, ``[tokens]``.
 
-        The score is the attention that the question's tokens pay to a position, summed over heads and
-        the layers of ``score_layers``. Costs the text's tokens only.
+        The score is the attention of the question's tokens to the position, summed over heads and the layers of
+        ``score_layers``. Only text is computed.
         """
         plan = make_plan(layout, retained=_all_anchors(layout) if over_anchors else torch.ones_like(layout.is_text))
         scores = AttentionScores(decoder, self, layout.num_tokens, layout.tail.stop - layout.tail.start)
         observer: Observer = _AllKeys(decoder, layout, plan, scores) if over_anchors else scores
         layers = range(scores.layers[-1] + 1)
-        PlannedPass(decoder, plan, observer=observer, layers=layers).run(layers)
+        PlannedPass(decoder, plan, observer=observer, layers=layers).run()
         return scores.scores
 
 
 def rank_chunks(decoder: Decoder, layout: PromptLayout) -> torch.Tensor:
-    """How much better each chunk matches the question than the chunks do on average, ``[chunks]``, at least 0.
+    """Return how much better than the average chunk each chunk matches the question, ``[chunks]``, at least 0.
 
-    Each token of the question is compared with the most similar one of each chunk, by their values at a quarter of
-    the depth, which are cached and know no positions. A word of the prompt's template matches all chunks alike, and
-    counts nothing. The chunks' order plays no part.
+    Each token of the question is compared with the most similar token of each chunk, by their values at a quarter of
+    the depth, which are cached and do not depend on positions. Words of the prompt's template match all chunks alike
+    and count nothing. The chunks' order has no effect.
 
     Source: late interaction, as in ColBERT (arXiv 2004.12832, section 3.2), there over trained embeddings.
     """
     layer = ranking_layer(decoder.num_layers)
     question = _question_values(decoder, layout, layer)
-    chunks = [_chunk_values(decoder, chunk, layer) for chunk in layout.chunks]
+    readers = [chunk.reader for chunk in layout.chunks if chunk.reader]
+    chunks = [reader.layer_values(layer).transpose(0, 1).flatten(1).to(decoder.device).float() for reader in readers]
     every = torch.cat(chunks)
-    # A few channels are large in every token, and would hide all others.
+    # Without scaling, a few channels that are large in every token would hide all others.
     mean, scale = every.mean(0), every.std(0).clamp(min=1e-6)
     question = normalize((question - mean) / scale, dim=-1)
     similarity = torch.stack([(question @ normalize((c - mean) / scale, dim=-1).T).amax(1) for c in chunks])
@@ -155,11 +152,11 @@ def rank_chunks(decoder: Decoder, layout: PromptLayout) -> torch.Tensor:
 
 
 def credit_sentences(scores: torch.Tensor, layout: PromptLayout, credit: float) -> torch.Tensor:
-    """``scores`` ``[tokens]`` in which a sentence's words have what its end got, divided by the root of their number.
+    """Move the scores ``[tokens]`` of sentence ends to the sentence's words, divided by the root of their number.
 
-    Models gather at a full stop what the sentence says (SepLLM, arXiv 2412.12094), so questions look there. Retained
-    alone it would tell nothing, and the words of the next sentence would share its block. A chunk's own end gathers all
-    of the chunk, so the last sentence gets no credit.
+    Models gather a sentence's content at its full stop (SepLLM, arXiv 2412.12094), so questions attend to it. Retained
+    alone it would say nothing, and its block would contain the next sentence's words. A chunk's end gathers the whole
+    chunk, so the last sentence gets no credit.
     """
     if not credit:
         return scores
@@ -174,36 +171,29 @@ def credit_sentences(scores: torch.Tensor, layout: PromptLayout, credit: float) 
 
 
 def _question_values(decoder: Decoder, layout: PromptLayout, layer: int) -> torch.Tensor:
-    """Of the tail behind the text before the first chunk, ``[tokens, kv_heads·head_dim]``."""
+    """Return the values of the prompt's tail, run without the chunks, ``[tokens, kv_heads · head_dim]``."""
     question = layout.without_chunks()
     plan = make_plan(question, retained=torch.ones_like(question.is_text))
-    hidden = PlannedPass(decoder, plan, layers=range(layer)).run(range(layer))
+    hidden = PlannedPass(decoder, plan, layers=range(layer)).run()
     _, values = decoder.project(hidden, plan.row_positions, layer)
     num_tokens = min(layout.tail.stop - layout.tail.start, MAX_SCORING_TOKENS)
     return values[0, :, -num_tokens:].transpose(0, 1).flatten(1).float()
 
 
-def _chunk_values(decoder: Decoder, chunk: Segment, layer: int) -> torch.Tensor:
-    """Of a chunk, ``[tokens, kv_heads·head_dim]``."""
-    assert chunk.reader is not None
-    return chunk.reader.layer_values(layer).transpose(0, 1).flatten(1).to(decoder.device).float()
-
-
 class AttentionScores:
-    """Sums the attention that a pass's last ``num_asking`` tokens pay to its columns, over heads and layers."""
+    """Observes a pass and sums the attention of its last ``num_asking`` tokens to its columns."""
 
     def __init__(self, decoder: Decoder, method: Scout, num_columns: int, num_asking: int) -> None:
         within = score_layers(decoder.num_layers, method.score_layers)
-        # Where some layers have windows, those without them tell far chunks apart.
+        # Layers with narrower windows do not see far chunks.
         self.layers = [layer for layer in decoder.widest_layers if layer in within] or list(within)
         self.scores = torch.zeros(num_columns, device=decoder.device)
         """``[columns]``"""
         num_rows = min(num_asking, MAX_SCORING_TOKENS)
         positions = torch.arange(num_columns, device=decoder.device)
         self._back = positions[-num_rows:, None] - positions
-        # The emphasised last tokens together weigh so many times what the others do together, however long the
-        # question is. The last token, from which the answer is predicted, looks for the answer itself; the question's
-        # own look for what it talks about. Both are needed: the first finds the answer, the others evidence.
+        # The last token, which predicts the answer, looks for the answer; the question's other tokens look for its
+        # subject, so for evidence. The ratio of both weights does not depend on the question's length.
         num_emphasised = min(method.emphasis_tokens, num_rows)
         weights = torch.full((num_rows,), 1.0 / max(1, num_rows - num_emphasised))
         weights[num_rows - num_emphasised :] = method.emphasis_weight / max(1, num_emphasised)
@@ -221,7 +211,7 @@ class AttentionScores:
         self.scores += (self._weights.to(weights.dtype) @ weights).float().sum((0, 1))
 
     def _mask(self, window: int | None, dtype: torch.dtype) -> torch.Tensor:
-        """Additive, ``[rows, columns]``; made once for all layers of a window."""
+        """Return the additive mask, ``[rows, columns]``; computed once for all layers of a window."""
         if window not in self._masks:
             seen = (self._back >= 0) & (self._back < (window or len(self.scores)))
             self._masks[window] = additive(seen, dtype)
@@ -229,7 +219,7 @@ class AttentionScores:
 
 
 class _AllKeys:
-    """Shows ``scores`` the keys of all tokens, where the pass that it observes runs over some of them."""
+    """Observes a pass over some of the tokens, and shows ``scores`` the keys of all of them."""
 
     def __init__(self, decoder: Decoder, layout: PromptLayout, plan: Plan, scores: AttentionScores) -> None:
         everything = make_plan(layout, retained=torch.ones_like(layout.is_text))
@@ -246,7 +236,7 @@ class _AllKeys:
 
 
 def _all_anchors(layout: PromptLayout) -> torch.Tensor:
-    """Text, the cached beginning and the chunks' anchors, ``[tokens]``."""
+    """Return a ``[tokens]`` mask of the text, the cached prefix and the chunks' anchors."""
     mask = ~layout.is_chunk
     for chunk in layout.chunks:
         mask[chunk.start + index_anchors(len(chunk.token_ids)).to(mask.device)] = True

@@ -1,4 +1,4 @@
-"""What the sparse methods share: select within a budget, recompute what was selected, drop the rest."""
+"""Base of the sparse methods: select within a budget, recompute the selection, drop the rest."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ Update = Literal["overwrite", "fusion"]
 
 @dataclass(frozen=True)
 class Selected:
-    """Chunk tokens to retain, a ``[tokens]`` mask, and what the selection computed on its way."""
+    """The selection: a ``[tokens]`` mask of the chunk tokens to retain, and how it came about."""
 
     tokens: torch.Tensor
     block_scores: BlockScores | None = None
     layout: PromptLayout | None = None
-    """The prompt with its chunks in another order, which ``tokens`` is of; None: as it was."""
+    """The prompt with its chunks reordered, to which ``tokens`` refers; None: not reordered."""
     diagnostics: tuple[Diagnostic, ...] = ()
 
 
@@ -39,19 +39,18 @@ class SparsePrefill(CachedPrefill):
     """Retains at most ``sequence_ratio`` of the chunk tokens, and all other tokens.
 
     Args:
-        sequence_ratio: hard cap on chunk tokens retained ÷ chunk tokens in the prompt, in (0, 1]. At 1, with
-            no recompute_ratio, everything is recomputed from the bottom, which equals full prefill.
+        sequence_ratio: hard cap on chunk tokens retained ÷ chunk tokens in the prompt, in (0, 1]. At 1, without
+            recompute_ratio, everything is recomputed from the bottom, which equals full prefill.
         recompute: run retained tokens through the model again, so that chunks see each other.
         recompute_ratio: hard cap on chunk tokens recomputed ÷ chunk tokens in the prompt, in (0, 1]. Below
-            ``sequence_ratio`` the best-scored of the retained tokens are recomputed. None: all of them.
-        recompute_view: what they attend to: the ``"retained"`` tokens; these and all of their own
+            ``sequence_ratio``, the best-scored retained tokens are recomputed. None: all of them.
+        recompute_view: what recomputed tokens attend to: the ``"retained"`` tokens; these and all tokens of their
             ``"chunk"``; or ``"all"`` tokens before them.
-        update: recomputed KV takes the place of the cached (``"overwrite"``), or is mixed with it
-            (``"fusion"``, which starts at the bottom).
+        update: recomputed KV replaces the cached (``"overwrite"``), or is mixed with it (``"fusion"``).
         fusion_theta: weight of the recomputed KV in a fusion, in [0, 1].
-        refresh_tokens: after so many tokens of the answer its last ones select again, and blocks that they
-            attend to take the place of others. None: what is retained stays for all of the answer. Refused for
-            models with windows and for chunks stored as an index.
+        refresh_tokens: after so many answer tokens, the last ones select again, and the blocks that they attend to
+            replace others. None: the retained tokens stay for the whole answer. Refused for models with windows and
+            for chunks stored as an index.
 
     Raises:
         ConfigurationError: a value is out of range.
@@ -97,41 +96,28 @@ class SparsePrefill(CachedPrefill):
 
     @abstractmethod
     def select(self, context: PrefillContext, budget: Budget) -> Selected:
-        """Choose the chunk tokens to retain: the anchors, and ``budget.num_tokens`` at most with them."""
+        """Choose the chunk tokens to retain: the anchors and others, at most ``budget.num_tokens`` in all."""
 
     @abstractmethod
     def anchors(self, context: PrefillContext) -> Anchors:
-        """How many of a chunk's first and last tokens are always retained."""
+        """Return how many of a chunk's first and last tokens are always retained."""
 
     def prefill(self, context: PrefillContext) -> Prefilled:
         with context.clock.phase("select"):
-            selected = self._select(context)
+            selected = self._select_within_budget(context)
         layout = selected.layout or context.layout
-        theta = self.fusion_theta if self.update == "fusion" else None
         prefilled = recompute(
             replace(context, layout=layout),
             retained=selected.tokens | ~layout.is_chunk,
             recomputed=self._recomputed(layout, selected),
             view=self.recompute_view,
-            fusion_theta=theta,
+            fusion_theta=self.fusion_theta if self.update == "fusion" else None,
         )
         return replace(
-            prefilled,
-            diagnostics=selected.diagnostics,
-            block_scores=selected.block_scores,
-            layout=selected.layout,
+            prefilled, diagnostics=selected.diagnostics, block_scores=selected.block_scores, layout=selected.layout
         )
 
-    def _recomputed(self, layout: PromptLayout, selected: Selected) -> torch.Tensor:
-        """Which of the retained chunk tokens are recomputed, ``[tokens]``."""
-        if not self.recompute:
-            return torch.zeros_like(selected.tokens)
-        if self.computed_ratio == self.sequence_ratio or selected.block_scores is None:
-            return selected.tokens
-        blocks, scores = selected.block_scores
-        return selected.tokens & blocks.best_within(scores, int(self.computed_ratio * layout.num_chunk_tokens + 1e-6))
-
-    def _select(self, context: PrefillContext) -> Selected:
+    def _select_within_budget(self, context: PrefillContext) -> Selected:
         if self.sequence_ratio == 1 and not 0 < self.computed_ratio < 1:
             return Selected(context.layout.is_chunk)
         wanted = self.anchors(context)
@@ -139,3 +125,12 @@ class SparsePrefill(CachedPrefill):
         shrunk = cache_underflow(budget.num_tokens, len(context.layout.chunks), wanted, budget.anchors)
         selected = self.select(context, budget)
         return replace(selected, diagnostics=(*shrunk, *selected.diagnostics))
+
+    def _recomputed(self, layout: PromptLayout, selected: Selected) -> torch.Tensor:
+        """Return which of the retained chunk tokens are recomputed, ``[tokens]``."""
+        if not self.recompute:
+            return torch.zeros_like(selected.tokens)
+        if self.computed_ratio == self.sequence_ratio or selected.block_scores is None:
+            return selected.tokens
+        blocks, scores = selected.block_scores
+        return selected.tokens & blocks.best_within(scores, int(self.computed_ratio * layout.num_chunk_tokens + 1e-6))

@@ -21,7 +21,7 @@ from samkv_rag.prompt.layout import PromptLayout, Segment
 
 _MAX_PREFIX_TOKENS = 4096
 Run = Callable[[Callable[[], list[ChunkCache]]], list[ChunkCache]]
-"""Runs a function where the model may be used."""
+"""Runs a function on the thread that owns the model."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class SplitPrompt:
     literals: tuple[tuple[int, int], ...] = ()
     """Control tokens that a message spells out, see :class:`RenderedPrompt`."""
     question: str = ""
-    """What was asked: the user's last message; where the last chunk stands in it, the text behind that, if any."""
+    """The user's last message, or the text after the last chunk in it, if any."""
 
     @property
     def chunk_texts(self) -> list[str]:
@@ -61,8 +61,8 @@ class PromptAssembler:
     def split(self, prompt: RenderedPrompt | str) -> SplitPrompt:
         """Recognise the chunks in ``prompt``.
 
-        Of messages, no chunk covers a control token that the chat template wrote: a document that reads
-        like the template would else swallow the chat's structure.
+        No chunk covers a control token that the chat template wrote. Otherwise a document that reads like the
+        template could replace the chat's structure.
         """
         rendered = RenderedPrompt(prompt) if isinstance(prompt, str) else prompt
         matches, position = [], 0
@@ -75,15 +75,15 @@ class PromptAssembler:
         return SplitPrompt(spans, sum(counts), rendered.literals, _question(rendered, matches))
 
     def end_announcements(self, prompt: SplitPrompt) -> None:
-        """What was announced for ``prompt`` need not be read ahead any more."""
+        """Stop prefetching what was announced for ``prompt``."""
         self._library.end_announcements(span.text_digest for span in prompt.spans if span.text_digest)
 
     def distrust(self, prompt: SplitPrompt) -> None:
-        """Verify the prompt's chunks again when they are read next."""
+        """Verify the prompt's chunks again at their next read."""
         self._library.distrust(prompt.chunk_texts)
 
     def without_cache(self, prompt: SplitPrompt) -> PromptLayout:
-        """Layout in which nothing is cached; the same token ids as :meth:`with_cache`."""
+        """Return a layout in which nothing is cached; its token ids are those of :meth:`with_cache`."""
         segments = []
         for i, span in enumerate(prompt.spans):
             segment = self._segment(span, self._token_ids(prompt, span, first=i == 0))
@@ -91,10 +91,10 @@ class PromptAssembler:
         return PromptLayout.of(segments, self._decoder.device)
 
     def with_cache(self, prompt: SplitPrompt, with_history: bool = False, whole: bool = True) -> PromptLayout:
-        """Layout with every chunk's cache open; missing ones are computed, and so is the exact prefix.
+        """Return a layout with the caches of all chunks and of the exact prefix; missing ones are computed.
 
-        ``with_history`` what was said in former turns has the KV of then. Unless ``whole``, no more of the chunks will
-        be read than what ``Scout`` selects by.
+        With ``with_history``, former turns have their KV, too. Unless ``whole``, only what ``Scout`` selects by will be
+        read of the chunks.
         """
         opened = iter(self._library.read(prompt.chunk_texts, whole))
         segments = []
@@ -113,26 +113,19 @@ class PromptAssembler:
         return PromptLayout.of(segments, self._decoder.device)
 
     def of_question(self, texts: Sequence[str], question: str) -> PromptLayout:
-        """Layout of the chunks of ``texts``, as :meth:`with_cache`, and a question behind them that is plain text."""
+        """Return a layout of the chunks of ``texts``, as :meth:`with_cache`, then a question as plain text."""
         spans = [TextSpan(0, text, text_digest(text)) for text in texts]
         with torch.inference_mode():
             return self.with_cache(SplitPrompt([*spans, TextSpan(0, question, None)], 0, ((0, len(question)),)))
 
     def _segment(self, span: TextSpan, ids: torch.Tensor) -> Segment:
+        segment = Segment("text", ids, start_char=span.start_char, text=span.text, is_label=span.is_label)
         if span.text_digest:
-            return Segment("chunk", ids, digest=span.text_digest, start_char=span.start_char, text=span.text)
-        is_structure = self._tokenizer.has_control(ids.tolist())
-        return Segment(
-            "text",
-            ids,
-            start_char=span.start_char,
-            text=span.text,
-            is_label=span.is_label,
-            is_structure=is_structure,
-        )
+            return replace(segment, kind="chunk", digest=span.text_digest)
+        return replace(segment, is_structure=self._tokenizer.has_control(ids.tolist()))
 
     def _with_prefix(self, segments: list[Segment]) -> list[Segment]:
-        """Cache the text before the first chunk exactly; a BOS alone where a chunk begins the prompt."""
+        """Cache the text before the first chunk exactly, or only a BOS if a chunk begins the prompt."""
         first, *others = segments
         if first.kind == "chunk":
             first, others = Segment("text", torch.tensor(self._tokenizer.bos_ids, dtype=torch.int64)), segments
@@ -142,7 +135,7 @@ class PromptAssembler:
         return [replace(first, kind="prefix", reader=reader, hit=hit), *others]
 
     def _with_history(self, segment: Segment) -> list[Segment]:
-        """Cut off what former turns said and answered."""
+        """Split a text that begins with a former turn into the turn, with its KV, and the rest."""
         turn = self._history.find(segment.token_ids) if segment.kind == "text" else None
         if turn is None:
             return [segment]
@@ -151,16 +144,12 @@ class PromptAssembler:
         return [cached, replace(segment, token_ids=new)]
 
     def _token_ids(self, prompt: SplitPrompt, span: TextSpan, first: bool) -> torch.Tensor:
-        if span.text_digest is None:
-            start, stop = span.start_char, span.start_char + len(span.text)
-            literals = [
-                (max(begin, start) - start, min(end, stop) - start)
-                for begin, end in prompt.literals
-                if begin < stop and end > start
-            ]
-            ids = self._tokenizer.text_ids(span.text, first, literals)
-        else:
+        if span.text_digest:
             ids = (self._tokenizer.bos_ids if first else []) + self._tokenizer.chunk_ids(span.text)
+        else:
+            at, end = span.start_char, span.start_char + len(span.text)
+            inside = [(max(a, at) - at, min(b, end) - at) for a, b in prompt.literals if a < end and b > at]
+            ids = self._tokenizer.text_ids(span.text, first, inside)
         return torch.tensor(ids, dtype=torch.int64)
 
 
@@ -177,7 +166,7 @@ def _question(rendered: RenderedPrompt, matches: list[Match]) -> str:
 
 
 class PrefixCache:
-    """Exact KV of recent prompt beginnings (system prompt and template head), by their token ids."""
+    """Exact KV of recent prefixes (system prompt and beginning of the template), by their token ids."""
 
     def __init__(self, decoder: Decoder, run: Run) -> None:
         self._decoder = decoder
@@ -186,7 +175,7 @@ class PrefixCache:
         self._caches: OrderedDict[tuple[int, ...], ChunkCache] = OrderedDict()
 
     def get(self, token_ids: torch.Tensor) -> tuple[ChunkCache, bool]:
-        """Return the cache of ``token_ids`` ``[tokens]``, and whether it was there already."""
+        """Return the cache of ``token_ids`` ``[tokens]``, and whether it was already there."""
         key = tuple(token_ids.tolist())
         with self._lock:
             if key in self._caches:

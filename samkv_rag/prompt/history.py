@@ -1,7 +1,7 @@
-"""Former turns of chats: what was said behind the chunks, with the KV that its answer was decoded from.
+"""Former turns of chats: the text after the chunks, with the KV that its answer was decoded from.
 
-So a turn costs what its own question costs, however long the chat. What was said then saw what was retained then,
-and is not compressed again, as in FlowKV (arXiv 2505.15347).
+So a turn costs only its own question, however long the chat. As in FlowKV (arXiv 2505.15347), former turns keep the
+KV that was computed from what was retained then, and are not compressed again.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ from samkv_rag.prompt.layout import PromptLayout
 
 @dataclass(frozen=True)
 class Turn:
-    """A question with what preceded it behind the chunks, and its answer."""
+    """The text after a prompt's last chunk, and its answer."""
 
     cache: ChunkCache
-    """Of both; keys as they stood in the prompt."""
+    """KV of both, with keys at their positions in the prompt."""
     start: int
-    """Where its first token stood."""
+    """Position of the first token in the prompt."""
     num_asked: int
-    """Tokens that are the prompt's, and not the answer's."""
+    """Tokens before the answer."""
 
     def shared(self, token_ids: torch.Tensor) -> int:
-        """How many tokens ``token_ids`` ``[tokens]`` and the turn begin with alike.
+        """Return how many first tokens the turn has in common with ``token_ids`` ``[tokens]``; 0 for another chat.
 
-        The same question may be asked of other chunks: it is the same chat only where the answer follows, too. Half of
-        it is enough, as its end may have been trimmed, or cut into other tokens.
+        Two chats may ask the same question. It is the same chat only if the answer follows, too, or half of it: its
+        end may have been trimmed, or tokenised differently.
         """
         own = self.cache.token_ids
         room = min(len(own), len(token_ids))
@@ -41,14 +41,14 @@ class Turn:
         return num_shared if num_shared > (self.num_asked + len(own)) / 2 else 0
 
     def cut(self, num_tokens: int) -> Turn:
-        """Its first ``num_tokens``, whose KV knows nothing of those that follow."""
+        """Return the turn's first ``num_tokens``; their KV does not depend on later ones."""
         cache, kept = self.cache, slice(0, num_tokens)
         keys, values = cache.keys[:, :, kept], cache.values[:, :, kept]
         return replace(self, cache=ChunkCache(cache.token_ids[kept], keys, values))
 
 
 class History:
-    """The turns answered last, ``max_tokens`` of them in all, on the host. For any number of threads."""
+    """The last turns, at most ``max_tokens`` in all, on the host. Thread-safe."""
 
     def __init__(self, max_tokens: int) -> None:
         self._max_tokens = max_tokens
@@ -56,13 +56,13 @@ class History:
         self._turns: list[Turn] = []
 
     def remember(self, layout: PromptLayout, answer_ids: Sequence[int], buffer: KVBuffer) -> None:
-        """Keep a prompt's text behind its last chunk, and the answer, as they are in ``buffer``."""
+        """Keep the KV in ``buffer`` of a prompt's text after its last chunk, and of the answer."""
         start = max((segment.stop for segment in layout.chunks), default=0)
         num_tokens = int((buffer.positions >= start).sum())
         token_ids = torch.cat((layout.token_ids[start:].cpu(), torch.tensor(answer_ids, dtype=torch.int64)))
         layers = [buffer.layer(layer) for layer in range(buffer.num_layers)]
-        if num_tokens > self._max_tokens or any(keys.shape[2] < num_tokens for keys, _ in layers):  # out of a window
-            return
+        if num_tokens > self._max_tokens or any(keys.shape[2] < num_tokens for keys, _ in layers):
+            return  # too long, or a layer's window has dropped some of it
         keys, values = (torch.cat([kv[:, :, -num_tokens:] for kv in kind]).cpu() for kind in zip(*layers, strict=True))
         turn = Turn(ChunkCache(token_ids[:num_tokens], keys, values), start, layout.num_tokens - start)
         with self._lock:
@@ -72,7 +72,10 @@ class History:
                 del self._turns[0]
 
     def find(self, token_ids: torch.Tensor) -> Turn | None:
-        """The turn that text of a prompt, ``[tokens]``, begins with, cut to what both share; one token is left over."""
+        """Return the turn that a prompt's text ``[tokens]`` begins with, cut to what both share, or None.
+
+        At least the text's last token is left over.
+        """
         with self._lock:
             shared = [(turn.shared(token_ids[:-1]), number) for number, turn in enumerate(self._turns)]
             num_tokens, number = max(shared, default=(0, -1))

@@ -1,6 +1,6 @@
-"""Labels: what a prompt says of each chunk right before it, such as "file_path: guide.md" or "Source 2:".
+"""Labels: text right before each chunk that describes it, such as "file_path: guide.md" or "Source 2:".
 
-A chunk that changes places takes its label along. Nothing marks labels: they are told by their likeness.
+A chunk that is moved takes its label along. Nothing marks labels; they are recognised by being alike.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ _BEGINNING = re.compile(r"\W*\w*\W?")
 def split_labels(spans: Sequence[TextSpan]) -> list[TextSpan]:
     """Cut the labels off the texts before the chunks, if every chunk has one.
 
-    Labels begin with a line, have as many line breaks as each other, and begin alike, numbers aside. What
-    stands before them, between two chunks, is the same everywhere. The first one ends the prompt's head,
-    so labels that follow their chunks are never taken for such.
+    Labels start on a new line, have the same number of line breaks, and begin alike except for numbers. The text
+    between a chunk and the next label is always the same. The first label ends the text before the first chunk, so
+    descriptions that follow their chunks are not taken for labels.
     """
     chunks = [number for number, span in enumerate(spans) if span.text_digest]
     if len(chunks) < 2 or chunks[0] != 1 or any(b - a != 2 for a, b in pairwise(chunks)):
@@ -43,13 +43,13 @@ def _line_starts(text: str) -> list[int]:
 
 
 def _nth_line_from_end(text: str, num_breaks: int) -> int:
-    """Where the last ``num_breaks`` line breaks and what is on their lines begin; 0 where there are fewer."""
+    """Return where the line begins that is ``num_breaks`` line breaks before the end; 0 if there are fewer."""
     starts = _line_starts(text)
     return starts[-num_breaks - 1] if num_breaks < len(starts) else 0
 
 
 def _begin_alike(labels: Sequence[str]) -> bool:
-    """Whether all begin with the same word and the sign behind it, whatever their numbers."""
+    """Return whether all begin with the same word and the sign after it, numbers aside."""
     beginnings = {re.sub(r"\d+", "0", next(_BEGINNING.finditer(label))[0]) for label in labels}
     return len(beginnings) == 1 and not labels[0][:1].isspace() and "" not in beginnings
 

@@ -1,4 +1,4 @@
-"""A prompt as token positions: which of them are cached, which are chunks, which are text."""
+"""A prompt as token positions: which are cached, which are chunks, which are text."""
 
 from __future__ import annotations
 
@@ -19,48 +19,46 @@ SegmentKind = Literal["prefix", "chunk", "history", "text"]
 class Segment:
     """A run of prompt tokens of one kind.
 
-    ``prefix`` is text before the first chunk, whose cached KV is exact; ``chunk`` has cached KV
-    computed out of context; ``history`` was said in former turns, and has their KV; ``text`` has none.
+    A ``prefix`` is the text before the first chunk, with exact cached KV. A ``chunk`` has cached KV computed out of
+    context, ``history`` the KV of former turns, and ``text`` none.
     """
 
     kind: SegmentKind
     token_ids: torch.Tensor
     start: int = 0
-    """Position of its first token in the prompt."""
+    """Position of the first token in the prompt."""
     reader: ChunkReader | None = None
     computed_at: int = 0
-    """Position at which its first cached key was computed."""
+    """Position at which the first cached key was computed."""
     digest: str = ""
-    """Of a chunk's text."""
+    """SHA-256 of a chunk's text."""
     start_char: int = 0
     text: str = ""
     hit: bool = True
-    """Whether the store had the chunk, rather than it being computed for this prompt."""
+    """Whether the store had the chunk; otherwise it was computed for this prompt."""
     is_label: bool = False
-    """Text that belongs to the chunk behind it, and moves with it."""
+    """Text that describes the next chunk, and moves with it."""
     sentence_ends: torch.Tensor | None = None
     """``[tokens]`` mask of a chunk's tokens that end a sentence or a line."""
     is_structure: bool = False
-    """Text with a control token in it, such as the end of a message."""
+    """Text with a control token, such as the end of a message."""
 
     @property
     def num_tokens(self) -> int:
-        """Its length."""
         return self.token_ids.shape[0]
 
     @property
     def stop(self) -> int:
-        """Position behind its last token."""
+        """Position after the last token."""
         return self.start + self.num_tokens
 
     @property
     def rotate_offset(self) -> int:
-        """How far its cached keys must be rotated."""
+        """How far to rotate the cached keys."""
         return self.start - self.computed_at
 
     @property
     def span(self) -> slice:
-        """Its positions."""
         return slice(self.start, self.stop)
 
 
@@ -75,13 +73,12 @@ class PromptLayout:
 
     @classmethod
     def of(cls, segments: Sequence[Segment], device: torch.device) -> PromptLayout:
-        """A prompt of these segments, one right after the other."""
+        """Lay out ``segments`` one right after the other."""
         starts = accumulate((segment.num_tokens for segment in segments), initial=0)
         return cls([replace(segment, start=start) for segment, start in zip(segments, starts, strict=False)], device)
 
     @property
     def chunks(self) -> list[Segment]:
-        """The chunk segments."""
         return [segment for segment in self.segments if segment.kind == "chunk"]
 
     @property
@@ -91,28 +88,27 @@ class PromptLayout:
 
     @property
     def num_chunk_tokens(self) -> int:
-        """Tokens of all chunks."""
         return sum(segment.num_tokens for segment in self.chunks)
 
     @cached_property
     def num_tokens_reused(self) -> int:
-        """Tokens whose KV was read instead of computed."""
+        """Tokens whose KV was read, not computed."""
         return sum(segment.num_tokens for segment in self.cached if segment.hit)
 
     @cached_property
     def bytes_read(self) -> int:
-        """Bytes of stored chunks read when this was first asked, or at the latest when the readers were let go of."""
+        """Bytes of stored chunks read until the first access, at the latest until :meth:`release`."""
         return self.count_bytes_read()
 
     def count_bytes_read(self) -> int:
-        """Bytes of stored chunks read so far; those computed for this prompt were not read."""
+        """Return the bytes read so far of stored chunks, not of those computed for this prompt."""
         return sum(getattr(segment.reader, "bytes_read", 0) for segment in self.chunks if segment.hit)
 
     def placed(self, scores: Sequence[float]) -> tuple[PromptLayout, list[int]]:
-        """The prompt with its chunks in rising order of ``scores`` ``[chunks]``, the best next to the tail.
+        """Return the prompt with its chunks in rising order of ``scores`` ``[chunks]``, the best next to the tail.
 
-        Also which of the present chunks each one of it is. Labels move with their chunks. Chunks change places
-        only with those of their message that the same text divides from them: other text may say something of them.
+        Also returns each placed chunk's present number. Labels move with their chunks. Chunks only change places
+        within a message, and only if all texts between them are the same: other text may describe them.
         """
         chunks = self.chunks
         order = list(range(len(chunks)))
@@ -125,7 +121,7 @@ class PromptLayout:
         return self.of(segments, self.device), order
 
     def without_chunks(self) -> PromptLayout:
-        """What precedes the first chunk and what follows the last, as if it were all of the prompt."""
+        """Return the prompt without everything from the first chunk to the last."""
         places = self._chunk_places
         before = [segment for segment in self.segments[: places[0]] if not segment.is_label]
         return self.of([*before, *self.segments[places[-1] + 1 :]], self.device)
@@ -136,13 +132,13 @@ class PromptLayout:
         return [place for place, segment in enumerate(self.segments) if segment.kind == "chunk"]
 
     def _runs(self) -> list[range]:
-        """Runs of chunks that the same text, or none with letters or digits in it, divides from one another."""
+        """Return runs of chunks with the same text between all of them, or with none that has letters or digits."""
         texts: list[str | int] = []
         for a, b in pairwise(self._chunk_places):
             between = self.segments[a + 1 : b]
             text = "".join(segment.text for segment in between if not segment.is_label)
             is_structure = any(segment.is_structure for segment in between)
-            texts.append(b if is_structure else text if any(map(str.isalnum, text)) else "")  # b: like no other
+            texts.append(b if is_structure else text if any(map(str.isalnum, text)) else "")  # b equals no other
         runs: list[range] = []
         first = 0
         for dividing, group in groupby(texts):
@@ -153,34 +149,34 @@ class PromptLayout:
         return runs
 
     def release(self) -> None:
-        """Let go of the chunks' readers, once nothing reads them any more."""
+        """Drop the readers, once nothing reads them any more."""
         _ = self.num_tokens_reused, self.bytes_read
         self.segments = [replace(segment, reader=None) for segment in self.segments]
 
     @property
     def tail(self) -> slice:
-        """Positions behind the last chunk and what was said before: the question, as a rule."""
+        """Positions after the last chunk and former turns, usually the question."""
         last = max((segment.stop for segment in self.segments if segment.kind in ("chunk", "history")), default=0)
         return slice(last, self.num_tokens)
 
     @cached_property
     def is_chunk(self) -> torch.Tensor:
-        """Positions of chunk tokens."""
+        """Chunk tokens."""
         return self._spread(segment.kind == "chunk" for segment in self.segments)
 
     @cached_property
     def is_text(self) -> torch.Tensor:
-        """Positions without cached KV."""
+        """Tokens without cached KV."""
         return self._spread(segment.kind == "text" for segment in self.segments)
 
     @cached_property
     def rotate_offsets(self) -> torch.Tensor:
-        """How far each position's cached key must be rotated."""
+        """How far to rotate each position's cached key."""
         return self._spread(segment.rotate_offset if segment.reader else 0 for segment in self.segments)
 
     @cached_property
     def chunk_number(self) -> torch.Tensor:
-        """Which chunk each position belongs to, counted from 0; -1 elsewhere."""
+        """Number of each position's chunk, from 0; -1 elsewhere."""
         numbers = count()
         return self._spread(next(numbers) if segment.kind == "chunk" else -1 for segment in self.segments)
 
@@ -205,6 +201,6 @@ class PromptLayout:
         return torch.tensor([segment.num_tokens for segment in self.chunks], device=self.device)
 
     def _spread(self, values: Iterable[int]) -> torch.Tensor:
-        """One value a segment, at each of its positions."""
+        """Repeat each segment's value at each of its positions."""
         lengths = torch.tensor([segment.num_tokens for segment in self.segments])
         return torch.tensor(list(values)).repeat_interleave(lengths).to(self.device)

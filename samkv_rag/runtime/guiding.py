@@ -24,7 +24,7 @@ class Guide:
         """Return a matcher at the beginning of an answer.
 
         Raises:
-            ConfigurationError: the grammar is none, or too large; the tokenizer is not a fast one.
+            ConfigurationError: the grammar is invalid or too large, or the tokenizer is not a fast one.
         """
         matcher = Matcher(llguidance().LLMatcher(self._vocabulary, grammar.lark, log_level=0))
         matcher.require_sound()
@@ -37,20 +37,20 @@ class Guide:
             raise ConfigurationError(
                 f"the tokenizer is a {type(tokenizer).__name__}; grammars need a fast one (tokenizer.json)"
             )
-        llguidance()  # says what to install
+        llguidance()  # raises with what to install
         from llguidance.hf import from_tokenizer
 
         return from_tokenizer(tokenizer, eos_token=self._end_ids or None)
 
 
 class Matcher:
-    """A grammar, and where in it an answer is."""
+    """A grammar, and an answer's place in it."""
 
     def __init__(self, matcher: Any) -> None:
         self._matcher = matcher
 
     def copy(self) -> Matcher:
-        """Another one at the same place."""
+        """Return another matcher at the same place."""
         return Matcher(self._matcher.deep_copy())
 
     @property
@@ -59,20 +59,20 @@ class Matcher:
         return bool(self._matcher.is_stopped())
 
     def mask(self, logits: torch.Tensor) -> torch.Tensor:
-        """``logits`` ``[1, vocab]`` in which tokens that the grammar does not allow are -inf."""
+        """Return ``logits`` ``[1, vocab]`` with -inf for tokens that the grammar does not allow."""
         allowed = torch.frombuffer(bytearray(self._matcher.compute_logit_bias()), dtype=torch.uint8).bool()
         self.require_sound()
-        refused = torch.ones(logits.shape[1], dtype=torch.bool)  # models may have more logits than there are tokens
+        refused = torch.ones(logits.shape[1], dtype=torch.bool)  # models may have more logits than tokens
         refused[: len(allowed)] = ~allowed[: len(refused)]
         return logits.masked_fill(refused.to(logits.device), float("-inf"))
 
     def consume(self, token_id: int) -> None:
-        """Go on behind a token."""
+        """Advance by a token."""
         self._matcher.consume_token(token_id)
         self.require_sound()
 
     def require_sound(self) -> None:
-        """Refuse to go on where the grammar was none, or proved too much work."""
+        """Raise ConfigurationError if the grammar is invalid, or takes too much work."""
         if self._matcher.is_error():
             words = self._matcher.get_error().partition("\n   1 |")[0].strip()
             raise ConfigurationError(f"the grammar cannot be used: {words}")

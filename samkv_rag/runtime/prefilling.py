@@ -1,4 +1,4 @@
-"""A sequence's prompt, read and prefilled."""
+"""Reads a sequence's prompt and prefills it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from samkv_rag.runtime.refreshing import Refresher
 from samkv_rag.runtime.sequence import DecodingState, ReadPrompt, Sequence
 
 _RESERVED_TOKENS = 256
-"""Room for the answer that a buffer has from the start."""
+"""Initial room for the answer in a buffer."""
 
 
 def read_prompt(
@@ -29,7 +29,7 @@ def read_prompt(
     """Recognise the prompt's chunks, decide whether their caches pay, and lay out its tokens.
 
     Raises:
-        PromptTooLongError: the window holds no answer.
+        PromptTooLongError: the context window has no room for an answer.
     """
     clock, method, reason = sequence.clock, sequence.request.method, None
     with clock.phase("recognise"):
@@ -63,7 +63,7 @@ def _why_full_prefill(prompt: SplitPrompt, min_tokens: int) -> str | None:
 def prefill(decoder: Decoder, sequence: Sequence, spec: SummarySpec) -> list[Sequence]:
     """Fill the sequence's buffer by its method, accept the first token of every answer, and return the answers.
 
-    The chunks' readers are let go of, unless refreshes will read them again: decoding reads the buffer alone.
+    Decoding only reads the buffer, so the chunks' readers are released, except for refreshes.
     """
     assert sequence.read is not None
     layout, method = sequence.read.layout, sequence.read.method
@@ -94,16 +94,14 @@ def prefill(decoder: Decoder, sequence: Sequence, spec: SummarySpec) -> list[Seq
 def _reference_nll(
     decoder: Decoder, hidden: torch.Tensor, buffer: KVBuffer, num_prompt_tokens: int, reference_ids: tuple[int, ...]
 ) -> float:
-    """Mean negative log-likelihood, in nats a token, of a reference as the answer.
+    """Return the mean negative log-likelihood of a reference answer, in nats per token, teacher-forced.
 
-    Teacher-forced behind the prompt's KV, ``buffer``, which is as before afterwards; ``hidden`` is
-    ``[1, 1, hidden]`` of the prompt's last token.
+    ``hidden`` is ``[1, 1, hidden]`` of the prompt's last token, ``buffer`` the prompt's KV.
     """
     expected = torch.tensor(reference_ids, device=decoder.device)
     if len(expected) > 1:
         position_ids = num_prompt_tokens + torch.arange(len(expected) - 1)
-        attend = CausalPass(buffer, position_ids)
+        attend = CausalPass(buffer.copy(), position_ids)
         forced = decoder.run_layers(decoder.embed(expected[None, :-1]), position_ids, attend)
         hidden = torch.cat((hidden, forced), dim=1)
-        buffer.truncate(num_prompt_tokens)
     return float(cross_entropy(decoder.logits(hidden)[0].float(), expected))

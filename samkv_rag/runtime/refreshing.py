@@ -1,8 +1,7 @@
-"""A long answer's retained set follows it: now and then the last tokens of the answer select again.
+"""Refreshes: every few tokens of a long answer, its last tokens select again what to retain.
 
 They run over all cached KV, as the question did when it scouted. The blocks that they attend to come in with their
-cached KV, and as many tokens go out, as in RefreshKV (arXiv 2411.05787). What the answer's tokens computed before
-stays as it is.
+cached KV and replace as many tokens, as in RefreshKV (arXiv 2411.05787). The answer's own KV does not change.
 """
 
 from __future__ import annotations
@@ -24,11 +23,11 @@ from samkv_rag.prompt.layout import PromptLayout
 
 
 class Refresher:
-    """Refreshes what one sequence retains, and remembers what that did.
+    """Refreshes what one sequence retains, and records the effects.
 
     Args:
-        method: the method that prefilled; one other than ``Scout`` is refreshed as by ``Scout``'s defaults.
-        layout: the prompt as it was prefilled; its chunks' readers are held for as long as this object.
+        method: the method that prefilled; if it is not ``Scout``, refreshes use ``Scout``'s defaults.
+        layout: the prompt as it was prefilled; this object keeps its readers open.
         prefilled: what is retained, and the blocks.
     """
 
@@ -37,46 +36,46 @@ class Refresher:
     ) -> None:
         assert prefilled.block_scores is not None
         self._decoder, self._buffer = decoder, buffer
-        self._layout = PromptLayout(layout.segments, layout.device)  # the sequence's own lets go of its readers
+        self._layout = PromptLayout(layout.segments, layout.device)  # a copy: the sequence releases its own
         self._bytes_before = layout.bytes_read
         self._blocks = prefilled.block_scores.blocks
         self._scout = method if isinstance(method, Scout) else Scout()
         self._every = method.refresh_tokens or inf
         self._slots = prefilled.retained.nonzero()[:, 0]
-        """Position of the token in each of the buffer's first places, ``[retained]``."""
+        """``[retained]``, prompt position of the token in each of the buffer's first places"""
         self._num_seen = 0
-        """Tokens of the answer that were in the buffer at the last refresh."""
+        """Answer tokens that were in the buffer at the last refresh."""
         self.arrivals: list[tuple[int, torch.Tensor]] = []
-        """Of each refresh how many characters the answer had, and the positions of the tokens that came in."""
+        """For each refresh: characters of the answer by then, and positions of the tokens that came in."""
         self.seconds = 0.0
 
     def is_due(self, num_answer_tokens: int) -> bool:
-        """Whether enough of the answer was decoded since the last refresh."""
+        """Return whether enough of the answer was decoded since the last refresh."""
         return num_answer_tokens - 1 - self._num_seen >= self._every
 
     def over(self, buffer: KVBuffer) -> Refresher:
-        """One for another answer, which decodes from a copy of the KV and was not refreshed yet."""
+        """Return a refresher for another answer, which decodes from ``buffer``, a copy, and was not refreshed yet."""
         other = copy.copy(self)
         other._buffer, other._slots, other.arrivals = buffer, self._slots.clone(), []
         return other
 
     @property
     def bytes_read(self) -> int:
-        """Bytes of stored chunks that the refreshes read."""
+        """Bytes of stored chunks read by refreshes."""
         return self._layout.count_bytes_read() - self._bytes_before
 
     def stop(self) -> None:
-        """Refresh no more."""
+        """Disable further refreshes."""
         self._every = inf
 
     def refresh(self, token_ids: list[int], num_chars: int) -> None:
         """Exchange retained tokens for those that the end of the answer attends to.
 
-        The last of the answer's ``token_ids`` was chosen and has not run yet; it selects with those before it.
-        ``num_chars`` is how much of its text is written.
+        The last of the answer's ``token_ids`` has been chosen but not run; it selects, too. ``num_chars`` is the length
+        of the text so far.
 
         Raises:
-            DamagedChunkError: a chunk cannot be read any more; the answer can go on as it is.
+            DamagedChunkError: a chunk can no longer be read; the answer can go on unchanged.
         """
         started = time.perf_counter()
         first = max(self._num_seen, len(token_ids) - MAX_SCORING_TOKENS)
@@ -92,9 +91,9 @@ class Refresher:
         self.seconds += time.perf_counter() - started
 
     def _score(self, token_ids: list[int], first: int) -> torch.Tensor:
-        """Attention that ``token_ids``, the answer from its token ``first`` on, pay to each block, ``[blocks]``.
+        """Return the attention of ``token_ids``, the answer from its token ``first`` on, to each block, ``[blocks]``.
 
-        They see the whole prompt, what is retained as it is in the buffer and the rest as it is cached.
+        They see the whole prompt: retained tokens as they are in the buffer, the others as they are cached.
         """
         layout, buffer, slots = self._layout, self._buffer, self._slots
         start = layout.num_tokens + first
@@ -122,11 +121,11 @@ class Refresher:
     def _exchange(self, leaving: torch.Tensor, arriving: torch.Tensor) -> None:
         """Write the cached KV of prompt tokens ``arriving`` over the buffer's places ``leaving``, both ``[tokens]``.
 
-        The buffer's positions stay as they were: no layer has a window, so all that counts of them is their order.
+        The buffer's positions do not change: without windows only their order matters.
         """
         mask = torch.zeros_like(self._layout.is_chunk).index_fill_(0, arriving, True)
         read = LayerReader(self._decoder, make_plan(self._layout, mask))
-        # All is read before any is written: half of it would leave the layers with different tokens.
+        # Read everything before writing, so that an error does not leave layers with different tokens.
         layers = [[states.clone() for states in read(layer)] for layer in range(self._decoder.num_layers)]
         for layer, arrived in enumerate(layers):
             for held, states in zip(self._buffer.layer(layer), arrived, strict=True):

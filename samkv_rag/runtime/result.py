@@ -1,4 +1,4 @@
-"""A finished sequence as a result: text, metrics, what became of each chunk."""
+"""Turns a finished sequence into a result: text, metrics, and how each chunk was used."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from samkv_rag.runtime.sequence import DecodingState, ReadPrompt, Sequence
 
 
 def result(sequence: Sequence, decoder: Decoder, tokenizer: PromptTokenizer, model_name: str) -> GenerationResult:
-    """What a finished sequence returns to who asked."""
+    """Return the result of a finished sequence."""
     assert sequence.read is not None
     assert sequence.state is not None
     read, state = sequence.read, sequence.state
@@ -36,12 +36,11 @@ def result(sequence: Sequence, decoder: Decoder, tokenizer: PromptTokenizer, mod
 
 
 def _metrics(sequence: Sequence, read: ReadPrompt, state: DecodingState, decoder: Decoder) -> GenerationMetrics:
-    layout, prefilled, num_tokens = read.layout, state.prefilled, len(sequence.token_ids)
+    layout, prefilled, refresher, num_tokens = read.layout, state.prefilled, state.refresher, len(sequence.token_ids)
     num_hit = sum(segment.hit for segment in layout.chunks)
     num_missed = len(layout.chunks) - num_hit
     finished_at = time.perf_counter()
     decode_s = finished_at - sequence.first_token_at
-    refresher = state.refresher
     return GenerationMetrics(
         method=read.method.name,
         fallback_reason=read.fallback_reason,
@@ -89,7 +88,7 @@ def _chunk_uses(read: ReadPrompt, state: DecodingState) -> tuple[ChunkUse, ...]:
 
 
 def _arrivals(state: DecodingState, segment: Segment) -> tuple[Arrival, ...]:
-    """What refreshes brought of a chunk."""
+    """Return the tokens of a chunk that refreshes brought in."""
     if state.refresher is None:
         return ()
     inside = [
@@ -100,7 +99,7 @@ def _arrivals(state: DecodingState, segment: Segment) -> tuple[Arrival, ...]:
 
 
 def _excessive_recomputation(sequence: Sequence, read: ReadPrompt, recomputed: torch.Tensor) -> list[Diagnostic]:
-    """What was computed of the chunks beyond the method's share, unless full prefill was asked for."""
+    """Report if more chunk tokens were computed than the method's share; full prefill has none."""
     asked = sequence.request.method
     if not read.layout.chunks or not asked.needs:
         return []
@@ -112,6 +111,6 @@ def _excessive_recomputation(sequence: Sequence, read: ReadPrompt, recomputed: t
 
 
 def _share_of_chunks(mask: torch.Tensor, read: ReadPrompt) -> float:
-    """Chunk tokens in ``mask`` ÷ chunk tokens in the prompt; 1 where there are none."""
+    """Return chunk tokens in ``mask`` ÷ chunk tokens in the prompt; 1 if it has none."""
     total = read.layout.num_chunk_tokens
     return int((mask & read.layout.is_chunk).sum()) / total if total else 1.0

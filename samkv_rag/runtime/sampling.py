@@ -24,14 +24,14 @@ from samkv_rag.results import TokenLogprob
 from samkv_rag.runtime.guiding import Matcher
 
 _MIN_TEMPERATURE = 1e-3
-"""Below it logits divided by the temperature leave the range of float32."""
+"""Below this, logits divided by the temperature overflow float32."""
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 _MAX_TOP_LOGPROBS = 20
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the next token is chosen and when to stop: ``AnswerOptions`` says what each field does.
+    """How the next token is chosen and when to stop; ``AnswerOptions`` documents each field.
 
     Raises:
         ConfigurationError: a value is out of range.
@@ -77,18 +77,18 @@ class Sampling:
         if wrong := [stop for stop in self.stop if not isinstance(stop, str) or not stop]:
             raise ConfigurationError(f"stop holds {wrong[0]!r}; it must be made of texts that are not empty")
         if self.seed is not None:
-            require_integer("seed", self.seed, -(2**63), 2**64 - self.n)  # every answer has a seed of its own
+            require_integer("seed", self.seed, -(2**63), 2**64 - self.n)  # the n-th answer's seed is seed + n
 
 
 class TokenChooser:
     """Chooses the tokens of one answer, each from logits ``[1, vocab]``.
 
-    Processors are those of transformers' ``generate``, in its order; a grammar's mask comes behind the penalty.
+    It uses the processors of transformers' ``generate``, in their order, with a grammar's mask after the penalty.
 
     Args:
-        prompt_ids: what a repetition penalty counts as said before.
-        matcher: where the answer is in its grammar.
-        index: which of the request's answers it is; the second has the seed behind the first's.
+        prompt_ids: tokens that a repetition penalty counts as repeated.
+        matcher: the answer's place in its grammar.
+        index: number of the answer within the request, which is added to the seed.
     """
 
     def __init__(
@@ -120,11 +120,11 @@ class TokenChooser:
 
     @property
     def complete(self) -> bool:
-        """Whether the grammar lets nothing follow."""
+        """Whether the grammar allows no further token."""
         return self._matcher is not None and self._matcher.complete
 
     def __call__(self, logits: torch.Tensor) -> int:
-        """Return a token id. Raises ConfigurationError where the grammar proved too much work."""
+        """Return a token id. Raises ConfigurationError if the grammar takes too much work."""
         if self._penalty != 1:
             said: Any = torch.tensor([self._said], dtype=torch.int64, device=logits.device)
             logits = RepetitionPenaltyLogitsProcessor(float(self._penalty))(said, logits.float())
@@ -145,7 +145,7 @@ class TokenChooser:
 
 
 def token_logprob(token_id: int, logits: torch.Tensor, num_top: int, tokenizer: PromptTokenizer) -> TokenLogprob:
-    """How likely a token was by the model alone, from its logits ``[1, vocab]``, and the likeliest beside it."""
+    """Return a token's log probability and the ``num_top`` likeliest ones, from the model's logits ``[1, vocab]``."""
     logprobs = logits[0].float().log_softmax(-1)
     values, ids = logprobs.topk(min(num_top, len(logprobs)))
     pairs = zip(ids.tolist(), values.tolist(), strict=True)
@@ -156,8 +156,7 @@ def token_logprob(token_id: int, logits: torch.Tensor, num_top: int, tokenizer: 
 class AnswerText:
     """Token ids to text, piece by piece.
 
-    Holds back what may still change: half a character of several tokens, or text that may turn out
-    to be the beginning of a stop string.
+    Holds back text that may still change: half a character, or the possible beginning of a stop string.
     """
 
     def __init__(self, tokenizer: PromptTokenizer, stop: Sequence[str]) -> None:
@@ -165,12 +164,12 @@ class AnswerText:
         self._stop = tuple(stop)
         self._token_ids: list[int] = []
         self.text = ""
-        """What was released so far."""
+        """Text released so far."""
         self.stopped = False
-        """Whether a stop string was met."""
+        """Whether a stop string was found."""
 
     def add(self, token_id: int) -> str:
-        """Take a token and return the text it makes certain."""
+        """Add a token and return the text that it makes certain."""
         self._token_ids.append(token_id)
         text = self._tokenizer.decode(self._token_ids)
         found = [at for stop in self._stop if (at := text.find(stop)) >= 0]
@@ -180,7 +179,7 @@ class AnswerText:
         return self._release(text[: len(text) - self._uncertain(text)])
 
     def finish(self) -> str:
-        """Return what was held back, once no more tokens come."""
+        """Return the text held back, once no more tokens come."""
         return "" if self.stopped else self._release(self._tokenizer.decode(self._token_ids))
 
     def _release(self, text: str) -> str:
@@ -189,7 +188,7 @@ class AnswerText:
         return piece
 
     def _uncertain(self, text: str) -> int:
-        """Length of the text's end that must wait: half a character, and before it the beginning of a stop string."""
+        """Return the length of the end to hold back: half a character, and before it the beginning of a stop string."""
         whole = text.rstrip(_REPLACEMENT)
         longest = max(map(len, self._stop), default=0)
         lengths = range(min(longest, len(whole)), 0, -1)

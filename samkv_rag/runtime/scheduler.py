@@ -1,4 +1,4 @@
-"""Who waits, who runs, who goes first."""
+"""Which sequences wait, which run, and which goes next."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from samkv_rag.exceptions import QueueFullError
 from samkv_rag.runtime.sequence import Sequence
 
 _MAX_NESTED = 3
-"""Prefills under way at once: each holds a layer of its prompt's states in memory."""
+"""Prefills in progress at once; each has a layer of its prompt's KV in memory."""
 
 
 class Scheduler:
-    """Decides which sequence is prefilled next. Not thread-safe: its owner holds a lock.
+    """Decides which sequence is prefilled next. Not thread-safe: its owner has a lock.
 
-    First come, first served, with one exception: while a long prompt is being prefilled, a prompt of less
-    than half its length goes first, so that a short question does not wait for a long one.
+    First come, first served, with one exception: a prompt less than half as long as the one being prefilled
+    interrupts it, so a short question does not wait for a long one.
     """
 
     def __init__(self, max_running: int, max_waiting: int) -> None:
@@ -23,7 +23,7 @@ class Scheduler:
         self.max_waiting = max_waiting
         self.running: list[Sequence] = []
         self.prefilling: list[Sequence] = []
-        """The one being prefilled last; those before it have made way for it."""
+        """The last one is being prefilled; it has interrupted those before it."""
         self._reading: set[Sequence] = set()
         self._ready: deque[Sequence] = deque()
 
@@ -38,7 +38,7 @@ class Scheduler:
         return bool(self.running or self._ready)
 
     def admit(self, sequence: Sequence) -> None:
-        """Take a new sequence, whose prompt is still to be read."""
+        """Add a new sequence, whose prompt is read next."""
         if self.num_waiting >= self.max_waiting:
             raise QueueFullError(
                 f"{self.num_waiting} requests are waiting, the limit is {self.max_waiting}; "
@@ -47,16 +47,16 @@ class Scheduler:
         self._reading.add(sequence)
 
     def ready(self, sequence: Sequence) -> None:
-        """The sequence's prompt is read: it waits for its turn."""
+        """Queue a sequence whose prompt has been read."""
         self._reading.discard(sequence)
         self._ready.append(sequence)
 
     def forget(self, sequence: Sequence) -> None:
-        """The sequence failed or was given up before its prompt was read."""
+        """Remove a sequence that failed or was cancelled before its prompt was read."""
         self._reading.discard(sequence)
 
     def next_prefill(self) -> Sequence | None:
-        """Take the sequence to prefill now, which is among the prefilling then; None where none may start."""
+        """Move the sequence to prefill now to ``prefilling`` and return it; None if none may start."""
         if len(self.prefilling) >= _MAX_NESTED:
             return None
         room = self.max_running - len(self.running) - sum(one.request.sampling.n for one in self.prefilling)
@@ -71,7 +71,7 @@ class Scheduler:
         return None
 
     def next_refresh(self) -> Sequence | None:
-        """Take a running sequence that is to be refreshed; till then it is among the prefilling, and does not run."""
+        """Move a running sequence that is due for a refresh to ``prefilling`` and return it, or None."""
         sequence = next((one for one in self.running if one.needs_refresh), None)
         if sequence is None or len(self.prefilling) >= _MAX_NESTED:
             return None
@@ -80,13 +80,13 @@ class Scheduler:
         return sequence
 
     def drop_ended(self) -> list[Sequence]:
-        """Take the running sequences that have finished or were cancelled out, and return them."""
+        """Remove and return the running sequences that have finished or were cancelled."""
         ended = [sequence for sequence in self.running if sequence.cancelled or sequence.finish_reason]
         self.running = [sequence for sequence in self.running if sequence not in ended]
         return ended
 
     def drain(self) -> list[Sequence]:
-        """Take out everything, in any state, and return it."""
+        """Remove and return all sequences, in any state."""
         everything = [*self._reading, *self._ready, *self.prefilling, *self.running]
         self._reading, self._ready, self.running = set(), deque(), []
         return everything

@@ -23,55 +23,54 @@ from samkv_rag.runtime.refreshing import Refresher
 from samkv_rag.runtime.sampling import AnswerText, Sampling, TokenChooser, token_logprob
 
 Delivery = Piece | GenerationResult | BaseException
-"""What a reader gets: pieces, then a result or an error."""
+"""Sent to a reader: pieces, then a result or an error."""
 Choose = Callable[[torch.Tensor], int]
 """Chooses the next token's id from logits ``[1, vocab]``."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """What was asked."""
+    """A question and its options."""
 
     prompt: RenderedPrompt
     method: PrefillMethod
     sampling: Sampling
     reference_ids: tuple[int, ...] = ()
-    """Tokens of a reference answer whose likelihood is wanted, too."""
+    """Tokens of a reference answer, whose likelihood is computed."""
     choose: Choose | None = None
-    """Takes the place of ``sampling``'s choice."""
+    """Replaces ``sampling``'s choice."""
     handover: bool = False
     """Whether another engine decodes all but the first token."""
 
 
 @dataclass(frozen=True)
 class ReadPrompt:
-    """A prompt's tokens, and the method that fits them."""
+    """A prompt's tokens and the method to prefill them."""
 
     layout: PromptLayout
     method: PrefillMethod
     fallback_reason: str | None
-    """Why full prefill takes the place of the method asked for."""
+    """Why full prefill replaces the method asked for."""
     prompt: SplitPrompt
     matcher: Matcher | None
-    """At the beginning of the answer's grammar."""
+    """For the answer's grammar, at its beginning."""
 
 
 @dataclass(frozen=True)
 class DecodingState:
-    """What a prefilled sequence decodes from."""
+    """The state that a prefilled sequence decodes from."""
 
     prefilled: Prefilled
     buffer: KVBuffer
     max_tokens: int
-    """As many as asked for and as the context window holds."""
+    """Longest answer, as asked for and as fits in the context window."""
     resident_bytes: int
-    """What the prompt's tokens in the buffer take."""
+    """Bytes of the prompt's tokens in the buffer."""
     refresher: Refresher | None
-    """Where what is retained follows the answer."""
 
 
 class Sequence:
-    """A request, where it is, and what it has so far. Changed by the worker thread alone, but for :meth:`cancel`."""
+    """A request with its state and its answer so far. Only the worker thread changes it, except by :meth:`cancel`."""
 
     def __init__(
         self,
@@ -83,64 +82,64 @@ class Sequence:
     ) -> None:
         self.request = request
         self.deliver = deliver
-        """Called with every piece, then once with the result or an error; must return at once."""
+        """Called with every piece, then once with the result or an error; must not block."""
         self.clock = Clock()
         self.read: ReadPrompt | None = None
         self.state: DecodingState | None = None
         self.finish_reason = ""
-        """Empty until it is finished."""
+        """Empty until the answer is finished."""
         self.reference_nll: float | None = None
-        """Of the request's reference as the answer, nats a token."""
+        """Of the request's reference answer, in nats per token."""
         self.handover: Handover | None = None
         self.end_ids = end_ids
         self.submitted_at = time.perf_counter()
         self.ready_at = self.first_token_at = 0.0
         self.num_readings = 0
-        """How often its prompt was read: once more where a chunk was damaged in between."""
+        """How often the prompt was read; it is read again if a chunk proved damaged."""
         self._tokenizer = tokenizer
         self._device = device
-        # What all answers to the request have in common.
+        # Shared by all answers to the request.
         self._cancelled = Event()
         self._results: dict[int, GenerationResult] = {}
         self._begin(0)
 
     @property
     def text(self) -> str:
-        """The answer so far, without what is held back."""
+        """The answer so far, as far as it is certain."""
         return self._answer.text
 
     @property
     def num_prompt_tokens(self) -> int:
-        """Tokens of the prompt; 0 until it is read."""
+        """Tokens of the prompt; 0 until it has been read."""
         return self.read.layout.num_tokens if self.read else 0
 
     @property
     def cancelled(self) -> bool:
-        """Whether it was given up, and all answers to the request with it."""
+        """Whether the request was cancelled, with all its answers."""
         return self._cancelled.is_set()
 
     @property
     def next_position_id(self) -> int:
-        """Position of the token decoded last, which runs next. Follows the whole prompt, not the shorter cache."""
+        """Position of the last token, which runs next. It follows the whole prompt, not the shorter cache."""
         return self.num_prompt_tokens + len(self.token_ids) - 1
 
     @property
     def needs_refresh(self) -> bool:
-        """Whether it is to choose again what is retained before it goes on."""
+        """Whether a refresh is due before the next token."""
         return bool(self.state and self.state.refresher and self.state.refresher.is_due(len(self.token_ids)))
 
     def cancel(self) -> None:
-        """Give up at the next step. From any thread, any number of times."""
+        """End the computation at the next step. Thread-safe; may be called any number of times."""
         self._cancelled.set()
 
     def fail(self, error: BaseException) -> None:
-        """Give up because of an error, of which the reader is told."""
+        """End the computation and deliver an error."""
         self.cancel()
         self.state = None
         self.deliver(error)
 
     def start(self, state: DecodingState) -> list[Sequence]:
-        """Begin the answers that were asked for, this one's first; the others decode from copies of the prompt's KV."""
+        """Start the request's answers, this one first; the others decode from copies of the prompt's KV."""
         self.state = state
         answers = [self, *(copy.copy(self) for _ in range(self.request.sampling.n - 1))]
         for index, answer in enumerate(answers):
@@ -151,14 +150,14 @@ class Sequence:
         return answers
 
     def conclude(self, result: GenerationResult) -> None:
-        """Deliver the result, once all answers to the request have theirs."""
+        """Deliver the result once all answers to the request are finished."""
         self._results[self._index] = result
         if len(self._results) == self.request.sampling.n:
             first, *others = (self._results[index] for index in sorted(self._results))
             self.deliver(replace(first, others=tuple(others)))
 
     def accept(self, logits: torch.Tensor) -> None:
-        """Choose the next token from ``logits`` ``[1, vocab]``, deliver what it makes certain, end where it ends."""
+        """Choose the next token from ``logits`` ``[1, vocab]``, deliver the text that it makes certain, or finish."""
         assert self.state is not None
         token_id = (self.request.choose or self._choose)(logits)
         self.first_token_at = self.first_token_at or time.perf_counter()

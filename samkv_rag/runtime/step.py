@@ -6,8 +6,8 @@ from collections import abc
 
 import torch
 
-from samkv_rag.model.attention import LayerSpec, Visibility, causal_attention
-from samkv_rag.model.decoder import Decoder
+from samkv_rag.model.attention import LayerSpec
+from samkv_rag.model.decoder import CausalPass, Decoder
 from samkv_rag.model.kv_buffer import KVBuffer
 from samkv_rag.runtime.sequence import Sequence
 
@@ -15,8 +15,8 @@ from samkv_rag.runtime.sequence import Sequence
 def step(decoder: Decoder, sequences: abc.Sequence[Sequence]) -> None:
     """Run each sequence's last token and accept the next one.
 
-    Everything but attention runs as one batch ``[sequences, 1, hidden]``, so the weights are read once for
-    all. Their caches differ in length and keep the gaps of their prompts' positions.
+    Everything but attention runs as one batch ``[sequences, 1, hidden]``, so the weights are read once for all
+    sequences. Caches have different lengths, and gaps in their positions.
     """
     token_ids = torch.tensor([[sequence.token_ids[-1]] for sequence in sequences])
     position_ids = torch.tensor([[sequence.next_position_id] for sequence in sequences])
@@ -26,25 +26,18 @@ def step(decoder: Decoder, sequences: abc.Sequence[Sequence]) -> None:
     for row, sequence in enumerate(sequences):
         try:
             sequence.accept(logits[row : row + 1])
-        except Exception as error:  # its grammar proved too much work, or its own choice failed; the others go on
+        except Exception as error:  # its grammar took too much work, or its ``choose`` failed; the others go on
             sequence.fail(error)
 
 
 class DecodePass:
-    """One new token a row, at ``position_ids`` ``[rows, 1]``; it attends to its own buffer, to which it is appended."""
+    """Attention of one new token per row, at ``position_ids`` ``[rows, 1]``, which is appended to the row's buffer."""
 
     def __init__(self, buffers: abc.Sequence[KVBuffer], position_ids: torch.Tensor) -> None:
-        self._buffers = buffers
-        for buffer, position in zip(buffers, position_ids, strict=True):
-            buffer.positions = torch.cat((buffer.positions, position))
-        self._visibilities = [Visibility(buffer.positions[-1:], buffer.positions) for buffer in buffers]
+        self._passes = [CausalPass(buffer, position) for buffer, position in zip(buffers, position_ids, strict=True)]
 
     def __call__(
         self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, spec: LayerSpec
     ) -> torch.Tensor:
-        output = torch.empty_like(query)
-        for i, (buffer, visibility) in enumerate(zip(self._buffers, self._visibilities, strict=True)):
-            row = slice(i, i + 1)
-            keys, values = buffer.append(layer, key[row], value[row])
-            output[row] = causal_attention(query[row], keys, values, spec, visibility)
-        return output
+        rows = zip(self._passes, torch.split(query, 1), torch.split(key, 1), torch.split(value, 1), strict=True)
+        return torch.cat([attend(layer, q, k, v, spec) for attend, q, k, v in rows])

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from queue import SimpleQueue
 
 from samkv_rag.exceptions import ConfigurationError
@@ -16,7 +17,7 @@ _Make = Callable[[Callable[[Delivery], None]], Sequence]
 
 
 class _Stream:
-    """What both kinds of stream share: begun by the first piece asked for, cancelled by closing."""
+    """Base of both streams. Reading the first piece starts the computation, closing cancels it."""
 
     def __init__(self, make: _Make, submit: _Start) -> None:
         self._make = make
@@ -47,7 +48,7 @@ class _Stream:
             self._sequence.cancel()
 
     def _piece(self, delivery: Delivery, at_end: type[Exception]) -> Piece:
-        """The piece delivered; where the answer has ended, ``at_end`` is raised, or the error that ended it."""
+        """Return the piece delivered; at the answer's end raise ``at_end``, or the error that ended it."""
         if isinstance(delivery, Piece):
             return delivery
         self._ended = True
@@ -61,19 +62,16 @@ class _Stream:
             self._end()
 
 
-class AnswerStream(_Stream):
-    """Iterates over the pieces of an answer; then :attr:`result` has it whole.
+class AnswerStream(_Stream, Iterator[Piece], AbstractContextManager["AnswerStream"]):
+    """Iterates over the pieces of an answer; after the last one, :attr:`result` is the whole answer.
 
-    The answer is computed at its own pace, also while nobody reads. Closing the stream, or letting go of
-    it, ends the computation at the next step.
+    The answer is computed at its own pace, even while nobody reads. Closing or dropping the stream ends the
+    computation at the next step.
     """
 
     def __init__(self, make: _Make, submit: _Start) -> None:
         super().__init__(make, submit)
         self._inbox: SimpleQueue[Delivery] = SimpleQueue()
-
-    def __iter__(self) -> AnswerStream:
-        return self
 
     def __next__(self) -> Piece:
         if self._ended:
@@ -87,25 +85,19 @@ class AnswerStream(_Stream):
         return self._piece(delivery, StopIteration)
 
     def close(self) -> None:
-        """End the computation where it is. Any number of times."""
+        """End the computation; may be called any number of times."""
         self._end()
-
-    def __enter__(self) -> AnswerStream:
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
 
 
-class AsyncAnswerStream(_Stream):
-    """The same for an event loop, which it never blocks; it needs no thread to wait in."""
+class AsyncAnswerStream(_Stream, AsyncIterator[Piece], AbstractAsyncContextManager["AsyncAnswerStream"]):
+    """An :class:`AnswerStream` for an event loop. It never blocks the loop, and waits without a thread."""
 
     def __init__(self, make: _Make, submit: _Start) -> None:
         super().__init__(make, submit)
         self._inbox: asyncio.Queue[Delivery] = asyncio.Queue()
-
-    def __aiter__(self) -> AsyncAnswerStream:
-        return self
 
     async def __anext__(self) -> Piece:
         if self._ended:
@@ -113,23 +105,20 @@ class AsyncAnswerStream(_Stream):
         try:
             self._begin(self._deliver_to(asyncio.get_running_loop()))
             delivery = await self._inbox.get()
-        except BaseException:  # cancellation among them: nobody will read on
+        except BaseException:  # including cancellation: nobody will read on
             self._end()
             raise
         return self._piece(delivery, StopAsyncIteration)
 
     async def aclose(self) -> None:
-        """End the computation where it is. Any number of times."""
+        """End the computation; may be called any number of times."""
         self._end()
 
-    async def __aenter__(self) -> AsyncAnswerStream:
-        return self
-
     async def __aexit__(self, *_: object) -> None:
-        await self.aclose()
+        self._end()
 
     def _deliver_to(self, loop: asyncio.AbstractEventLoop) -> Callable[[Delivery], None]:
-        inbox = self._inbox  # not self: a stream that nobody keeps is to be closed
+        inbox = self._inbox  # not self, so that a dropped stream is collected and closed
 
         def deliver(delivery: Delivery) -> None:
             try:

@@ -11,7 +11,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import cache
+from functools import cache, partial
 from typing import Any, TypeVar
 
 import torch
@@ -27,32 +27,32 @@ T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
 _IDLE_S = 1.0
-"""After so long without work the thread ends; it is started again when there is some."""
+"""The thread ends after so long without work; new work starts it again."""
 _STOP_S = 10.0
 _READING_THREADS = 4
 _STEP_EVERY = 4.0
-"""While prompts are prefilled, running answers take a step each four times as long as one lasts. They go on, and new
-ones soon join them: a step of many answers lasts hardly longer than one of few."""
+"""During prefills, running answers take a quarter of the time for their steps. So they go on, and new answers soon join
+them: a step of many answers takes little longer than one of few."""
 _MAX_READINGS = 2
 
 
 class _CancelledError(Exception):
-    """Unwinds the prefill of a sequence that was given up."""
+    """Unwinds the prefill of a cancelled sequence."""
 
 
 class Runtime:
-    """Runs sequences: prompts are read in a few threads, everything on the model happens in one.
+    """Runs sequences: a few threads read prompts, one worker thread runs the model.
 
-    That thread prefills the sequences that are ready, one after another, and decodes all running ones in
-    one batch, a token a step. Between two layers of a prefill or of an ingestion it makes way: a step
-    for the running sequences, and shorter prompts first.
+    The worker prefills the sequences that are ready, one after another, and decodes all running ones in one batch, a
+    token per step. Between two layers of a prefill or an ingestion it makes way for shorter prompts and for a step of
+    the running sequences.
 
     Args:
-        read: reads a sequence's prompt; runs in a thread of its own.
+        read: reads a sequence's prompt, in a thread of its own.
         prefill: fills a sequence's buffer, and returns the answers that decode from it.
         finish: makes the result of a finished sequence.
-        max_running: sequences that decode at the same time.
-        max_waiting: sequences that may wait for their turn.
+        max_running: most sequences that decode at the same time.
+        max_waiting: most sequences that wait.
     """
 
     def __init__(
@@ -77,10 +77,10 @@ class Runtime:
         _hook()
 
     def submit(self, sequence: Sequence) -> None:
-        """Have a sequence answered; what comes of it is delivered to it.
+        """Queue a sequence; its ``deliver`` gets the answer.
 
         Raises:
-            QueueFullError: too many are waiting.
+            QueueFullError: too many sequences are waiting.
             EngineClosedError: the engine was closed.
         """
         with self._changed:
@@ -90,7 +90,7 @@ class Runtime:
             self._readers.submit(self._read, sequence)
 
     def call(self, function: Callable[[], T]) -> T:
-        """Run ``function`` on the worker thread, where the model may be used, and return what it returns."""
+        """Run ``function`` on the worker thread, which owns the model, and return its result."""
         if threading.current_thread() is self._thread:
             return function()
         future: Future[T] = Future()
@@ -165,9 +165,10 @@ class Runtime:
             self._run_alone(sequence, self._prefill_sequence)
 
     def _run_alone(self, sequence: Sequence, work: Callable[[Sequence], list[Sequence]]) -> None:
-        """Do ``work`` of many layers on one of the sequences that are prefilling; what it returns runs then."""
+        """Do ``work`` on one of the prefilling sequences, and add what it returns to the running ones."""
         try:
-            self._raise_if_cancelled(sequence)
+            if sequence.cancelled:
+                raise _CancelledError
             answers = work(sequence)
             with self._changed:
                 self._scheduler.running += answers
@@ -188,13 +189,13 @@ class Runtime:
         refresher = sequence.state.refresher
         try:
             refresher.refresh(sequence.token_ids, len(sequence.text))
-        except DamagedChunkError as error:  # what is retained does for the rest of the answer
+        except DamagedChunkError as error:  # the answer goes on with what is retained
             logger.warning("a chunk could not be read again (%s); its answer is not refreshed any more", error)
             refresher.stop()
         return [sequence]
 
     def _read_again(self, sequence: Sequence, error: DamagedChunkError) -> None:
-        """A chunk was damaged after it was checked: read the prompt once more, which finds and mends it."""
+        """Read a prompt again after a chunk proved damaged, which finds and replaces the chunk."""
         if sequence.num_readings > _MAX_READINGS or self._closed:
             sequence.fail(error)
             return
@@ -243,37 +244,33 @@ class Runtime:
                     sequence.conclude(self._finish(sequence))
             except BaseException as error:
                 sequence.fail(error)
-            sequence.state = None  # its KV is let go of, however long the reader keeps the sequence
+            sequence.state = None  # frees the KV, even if the reader keeps the sequence
 
     def _make_way(self) -> None:
-        """Between two layers: give up what was cancelled, let shorter prompts and running sequences go on."""
+        """Between two layers: end what was cancelled, then let shorter prompts and running sequences go on."""
         if threading.current_thread() is not self._thread or self._stepping:
             return
-        if self._scheduler.prefilling:
-            self._raise_if_cancelled(self._scheduler.prefilling[-1])
+        if self._scheduler.prefilling and self._scheduler.prefilling[-1].cancelled:
+            raise _CancelledError
         self._prefill_next()
         if not self._scheduler.prefilling or time.perf_counter() >= self._next_step_at:
             self._step()
 
-    def _raise_if_cancelled(self, sequence: Sequence) -> None:
-        if sequence.cancelled:
-            raise _CancelledError
-
-    # Beginnings and ends
+    # Start and end
 
     def _require_open(self) -> None:
         if self._closed:
             raise EngineClosedError("the engine is closed; open another with SamKVEngine.from_pretrained")
 
     def _wake(self) -> None:
-        """Start the worker thread where it is not running, and have it look at its work."""
+        """Notify the worker thread of new work, and start it if it is not running."""
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, name="samkv-worker", daemon=True)
             self._thread.start()
         self._changed.notify_all()
 
     def _start_over(self) -> None:
-        """Be as new: at the beginning, and in a forked process, where the threads of the parent are not."""
+        """Reset everything: at first, and in a forked process, which has none of the parent's threads."""
         self._changed = threading.Condition()
         self._scheduler = Scheduler(*self._limits)
         self._jobs: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
@@ -288,17 +285,12 @@ _runtimes: weakref.WeakSet[Runtime] = weakref.WeakSet()
 
 @cache
 def _hook() -> None:
-    """Once: have runtimes start over in forked processes, and stop before the interpreter ends."""
-    atexit.register(_close_all)
+    """Make runtimes start over in forked processes, and stop before the interpreter exits."""
+    atexit.register(_for_all, Runtime.close)
     if hasattr(os, "register_at_fork"):
-        os.register_at_fork(after_in_child=_start_all_over)
+        os.register_at_fork(after_in_child=partial(_for_all, Runtime._start_over))
 
 
-def _start_all_over() -> None:
+def _for_all(act: Callable[[Runtime], None]) -> None:
     for runtime in list(_runtimes):
-        runtime._start_over()
-
-
-def _close_all() -> None:
-    for runtime in list(_runtimes):
-        runtime.close()
+        act(runtime)

@@ -1,4 +1,4 @@
-"""Attention's conventions, and what of the cached KV is in memory at a time."""
+"""Attention against its definition, the KV buffer, and how much cached KV is in memory at a time."""
 
 from __future__ import annotations
 
@@ -18,23 +18,33 @@ from samkv_rag.prefill import PrefillMethod
 from support import tiny
 
 
-def slow_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float) -> torch.Tensor:
-    """Causal, grouped, written out; the queries are the last of the keys."""
-    groups = query.shape[1] // key.shape[1]
-    keys, values = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
-    logits = query @ keys.transpose(-1, -2) * scaling
-    first = key.shape[2] - query.shape[2]
-    for i in range(query.shape[2]):
-        logits[:, :, i, first + i + 1 :] = -torch.inf
-    return logits.softmax(-1) @ values
+def written_out(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, spec: LayerSpec, seen: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Attention by its definition; ``seen`` is ``[queries, keys]``, None: the queries are the last of the keys."""
+    num_queries, num_keys, groups = query.shape[2], key.shape[2], query.shape[1] // key.shape[1]
+    seen = torch.ones(num_queries, num_keys).tril(num_keys - num_queries).bool() if seen is None else seen
+    products = query @ key.repeat_interleave(groups, 1).transpose(-1, -2) * spec.scaling
+    if spec.softcap:
+        products = spec.softcap * (products / spec.softcap).tanh()
+    sinks = torch.full(query.shape[1:2], -torch.inf) if spec.sinks is None else spec.sinks
+    logits = torch.cat(
+        (products.masked_fill(~seen, -torch.inf), sinks.view(-1, 1, 1).expand(*products.shape[:3], 1)), -1
+    )
+    return logits.softmax(-1)[..., :-1] @ value.repeat_interleave(groups, 1)
+
+
+def states(num_queries: int, num_keys: int, batch: int = 1) -> list[torch.Tensor]:
+    """Random query, key and value of 6 heads, 2 of them for keys and values."""
+    shapes = ((6, num_queries), (2, num_keys), (2, num_keys))
+    return [torch.randn(batch, heads, tokens, 8) for heads, tokens in shapes]
 
 
 @pytest.mark.parametrize(("num_queries", "num_keys"), [(1, 12), (5, 12), (12, 12), (70, 90), (70, 200), (90, 90)])
 def test_causal_attention_takes_the_queries_as_the_last_of_the_keys(num_queries: int, num_keys: int) -> None:
-    query = torch.randn(1, 6, num_queries, 8)
-    key, value = torch.randn(1, 2, num_keys, 8), torch.randn(1, 2, num_keys, 8)
+    query, key, value = states(num_queries, num_keys)
     found = attention(query, key, value, LayerSpec(0.3), is_causal=True)
-    torch.testing.assert_close(found, slow_attention(query, key, value, 0.3))
+    torch.testing.assert_close(found, written_out(query, key, value, LayerSpec(0.3)))
 
 
 def test_flash_attention_is_called_by_its_conventions(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -42,17 +52,18 @@ def test_flash_attention_is_called_by_its_conventions(monkeypatch: pytest.Monkey
 
     def stand_in(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, softmax_scale: float, causal: bool) -> torch.Tensor:
         assert causal
-        return slow_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), softmax_scale).transpose(1, 2)
+        query, key, value = (part.transpose(1, 2) for part in (q, k, v))
+        return written_out(query, key, value, LayerSpec(softmax_scale)).transpose(1, 2)
 
-    monkeypatch.setattr(attention_module, "_flash_attention", lambda query: stand_in)
-    query, key, value = torch.randn(1, 6, 5, 8), torch.randn(1, 2, 12, 8), torch.randn(1, 2, 12, 8)
+    monkeypatch.setattr(attention_module, "_flash_attention", lambda *_: stand_in)
+    query, key, value = states(5, 12)
     found = attention(query, key, value, LayerSpec(0.3), is_causal=True)
-    torch.testing.assert_close(found, slow_attention(query, key, value, 0.3))
+    torch.testing.assert_close(found, written_out(query, key, value, LayerSpec(0.3)))
 
 
 @pytest.mark.parametrize("num_queries", [5, 70])
 def test_masked_attention_needs_no_grouped_heads(monkeypatch: pytest.MonkeyPatch, num_queries: int) -> None:
-    """As on CUDA, where a mask together with grouped heads would fall to the slow kernel."""
+    """On CUDA a mask together with grouped heads would take the slow kernel."""
 
     class OnCuda(torch.Tensor):
         is_cuda = True
@@ -62,10 +73,10 @@ def test_masked_attention_needs_no_grouped_heads(monkeypatch: pytest.MonkeyPatch
         return torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=options["attn_mask"], scale=0.3)
 
     monkeypatch.setattr(attention_module, "scaled_dot_product_attention", sdpa)
-    query, key, value = torch.randn(1, 6, num_queries, 8), torch.randn(1, 2, 90, 8), torch.randn(1, 2, 90, 8)
+    query, key, value = states(num_queries, 90)
     seen = torch.arange(90)[None, :] <= torch.arange(90 - num_queries, 90)[:, None]
     found = attention(query.as_subclass(OnCuda), key, value, LayerSpec(0.3), mask=seen)
-    torch.testing.assert_close(found.as_subclass(torch.Tensor), slow_attention(query, key, value, 0.3))
+    torch.testing.assert_close(found.as_subclass(torch.Tensor), written_out(query, key, value, LayerSpec(0.3)))
 
 
 SPECS = {
@@ -83,25 +94,19 @@ SPECS = {
 @pytest.mark.parametrize("num_queries", [1, 7, 80])
 @pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
 def test_attention_by_position_equals_its_definition(spec: LayerSpec, num_queries: int, num_gone: int) -> None:
-    """Positions have gaps, queries stand among the keys, and the first keys may have been let go of."""
+    """Positions have gaps, queries are among the keys, and the first keys may have been dropped."""
     generator = torch.Generator().manual_seed(num_queries)
     keys_at = torch.randperm(300, generator=generator)[:130].sort().values
     queries_at = keys_at[torch.randperm(130, generator=generator)[:num_queries].sort().values]
     if num_gone:
         spec = replace(spec, window=spec.window or 1000)
         keys_at = torch.cat((torch.arange(-num_gone, 0) - 2000, keys_at))
-    query = torch.randn(2, 6, len(queries_at), 8)
-    key, value = torch.randn(2, 2, len(keys_at), 8), torch.randn(2, 2, len(keys_at), 8)
+    query, key, value = states(len(queries_at), len(keys_at), batch=2)
     visibility = Visibility(queries_at, keys_at)
     found = causal_attention(query, key[:, :, num_gone:], value[:, :, num_gone:], spec, visibility)
-    products = query @ key.repeat_interleave(3, 1).transpose(-1, -2) * spec.scaling
-    if spec.softcap:
-        products = spec.softcap * (products / spec.softcap).tanh()
     back = queries_at[:, None] - keys_at
-    products[..., (back < 0) | (back >= (spec.window or 1000))] = -torch.inf
-    sinks = torch.full((6,), -torch.inf) if spec.sinks is None else spec.sinks
-    weights = torch.cat((products, sinks.view(1, 6, 1, 1).expand(2, 6, len(queries_at), 1)), -1).softmax(-1)[..., :-1]
-    torch.testing.assert_close(found, weights @ value.repeat_interleave(3, 1))
+    seen = (back >= 0) & (back < (spec.window or 1000))
+    torch.testing.assert_close(found, written_out(query, key, value, spec, seen))
 
 
 def test_windows_are_cut_into_blocks_that_compute_little_more_than_they_see() -> None:
@@ -111,24 +116,18 @@ def test_windows_are_cut_into_blocks_that_compute_little_more_than_they_see() ->
     assert 1000 * 50 * 0.97 < computed < 1000 * 50 * 2
 
 
-def test_a_buffer_lets_go_of_what_no_window_will_see_again() -> None:
-    buffer, positions = KVBuffer(3, reserve_tokens=2), torch.tensor([0, 1, 5, 8, 9, 12])
-    buffer.positions, states = positions, torch.randn(1, 2, 6, 4)
+def test_a_buffer_drops_what_no_window_will_see_again() -> None:
+    buffer, keys = KVBuffer(3, reserve_tokens=2), torch.randn(1, 2, 6, 4)
+    buffer.positions = torch.tensor([0, 1, 5, 8, 9, 12])
     for layer in range(3):
-        buffer.append(layer, states, -states)
-    buffer.narrow([None, 5, 1])  # the next token stands at 13 and sees 9 to 13, or itself
+        buffer.append(layer, keys, -keys)
+    buffer.narrow([None, 5, 1])  # the next token is at 13 and sees 9 to 13, or itself
     assert [len(buffer.layer(layer)[0][0, 0]) for layer in range(3)] == [6, 2, 0]
-    assert torch.equal(buffer.layer(1)[1], -states[:, :, 4:])
-    assert buffer.nbytes == 2 * (6 + 2) * states[:, :, :1].nbytes
-    for layer in range(3):
-        buffer.append(layer, states[:, :, :1], states[:, :, :1])
-    buffer.positions = torch.cat((positions, torch.tensor([13])))
-    buffer.truncate(13)
-    assert [len(buffer.layer(layer)[0][0, 0]) for layer in range(3)] == [6, 2, 0]
-    assert buffer.positions.tolist() == positions.tolist()
+    assert torch.equal(buffer.layer(1)[1], -keys[:, :, 4:])
+    assert buffer.nbytes == 2 * (6 + 2) * keys[:, :, :1].nbytes
 
 
-def test_a_buffer_grows_and_keeps_what_it_holds() -> None:
+def test_a_buffer_grows_and_keeps_its_tokens() -> None:
     buffer = KVBuffer(num_layers=1, reserve_tokens=3)
     parts = [torch.randn(1, 2, n, 4) for n in (5, 1, 1, 1, 1, 30, 1)]
     for part in parts:

@@ -1,6 +1,6 @@
-"""Quantised weights: loaded as they are, proven at load, told apart in caches.
+"""Quantised weights: loaded as they are, tested at load, with caches of their own.
 
-Skipped where the formats' packages are missing; ``make test`` keeps them in a folder of their own.
+Skipped without the formats' packages; ``make test`` installs them in a separate folder.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def weight_of(engine: SamKVEngine) -> torch.Tensor:
 
 
 def generated(folder: Path, **options: Any) -> list[int]:
-    """What transformers alone answers."""
+    """Return the answer of transformers alone."""
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **options)
     ids = torch.tensor([tiny.tokenizer()(PROMPT)["input_ids"]])
     answer = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=8, do_sample=False, pad_token_id=0)
@@ -131,7 +131,7 @@ def test_an_int4_that_needs_a_gpu_is_refused_without_one(plain: Path) -> None:
         opened(plain, quantization_config=torchao("Int4WeightOnlyConfig")())
 
 
-def test_compressed_tensors_are_unpacked_which_is_said_before(
+def test_compressed_tensors_are_unpacked_with_a_warning(
     plain: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     pytest.importorskip("compressed_tensors")

@@ -1,4 +1,4 @@
-"""Which models are taken, what identifies them, how texts become tokens."""
+"""Which models are supported, what identifies them, how texts become tokens."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_the_self_test_catches_what_is_wrong(spoil: Callable[[Decoder], None], w
 
 @pytest.mark.parametrize("family", tiny.WINDOWED)
 def test_the_self_test_catches_windows_that_are_not_kept(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """However much longer than its probe they are."""
+    """Also windows that are much longer than the probe."""
     decoder = Decoder(tiny.model(family, sliding_window=1024))
     monkeypatch.setattr(attention, "LayerSpec", lambda scaling, window, *rest: LayerSpec(scaling, None, *rest))
     with pytest.raises(UnsupportedModelError, match="logits of a run layer by layer differ"):
@@ -86,7 +86,7 @@ def test_the_self_test_catches_windows_that_are_not_kept(family: str, monkeypatc
 
 @pytest.mark.parametrize("error", [TypeError("no shared keys"), AssertionError("N must be divisible by block_n")])
 def test_the_self_test_refuses_layers_that_do_not_run(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
-    """As Gemma 4's, which read other layers' keys, and those whose weights have no kernels here."""
+    """Such as Gemma 4's, which read other layers' keys, and layers whose weights have no kernels here."""
 
     def forward(*states: Any, **rest: Any) -> None:
         raise error
@@ -99,7 +99,7 @@ def test_the_self_test_refuses_layers_that_do_not_run(monkeypatch: pytest.Monkey
 
 
 def test_llama4_is_used_as_far_as_all_its_layers_see_everything() -> None:
-    """Behind that, its attention is cut and its queries are scaled by their place in the pass."""
+    """Beyond that, its attention is cut and its queries are scaled by their index in the pass."""
     assert Decoder(tiny.model("llama4", attention_chunk_size=512)).context_window == 512
     assert Decoder(tiny.model("llama4", floor_scale=512)).context_window == 511
     assert Decoder(tiny.model("llama4", floor_scale=512, attn_temperature_tuning=False)).context_window == 4096

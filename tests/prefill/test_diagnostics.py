@@ -1,4 +1,4 @@
-"""Every signature of failure is provoked, and none is seen where nothing is wrong."""
+"""Every diagnostic is provoked, and none is reported without a cause."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SPARSE = ["scout", "samkv"]
 
 
 def ask(engine: SamKVEngine, prompt: str = PROMPT, method: str | None = None, **options: Any) -> GenerationMetrics:
-    """Metrics of an answer by a method, the engine's own unless named, at a ratio of 0.3."""
+    """Return an answer's metrics, at a ratio of 0.3, by default with the engine's own method."""
     name = method or engine.method.name
     ratio = next((field.name for field in fields(method_classes()[name]) if field.name.endswith("_ratio")), None)
     options = ({ratio: 0.3} if ratio else {}) | options
@@ -42,7 +42,7 @@ def messages(metrics: GenerationMetrics) -> dict[str, str]:
 
 @pytest.mark.parametrize("num_chunks", [0, 1, 2, 4])
 @pytest.mark.parametrize("method", method_classes())
-def test_nothing_is_said_where_nothing_is_wrong(make_engine: MakeEngine, method: str, num_chunks: int) -> None:
+def test_no_diagnostic_without_a_cause(make_engine: MakeEngine, method: str, num_chunks: int) -> None:
     engine = make_engine("qwen2" if num_chunks == 2 else "llama", method=method, chunks=CHUNKS)
     assert ask(engine, tiny.rag_prompt(CHUNKS[:num_chunks])).diagnostics == ()
 
@@ -132,7 +132,7 @@ def test_a_fallback_to_full_prefill_is_excessive(
 
 
 def test_queries_of_a_crowd_of_chunks_do_not_tell_them_apart(make_engine: MakeEngine) -> None:
-    """Each gets the mean of all others, which is all but the same for 60 chunks."""
+    """Each gets the mean of all others, which is nearly the same for 60 chunks."""
     crowd = [tiny.text(seed, num_words=30) for seed in range(60)]
     engine = make_engine(method="samkv", chunks=crowd)
     message = messages(ask(engine, tiny.rag_prompt(crowd)))[CONSENSUS_FAILURE]

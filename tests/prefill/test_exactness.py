@@ -1,4 +1,4 @@
-"""The method against the obvious slow path, on every family."""
+"""The methods against the obvious slow path, on every family."""
 
 from __future__ import annotations
 
@@ -112,9 +112,9 @@ def test_recomputing_and_decoding_equal_a_forward_over_the_mask_they_mean(
 
 
 def mask(found: Prefill, view: str) -> torch.Tensor:
-    """Who sees whom, ``[2·tokens, 2·tokens]``.
+    """Return which tokens see which, ``[2·tokens, 2·tokens]``.
 
-    Every prompt token stands there twice: the first copies are the cache (chunks see only
+    Every prompt token appears twice: the first copies are the cache (chunks see only
     themselves), the second are what is computed for this prompt.
     """
     layout, kept, recomputed = found.layout, found.prefilled.retained, found.prefilled.recomputed
@@ -135,8 +135,8 @@ def mask(found: Prefill, view: str) -> torch.Tensor:
 def slow_recomputation(
     found: Prefill, mask: torch.Tensor, family: str = "llama", answer_ids: Sequence[int] = ()
 ) -> torch.Tensor:
-    """Logits ``[1 + answered, vocab]`` of the prompt's last token and of the answer's, from one dense forward over
-    both copies of the prompt and the answer, which sees what its last token sees."""
+    """Return logits ``[1 + answered, vocab]`` of the prompt's last token and of the answer's, from one dense forward
+    over both copies of the prompt and the answer, which sees what the prompt's last token sees."""
     model, n, m = tiny.model(family), found.layout.num_tokens, len(answer_ids)
     position = torch.cat((torch.arange(n).repeat(2), torch.arange(n, n + m)))
     answered = torch.cat((mask[-1].expand(m, -1), torch.ones(m, m, dtype=torch.bool).tril()), 1)

@@ -1,7 +1,7 @@
-"""On CUDA the host runs ahead of the device: nothing done once a layer may make it wait.
+"""On CUDA the host runs ahead of the device: no operation done per layer may make it wait.
 
-Two stand-ins for a GPU: operations that read values back are counted as a CPU runs them, and the
-layers are run on the meta device, whose tensors have no values that could be read.
+Two stand-ins for a GPU: on the CPU, operations that read values back are counted; and layers run on the
+meta device, whose tensors have no values to read.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def layout_of(decoder: Decoder, num_chunks: int = 3) -> PromptLayout:
 
 
 def read_backs(num_layers: int, method: PrefillMethod | None = None) -> Counter[str]:
-    """Of a whole prefill."""
+    """Count those of a whole prefill."""
     decoder = decoder_of(num_layers)
     context = PrefillContext(decoder, layout_of(decoder), KVBuffer(num_layers), SPEC, Clock())
     with torch.inference_mode(), ReadBacks() as found:

@@ -1,4 +1,4 @@
-"""Chunks placed by how well they match the question, whatever their order in the prompt."""
+"""Chunks are placed by how well they match the question, not by the prompt's order."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def test_ranking_follows_its_formula(make_engine: MakeEngine) -> None:
 
 
 def test_chunks_stay_in_their_messages(make_engine: MakeEngine) -> None:
-    """Of the results of two calls, the same text stands between them: none may answer for the other."""
+    """The same text is between the results of two calls, and yet they must not swap places."""
     engine = make_engine(chunks=CHUNKS)
     messages = [{"role": "user", "content": chunk} for chunk in CHUNKS] + [{"role": "user", "content": "Who is it?"}]
     layout = engines.layout_of(engine, engine.apply_chat_template(messages))

@@ -1,4 +1,4 @@
-"""CacheBlend, EPIC and ProphetKV recompute what they are said to recompute."""
+"""CacheBlend, EPIC and ProphetKV recompute the tokens that their papers say."""
 
 from __future__ import annotations
 
@@ -27,14 +27,6 @@ def prefill(engine: SamKVEngine, name: str, **options: float) -> Prefill:
     return prefill_by(engine, tiny.method(name, **options), PROMPT)
 
 
-@pytest.mark.parametrize("method", RIVALS)
-def test_a_share_recomputed_lies_between_none_and_all(engine: SamKVEngine, method: str) -> None:
-    expected = prefill(engine, "full_prefill").logits
-    found = (prefill(engine, method, recompute_ratio=ratio).logits for ratio in (1e-6, 0.3, 1.0))
-    errors = [float((logits - expected).norm()) for logits in found]
-    assert errors[0] > errors[1] > errors[2]
-
-
 @pytest.mark.parametrize("ratio", [0.05, 0.15, 0.333, 0.9])
 @pytest.mark.parametrize("method", RIVALS)
 def test_all_is_kept_and_the_share_recomputed_is_a_hard_cap(engine: SamKVEngine, method: str, ratio: float) -> None:
@@ -48,12 +40,14 @@ def test_all_is_kept_and_the_share_recomputed_is_a_hard_cap(engine: SamKVEngine,
 
 
 def most(received: torch.Tensor, layout: PromptLayout) -> list[int]:
-    """The chunk positions that received most, of a budget of 0.15."""
+    """Return the chunk positions that received most, for a budget of 0.15."""
     of_chunks = sorted(layout.is_chunk.nonzero()[:, 0].tolist(), key=lambda position: -float(received[position]))
     return sorted(of_chunks[: int(0.15 * layout.num_chunk_tokens)])
 
 
-def test_cacheblend_recomputes_the_tokens_that_deviate_most(engine: SamKVEngine) -> None:
+@pytest.mark.parametrize("preamble", ["", None])
+def test_cacheblend_recomputes_the_tokens_that_deviate_most(make_engine: MakeEngine, preamble: str | None) -> None:
+    engine = make_engine(chunks=CHUNKS, preamble=preamble)
     fresh, stale = (prefill(engine, name).kv.layer(CHECK_LAYER) for name in ("full_prefill", "naive_reuse"))
     deviation = sum((a - b)[0].square().sum((0, 2)) for a, b in zip(fresh, stale, strict=True))
     prefilled, layout, *_ = prefill(engine, "cacheblend", recompute_ratio=0.15)

@@ -1,4 +1,4 @@
-"""The steps of the method, each against its formula written out."""
+"""The steps of the methods, each against its formula."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def test_a_block_scores_by_its_best_tokens() -> None:
     assert blocks.top_token_mean(scores, 99).tolist() == [3.0, 1.2000000476837158]
 
 
-def test_what_a_sentences_end_got_counts_for_its_words() -> None:
+def test_attention_on_a_sentence_end_counts_for_its_words() -> None:
     layout = layout_of(9, 6)
     ends = {0: [4, 5, 8], 1: [2]}  # two signs side by side; the second chunk's last sentence is cut off
     segments, number = [], 0
@@ -140,7 +140,7 @@ def test_fusion_mixes_chunks_and_leaves_text() -> None:
 def test_scouting_scores_are_the_questions_attention(
     make_engine: engines.MakeEngine, family: str, layers: list[int]
 ) -> None:
-    """Against the attention weights of transformers' own eager forward over the same mask, in the widest layers."""
+    """Compare with the weights of transformers' own eager attention over the same mask, in the widest layers."""
     chunks = [tiny.text(1, 30), tiny.text(2, 20)]
     engine = make_engine(family, chunks=chunks, preamble="")
     method = Scout(emphasis_tokens=3, emphasis_weight=2.0, score_layers=(0.5, 1.0))

@@ -1,4 +1,4 @@
-"""Former turns of chats: their KV is used again where the same chat goes on, and nowhere else."""
+"""Former turns of chats: their KV is reused if the same chat goes on, and never else."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ QUESTIONS = ["What does the keeper record?", "And of the tide in the north?", "W
 
 
 class Chat:
-    """Messages that grow by a question and its answer; the passages stand in front, as frameworks have them."""
+    """Messages that grow by a question and its answer, after the chunks, as in frameworks."""
 
     def __init__(self, engine: SamKVEngine, method: PrefillMethod) -> None:
         self.engine, self.method = engine, method
@@ -38,7 +38,7 @@ class Chat:
         return result
 
     def write(self) -> Choose:
-        """Has a model with random weights answer in words, whose tokens are the same when they are read again."""
+        """Have a random model answer in words, whose tokens are the same when read again."""
         token_ids = iter(self.engine.tokenize(f"the {tiny.WORDS[len(self.said)]} of the winter in the north station"))
         return lambda logits: next(token_ids)
 
@@ -55,7 +55,7 @@ def chat(method: PrefillMethod | None = None, family: str = "llama", **options: 
 
 
 def history(layout: PromptLayout) -> list[int]:
-    """How many tokens of it each cached part has."""
+    """Return the number of tokens of each cached former turn."""
     return [len(segment.token_ids) for segment in layout.segments if segment.kind == "history"]
 
 

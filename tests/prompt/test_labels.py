@@ -1,4 +1,4 @@
-"""Labels: told by their likeness, and only before their chunks."""
+"""Labels: recognised by being alike, and only before their chunks."""
 
 from __future__ import annotations
 

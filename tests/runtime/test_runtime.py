@@ -1,4 +1,4 @@
-"""Many requests on one model: the answers of one by one, fair turns, ends that end."""
+"""Many requests on one model: the same answers as one by one, fair turns, clean ends."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import torch
 
 from samkv_rag import SamKVEngine
 from samkv_rag.exceptions import ConfigurationError, EngineClosedError, PromptTooLongError, QueueFullError
-from samkv_rag.prefill import FullPrefill, PrefillContext, Prefilled, method_classes
+from samkv_rag.prefill import FullPrefill, PrefillContext, Prefilled, PrefillMethod, method_classes
 from support import tiny
 from support.engines import MakeEngine, together
 
@@ -26,7 +26,7 @@ CHUNKS = [tiny.text(seed, num_words) for seed, num_words in ((1, 60), (2, 90), (
 
 
 def prompts() -> list[str]:
-    """Prompts of different chunks in different order, so that cache lengths and position gaps differ."""
+    """Prompts with different chunks in different orders, so cache lengths and position gaps differ."""
     return [tiny.rag_prompt(CHUNKS[i % 4 :] + CHUNKS[: i % 3], f"Question number {i} of the tide?") for i in range(6)]
 
 
@@ -37,7 +37,7 @@ def engine(make_engine: MakeEngine) -> SamKVEngine:
 
 @pytest.fixture
 def slow_layers(engine: SamKVEngine, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """A function that makes every layer of a prompt or chunk, and of a step where it is told so, take longer."""
+    """A function that slows down every layer of a prompt or chunk, and on request of a step."""
     between_layers = engine.decoder.between_layers
 
     def slow(seconds: float, steps: bool = False) -> None:
@@ -62,24 +62,29 @@ def wait_until(holds: Callable[[], bool]) -> bool:
 
 GREEDY: dict[str, Any] = {}
 SAMPLED = {"temperature": 1.2, "top_p": 0.9, "seed": 3}
+REFRESHED = tiny.method("scout", sequence_ratio=0.3, refresh_tokens=3)
 
 
 @pytest.mark.parametrize(
     ("family", "method", "sampling"),
     [
-        *(("llama", name, GREEDY) for name in method_classes()),
-        *((name, "scout", GREEDY) for name in ("qwen3", "phi3-partial-rope", "granite", *tiny.WINDOWED)),
-        ("llama", "scout", SAMPLED),
+        *(("llama", tiny.method(name), GREEDY) for name in method_classes()),
+        *((name, tiny.method(), GREEDY) for name in ("qwen3", "phi3-partial-rope", "granite", *tiny.WINDOWED)),
+        ("llama", tiny.method(), SAMPLED),
+        ("llama", REFRESHED, SAMPLED),
     ],
 )
-def test_batched_equals_alone(make_engine: MakeEngine, family: str, method: str, sampling: dict[str, Any]) -> None:
+def test_batched_equals_alone(
+    make_engine: MakeEngine, family: str, method: PrefillMethod, sampling: dict[str, Any]
+) -> None:
     engine = make_engine(family, chunks=CHUNKS)
-    options: dict[str, Any] = {"method": tiny.method(method), "max_new_tokens": 12, **sampling}
+    options: dict[str, Any] = {"method": method, "max_new_tokens": 12, **sampling}
     alone = [engine.generate(prompt, **options) for prompt in prompts()]
     batched = together(engine, [{"prompt": prompt} for prompt in prompts()], **options)
     assert [result.token_ids for result in batched] == [result.token_ids for result in alone]
     assert [result.chunks for result in batched] == [result.chunks for result in alone]
     assert len({result.token_ids for result in alone}) > 1, "nothing could have been mixed up"
+    assert any(result.metrics.refreshes for result in alone) == (method is REFRESHED)
 
 
 # -- turns ---------------------------------------------------------------------------------------
@@ -87,7 +92,7 @@ def test_batched_equals_alone(make_engine: MakeEngine, family: str, method: str,
 
 @contextmanager
 def in_a_thread(function: Callable[..., Any], *arguments: Any, **options: Any) -> Iterator[threading.Thread]:
-    """A call that goes on beside the test, and has ended behind the context."""
+    """Run a call in a thread, and wait for it at the end."""
     thread = threading.Thread(target=function, args=arguments, kwargs=options, daemon=True)
     thread.start()
     yield thread
@@ -153,7 +158,7 @@ def test_a_stream_that_is_closed_computes_nothing_more(engine: SamKVEngine, is_c
     assert sequence.state is None, "its KV is still held"
 
 
-def test_a_stream_that_was_never_begun_costs_nothing(engine: SamKVEngine) -> None:
+def test_a_stream_that_was_never_read_costs_nothing(engine: SamKVEngine) -> None:
     stream = engine.stream(prompts()[0])
     assert engine._runtime._scheduler.num_waiting == 0
     stream.close()
@@ -204,7 +209,7 @@ async def test_an_async_stream_has_pieces_and_a_result(engine: SamKVEngine) -> N
     assert (text, stream.result.token_ids) == (expected.text, expected.token_ids)
 
 
-def test_errors_reach_who_asked_and_nobody_else(engine: SamKVEngine) -> None:
+def test_errors_reach_only_their_own_request(engine: SamKVEngine) -> None:
     running = engine.stream(prompts()[0], max_new_tokens=20)
     next(running)
     with pytest.raises(PromptTooLongError, match=r"has \d+ tokens, .* window is 4096 .*retrieve fewer or smaller"):

@@ -35,7 +35,7 @@ def test_nothing_of_a_stop_string_is_ever_released(stop: tuple[str, ...]) -> Non
     assert "".join(pieces) == text[: min(text.find(s) for s in stop if s in text)]
 
 
-def test_what_only_looks_like_a_stop_string_is_released_in_the_end() -> None:
+def test_the_mere_beginning_of_a_stop_string_is_released_in_the_end() -> None:
     pieces, answer = released("the record ends with rec", ("record of",))
     assert not answer.stopped
     assert "".join(pieces) == "the record ends with rec"

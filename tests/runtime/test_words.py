@@ -1,4 +1,4 @@
-"""Callers' words: what transformers calls top_k, min_p, repetition_penalty, logits and num_return_sequences."""
+"""Options that transformers calls top_k, min_p, repetition_penalty, logits and num_return_sequences."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 
 from samkv_rag import Piece, SamKVEngine
 from samkv_rag.exceptions import ConfigurationError
-from samkv_rag.prefill import FullPrefill, PrefillContext, method_classes
+from samkv_rag.prefill import FullPrefill, PrefillContext, PrefillMethod
 from support import tiny
 from support.engines import MakeEngine, together
 
@@ -26,7 +26,7 @@ SAMPLINGS: list[dict[str, Any]] = [
 
 
 def by_transformers(engine: SamKVEngine, seed: int, **options: Any) -> Any:
-    """What transformers' own ``generate`` answers."""
+    """Return the answer of transformers' own ``generate``."""
     ids = torch.tensor([engine.tokenizer.text_ids(PROMPT, starts_prompt=True)])
     sampled = options.get("temperature", 0) > 0
     torch.manual_seed(seed)
@@ -81,21 +81,22 @@ def test_streamed_logprobs_are_those_of_the_whole(tiny_engine: SamKVEngine, stop
 @pytest.mark.parametrize(
     ("family", "method", "temperature"),
     [
-        ("llama", "full_prefill", 0.0),
-        ("llama", "full_prefill", 1.5),
-        *((family, "scout", 1.5) for family in ("llama", "mistral-window", "gemma3")),
+        ("llama", FullPrefill(), 0.0),
+        ("llama", FullPrefill(), 1.5),
+        ("llama", tiny.method(sequence_ratio=0.3, refresh_tokens=3), 1.5),
+        *((family, tiny.method(), 1.5) for family in ("llama", "mistral-window", "gemma3")),
     ],
 )
 def test_n_answers_of_one_prefill_are_those_of_their_seeds(
-    make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch, family: str, method: str, temperature: float
+    make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch, family: str, method: PrefillMethod, temperature: float
 ) -> None:
-    engine, cls = make_engine(family, chunks=[tiny.text(1), tiny.text(2)]), method_classes()[method]
+    engine, cls = make_engine(family, chunks=[tiny.text(1), tiny.text(2)]), type(method)
     prefills: list[PrefillContext] = []
     run = cls.prefill
     monkeypatch.setattr(cls, "prefill", lambda self, context: prefills.append(context) or run(self, context))
-    options: dict[str, Any] = {"method": tiny.method(method), "temperature": temperature, "max_new_tokens": 40}
+    options: dict[str, Any] = {"method": method, "temperature": temperature, "max_new_tokens": 40}
     result = engine.generate(PROMPT, n=4, seed=7, logprobs=True, **options)
-    assert (len(prefills), result.metrics.method) == (1, method)
+    assert (len(prefills), result.metrics.method) == (1, method.name)
     alone = [engine.generate(PROMPT, seed=7 + i, logprobs=True, **options) for i in range(4)]
     answers = [result, *result.others]
     assert [one.token_ids for one in answers] == [one.token_ids for one in alone]

@@ -1,1 +1,1 @@
-"""What methods are made of: selection within a budget, plans, the pass that follows one, recomputation."""
+"""Building blocks of methods: selection within a budget, plans, the pass that follows a plan, recomputation."""

@@ -1,4 +1,4 @@
-"""The plan of one forward pass: who is computed, who is read from the cache, who sees whom."""
+"""The plan of one forward pass: which tokens are computed, which are read from the cache, which see which."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from samkv_rag.model.attention import Visibility
 from samkv_rag.prompt.layout import PromptLayout, Segment
 
 View = Literal["all", "chunk", "retained"]
-"""What recomputed tokens attend to: every token before them, the retained and all of their chunk, the retained."""
+"""Recomputed tokens attend to all tokens before them, to the retained and all of their chunk, or to the retained."""
 
 
 @dataclass(frozen=True)
@@ -24,9 +24,9 @@ class Source:
     columns: slice | torch.Tensor
     """On the host, where caches are read."""
     tokens: torch.Tensor | None
-    """Which of the segment's tokens, on the host too; None: all."""
+    """Which of the segment's tokens, on the host; None: all."""
     offset: int
-    """How far its keys are rotated."""
+    """How far to rotate its keys."""
 
 
 @dataclass(frozen=True)
@@ -35,14 +35,14 @@ class Group:
 
     rows: slice | torch.Tensor
     columns: slice | torch.Tensor | None
-    """What they may see; None: the retained columns."""
+    """None: the retained columns."""
     visibility: Visibility
-    """Which of it each row sees."""
+    """Which of the columns each row sees."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Columns are the positions present in the pass, in order; rows are those computed in it."""
+    """Columns are the positions in the pass, in order; rows are the positions it computes."""
 
     positions: torch.Tensor
     """``[columns]``, positions in the prompt"""
@@ -53,13 +53,13 @@ class Plan:
     row_ids: torch.Tensor
     """``[rows]``, token ids"""
     row_columns: torch.Tensor
-    """``[rows]``, columns that the rows fill"""
+    """``[rows]``, each row's column"""
     row_is_chunk: torch.Tensor
     """``[rows]``"""
     retained_columns: torch.Tensor | None
-    """Columns that stay for decoding; None: all."""
+    """``[retained]``, columns kept for decoding; None: all"""
     retained_positions: torch.Tensor
-    """``[retained]``, theirs in the prompt, on the host"""
+    """``[retained]``, positions in the prompt, on the host"""
     sources: list[Source]
     groups: list[Group]
 
@@ -73,13 +73,13 @@ def make_plan(
 ) -> Plan:
     """Plan a pass that computes all text and the ``recomputed`` chunk tokens.
 
-    ``retained`` and ``recomputed`` are ``[tokens]`` masks over the prompt, the second within the first.
-    Text sees the retained tokens before it; so do recomputed tokens, which with ``view="chunk"`` see all of
-    their own chunk too, with ``view="all"`` every token before them. ``reads_recomputed`` loads the
-    cached KV of recomputed tokens too (fusion).
+    ``retained`` and ``recomputed`` are ``[tokens]`` masks over the prompt, the second within the first. Text and
+    recomputed tokens see the retained tokens before them. With ``view="chunk"`` recomputed tokens also see their
+    whole chunk, with ``view="all"`` every token before them. ``reads_recomputed`` also reads the cached KV of
+    recomputed tokens (fusion).
     """
     recomputed = torch.zeros_like(retained) if recomputed is None else recomputed
-    # Planned on the host, whose loops over chunks would make a device wait at every step.
+    # Planned on the host: loops over chunks would synchronise with the device at every step.
     retained, recomputed, is_text = torch.stack((retained, recomputed, layout.is_text)).cpu()
     computed = is_text | recomputed
     wide = view != "retained" and bool(recomputed.any())
@@ -108,29 +108,27 @@ def make_plan(
 
 
 def _positions(mask: torch.Tensor) -> torch.Tensor:
-    """Where ``mask`` ``[tokens]``, on the host, is True."""
+    """Return where ``mask`` ``[tokens]``, on the host, is True."""
     return mask.nonzero()[:, 0]
 
 
 def _sources(layout: PromptLayout, wanted: torch.Tensor, column_of: torch.Tensor) -> list[Source]:
-    """What is read of every cached segment; ``wanted`` and ``column_of`` ``[tokens]`` are on the host."""
-    positions = _positions(wanted)
-    columns = column_of[positions]
-    sources = []
+    """Return what to read of every cached segment; ``wanted`` and ``column_of``, ``[tokens]``, are on the host."""
+    positions, sources = _positions(wanted), []
     for segment, (first, last) in zip(layout.cached, _ranges(positions, layout.cached), strict=True):
         if segment.reader is None or first == last:
             continue
-        if last - first == segment.stop - segment.start:
+        tokens: torch.Tensor | None = positions[first:last] - segment.start
+        columns: torch.Tensor | slice = column_of[positions[first:last]]
+        if last - first == segment.num_tokens:
             start = int(column_of[segment.start])
-            sources.append(Source(segment.reader, slice(start, start + last - first), None, segment.rotate_offset))
-        else:
-            tokens = positions[first:last] - segment.start
-            sources.append(Source(segment.reader, columns[first:last], tokens, segment.rotate_offset))
+            tokens, columns = None, slice(start, start + segment.num_tokens)
+        sources.append(Source(segment.reader, columns, tokens, segment.rotate_offset))
     return sources
 
 
 def _ranges(positions: torch.Tensor, segments: Sequence[Segment]) -> list[tuple[int, int]]:
-    """Where in ``positions``, which rise, those of each segment begin and end."""
+    """Return where each segment begins and ends in rising ``positions``."""
     bounds = torch.tensor([(segment.start, segment.stop) for segment in segments], dtype=torch.int64)
     return [(first, last) for first, last in torch.searchsorted(positions, bounds.view(-1, 2)).tolist()]
 
@@ -138,7 +136,7 @@ def _ranges(positions: torch.Tensor, segments: Sequence[Segment]) -> list[tuple[
 def _wide_groups(
     layout: PromptLayout, retained: torch.Tensor, is_text: torch.Tensor, row_positions: torch.Tensor, view: View
 ) -> list[Group]:
-    """One group for all text, which sees what is retained; one for each chunk's rows. Columns are positions."""
+    """Return one group for all text, which sees the retained, and one per chunk's rows. Columns are positions."""
     text_rows = _positions(is_text[row_positions])
     visibility = Visibility(row_positions[text_rows], _positions(retained))
     groups = [Group(text_rows.to(layout.device), None, visibility)]

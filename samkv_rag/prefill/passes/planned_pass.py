@@ -1,4 +1,4 @@
-"""A forward pass over a plan: at each layer, read its cached KV, attend, keep what is retained, let go."""
+"""A forward pass that follows a plan: at each layer, read cached KV, attend, retain some of it, drop the rest."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from samkv_rag.model.decoder import Decoder
 from samkv_rag.model.kv_buffer import KVBuffer
 from samkv_rag.prefill.passes.plan import Group, Plan
 
-_KV = tuple[torch.Tensor, torch.Tensor]
-
-
+KV = tuple[torch.Tensor, torch.Tensor]
 Observer = Callable[[int, torch.Tensor, torch.Tensor, LayerSpec], None]
-"""Watches a pass: the layer, queries ``[batch, heads, rows, head_dim]``, keys ``[batch, kv_heads, columns, head_dim]``
-and how the layer attends."""
+"""Watches a pass, ``observer(layer, query, keys, spec)``.
+
+``query`` is ``[batch, heads, rows, head_dim]``, ``keys`` ``[batch, kv_heads, columns, head_dim]``.
+"""
 
 
 class PlannedPass:
     """Attention of a pass that follows ``plan``.
 
-    One layer's keys and values, ``[batch, kv_heads, columns, head_dim]``, and the next ones of ``layers`` (None: all)
-    are all that it holds at a time; the retained ones are appended to ``buffer``. With ``fusion_theta``, recomputed KV
-    is mixed with the cached.
+    It holds keys and values, ``[batch, kv_heads, columns, head_dim]``, of one layer and of the next one in ``layers``
+    (None: all) at a time, and appends the retained ones to ``buffer``. With ``fusion_theta`` it mixes recomputed KV
+    with the cached.
     """
 
     def __init__(
@@ -44,7 +44,8 @@ class PlannedPass:
         self._buffer = buffer
         self._observer = observer
         self._fusion_theta = fusion_theta
-        self._read_cached = LayerReader(decoder, plan, layers)
+        self._layers = range(decoder.num_layers) if layers is None else layers
+        self._read_cached = LayerReader(decoder, plan, self._layers)
         if buffer is not None:
             buffer.positions = plan.retained_positions
 
@@ -58,16 +59,17 @@ class PlannedPass:
         return attend_in_groups(self._plan.groups, query, states, retained, spec)
 
     def run(self, layers: Sequence[int] | None = None) -> torch.Tensor:
-        """Run the plan's rows through ``layers`` (None: all) from the bottom; returns ``[1, rows, hidden]``."""
+        """Run the plan's rows through ``layers`` (None: all of the pass) from layer 0; return ``[1, rows, hidden]``."""
         hidden = self._decoder.embed(self._plan.row_ids[None])
+        layers = self._layers if layers is None else layers
         return self._decoder.run_layers(hidden, self._plan.row_positions, self, layers)
 
     def keep(self, layer: int, key: torch.Tensor, value: torch.Tensor) -> None:
-        """Keep a layer as a call would, with rows computed elsewhere, and attend to nothing."""
+        """Retain a layer's KV as a call would, with rows computed elsewhere, but without attention."""
         self._retain(layer, self._assemble(layer, key, value))
 
-    def _assemble(self, layer: int, key: torch.Tensor, value: torch.Tensor) -> _KV:
-        """All columns' keys and values: the cached ones, with the computed rows written over them."""
+    def _assemble(self, layer: int, key: torch.Tensor, value: torch.Tensor) -> KV:
+        """Return all columns' keys and values: the cached ones, overwritten by the computed rows."""
         states, columns = self._read_cached(layer), self._plan.row_columns
         for cached, computed in zip(states, (key, value), strict=True):
             if self._fusion_theta is not None:
@@ -75,7 +77,7 @@ class PlannedPass:
             cached.index_copy_(2, columns, computed)
         return states
 
-    def _retain(self, layer: int, states: _KV) -> _KV:
+    def _retain(self, layer: int, states: KV) -> KV:
         """Append the retained columns to the buffer and return them."""
         keys, values = states
         columns = self._plan.retained_columns
@@ -87,11 +89,11 @@ class PlannedPass:
 
 
 def attend_in_groups(
-    groups: Sequence[Group], query: torch.Tensor, states: _KV, retained: _KV, spec: LayerSpec
+    groups: Sequence[Group], query: torch.Tensor, states: KV, retained: KV, spec: LayerSpec
 ) -> torch.Tensor:
-    """Attention of each group's rows over the columns that it sees, ``[batch, heads, rows, head_dim]``.
+    """Compute attention of each group's rows over the columns it sees, ``[batch, heads, rows, head_dim]``.
 
-    ``states`` are all columns' keys and values, ``retained`` those that stay.
+    ``states`` are keys and values of all columns, ``retained`` of the retained ones.
     """
     output = torch.empty_like(query)
     for group in groups:
@@ -102,21 +104,21 @@ def attend_in_groups(
 
 
 def fuse(recomputed: torch.Tensor, cached: torch.Tensor, is_chunk: torch.Tensor, theta: float) -> torch.Tensor:
-    """θ·recomputed + (1−θ)·cached for chunk tokens, the recomputed alone for text.
+    """Return θ·recomputed + (1−θ)·cached for chunk tokens, and the recomputed alone for text.
 
     Source: SamKV (arXiv 2508.11661), selective recomputation. ``recomputed`` and ``cached`` are
     ``[batch, kv_heads, tokens, head_dim]``, ``is_chunk`` is ``[tokens]``.
     """
     weight = torch.where(is_chunk, theta, 1.0).to(recomputed.dtype)[:, None]
-    # Text has nothing cached: its columns hold another layer's values, which must not leak in.
+    # Text has no cached KV: its columns hold another layer's values, which must not leak in.
     return weight * recomputed + torch.where(is_chunk[:, None], (1 - weight) * cached, 0)
 
 
 class LayerReader:
     """Reads a plan's cached KV, one layer at a time, rotated to its place in the prompt.
 
-    While one layer is computed with, the next of ``layers`` (None: all) is read in a thread. Columns that no source
-    fills hold leftovers of other layers. ``keys_only``, which takes whole sources, returns the keys twice.
+    While one layer is used, a thread reads the next of ``layers`` (None: all). Columns without a source contain
+    another layer's values. ``keys_only``, for plans that read whole segments, returns the keys twice.
     """
 
     def __init__(
@@ -125,33 +127,44 @@ class LayerReader:
         self._sources = plan.sources
         self._device = decoder.device
         self._rotate = decoder.rotation_by(plan.rotate_offsets)
-        # Nothing is rotated where the prompt's beginning alone is read: it stands where it was computed.
-        self._rotates = any(source.offset for source in plan.sources)
+        self._rotates = any(source.offset for source in plan.sources)  # a prefix alone is where it was computed
         layers = range(decoder.num_layers) if layers is None else layers
         self._following = dict(pairwise(layers))
-        # What was computed just now is in memory.
+        # KV that was just computed is in memory and needs no thread.
         is_stored = any(not isinstance(source.reader, ChunkCache) for source in plan.sources)
         self._thread = ThreadPoolExecutor(1, "samkv-layer") if is_stored and len(layers) > 1 else None
-        shape = (1 if keys_only else 2, 1, decoder.num_kv_heads, len(plan.positions), decoder.head_dim)
-        self._slots = _Slots(shape, decoder, 2 if self._thread else 1)
         self._ahead: tuple[int, Future[torch.Tensor]] | None = None
 
-    def __call__(self, layer: int) -> _KV:
-        """Keys and values, each ``[1, kv_heads, columns, head_dim]``, to be overwritten by the caller at will."""
+        # One slot is filled while the other is used or copied. For CUDA they are page-locked: a layer is uploaded in
+        # one copy, and the host does not wait for it. Zeros, because NaNs would spread from behind a mask.
+        on_cuda = decoder.device.type == "cuda"
+        shape = (1 if keys_only else 2, 1, decoder.num_kv_heads, len(plan.positions), decoder.head_dim)
+        num_slots = 2 if on_cuda or self._thread else 1
+        self._slots = [torch.zeros(shape, dtype=decoder.dtype, pin_memory=on_cuda) for _ in range(num_slots)]
+        self._uploads = [torch.cuda.Event() for _ in self._slots] if on_cuda else []  # type: ignore[no-untyped-call]
+        self._current = 0
+
+    def __call__(self, layer: int) -> KV:
+        """Return keys and values, each ``[1, kv_heads, columns, head_dim]``, which the caller may overwrite."""
         ahead, self._ahead = self._ahead, None
         if ahead is not None and ahead[0] != layer:
-            ahead[1].exception()  # one at a time: the slots take turns
+            ahead[1].exception()  # wait for it: the slots take turns
             ahead = None
         slot = self._read(layer) if ahead is None else ahead[1].result()
-        states = self._slots.upload(slot, self._device)
+        states = slot.to(self._device, non_blocking=True)
+        if self._uploads:
+            self._uploads[self._current].record()
         if self._thread is not None and (following := self._following.get(layer)) is not None:
             self._ahead = following, self._thread.submit(self._read, following)
         return (self._rotate[layer](states[0]) if self._rotates else states[0]), states[-1]
 
     def _read(self, layer: int) -> torch.Tensor:
-        """One layer of all sources, ``[2, 1, kv_heads, columns, head_dim]``, on the host."""
-        states = self._slots.next()
-        with torch.inference_mode():  # a thread has a mode of its own
+        """Read one layer of all sources into the next slot, ``[2, 1, kv_heads, columns, head_dim]``, on the host."""
+        self._current = (self._current + 1) % len(self._slots)
+        if self._uploads:
+            self._uploads[self._current].synchronize()
+        states = self._slots[self._current]
+        with torch.inference_mode():  # per thread
             for source in self._sources:
                 if source.tokens is None:
                     keys, *values = states[:, 0, :, source.columns]
@@ -159,34 +172,4 @@ class LayerReader:
                 else:
                     for own, cached in zip(states[:, 0], source.reader.layer(layer, source.tokens), strict=True):
                         own[:, source.columns] = cached
-        return states
-
-
-class _Slots:
-    """Host memory of a layer, by turns: one slot is filled while another is computed with, or still being copied.
-
-    Page-locked before a CUDA device, which a layer then reaches in one copy for which the host does not wait.
-    """
-
-    def __init__(self, shape: tuple[int, ...], decoder: Decoder, num_slots: int) -> None:
-        on_cuda = decoder.device.type == "cuda"
-        # Zeros, not empty: stray NaNs behind a mask would still spread through attention's values.
-        self._slots = [
-            torch.zeros(shape, dtype=decoder.dtype, pin_memory=on_cuda) for _ in range(2 if on_cuda else num_slots)
-        ]
-        self._copied = [torch.cuda.Event() for _ in self._slots] if on_cuda else []  # type: ignore[no-untyped-call]
-        self._current = 0
-
-    def next(self) -> torch.Tensor:
-        """The slot that was filled longest ago, once its copy is done."""
-        self._current = (self._current + 1) % len(self._slots)
-        if self._copied:
-            self._copied[self._current].synchronize()
-        return self._slots[self._current]
-
-    def upload(self, slot: torch.Tensor, device: torch.device) -> torch.Tensor:
-        """Start the copy of the slot just filled; on the host it is the slot itself."""
-        states = slot.to(device, non_blocking=True)
-        if self._copied:
-            self._copied[self._current].record()
         return states

@@ -13,7 +13,7 @@ from samkv_rag.results import ScoredBlock
 
 
 class Anchors(NamedTuple):
-    """How many of a chunk's first and last tokens are certain to be retained."""
+    """How many of a chunk's first and last tokens are always retained."""
 
     initial_tokens: int
     local_tokens: int
@@ -28,23 +28,23 @@ class Budget:
 
 
 def plan_budget(layout: PromptLayout, sequence_ratio: float, anchors: Anchors) -> Budget:
-    """Token budget for ``sequence_ratio``, with anchors shrunk until they take half of it at most."""
+    """Return the token budget for ``sequence_ratio``, with anchors shrunk to at most half of it."""
     num_tokens = int(sequence_ratio * layout.num_chunk_tokens + 1e-6)
-    lengths = [chunk.num_tokens for chunk in layout.chunks]  # counted without looking at the device
+    lengths = [chunk.num_tokens for chunk in layout.chunks]  # on the host
     while sum(min(length, sum(anchors)) for length in lengths) > num_tokens / 2:
         anchors = Anchors(max(0, anchors.initial_tokens - 1), max(0, anchors.local_tokens - 1))
     return Budget(num_tokens, anchors)
 
 
 def anchor_mask(layout: PromptLayout, anchors: Anchors) -> torch.Tensor:
-    """Positions of every chunk's initial and local tokens, ``[tokens]``."""
+    """Return a ``[tokens]`` mask of every chunk's initial and local tokens."""
     from_end = layout.chunk_lengths[layout.chunk_number] - layout.index_in_chunk
     mask = (layout.index_in_chunk < anchors.initial_tokens) | (from_end <= anchors.local_tokens)
     return mask & layout.is_chunk
 
 
 def best_tokens(scores: torch.Tensor, layout: PromptLayout, ratio: float) -> torch.Tensor:
-    """Mask ``[tokens]`` of the chunk tokens with the highest ``scores`` ``[tokens]``, ``ratio`` of them at most."""
+    """Return a ``[tokens]`` mask of the chunk tokens with the highest ``scores``, at most ``ratio`` of them."""
     num_tokens = int(ratio * layout.num_chunk_tokens + 1e-6)
     positions = layout.is_chunk.nonzero()[:, 0]
     mask = torch.zeros_like(layout.is_chunk)
@@ -56,7 +56,7 @@ class Blocks:
     """The chunks' middles cut into blocks, numbered over the whole prompt."""
 
     def __init__(self, layout: PromptLayout, anchors: Anchors, block_tokens: int) -> None:
-        # A block longer than every chunk is as good as one that holds the longest.
+        # A block longer than every chunk is the same as one as long as the longest.
         block_tokens = min(block_tokens, max((chunk.num_tokens for chunk in layout.chunks), default=1))
         lengths = (layout.chunk_lengths - sum(anchors)).clamp(min=0)
         self.per_chunk = (lengths + block_tokens - 1) // block_tokens
@@ -71,15 +71,15 @@ class Blocks:
         self.num_blocks = int(self.per_chunk.sum())
 
     def top_token_mean(self, token_scores: torch.Tensor, top_tokens: int) -> torch.Tensor:
-        """Mean of each block's ``top_tokens`` highest scores, ``[blocks]``."""
+        """Return the mean of each block's ``top_tokens`` highest scores, ``[blocks]``."""
         table = token_scores.new_zeros(self.num_blocks, self._width)
         table[self.of_token, self._slot] = token_scores[self.positions]
         return table.topk(min(top_tokens, self._width), dim=1).values.mean(dim=1)
 
     def best_within(self, scores: torch.Tensor, num_tokens: int) -> torch.Tensor:
-        """Positions of the highest-scoring blocks, ``num_tokens`` at most, as a ``[tokens]`` mask.
+        """Return a ``[tokens]`` mask of the highest-scoring blocks, ``num_tokens`` at most.
 
-        The last block taken is cut where the budget ends. Blocks with a score of -inf are never taken.
+        The last block is cut where the budget ends. Blocks with a score of -inf are never taken.
         """
         rank = scores.argsort(descending=True, stable=True).argsort()
         eligible = (scores > -torch.inf)[self.of_token].nonzero()[:, 0]
@@ -89,7 +89,7 @@ class Blocks:
         return mask
 
     def scored(self, scores: torch.Tensor, layout: PromptLayout) -> list[tuple[ScoredBlock, ...]]:
-        """The blocks of each chunk with their ``scores`` ``[blocks]``, on the host, within their chunk."""
+        """Return each chunk's blocks with their ``scores`` ``[blocks]``, on the host."""
         num_tokens = self.of_token.bincount(minlength=self.num_blocks)
         first = self.positions[num_tokens.cumsum(0) - num_tokens]
         starts = layout.index_in_chunk[first]
@@ -100,7 +100,7 @@ class Blocks:
 
 
 class BlockScores(NamedTuple):
-    """What a selection gave its blocks; stays on the device until an answer is there."""
+    """Blocks and the scores that selected them; they stay on the device until the answer is finished."""
 
     blocks: Blocks
     scores: torch.Tensor
