@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import os
 import tarfile
-import tempfile
 import time
 from collections.abc import Collection
 from contextlib import closing, suppress
@@ -17,7 +16,7 @@ from samkv_rag.exceptions import DamagedChunkError, StoreError, StoreFormatError
 from samkv_rag.store.base import BytesBlob, Store, StoredBytes, read_bytes
 from samkv_rag.store.catalog import Catalog
 from samkv_rag.store.codec import ChunkIdentity, StoredChunk, open_chunk
-from samkv_rag.store.disk import MARKER, DiskStore, as_folder
+from samkv_rag.store.disk import MARKER, DiskStore, as_folder, written_whole
 
 _MAX_CHUNK_BYTES = 8 << 30
 """Larger members of an archive are refused: no chunk is."""
@@ -166,10 +165,7 @@ def export_chunks(store: Store, target: Path, namespace: str | None = None, mode
         raise StoreError(f"{target} is there already; give a new file")
     copied = Amount()
     try:
-        with (
-            tempfile.NamedTemporaryFile(dir=target.parent, delete=False) as file,
-            tarfile.open(fileobj=file, mode="w") as tar,
-        ):
+        with written_whole(target) as file, tarfile.open(fileobj=file, mode="w") as tar:
             for stored, _ in entries(store, namespace, model):
                 with suppress(DamagedChunkError):
                     if chunk := _verified(store, stored.key):
@@ -177,7 +173,6 @@ def export_chunks(store: Store, target: Path, namespace: str | None = None, mode
                         member.size = chunk.blob.size
                         tar.addfile(member, io.BytesIO(read_bytes(chunk.blob)))
                         copied = copied.plus(chunk.blob.size)
-        os.replace(file.name, target)
     except OSError as error:
         raise StoreError(f"{target} cannot be written: {error.strerror}") from error
     return copied

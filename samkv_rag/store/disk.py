@@ -20,9 +20,10 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from io import FileIO
 from pathlib import Path
+from typing import IO
 
 from samkv_rag.exceptions import ConfigurationError, DamagedChunkError, StoreError, StoreFormatError, StoreFullError
 from samkv_rag.store.base import Blob, Buffer, Store, StoredBytes, require_key
@@ -80,7 +81,8 @@ class DiskStore(Store):
             self._make_room(key, len(data), self.budget_bytes)
         try:
             path.parent.mkdir(exist_ok=True, mode=0o700)
-            self._write(path, data)
+            with written_whole(path) as file:
+                file.write(data)
         except OSError as error:
             raise self._as_store_error(error) from error
         with self._lock:
@@ -138,7 +140,8 @@ class DiskStore(Store):
             if not self._chunks.is_dir():
                 self._chunks.mkdir(exist_ok=True, mode=0o700)
             if not marker.exists():
-                self._write(marker, json.dumps({"samkv_store": FORMAT}).encode())
+                with written_whole(marker) as file:
+                    file.write(json.dumps({"samkv_store": FORMAT}).encode())
         except OSError as error:
             raise self._as_store_error(error) from error
         if self.folder.stat().st_mode & 0o022:
@@ -166,17 +169,6 @@ class DiskStore(Store):
 
     def _path(self, key: str) -> Path:
         return self._chunks / require_key(key)[:2] / f"{key}.safetensors"
-
-    def _write(self, path: Path, data: bytes) -> None:
-        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=_WRITING_PREFIX)  # 0600
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(data)
-            os.replace(temporary, path)
-        except BaseException:
-            with suppress(OSError):
-                os.unlink(temporary)
-            raise
 
     def _as_store_error(self, error: OSError) -> StoreError:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -241,6 +233,20 @@ class FileBlob:
             raise DamagedChunkError(f"unreadable ({error.strerror})") from error
         if found != (wanted := sum(memoryview(buffer).nbytes for _, buffer in parts)):
             raise DamagedChunkError(f"{found} of {wanted} bytes from {parts[0][0]} on are there")
+
+
+@contextmanager
+def written_whole(path: Path) -> Iterator[IO[bytes]]:
+    """Open a temporary file, mode 0600, that is renamed to ``path`` at the end; on an error it is deleted."""
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=_WRITING_PREFIX)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            yield file
+        os.replace(temporary, path)
+    except BaseException:
+        with suppress(OSError):
+            os.unlink(temporary)
+        raise
 
 
 def _opened(path: Path) -> FileIO:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import re
 import tarfile
 from pathlib import Path
@@ -112,6 +114,20 @@ def test_export_and_import_leave_out_what_is_damaged(
     engine = make_engine(store=tmp_path / "other")
     assert engine.generate(tiny.rag_prompt(CHUNKS), max_new_tokens=1).metrics.chunks_hit == 3
     assert f"damaged: {crafted.stem}" in run("store", "verify", "--store", folder)[1]
+
+
+def test_a_failed_export_leaves_no_file(
+    run: Run, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    (tmp_path / "out").mkdir()
+    status, _, err = run("store", "export", tmp_path / "out" / "kv.tar", "--store", folder)
+    assert status == 1
+    assert "kv.tar cannot be written: No space left on device" in only_line(err)
+    assert list((tmp_path / "out").iterdir()) == []
 
 
 @pytest.mark.parametrize("command", ["stat", "ls", "verify", "prune"])
