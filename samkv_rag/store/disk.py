@@ -1,11 +1,11 @@
-"""A store in a folder: one file a key. Many processes may share it.
+"""A store in a folder, one file per key. Many processes may share it.
 
-    FOLDER/samkv-store.json                 says that this folder is a store
-    FOLDER/chunks/ab/abcd….safetensors      a chunk; 0600
+    FOLDER/samkv-store.json                 marks the folder as a store
+    FOLDER/chunks/ab/abcd….safetensors      a chunk, mode 0600
     FOLDER/catalog.sqlite                   see ``catalog``
 
-A file is written under a temporary name and renamed, so readers see a whole file or none. A file's access
-time is its last use.
+A file is written under a temporary name and then renamed, so readers see a whole file or none. The access time of
+a file is its last use.
 """
 
 from __future__ import annotations
@@ -35,21 +35,21 @@ MARKER = "samkv-store.json"
 _WRITING_PREFIX = ".writing-"
 _ABANDONED_AFTER_S = 86_400
 _RECOUNT_AFTER_S = 10.0
-"""How old the count of a budgeted folder's bytes may become; other processes write to it, too."""
+"""A count of the folder's bytes is repeated after this time, because other processes write to the folder too."""
 _FREED_AT_ONCE = 1 / 64  # of the budget
 
 
 class DiskStore(Store):
-    """Keeps bytes in a folder that outlives the process.
+    """Keeps bytes in a folder.
 
     Args:
-        folder: made where absent. ``~`` is the user's home.
-        budget_bytes: where a new file does not fit, those used longest ago are deleted. Processes that
-            write at the same time may together pass it by what they write within ten seconds. None: no bound.
+        folder: created if missing. ``~`` is the user's home.
+        budget_bytes: if a new file does not fit, the least recently used files are deleted. Processes that write at
+            the same time may exceed the budget by what they write in ten seconds. None: no limit.
 
     Raises:
         ConfigurationError: the folder is not a path.
-        StoreFormatError: the folder holds other things, or a store of another format.
+        StoreFormatError: the folder contains other files, or a store of another format.
     """
 
     def __init__(self, folder: str | os.PathLike[str], budget_bytes: int | None = None) -> None:
@@ -71,7 +71,7 @@ class DiskStore(Store):
             blob = FileBlob(path)
         except FileNotFoundError:
             return None
-        with suppress(OSError):  # a mount that can only be read
+        with suppress(OSError):  # a read-only mount
             os.utime(path, ns=(time.time_ns(), blob.mtime_ns))
         return blob
 
@@ -106,13 +106,13 @@ class DiskStore(Store):
         for path in self._chunks.glob("??/*.safetensors"):
             with suppress(FileNotFoundError):
                 found = path.stat()
-                if found.st_atime > now_s:  # a clock was ahead, which must not keep a file for ever
+                if found.st_atime > now_s:  # written by a clock that was ahead; do not keep the file for ever
                     with suppress(OSError):
                         os.utime(path, ns=(time.time_ns(), found.st_mtime_ns))
                 yield StoredBytes(path.stem, found.st_size, min(found.st_atime, now_s))
 
     def prefetch(self, keys: Iterable[str]) -> Callable[[], None]:
-        """Ask the kernel to read the files ahead; where it takes no advice, nothing happens."""
+        """Ask the kernel to read the files ahead, if it supports that."""
         if hasattr(os, "posix_fadvise"):
             for key in keys:
                 with suppress(OSError), _opened(self._path(key)) as file:
@@ -120,7 +120,7 @@ class DiskStore(Store):
         return lambda: None
 
     def remove_leftovers(self) -> int:
-        """Delete the temporary files of writers that died over a day ago; return how many."""
+        """Delete temporary files older than a day, left by killed writers; return how many."""
         num_removed = 0
         for path in self._chunks.glob(f"*/{_WRITING_PREFIX}*"):
             with suppress(OSError):
@@ -151,7 +151,7 @@ class DiskStore(Store):
             )
 
     def _require_own(self, marker: Path) -> None:
-        """A folder with a marker is a store; one without must be empty but for what a killed opening left."""
+        """Check that the folder is a store by its marker, or empty except for what an interrupted opening left."""
         names = sorted(os.listdir(self.folder))
         if MARKER in names:
             try:
@@ -176,7 +176,7 @@ class DiskStore(Store):
         return StoreError(f"{self.folder} cannot be used: {error.strerror or error}")
 
     def _make_room(self, key: str, num_bytes: int, budget_bytes: int) -> None:
-        """Where ``num_bytes`` more do not fit by a count of late, count, and delete what was used longest ago."""
+        """Delete the least recently used files if ``num_bytes`` more do not fit by a recent count."""
         if num_bytes > budget_bytes:
             raise StoreFullError(
                 f"a chunk takes {num_bytes:,} bytes, the budget of {self.folder} is {budget_bytes:,}; raise "
@@ -200,10 +200,10 @@ class DiskStore(Store):
 
 
 class FileBlob:
-    """The bytes of a file, which is opened for each read, so that thousands may be at hand.
+    """The bytes of a file. Each read opens the file, so thousands of blobs may exist at once.
 
     Raises:
-        FileNotFoundError: no such file.
+        FileNotFoundError: there is no such file.
     """
 
     def __init__(self, path: Path) -> None:
@@ -216,7 +216,7 @@ class FileBlob:
     def read(self, parts: Sequence[tuple[int, Buffer]]) -> None:
         runs: list[tuple[int, list[Buffer]]] = []
         stop = -1
-        for start, buffer in parts:  # what lies side by side is read by one call
+        for start, buffer in parts:  # adjacent parts are read by one call
             if start != stop:
                 runs.append((start, []))
             runs[-1][1].append(buffer)
@@ -250,7 +250,7 @@ def written_whole(path: Path) -> Iterator[IO[bytes]]:
 
 
 def _opened(path: Path) -> FileIO:
-    """A file to read. Does not wait where a pipe lies in its place."""
+    """Open a file to read; does not block on a pipe."""
     not_blocking = getattr(os, "O_NONBLOCK", 0)
     return FileIO(path, opener=lambda name, flags: os.open(name, flags | not_blocking))
 
@@ -267,10 +267,10 @@ def _identity(status: os.stat_result) -> tuple[int, ...]:
 
 
 def as_folder(name: str, value: object) -> Path:
-    """Return a folder's path, which need not be there.
+    """Return the path of a folder, which need not exist.
 
     Raises:
-        ConfigurationError: not a path, an empty one, or another kind of location.
+        ConfigurationError: ``value`` is empty, not a path, or another kind of location.
     """
     path = os.fspath(value) if isinstance(value, (str, os.PathLike)) else None
     empty = isinstance(value, Path) and not value.parts

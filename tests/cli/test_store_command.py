@@ -100,7 +100,7 @@ def test_export_and_import_leave_out_what_is_damaged(
     spoil(folder)
     archive = tmp_path / "kv.tar"
     assert run("store", "export", archive, "--store", folder)[1].startswith("exported 3 chunks, ")
-    assert "is there already" in only_line(run("store", "export", archive, "--store", folder)[2])
+    assert "exists already" in only_line(run("store", "export", archive, "--store", folder)[2])
     crafted = sorted(folder.rglob("*.safetensors"))[1]
     crafted.write_bytes(rewritten(crafted.read_bytes(), num_chars=None))
     with tarfile.open(archive, "a") as tar:
