@@ -43,9 +43,8 @@ def test_damage_is_a_miss_with_a_warning_and_is_replaced(store: Store, make_engi
     expected = engine.generate(PROMPT, max_new_tokens=6)
     store.flush()
     keys = {engine._library._key(match.text_digest) for match in engine._library.find(PROMPT)}
-    for key, spoil in zip(
-        sorted(keys), (_flip, lambda data: data[: len(data) // 2], lambda _: b"", _swap), strict=True
-    ):
+    damages: list[Callable[[bytes], bytes]] = [_flip, lambda data: data[: len(data) // 2], lambda data: b"", _swap]
+    for key, spoil in zip(sorted(keys), damages, strict=True):
         blob = store.get(key)
         assert blob is not None
         store.put(key, spoil(bytes(read_bytes(blob))))
