@@ -110,9 +110,10 @@ def measure_answers(options: argparse.Namespace) -> dict[str, Any]:
                 far = open_store(url, memory_bytes=0, storage_options=options.options)
                 places[url.partition(":")[0]] = far, Meter(5e-3)
             for place, (store, meter) in places.items():
-                for stored in computed.keys() if isinstance(store, RemoteStore) else ():
-                    if blob := computed.get(stored.key):
-                        store.put(stored.key, bytes(read_bytes(blob)))
+                if isinstance(store, RemoteStore):
+                    for stored in computed.keys():
+                        if blob := computed.get(stored.key):
+                            store.put(stored.key, bytes(read_bytes(blob)))
                 measure(store, meter)
                 with SamKVEngine.from_pretrained(
                     model, tokenizer=byte_tokenizer(), store=store, config=EngineConfig(storage=storage)
