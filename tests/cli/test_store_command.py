@@ -1,4 +1,4 @@
-"""`samkv store ...`, within the test's process."""
+"""`samkv store`, run in the test's process."""
 
 from __future__ import annotations
 
@@ -88,15 +88,13 @@ def test_prune_by_size_age_and_sources(run: Run, folder: Path, tmp_path: Path) -
         (("--keep-sources", __file__), "--keep-sources needs --id-scope"),
     ],
 )
-def test_prune_refuses_what_it_cannot_mean(run: Run, folder: Path, options: tuple[str, ...], message: str) -> None:
+def test_prune_refuses_wrong_options(run: Run, folder: Path, options: tuple[str, ...], message: str) -> None:
     status, _, err = run("store", "prune", "--store", folder, *options)
     assert status == 1
     assert message in only_line(err)
 
 
-def test_export_and_import_leave_out_what_is_damaged(
-    run: Run, folder: Path, tmp_path: Path, make_engine: MakeEngine
-) -> None:
+def test_export_and_import_omit_damaged_chunks(run: Run, folder: Path, tmp_path: Path, make_engine: MakeEngine) -> None:
     spoil(folder)
     archive = tmp_path / "kv.tar"
     assert run("store", "export", archive, "--store", folder)[1].startswith("exported 3 chunks, ")
@@ -131,7 +129,7 @@ def test_a_failed_export_leaves_no_file(
 
 
 @pytest.mark.parametrize("command", ["stat", "ls", "verify", "prune"])
-def test_what_is_no_store_is_said(run: Run, tmp_path: Path, command: str) -> None:
+def test_a_folder_without_a_store_is_refused(run: Run, tmp_path: Path, command: str) -> None:
     options = ("--max-bytes", "1") if command == "prune" else ()
     status, _, err = run("store", command, "--store", tmp_path, *options)
     assert status == 1
