@@ -64,7 +64,7 @@ def chunks_apart(layout: PromptLayout) -> torch.Tensor:
 
 
 def attention_of_tail(layout: PromptLayout, family: str = "llama") -> torch.Tensor:
-    """Tail attention ``[layers, heads, tail, tokens]``; chunks see only themselves; by transformers."""
+    """Attention ``[layers, heads, tail, tokens]`` of the tail, computed by transformers; chunks see only themselves."""
     model = tiny.model(family)
     model.set_attn_implementation("eager")
     mask = tiny.masks(model, chunks_apart(layout))
