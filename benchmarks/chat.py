@@ -1,10 +1,10 @@
-"""Chats that grow: time to the first token turn by turn, with the KV of former turns kept and without.
+"""Growing chats: time to the first token turn by turn, with and without the KV of earlier turns.
 
     python -m benchmarks.chat --model FOLDER --cases cases.jsonl [--turns 5] [--chats 9] [--json FILE]
 
-Each chat asks questions of a case file of ``samkv evaluate`` in turn. The passages of the present question stand in
-the system message, as chat engines of the frameworks put them, and what was said before stands behind them. All ways
-are asked in turn; in each, the chat goes on with its own answers.
+Each chat asks the questions of a case file of ``samkv evaluate`` in turn. As in the frameworks' chat engines, the
+passages of the current question are in the system message, and earlier turns follow them. The ways take turns; in
+each, the chat continues with its own answers.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from samkv_rag.prefill import FullPrefill, PrefillMethod, Scout
 
 @dataclass(frozen=True)
 class Answer:
-    """One turn's."""
+    """The answer of one turn."""
 
     ttft_s: float
     prompt_tokens: int
@@ -42,7 +42,7 @@ class Chat:
         self.said: list[dict[str, str]] = []
 
     def ask(self, case: Case) -> Answer:
-        """Ask a case's question, its passages in front of all that was said."""
+        """Ask a case's question, with its passages before the earlier turns."""
         system, question = build_messages(case.question, case.chunks, template="langchain")
         messages = [system, *self.said, question]
         result = self.engine.generate(messages, method=self.method, max_new_tokens=self.max_new_tokens)
@@ -94,7 +94,7 @@ def _in_turn(
 
 
 def _rows(way: str, chats: Sequence[Sequence[Answer]]) -> Iterator[dict[str, Any]]:
-    """Of each turn the median time, as a share of the same chat's first turn too, and how many were right."""
+    """Yield for each turn the median time, its ratio to the same chat's first turn, and the number of right answers."""
     for number in range(max(map(len, chats))):
         turns = [(chat[0], chat[number]) for chat in chats if number < len(chat)]
         yield {

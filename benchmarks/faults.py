@@ -1,10 +1,9 @@
-"""What a disk store does when processes are killed, files are damaged and the disk is full.
+"""Faults of a disk store: killed processes, damaged files and a full disk.
 
     python -m benchmarks.faults [--storage index] [--kills 200] [--damages 1000] [--json FILE]
 
-A small model with random weights answers, so that every answer can be compared with that of an engine
-which computes all by itself. Exit status 1 where anything stored was lost, anything wrong was served or
-any damage went unnoticed.
+Every answer of a small model with random weights is compared with that of an engine without a store. The exit status
+is 1 if a stored chunk was lost, a wrong one was served, or damage went unnoticed.
 """
 
 from __future__ import annotations
@@ -46,7 +45,7 @@ Answer = tuple[tuple[int, ...], float]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the suite, print each result as soon as it is known, and write JSON where asked to."""
+    """Run the suite, print each result, and optionally write JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--storage", choices=get_args(Storage), default="full", help="what is stored of a chunk")
     parser.add_argument("--kills", type=int, default=200, help="writers killed, four at a time at work")
@@ -77,7 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def engine_on(store: Store | Path | str) -> SamKVEngine:
-    """An engine that uses caches however short the prompt."""
+    """An engine that uses caches for prompts of any length."""
     method, config = Scout(min_chunk_tokens=0), EngineConfig(**_config)
     return SamKVEngine.from_pretrained(
         random_model("tiny"), tokenizer=byte_tokenizer(), store=store, config=config, method=method
@@ -85,20 +84,20 @@ def engine_on(store: Store | Path | str) -> SamKVEngine:
 
 
 def ask(engine: SamKVEngine, texts: list[str]) -> tuple[Answer, int]:
-    """An answer over chunks of these texts, and how many of them the store had."""
-    engine.announce(texts)  # as a retriever does: chunks are recognised whether the catalog knows them or not
+    """Answer over chunks of these texts, and count those that were stored."""
+    engine.announce(texts)  # as a retriever does, so that chunks are recognised without the catalog
     result = engine.generate_scored(prompt(texts), _REFERENCE, max_new_tokens=8)
     assert result.reference_nll is not None
     return (result.token_ids, result.reference_nll), result.metrics.chunks_hit
 
 
 def differ(one: Answer, other: Answer) -> bool:
-    """Other tokens, or likelihoods that differ by more than rounding."""
+    """Whether tokens differ, or likelihoods by more than rounding."""
     return one[0] != other[0] or abs(one[1] - other[1]) > 1e-4
 
 
 def kill_writers(folder: Path, num_kills: int, chooser: random.Random, num_chunks: int = 200) -> dict[str, Any]:
-    """Let four processes put chunks into one store, kill one at a time, and look at what is there."""
+    """Let four processes put chunks into one store, kill one at a time, and check the store."""
     texts = [chunk_text(number) for number in range(num_chunks)]
     chunks = _encoded(texts)
     log, path = folder / "acknowledged", folder / "store"
@@ -146,7 +145,7 @@ def kill_writers(folder: Path, num_kills: int, chooser: random.Random, num_chunk
 
 
 def damage_files(folder: Path, num_rounds: int, chooser: random.Random) -> dict[str, Any]:
-    """Damage a store's files one round after the other and ask over all chunks; an answer may miss, never differ."""
+    """Damage a store's files in rounds and ask over all chunks; chunks may be missed, but answers must not differ."""
     texts = [chunk_text(number) for number in range(6)]
     with engine_on(folder / "store") as engine:
         engine.add_chunks(texts, show_progress=False)
@@ -167,7 +166,7 @@ def damage_files(folder: Path, num_rounds: int, chooser: random.Random) -> dict[
         for path, data in whole.items():
             path.write_bytes(data)
     return {
-        # Of an index all is read; damage in what is not read of a full chunk changes no answer.
+        # An index is read in full. A full chunk is not; damage in unread parts does not change the answer.
         "passed": not (num_undetected or num_differing or (num_served and _config["storage"] == "index")),
         "num_rounds": num_rounds,
         "num_undetected": num_undetected,
@@ -213,7 +212,7 @@ def fill_disk(folder: Path) -> dict[str, Any]:
 
 
 def share_folder(folder: Path) -> dict[str, Any]:
-    """Two engines on one folder: what either ingests or deletes, the other knows at its next call."""
+    """Two engines on one folder: each sees what the other ingests or deletes at its next call."""
     texts = [chunk_text(number) for number in range(8)]
     with engine_on(folder / "store") as one, engine_on(folder / "store") as other:
         one.add_chunks(texts[:4], sources=list("abcd"), show_progress=False)
@@ -235,7 +234,7 @@ def _content(store: Store, key: str) -> bytes | None:
     blob = store.get(key)
     try:
         return None if blob is None else bytes(read_bytes(blob))
-    except DamagedChunkError:  # replaced since it was opened: a miss
+    except DamagedChunkError:  # replaced since it was opened, so a miss
         return None
 
 
@@ -263,7 +262,7 @@ def _kill(process: int) -> None:
 
 
 def _damage(chooser: random.Random, files: list[Path], catalog: Path) -> list[Path]:
-    """Flip a byte, cut a file short, or give two files each other's contents; the catalog at times."""
+    """Flip a byte, truncate a file, or swap the contents of two files; sometimes damage the catalog."""
     one, other = chooser.sample(files, 2)
     kind = chooser.choice(["flip", "truncate", "swap", "catalog"])
     data = bytearray(one.read_bytes())
@@ -286,7 +285,7 @@ def _damage(chooser: random.Random, files: list[Path], catalog: Path) -> list[Pa
 
 @contextmanager
 def _small_disk(folder: Path, num_bytes: int) -> Iterator[None]:
-    """A file system in memory of few bytes, mounted at ``folder``.
+    """Mount a file system in memory of ``num_bytes`` at ``folder``.
 
     Raises:
         PermissionError: this process may not mount one.

@@ -1,4 +1,4 @@
-"""Requests that are broken or mean harm, for a server that must bear them; equal for equal seeds."""
+"""Broken and malicious requests that a server must survive; equal for equal seeds."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ class HostileRequest(NamedTuple):
 
 
 def requests(num: int, model: str, seed: int = 0) -> Iterator[HostileRequest]:
-    """Yield so many requests. One in five is all right but for its texts, so that the engine meets them, too."""
+    """Yield ``num`` requests. One in five is valid except for its texts, so that these reach the engine too."""
     chooser = random.Random(seed)
     for _ in range(num):
         path, kind = chooser.choice(_PATHS), chooser.random()
@@ -105,7 +105,7 @@ def requests(num: int, model: str, seed: int = 0) -> Iterator[HostileRequest]:
 
 
 def _valid(chooser: random.Random, model: str, path: str) -> dict[str, Any]:
-    """A body that is all right but for its texts."""
+    """A body that is valid except for its texts."""
     documents: list[Any] = [
         {"text": chooser.choice(_TEXTS), "id": chooser.choice(_TEXTS) or "id"},
         chooser.choice(_TEXTS),

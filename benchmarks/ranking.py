@@ -2,8 +2,8 @@
 
     python -m benchmarks.ranking --model FOLDER --cases cases.jsonl [--limit 40]
 
-Cases are those of ``samkv evaluate``. Compared are MiniLM, BM25, the engine's match, and what rerankers make of the
-first two and the match.
+Cases are those of ``samkv evaluate``. Compares MiniLM, BM25, the engine's match, and the first two reranked with the
+match.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""Clients in a closed loop against `samkv serve`, in a process of its own: requests a second, time to the first token.
+"""Clients in a closed loop against `samkv serve` in its own process: requests per second, time to the first token.
 
     python -m benchmarks.server [--model FOLDER] [--clients 1,4,8,16] [--requests 32] [--json FILE]
     python -m benchmarks.server --transformers   # beside `transformers serve` and its continuous batching
     python -m benchmarks.server --ray-replicas 1,2   # so many engines behind the server, a core each
     python -m benchmarks.server --hostile 10000   # broken and harmful requests: no failure, memory stays flat
 
-Every client sends its next request when its last is answered. All listen on this machine alone.
+Every client sends its next request when the last is answered. All servers listen on this machine only.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from samkv_apps.models import language_model
 
 _TOKENS_PER_WORD = 1.3
 _WARM_UP = 1000
-"""Hostile requests after which memory is looked at first."""
+"""Hostile requests before memory is measured first."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -74,7 +74,7 @@ def _rows(model: str, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
         asked = [(method, url, {"model": Path(model).name, "samkv": method}) for method in options.methods.split(",")]
         if options.transformers:
             asked.append(("transformers", servers.enter_context(_transformers(model)), {"model": model}))
-        for _, at, more in asked:  # what is done once, at the first request
+        for _, at, more in asked:  # warm up
             asyncio.run(measure(at, [_body(prompts[0], 0, options) | more] * 2, 1))
         for clients in map(int, options.clients.split(",")):
             for name, at, more in asked:
@@ -110,7 +110,7 @@ def _ingested(url: str, options: argparse.Namespace) -> list[list[str]]:
 
 
 async def measure(url: str, bodies: Sequence[dict[str, Any]], clients: int) -> dict[str, float]:
-    """Send the bodies from so many clients, each one after the other."""
+    """Send the bodies from ``clients`` clients at once, each in sequence."""
     pending, ttft_s, num_tokens = iter(bodies), list[float](), 0
 
     async def loop(client: httpx.AsyncClient) -> None:
@@ -168,7 +168,7 @@ def measure_hostile(url: str, process_id: int, model: str, num_requests: int) ->
 
 
 def _fillers(model: str) -> Iterator[dict[str, Any]]:
-    """Chats with beginnings and questions of their own: what is remembered of both has bounds, to be reached first."""
+    """Yield chats with different beginnings and questions, to fill the bounded caches of both first."""
     for number in range(90):
         system, question = (f"{number} " + " ".join([word] * 100) for word in ("begin", "word"))
         messages = [{"role": "system", "content": system}, {"role": "user", "content": question}]
@@ -189,7 +189,7 @@ def _transformers(model: str) -> Iterator[str]:
     """Run `transformers serve` and yield its address."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    # Left to itself its KV takes most of the machine's memory, and ours has none.
+    # By default its KV takes most of the machine's memory, which leaves none for ours.
     options = ["--continuous-batching", "--cb-max-memory-percent", "0.05", "--device", "cpu", "--port", str(port)]
     with tempfile.TemporaryDirectory() as folder:
         command = ["transformers.cli.transformers", "serve", model, "--host", "127.0.0.1", *options]
@@ -209,7 +209,7 @@ def _process(module: Sequence[str], log: Path) -> Iterator[tuple[subprocess.Pope
 
 
 def _said(pattern: str, process: subprocess.Popen[bytes], log: Path) -> str:
-    """What matches in the log, once it does."""
+    """Wait until ``pattern`` is in the log, and return the match."""
     while process.poll() is None:
         if found := re.search(pattern, log.read_text()):
             return found[0]
@@ -223,7 +223,7 @@ def _resident_bytes(process_id: int) -> int:
 
 
 def _body(documents: Sequence[str], number: int, options: argparse.Namespace) -> dict[str, Any]:
-    """The same request for every server: documents stand in the message."""
+    """The same request for every server, with the documents in the message."""
     question = f"Tell the story of the {SUBJECTS[number % len(SUBJECTS)]}, at length."
     return {
         "messages": [{"role": "user", "content": "\n\n".join([*documents, question])}],
@@ -235,7 +235,7 @@ def _body(documents: Sequence[str], number: int, options: argparse.Namespace) ->
 
 
 def _documents(number: int, chunk_tokens: int) -> list[str]:
-    """Eight documents of about so many tokens together."""
+    """Eight documents of about ``chunk_tokens`` tokens together."""
     num_lines = max(1, round(chunk_tokens / 8 / (14 * _TOKENS_PER_WORD)))
     return [
         " ".join(

@@ -61,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def measure_decoding(engine: SamKVEngine, options: argparse.Namespace) -> dict[str, Any]:
-    """Tokens a second of sequences that were prefilled before, one after the other and all in one batch."""
+    """Measure tokens per second of prefilled sequences, decoded one after the other and in one batch."""
     prompts = [_prompt(engine, number, options.chunk_tokens) for number in range(options.requests)]
     alone_s, together_s, num_equal = [], [], 0
     for _ in range(options.rounds):
@@ -80,7 +80,7 @@ def measure_decoding(engine: SamKVEngine, options: argparse.Namespace) -> dict[s
 
 
 def measure_short_beside_long(engine: SamKVEngine, options: argparse.Namespace) -> dict[str, float]:
-    """Seconds to a short request's first token: alone, beside a long full prefill, and if it waited for that."""
+    """Measure seconds to a short request's first token: alone, beside a long full prefill, and waiting for it."""
     long = _prompt(engine, 99, options.chunk_tokens)
     alone, long_alone, beside = [], [], []
     for _ in range(options.rounds):
@@ -104,7 +104,7 @@ def measure_short_beside_long(engine: SamKVEngine, options: argparse.Namespace) 
 
 
 def _prompt(engine: SamKVEngine, number: int, chunk_tokens: int) -> str:
-    """A prompt over chunks of about so many tokens, which are ingested."""
+    """Ingest chunks of about ``chunk_tokens`` tokens, and return a prompt over them."""
     texts: list[str] = []
     while sum(map(engine.count_tokens, texts)) < chunk_tokens:
         subject = SUBJECTS[len(texts) % len(SUBJECTS)]

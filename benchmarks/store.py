@@ -1,15 +1,14 @@
-"""Reading chunk caches from a warm disk store, first tokens from slow and far ones, and opening a large one.
+"""Times of a store: reading chunk caches, first tokens from slow and far places, opening a large catalog.
 
     python -m benchmarks.store [--chunks 100000] [--far redis://localhost:6379] [--json FILE]
 
-Reading: 10 chunks of 500 tokens are opened and brought layer by layer into one buffer, as a prefill does.
-``plain`` reads the same files whole; ``library`` is the safetensors library's memory map of them, copied into
-the same buffer; ``first`` is the first reading of a process, which compares checksums. Processor seconds, the
-best of some rounds that take turns. Answers: milliseconds to the first token of a prompt of such chunks, the median
-of some rounds after one that warms up, each like a new process's first, and what a round asked the store for. Their
-places are a folder, a folder of which 500 MB a second are read, and those of ``--far``, where every request waits 5 ms.
-Opening: from a folder to an engine's index of all its chunks; the files themselves are not there, since opening looks
-at none.
+Reading: opens 10 chunks of 500 tokens and reads them layer by layer into one buffer, as a prefill does. ``plain``
+reads the same files whole. ``library`` copies from the safetensors library's memory map. ``first`` compares checksums,
+as the first reading of a process does. Processor seconds, best of several alternating rounds.
+Answers: milliseconds to the first token of a prompt of such chunks, the requests and the bytes. Median of several
+rounds after a warm-up, each like the first of a new process. The places are a folder, a folder limited to 500 MB/s,
+and those of ``--far``, where every request waits 5 ms.
+Opening: from a folder to an engine's index of all its chunks. Opening reads the catalog only, so there are no files.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ import math
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any, get_args
@@ -36,9 +35,10 @@ from samkv_rag.config import Storage
 from samkv_rag.ingestion.recognition import ChunkIndex, describe
 from samkv_rag.prefill import Scout
 from samkv_rag.store import Blob, Store, open_store
-from samkv_rag.store.base import Buffer, StoredBytes, read_bytes
+from samkv_rag.store.base import Buffer, read_bytes
 from samkv_rag.store.catalog import Catalog
 from samkv_rag.store.codec import ChunkIdentity, StoredChunk, encode_chunk
+from samkv_rag.store.unreachable import Part, RemoteStore
 
 safe_open: Any = untyped_safe_open
 NUM_CHUNKS, CHUNK_TOKENS = 10, 500
@@ -104,99 +104,78 @@ def measure_answers(options: argparse.Namespace) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for storage in get_args(Storage):
         with tempfile.TemporaryDirectory() as folder:
-            places: dict[str, Slow] = {
-                "folder": Slow(open_store(folder)),
-                "500 MB/s": Slow(open_store(folder), bytes_per_s=500e6),
-            }
+            computed = open_store(folder)
+            places = {"folder": (open_store(folder), Meter()), "500 MB/s": (open_store(folder), Meter(0.0, 500e6))}
             for url in options.far:
                 far = open_store(url, memory_bytes=0, storage_options=options.options)
-                places[url.partition(":")[0]] = Slow(far, latency_s=5e-3)
-            for place, store in places.items():
-                for stored in places["folder"].keys():  # computed once
-                    blob = places["folder"].store.get(stored.key)
-                    if blob is not None and place != "folder":
-                        store.put(stored.key, bytes(read_bytes(blob)))
+                places[url.partition(":")[0]] = far, Meter(5e-3)
+            for place, (store, meter) in places.items():
+                if isinstance(store, RemoteStore):
+                    for stored in computed.keys():
+                        if blob := computed.get(stored.key):
+                            store.put(stored.key, bytes(read_bytes(blob)))
+                measure(store, meter)
                 with SamKVEngine.from_pretrained(
                     model, tokenizer=byte_tokenizer(), store=store, config=EngineConfig(storage=storage)
                 ) as engine:
                     engine.add_chunks(texts, show_progress=False)
-                    found[f"{storage}, {place}"] = _answer(engine, store, texts, options.answer_rounds)
+                    found[f"{storage}, {place}"] = _answer(engine, meter, texts, options.answer_rounds)
     return found
 
 
-def _answer(engine: SamKVEngine, store: Slow, texts: list[str], rounds: int) -> dict[str, float]:
+def _answer(engine: SamKVEngine, meter: Meter, texts: list[str], rounds: int) -> dict[str, float]:
     ttft_ms = []
     for _ in range(rounds + 1):
-        store.num_requests = store.num_bytes = 0
+        meter.num_requests = meter.num_bytes = 0
         engine._library._checked.clear()  # as a new process
         metrics = engine.generate(prompt(texts), method=Scout(), max_new_tokens=1).metrics
         assert metrics.chunks_hit == len(texts)
         ttft_ms.append(1e3 * metrics.ttft_s)
-    return {"ttft_ms": median(ttft_ms[1:]), "requests": store.num_requests, "bytes": store.num_bytes}
+    return {"ttft_ms": median(ttft_ms[1:]), "requests": meter.num_requests, "bytes": meter.num_bytes}
 
 
-class Slow(Store):
-    """A store whose requests wait, and whose bytes take their time; counts both.
+class Meter:
+    """Counts requests and their bytes, and makes them wait: for `latency_s` each, for `bytes_per_s` all together."""
 
-    Args:
-        store: what is read from; a blob of it is asked by as many requests as it is read.
-        latency_s: of every request.
-        bytes_per_s: of all requests together.
-    """
-
-    def __init__(self, store: Store, latency_s: float = 0.0, bytes_per_s: float = math.inf) -> None:
-        self.store, self.latency_s, self.bytes_per_s = store, latency_s, bytes_per_s
-        self.shared = store.shared
+    def __init__(self, latency_s: float = 0.0, bytes_per_s: float = math.inf) -> None:
+        self.latency_s, self.bytes_per_s = latency_s, bytes_per_s
         self.num_requests = self.num_bytes = 0
         self._lock = threading.Lock()
 
-    def get(self, key: str) -> Blob | None:
-        blob = self.store.get(key)
-        return blob and self._sent(blob, blob.size)
-
-    def get_beginning(self, key: str, num_bytes: int) -> Blob | None:
-        blob = self.store.get_beginning(key, num_bytes)
-        return blob and self._sent(blob, min(num_bytes, blob.size))
-
     def wait(self, num_bytes: int) -> None:
-        """What one request of so many bytes takes."""
+        """Count one request of so many bytes, and take its time."""
         time.sleep(self.latency_s)
         with self._lock:
             self.num_requests += 1
             self.num_bytes += num_bytes
             time.sleep(num_bytes / self.bytes_per_s)
 
-    def _sent(self, blob: Blob, num_bytes: int) -> Blob:
-        if not self.shared:
-            return _SlowBlob(blob, self)
-        self.wait(num_bytes)
-        return blob
 
-    def contains(self, keys: Iterable[str]) -> set[str]:
-        return self.store.contains(keys)
+def measure(store: Store, meter: Meter) -> None:
+    """Let `meter` see everything that is read from `store`."""
+    if isinstance(store, RemoteStore):
+        get_part = store._get_part
 
-    def put(self, key: str, data: bytes) -> None:
-        self.store.put(key, data)
+        def get_metered_part(key: str, start: int, stop: int, version: str | None = None) -> Part | None:
+            part = get_part(key, start, stop, version)
+            meter.wait(len(part.data) if part else 0)
+            return part
 
-    def delete(self, keys: Iterable[str]) -> int:
-        return self.store.delete(keys)
-
-    def keys(self) -> Iterator[StoredBytes]:
-        return self.store.keys()
-
-    def close(self) -> None:
-        self.store.close()
+        store._get_part = get_metered_part  # type: ignore[method-assign]
+    else:
+        get = store.get
+        store.get = lambda key: (blob := get(key)) and _MeteredBlob(blob, meter)  # type: ignore[method-assign]
 
 
-class _SlowBlob:
-    """A file's bytes, which are read when they are asked for."""
+class _MeteredBlob:
+    """The bytes of a file, read when they are asked for."""
 
-    def __init__(self, blob: Blob, store: Slow) -> None:
+    def __init__(self, blob: Blob, meter: Meter) -> None:
         self.size, self.identity = blob.size, blob.identity
-        self._blob, self._store = blob, store
+        self._blob, self._meter = blob, meter
 
     def read(self, parts: Sequence[tuple[int, Buffer]]) -> None:
-        self._store.wait(sum(memoryview(buffer).nbytes for _, buffer in parts))
+        self._meter.wait(sum(memoryview(buffer).nbytes for _, buffer in parts))
         self._blob.read(parts)
 
 

@@ -1,10 +1,10 @@
-"""The frontier of what is retained and what is recomputed: options of `scout` compared by the answer's likelihood.
+"""Compares options of `scout`, such as the shares retained and recomputed, by the likelihood of the answer.
 
     python -m benchmarks.variants --model FOLDER --data hotpotqa.jsonl musique.jsonl [--limit 40] [--json FILE]
     python -m benchmarks.variants ... --variant '{"match_power": 0}' --variant '{"sequence_ratio": 0.3}'
 
 Every variant reads the same chunks, in a random order, and differences are paired. The negative log-likelihood of
-the reference answer tells near variants apart that words of answers do not.
+the reference answer separates similar variants better than the words of answers.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ FRONTIER = [
 
 @dataclass(frozen=True)
 class Row:
-    """A variant's negative log-likelihood a token of the reference answers."""
+    """A variant's negative log-likelihood per token of the reference answers."""
 
     variant: str
     n: int
@@ -73,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def measure(engine: SamKVEngine, case: Case, methods: dict[str, PrefillMethod]) -> dict[str, float]:
-    """Each method's negative log-likelihood a token of the case's first answer."""
+    """Return each method's negative log-likelihood per token of the case's first answer."""
     texts = in_order(case.chunks, "random", case.case_id)
     engine.add_chunks(texts)
     messages, answer = build_messages(case.question, texts), case.answers[0]
@@ -86,7 +86,7 @@ def measure(engine: SamKVEngine, case: Case, methods: dict[str, PrefillMethod]) 
 
 
 def compared(name: str, own: list[float], nlls: dict[str, list[float]]) -> Row:
-    """A variant's mean, and how far it is from full prefill and from the default on the same cases."""
+    """Return a variant's mean, and its differences to full prefill and to the default on the same cases."""
     minus_scout = [a - b for a, b in zip(own, nlls["scout"], strict=True)]
     return Row(
         variant=name,

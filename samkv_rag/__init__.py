@@ -1,6 +1,6 @@
-"""samkv_rag: answer from the cached KV of retrieved chunks, sparsely and selectively recomputed.
+"""samkv_rag: answers from the cached KV of retrieved chunks, sparse and selectively recomputed.
 
-The names below are imported on first use, so that ``import samkv_rag`` costs nothing.
+Names are imported on first use, so ``import samkv_rag`` is fast.
 """
 
 from __future__ import annotations
@@ -28,26 +28,19 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-_HOMES = {
-    "ChunkUse": "results",
-    "DamagedChunkWarning": "exceptions",
+_MODULES = {
     "DamagedCatalogWarning": "exceptions",
-    "Diagnostic": "results",
+    "DamagedChunkWarning": "exceptions",
+    "EngineConfig": "config",
     "Explanation": "explanation",
-    "GenerationMetrics": "results",
     "GenerationResult": "generation_result",
     "Grammar": "grammar",
-    "IngestionEstimate": "results",
-    "IngestionReport": "results",
-    "Store": "store",
-    "EngineConfig": "config",
     "SamKVEngine": "engine",
     "SamKVError": "exceptions",
-    "Piece": "results",
-    "TokenLogprob": "results",
+    "Store": "store",
     "open_store": "store",
 }
-
+"""Modules of the names that are not in ``results``."""
 __all__ = [
     "ChunkUse",
     "DamagedCatalogWarning",
@@ -71,8 +64,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name in _HOMES:
-        return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    if name in __all__:
+        return getattr(import_module(f"{__name__}.{_MODULES.get(name, 'results')}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

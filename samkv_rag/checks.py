@@ -1,4 +1,4 @@
-"""Checks of option values, shared by everything that takes options."""
+"""Checks of option values."""
 
 from __future__ import annotations
 

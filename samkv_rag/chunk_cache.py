@@ -1,4 +1,4 @@
-"""What is stored of a chunk, and the one interface through which a pass reads it."""
+"""The cache of a chunk, and the interface through which a pass reads it."""
 
 from __future__ import annotations
 
@@ -9,28 +9,28 @@ from typing import Protocol
 import torch
 
 SCORE_LAYERS = (0.5, 0.83)
-"""Share of the depth, from and to, whose keys tell which tokens a question needs."""
+"""Layers whose keys tell which tokens a question needs: from and to, as shares of the depth."""
 _ANCHOR_SHARE = 0.1
 _FIRST_ANCHORS = 4
-"""A chunk's first tokens name what it is about, and are read in any case."""
+"""A chunk's first tokens name its subject and are always read."""
 
 
 def score_layers(num_layers: int, share: tuple[float, float] = SCORE_LAYERS) -> range:
-    """The layers between two shares of the depth, one at least."""
+    """Return the layers between two shares of the depth, at least one."""
     first = int(share[0] * num_layers)
     return range(first, max(first + 1, round(share[1] * num_layers)))
 
 
 def ranking_layer(num_layers: int) -> int:
-    """The layer whose values tell how well a chunk matches a question."""
+    """Return the layer whose values tell how well a chunk matches a question."""
     return num_layers // 4
 
 
 def index_anchors(num_tokens: int) -> torch.Tensor:
-    """Tokens of a chunk over which a question is scouted, ``[anchors]``: the first ones, then evenly spread, a tenth.
+    """Return the tokens of a chunk that scouting reads, ``[anchors]``: a tenth, the first ones and then evenly spread.
 
-    Source: QCFuse (arXiv 2606.05875), which chooses a tenth without the question. Spread evenly they select as well
-    as those that receive most attention, see ``docs/method.md``.
+    Source: QCFuse (arXiv 2606.05875), which chooses a tenth without the question. Evenly spread tokens select as well
+    as those that receive most attention; see ``docs/method.md``.
     """
     num_first = min(_FIRST_ANCHORS, num_tokens)
     num_spread = max(0, round(_ANCHOR_SHARE * num_tokens) - num_first)
@@ -40,7 +40,7 @@ def index_anchors(num_tokens: int) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class SummarySpec:
-    """What is computed of a chunk at ingestion; all in tokens."""
+    """The layout of a chunk's summary, in tokens, and its storage."""
 
     initial_tokens: int
     local_tokens: int
@@ -48,19 +48,19 @@ class SummarySpec:
     storage: str = "full"
 
     def middle(self, num_tokens: int) -> tuple[int, int]:
-        """Token range between the anchors; empty where the anchors cover the chunk."""
+        """Return the token range between the anchors; empty if the anchors cover the chunk."""
         first = min(self.initial_tokens, num_tokens)
         return first, max(first, num_tokens - self.local_tokens)
 
     def num_blocks(self, num_tokens: int) -> int:
-        """Blocks between the anchors; the last may be shorter."""
+        """Count the blocks between the anchors; the last may be shorter."""
         first, last = self.middle(num_tokens)
         return -(-(last - first) // self.block_tokens)
 
 
 @dataclass(frozen=True)
 class ChunkShape:
-    """What a model expects of its chunks."""
+    """The shape that a model expects of its chunks."""
 
     num_layers: int
     num_heads: int
@@ -73,7 +73,7 @@ class ChunkShape:
 
 @dataclass(frozen=True)
 class Summary:
-    """Summary of a chunk (arXiv 2508.11661, section 3), keys and queries after RoPE where they were computed."""
+    """Summary of a chunk (arXiv 2508.11661, section 3); keys and queries are after RoPE at their computed positions."""
 
     block_mean_keys: torch.Tensor
     """``[layers, kv_heads, blocks, head_dim]``"""
@@ -84,9 +84,9 @@ class Summary:
 
 
 class ChunkReader(Protocol):
-    """Reads a chunk piece by piece. Tensors are the caller's own, on any device.
+    """Reads a chunk piece by piece. The caller owns the tensors, on any device.
 
-    Reading may raise ``DamagedChunkError`` where the chunk was cut short or replaced meanwhile.
+    Reading raises ``DamagedChunkError`` if the chunk was cut short or replaced meanwhile.
     """
 
     @property
@@ -94,27 +94,27 @@ class ChunkReader(Protocol):
         """``[tokens]``, int64."""
 
     def layer(self, layer: int, tokens: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
-        """Keys and values of one layer, each ``[kv_heads, tokens, head_dim]``, where they were computed.
+        """Return keys and values of one layer, each ``[kv_heads, tokens, head_dim]``, at their computed positions.
 
-        With ``tokens`` ``[n]``, rising, of these alone: the rest is not read. An index holds its anchors only.
+        With ``tokens`` ``[n]``, ascending, only these are read. An index has its anchors only.
         """
 
     def fill_layer(self, layer: int, keys: torch.Tensor, values: torch.Tensor | None) -> None:
-        """Write what :meth:`layer` returns into ``keys`` and ``values``, on the host and of any strides.
+        """Write the result of :meth:`layer` into ``keys`` and ``values``, on the host, of any strides.
 
-        Without ``values`` keys alone are read, which an index has of the scoring layers.
+        Without ``values`` only keys are read; an index has those of the scoring layers.
         """
 
     def layer_values(self, layer: int) -> torch.Tensor:
-        """Values alone, ``[kv_heads, tokens, head_dim]``; an index has those of the ranking layer."""
+        """Return the values, ``[kv_heads, tokens, head_dim]``; an index has those of the ranking layer."""
 
     def summary(self) -> Summary:
-        """What the paper's selection works on."""
+        """Return the summary, by which the paper's method selects."""
 
 
 @dataclass(frozen=True)
 class ChunkCache:
-    """A chunk's keys and values, computed right behind the preamble, and their summary; other text has none."""
+    """A chunk's keys and values, computed right after the preamble, and their summary; other text has none."""
 
     token_ids: torch.Tensor
     """``[tokens]``, int64"""
@@ -147,5 +147,5 @@ class ChunkCache:
 
 
 def chunk_key(fingerprint: str, digest: str) -> str:
-    """Store key of a chunk: a hash of who computed it and of its text's digest, never a path."""
+    """Return the store key of a chunk: a hash of its owner's fingerprint and its text's digest."""
     return hashlib.sha256(f"{fingerprint}\n{digest}".encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""What an engine fixes when chunks are ingested."""
+"""Options of an engine that apply when chunks are ingested."""
 
 from __future__ import annotations
 
@@ -11,32 +11,32 @@ from samkv_rag.exceptions import ConfigurationError
 Admit = Literal["always", "second_use"]
 KVDtype = Literal["auto", "bfloat16", "float32", "int8"]
 Storage = Literal["full", "index"]
-"""What is stored of a chunk: everything, or what it takes to select its tokens and recompute them."""
+"""A chunk is stored in full, or as an index: enough to select its tokens and recompute them."""
 
 
 @dataclass(frozen=True)
 class EngineConfig:
-    """What is computed of a chunk at ingestion, and how it is stored.
+    """How chunks are computed and stored.
 
-    Two engines share chunks only if these options are equal (``kv_dtype`` and ``admit`` apart). How a prompt is
-    answered is not here: that is a method's business, see :mod:`samkv_rag.prefill`.
+    Two engines share chunks only if these options are equal, except ``kv_dtype`` and ``admit``. Options of answering
+    belong to the method; see :mod:`samkv_rag.prefill`.
 
     Args:
         initial_tokens: a chunk's first tokens, part of its anchors in the ``SamKV`` method's summary.
-        local_tokens: a chunk's last tokens, the other part; their mean query speaks for the chunk.
+        local_tokens: a chunk's last tokens, the other part of the anchors; their mean query represents the chunk.
         block_tokens: tokens per block of the summary.
-        storage: what is stored of a chunk. ``"full"``: all of it. ``"index"``: the keys of the layers by which
-            :class:`Scout` selects, the KV of a tenth of the tokens, over which it scouts, and the values by which it
-            ranks. It takes an eighth of the bytes; methods that read more are refused.
-        kv_dtype: what is stored in which type: ``"bfloat16"``, ``"float32"``, or ``"int8"``, quantised in
-            groups (KIVI, arXiv 2402.02750). ``"auto"``: int8 in an index, else the model's own dtype, but
-            bfloat16 where that is float32. All of them can be read.
-        admit: whether a chunk that a prompt brings and the store lacks is stored ``"always"``, or at its
-            ``"second_use"`` by this engine, so that a store of bounded size keeps what is asked for again.
-            :meth:`SamKVEngine.add_chunks` stores in any case.
-        preamble: text that stands before every chunk while its KV is computed, and is not stored. All tokens attend to
-            the first ones that a model sees, whatever these say: they had better not be a chunk's. None: the beginning
-            of a user's message by the chat template, or a line of ours. Empty: nothing.
+        storage: ``"full"`` stores the whole chunk. ``"index"`` stores the keys of the layers by which :class:`Scout`
+            selects, the KV of the tenth of the tokens that it scouts over, and the values by which it ranks. An index
+            takes an eighth of the bytes; methods that read more are refused.
+        kv_dtype: the stored type: ``"bfloat16"``, ``"float32"``, or ``"int8"``, quantised in groups (KIVI,
+            arXiv 2402.02750). ``"auto"``: int8 in an index, else the model's dtype, with bfloat16 for float32.
+            An engine reads chunks of every type.
+        admit: when to store a chunk that comes with a prompt and is not stored: ``"always"``, or at its
+            ``"second_use"`` by this engine, so that a small store keeps the chunks that are used again.
+            :meth:`SamKVEngine.add_chunks` always stores.
+        preamble: text before every chunk while its KV is computed; its own KV is not stored. All tokens attend
+            strongly to the first tokens that a model sees, so those should not belong to a chunk. None: the beginning
+            of a user's message by the chat template, or a built-in line. Empty: no preamble.
 
     Raises:
         ConfigurationError: a value is out of range.

@@ -1,7 +1,7 @@
-"""Signatures of failure: what makes an answer worse or dearer than was asked for, though it is no error.
+"""Signs that an answer is worse or slower than requested, without being an error.
 
-Source: the failure signatures of SamKV (arXiv 2508.11661); how they are measured here is ours. Each
-function returns one diagnostic, or none; its message says the value, the limit and the remedy.
+Source: the failure signatures of SamKV (arXiv 2508.11661), measured in our own way. Each function returns at most
+one diagnostic; its message has the value, the limit and the remedy.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ MEANINGS = {
     CONSENSUS_FAILURE: "personalised queries do not tell chunks apart, or no block stands out from its anchors",
 }
 MAX_QUERY_COSINE = 0.9999
-"""At 1 all chunks have the same query. Qwen2.5-Coder-0.5B has 0.96 for 2 chunks of HotpotQA, 0.9994 for 10."""
+"""At 1, all chunks have the same query. Qwen2.5-Coder-0.5B has 0.96 for 2 chunks of HotpotQA, 0.9994 for 10."""
 
 
 def cache_underflow(
     budget_tokens: int, num_chunks: int, wanted: tuple[int, int], granted: tuple[int, int]
 ) -> list[Diagnostic]:
-    """The budget does not hold the anchors: ``granted`` instead of ``wanted`` initial and local tokens a chunk.
+    """The anchors do not fit the budget: ``granted`` instead of ``wanted`` initial and local tokens per chunk.
 
-    A budget of 0 tokens, which a small ratio of few tokens comes to, keeps nothing of the chunks.
+    A small ratio of few tokens can give a budget of 0 tokens, which keeps nothing of the chunks.
     """
     if budget_tokens == 0:
         said = "nothing of the chunks is kept, the answer comes from the rest of the prompt; raise sequence_ratio"
@@ -45,10 +45,10 @@ def cache_underflow(
 def excessive_recomputation(
     computed_ratio: float, allowed_ratio: float, num_missed: int, fallback_reason: str | None
 ) -> list[Diagnostic]:
-    """More than ``allowed_ratio``, the method's own share, of the chunk tokens were computed for this prompt.
+    """The prompt computed a larger share of the chunk tokens than the method's ``allowed_ratio``.
 
-    ``computed_ratio`` counts those recomputed and those of the ``num_missed`` chunks that the store lacked;
-    where full prefill ran instead, for ``fallback_reason``, it is 1.
+    ``computed_ratio`` counts recomputed tokens and those of the ``num_missed`` chunks that were not stored.
+    It is 1 if full prefill ran instead, for ``fallback_reason``.
     """
     if computed_ratio <= allowed_ratio + 1e-6:
         return []
@@ -64,12 +64,11 @@ def excessive_recomputation(
 
 
 def consensus_failure(queries: torch.Tensor, block_scores: torch.Tensor, personalised: bool) -> list[Diagnostic]:
-    """The chunks' queries are nearly identical, or no block of any chunk was chosen by its dynamic share.
+    """The chunks' queries are nearly identical, or the dynamic share chose no block of any chunk.
 
-    ``queries`` ``[chunks, layers, heads, head_dim]`` fail where the mean cosine between those of different
-    chunks, over layers and heads, is above MAX_QUERY_COSINE: what the other chunks ask then changes nothing.
-    Where ``block_scores`` ``[blocks]`` are all -inf, every chunk's anchors scored above all of its blocks, or
-    below all of them. Reads two values back from the device.
+    ``queries`` ``[chunks, layers, heads, head_dim]`` fail if the mean cosine between different chunks, over layers
+    and heads, is above MAX_QUERY_COSINE: personalisation then changes nothing. ``block_scores`` ``[blocks]`` are all
+    -inf if in every chunk the anchors scored above or below all blocks. Reads two values back from the device.
     """
     chosen = (block_scores > -torch.inf).sum()
     cosine, num_chosen = torch.stack((mean_pairwise_cosine(queries), chosen.to(queries.dtype))).tolist()
@@ -88,10 +87,10 @@ def consensus_failure(queries: torch.Tensor, block_scores: torch.Tensor, persona
 
 
 def mean_pairwise_cosine(queries: torch.Tensor) -> torch.Tensor:
-    """Mean cosine between different chunks' queries ``[chunks, layers, heads, head_dim]``; 0 for one chunk alone."""
+    """Mean cosine between different chunks' queries ``[chunks, layers, heads, head_dim]``; 0 for one chunk."""
     num_chunks = len(queries)
     unit = normalize(queries, dim=-1)
-    # Summed over all pairs of i and j, u_i · u_j is the squared norm of the sum.
+    # The sum of u_i · u_j over all pairs of i and j is the squared norm of the sum of u_i.
     of_all_pairs = unit.sum(dim=0).square().sum(dim=-1).mean()
     of_themselves = unit.square().sum(dim=-1).mean() * num_chunks
     return (of_all_pairs - of_themselves) / max(1, num_chunks * (num_chunks - 1))

@@ -1,4 +1,4 @@
-"""The engine: chunks in, prompts in, answers out."""
+"""The engine: ingests chunks and answers prompts."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from os import PathLike
 from pathlib import PurePath
-from typing import Any, TypedDict, TypeGuard, Unpack
+from typing import Any, TypedDict, Unpack
 
 from samkv_rag.checks import refuse_unknown, require_bool, require_integer
 from samkv_rag.chunk_cache import SummarySpec
@@ -47,9 +47,9 @@ class AnswerOptions(TypedDict, total=False):
     """Options of one answer."""
 
     method: Method | None
-    """Takes the place of the engine's own."""
+    """Replaces the engine's method."""
     max_new_tokens: int
-    """256 unless given."""
+    """The default is 256."""
     temperature: float
     """0, the default, takes the likeliest token."""
     top_p: float
@@ -57,27 +57,27 @@ class AnswerOptions(TypedDict, total=False):
     """0, the default, keeps all tokens."""
     min_p: float
     repetition_penalty: float
-    """Above 1 makes tokens of the prompt and of the answer so far less likely. These options are as in transformers."""
+    """Above 1 makes tokens of the prompt and of the answer less likely. The sampling options are as in transformers."""
     stop: str | Sequence[str] | None
     """Text or texts that end the answer; they are not part of it."""
     seed: int | None
     n: int
-    """How many answers, from one prefill; ``result.others`` has those behind the first, by the seeds behind its own."""
+    """Number of answers from one prefill. ``result.others`` has all but the first; each uses the next seed."""
     logprobs: bool
-    """Whether to say of each token how likely it was."""
+    """Report the log probability of each token."""
     top_logprobs: int
-    """How many of the likeliest tokens to name beside it, up to 20."""
+    """Report also the likeliest tokens at each place, up to 20."""
     grammar: Grammar | None
-    """What form the answer must have."""
+    """The form that the answer must have."""
     choose: Choose | None
-    """Takes the place of sampling: from logits ``[1, vocab]`` to the next token's id, on the worker thread."""
+    """Replaces sampling: maps logits ``[1, vocab]`` to the next token's id, on the worker thread."""
     handover: bool
-    """End the answer after its first token; ``result.handover`` lets another engine decode the rest. Not with options
-    that only this one carries out: ``n``, ``logprobs``, ``repetition_penalty``, ``grammar``, ``choose``, refreshes."""
+    """End the answer after its first token; ``result.handover`` lets another engine decode the rest. Excludes the
+    options that other engines lack: ``n``, ``logprobs``, ``repetition_penalty``, ``grammar``, ``choose``, refreshes."""
 
 
 class SamKVEngine:
-    """Answers prompts from the cached KV of the chunks that stand in them.
+    """Answers prompts from the cached KV of the chunks in them.
 
     Build one with :meth:`from_pretrained`. Any number of threads and event loops may call it at once:
     one worker thread owns the model and decodes their answers together.
@@ -108,9 +108,8 @@ class SamKVEngine:
         self.method = Scout() if method is None else resolve_method(method)
         self.tokenizer = PromptTokenizer(tokenizer)
         self.decoder = Decoder(model)
-        # Refuses one that the model cannot have.
-        stored_dtype(config.kv_dtype, self.decoder.dtype, config.storage)
-        # First: some formats pack their weights in another way for their first run.
+        stored_dtype(config.kv_dtype, self.decoder.dtype, config.storage)  # refuses a dtype that the model cannot have
+        # Before the first run, which repacks the weights of some formats.
         self.fingerprint = fingerprint(model, tokenizer)
         self_test(self.decoder)
         self.method.require(config.storage, self.decoder)
@@ -125,15 +124,7 @@ class SamKVEngine:
         scope = scoped_fingerprint(computed_as, namespace, store_secret)
         owner = Owner(scope, namespace, self.fingerprint, PurePath(self.model_name).name)
         self._library = ChunkLibrary(
-            self.decoder,
-            self.tokenizer,
-            self.store,
-            owner,
-            self._spec,
-            preamble_ids,
-            config.kv_dtype,
-            run,
-            config.admit,
+            self.decoder, self.tokenizer, self.store, owner, self._spec, preamble_ids, config, run
         )
         self._history = History(history_tokens)
         self._assembler = PromptAssembler(self.decoder, self.tokenizer, self._library, self._history, run)
@@ -162,24 +153,24 @@ class SamKVEngine:
         Nothing in a model folder is executed: there is no ``trust_remote_code``.
 
         Args:
-            model: a hub id, a folder, a ``.gguf`` file, or a model object (then ``tokenizer`` too). Quantised weights
-                stay quantised; those of a GGUF file or in compressed-tensors are unpacked, which is logged before.
-            store: what ``open_store`` takes, or a store.
-            config: what is computed of chunks at ingestion.
-            method: how prompts are answered unless a call says otherwise: a method, its name, or a mapping
-                of its name and options. None: ``Scout()``.
-            namespace: engines of one namespace (a tenant, say) share their chunks and never see another's.
-            store_secret: without it nobody can tell from a store's keys whether a text is in it.
-            max_running: answers that are decoded together.
-            max_waiting: requests that may wait for their turn; more are refused at once.
-            history_tokens: tokens of former turns of chats whose KV is kept in memory, for the turns that follow.
+            model: a hub id, a folder, a ``.gguf`` file, or a model object (then also pass ``tokenizer``). Quantised
+                weights stay quantised, except those of GGUF files and compressed-tensors, which are unpacked.
+            store: a location for ``open_store``, or a store.
+            config: options of ingestion.
+            method: how prompts are answered by default: a method, its name, or a mapping of its name and options.
+                None: ``Scout()``.
+            namespace: engines of one namespace (such as a tenant) share their chunks and never see those of others.
+            store_secret: without it, nobody can tell from a store's keys whether a text is in it.
+            max_running: number of answers that are decoded together.
+            max_waiting: number of requests that may wait; more are refused at once.
+            history_tokens: KV of earlier chat turns that is kept in memory for the next turns, in tokens.
             loading: how a model given by name is loaded.
 
         Raises:
-            ModelNotFoundError: nothing loadable at ``model``.
-            ModelError: what is there cannot be loaded on this machine.
+            ModelNotFoundError: ``model`` has nothing that can be loaded.
+            ModelError: the model cannot be loaded on this machine.
             UnsupportedModelError: the model's cached keys cannot be moved exactly.
-            StoreFormatError: ``store`` is a folder of something else.
+            StoreFormatError: the folder ``store`` contains other files.
             ConfigurationError: an option is unknown or out of range.
         """
         refuse_unknown(loading, [*LoadingOptions.__annotations__, *(cls.from_pretrained.__kwdefaults__ or ())])
@@ -207,7 +198,7 @@ class SamKVEngine:
         )
 
     def close(self) -> None:
-        """Give up what is being answered, end the threads and close the store."""
+        """Cancel running answers, end the threads and close the store."""
         self._runtime.close()
         self._library.close()
         self.store.close()
@@ -221,7 +212,7 @@ class SamKVEngine:
     # Chunks
 
     def estimate_chunks(self, texts: Iterable[str]) -> IngestionEstimate:
-        """How many of ``texts`` are not stored yet, and what :meth:`add_chunks` would make of them.
+        """Count the texts that are not stored yet, and estimate what :meth:`add_chunks` would store.
 
         Raises:
             EmptyChunkError, ChunkTooLongError: a text cannot be a chunk.
@@ -238,27 +229,26 @@ class SamKVEngine:
     ) -> IngestionReport:
         """Compute and store the caches of chunk texts that are not stored yet.
 
-        White space around a text is not part of the chunk. ``sources`` are names of what the texts come
-        from, such as document ids, one or None for each: a chunk stays until :meth:`remove_sources`, or a
-        new text under the same name, takes its last. ``show_progress=None`` shows a bar on a terminal only.
-        New chunks that would together take more than ``max_bytes`` are refused before any is computed.
+        White space around a text is not part of the chunk. ``sources`` names the origin of each text, such as a
+        document id, or None. A chunk is deleted when :meth:`remove_sources`, or a new text under the same name,
+        removes its last source. ``show_progress=None`` shows a bar on a terminal only. If the new chunks would take
+        more than ``max_bytes`` together, all are refused before any is computed.
 
         Raises:
             ConfigurationError, EmptyChunkError, ChunkTooLongError: nothing was computed.
-            StoreFullError: more than ``max_bytes``, or no room left; the chunks stored until then stay, sources are
-                as before.
+            StoreFullError: more than ``max_bytes``, or no room left. Chunks stored so far stay; sources do not change.
         """
         return self._library.add(_as_texts(texts), show_progress, sources, max_bytes)
 
     def remove_sources(self, sources: Iterable[str], *, keep_texts: Iterable[str] = ()) -> int:
-        """Forget sources, delete the chunks that have none left, and return how many those were.
+        """Forget sources, delete the chunks that have no source left, and return how many were deleted.
 
-        Chunks of ``keep_texts`` stay: their sources are kept where no other refers to them.
+        Chunks of ``keep_texts`` stay, and keep these sources if they have no other.
         """
         return self._library.release(_as_texts(sources), _as_texts(keep_texts))
 
     def sources(self) -> list[str]:
-        """Every source given to :meth:`add_chunks` and not removed since."""
+        """Return the sources that were given to :meth:`add_chunks` and not removed."""
         return list(self._library.references())
 
     def has_chunk(self, text: str) -> bool:
@@ -266,30 +256,29 @@ class SamKVEngine:
         return self._library.has(text)
 
     def remove_chunks(self, texts: Iterable[str]) -> int:
-        """Delete chunks and return how many were there."""
+        """Delete chunks and return how many existed."""
         return self._library.remove(_as_texts(texts))
 
     def prune(self, keep_texts: Iterable[str], *, unreferenced_only: bool = False) -> int:
-        """Delete this model's chunks that are not among ``keep_texts``; return how many.
+        """Delete this model's chunks that are not in ``keep_texts``; return how many.
 
-        ``unreferenced_only`` spares those that any source refers to.
+        ``unreferenced_only`` keeps those that have a source.
         """
         return self._library.prune(_as_texts(keep_texts), unreferenced_only)
 
     def announce(self, texts: Iterable[str]) -> Announcement:
         """Announce the chunks of a coming prompt.
 
-        Their KV starts to be read while the prompt is still being built; one that is not stored will
-        be recognised all the same, computed on the spot and stored. Reading ahead ends with the prompt;
-        where none will come, cancel what is returned.
+        Their KV is prefetched while the prompt is still being built. A chunk that is not stored is recognised too,
+        computed on the spot and stored. Prefetching ends with the prompt; cancel the result if no prompt follows.
         """
         return self._library.announce(_as_texts(texts))
 
     def rank(self, question: str, texts: Iterable[str]) -> list[float]:
-        """How well each of ``texts`` matches a question, by what is cached of them: at least 0, the more the better.
+        """Return how well each of ``texts`` matches a question, by its cached KV; at least 0, higher is better.
 
-        Matches compare within one call: they say how much better than the others a text matches. The order of texts
-        plays no part. Chunks that are not stored are computed and stored. See ``samkv_rag.prefill.scout.rank_chunks``.
+        Compare matches within one call only. The order of texts does not matter. Chunks that are not stored are
+        computed and stored. See ``samkv_rag.prefill.scout.rank_chunks``.
 
         Raises:
             EmptyPromptError: the question is empty.
@@ -306,7 +295,7 @@ class SamKVEngine:
     # Answers
 
     def generate(self, prompt: Prompt, **options: Unpack[AnswerOptions]) -> GenerationResult:
-        """Answer a prompt: one string, used as it is, or messages, rendered by the chat template.
+        """Answer a prompt: a string, which is used as it is, or messages, which the chat template renders.
 
         Raises:
             EmptyPromptError, PromptTooLongError, ChatTemplateError: the prompt cannot be answered.
@@ -318,29 +307,29 @@ class SamKVEngine:
     def stream(self, prompt: Prompt, **options: Unpack[AnswerOptions]) -> AnswerStream:
         """Like :meth:`generate`, piece by piece; the stream's ``result`` has the metrics.
 
-        Work begins with the first piece asked for. Closing the stream ends it at once.
+        Work starts when the first piece is requested. Closing the stream ends it at once.
         """
         return AnswerStream(self._maker(self._request(prompt, options)), self._runtime.submit)
 
     async def agenerate(self, prompt: Prompt, **options: Unpack[AnswerOptions]) -> GenerationResult:
-        """:meth:`generate` for an event loop, which it does not block."""
+        """:meth:`generate` for an event loop; does not block it."""
         async with self.astream(prompt, **options) as stream:
             async for _ in stream:
                 pass
             return stream.result
 
     def astream(self, prompt: Prompt, **options: Unpack[AnswerOptions]) -> AsyncAnswerStream:
-        """:meth:`stream` for an event loop, which it does not block."""
+        """:meth:`stream` for an event loop; does not block it."""
         return AsyncAnswerStream(self._maker(self._request(prompt, options)), self._runtime.submit)
 
     def generate_scored(self, prompt: Prompt, reference: str, **options: Unpack[AnswerOptions]) -> GenerationResult:
-        """Answer, and say how likely ``reference`` was as the answer; one prefill serves both.
+        """Answer, and score ``reference`` as the answer, with one prefill.
 
         The result's ``reference_nll`` is the mean negative log-likelihood of the reference's tokens, in
         nats, each given the prompt's KV and the reference's tokens before it.
 
         Raises:
-            ConfigurationError: the reference has no tokens; else as :meth:`generate`.
+            ConfigurationError: the reference has no tokens. Other errors are those of :meth:`generate`.
         """
         if not (reference_ids := self.tokenize(reference)):
             raise ConfigurationError(f"reference is {reference!r}; it must be text of at least one token")
@@ -353,36 +342,36 @@ class SamKVEngine:
         tools: Sequence[Mapping[str, Any]] = (),
         documents: Sequence[Mapping[str, str]] = (),
     ) -> RenderedPrompt:
-        """Messages as the one text that :meth:`generate` would use.
+        """Render messages as the one text that :meth:`generate` would use.
 
-        Pass it on as it is: it remembers which control tokens the template wrote. In a plain string every
-        control token outside of recognised chunks is one, whoever wrote it.
+        Pass the result on as it is: it records which control tokens the template wrote. In a plain string, every
+        control token outside recognised chunks counts as one, whoever wrote it.
 
-        ``tools`` are function schemas that the answer may call; its calls are text, in the model's own way.
-        ``documents``, of ``title`` and ``text``, are put where the template has its place for them.
+        ``tools`` are function schemas that the answer may call; calls are text, in the model's own format.
+        ``documents``, with ``title`` and ``text``, go where the template places documents.
 
         Raises:
-            ChatTemplateError: no template, or one that refuses these messages, or leaves out or rewrites a document.
-            ToolsUnsupportedError: there are tools, and the template leaves them out.
+            ChatTemplateError: there is no template, it refuses these messages, or it omits or rewrites a document.
+            ToolsUnsupportedError: the template omits the tools.
         """
         return self.tokenizer.render(messages, tools, documents)
 
     def tokenize(self, text: str) -> list[int]:
-        """Token ids of a text, without special tokens."""
+        """Return the token ids of a text, without special tokens."""
         return self.tokenizer.chunk_ids(text)
 
     def count_tokens(self, text: str) -> int:
-        """Number of tokens of a text."""
+        """Count the tokens of a text."""
         return len(self.tokenize(text))
 
     @property
     def context_window(self) -> int:
-        """Most tokens of prompt and answer together."""
+        """Maximum number of tokens of prompt and answer together."""
         return self.decoder.context_window
 
     @property
     def has_chat_template(self) -> bool:
-        """Whether messages can be given."""
+        """Whether prompts may be messages."""
         return self.tokenizer.has_chat_template
 
     @property
@@ -395,7 +384,7 @@ class SamKVEngine:
         """Whether the chat template takes documents."""
         return self.tokenizer.takes_documents
 
-    # From a request to a sequence, and from a sequence to its result
+    # Requests, sequences and results
 
     def _request(self, prompt: Prompt, options: AnswerOptions, reference_ids: tuple[int, ...] = ()) -> Request:
         refuse_unknown(options, AnswerOptions.__annotations__)
@@ -429,17 +418,17 @@ class SamKVEngine:
             return stream.result
 
     def _read(self, sequence: RunningSequence) -> ReadPrompt:
-        if sequence.read is not None:  # a chunk of it proved damaged
+        if sequence.read is not None:  # a second read: one of its chunks was damaged
             self._assembler.distrust(sequence.read.prompt)
         grammar = sequence.request.sampling.grammar
-        matcher = self._guide.matcher(grammar) if grammar else None  # first: a wrong one costs no reading
+        matcher = self._guide.matcher(grammar) if grammar else None  # before reading, so that errors are cheap
         return read_prompt(self._assembler, sequence, matcher, self.context_window)
 
     def _prefill(self, sequence: RunningSequence) -> list[RunningSequence]:
         return prefill(self.decoder, sequence, self._spec)
 
     def _finish(self, sequence: RunningSequence) -> GenerationResult:
-        is_chat = bool(sequence.request.prompt.structure)  # it was rendered from messages, of which more may follow
+        is_chat = bool(sequence.request.prompt.structure)  # rendered from messages, so more turns may follow
         if is_chat and sequence.read and sequence.state and sequence.read.method.needs:
             self._history.remember(sequence.read.layout, sequence.token_ids, sequence.state.buffer)
         return result(sequence, self.decoder, self.tokenizer, self.model_name)
@@ -449,7 +438,7 @@ class SamKVEngine:
             rendered = RenderedPrompt(prompt, user_text=prompt)
         elif isinstance(prompt, RenderedPrompt):
             rendered = prompt
-        elif _is_messages(prompt):
+        elif isinstance(prompt, Sequence) and all(isinstance(message, Mapping) for message in prompt):
             rendered = self.tokenizer.render(prompt) if prompt else RenderedPrompt("")
         else:
             raise PromptError(f"the prompt is a {type(prompt).__name__}; it must be text or a list of messages")
@@ -465,15 +454,11 @@ class SamKVEngine:
         return rendered
 
 
-def _is_messages(prompt: object) -> TypeGuard[Sequence[Mapping[str, Any]]]:
-    return isinstance(prompt, Sequence) and all(isinstance(message, Mapping) for message in prompt)
-
-
 def _as_texts(texts: Iterable[str]) -> list[str]:
-    """One text is a list of it, not of its characters.
+    """Return a list of texts; a single text becomes a list of one.
 
     Raises:
-        ConfigurationError: it is neither text nor made of texts.
+        ConfigurationError: ``texts`` is neither text nor iterable.
     """
     if isinstance(texts, str):
         return [texts]
@@ -484,7 +469,7 @@ def _as_texts(texts: Iterable[str]) -> list[str]:
 
 
 def _end_of_text_ids(model: Any, tokenizer: Any) -> frozenset[int]:
-    """Every token id that ends an answer, as model and tokenizer declare them."""
+    """Return the token ids that end an answer, as model and tokenizer declare them."""
     generation = getattr(model, "generation_config", None)
     declared = [getattr(generation, "eos_token_id", None), getattr(tokenizer, "eos_token_id", None)]
     ids = [i for one in declared for i in (one if isinstance(one, list) else [one])]

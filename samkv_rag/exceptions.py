@@ -3,26 +3,26 @@
     SamKVError (RuntimeError)
     ├── ConfigurationError        an option is unknown or out of range
     ├── ModelError
-    │   ├── ModelNotFoundError    nothing loadable at the given name or path
+    │   ├── ModelNotFoundError    nothing can be loaded from the given name or path
     │   └── UnsupportedModelError its cached keys cannot be moved exactly
     ├── PromptError
     │   ├── EmptyPromptError
-    │   ├── PromptTooLongError    past the model's context window
-    │   └── ChatTemplateError     messages the model's template refuses
-    │       └── ToolsUnsupportedError  a template that takes no tools (also a NotImplementedError)
+    │   ├── PromptTooLongError    longer than the model's context window
+    │   └── ChatTemplateError     the model's template refuses the messages
+    │       └── ToolsUnsupportedError  the template does not support tools (also a NotImplementedError)
     ├── ChunkError
     │   ├── EmptyChunkError
-    │   └── ChunkTooLongError     past the model's context window
+    │   └── ChunkTooLongError     longer than the model's context window
     ├── StoreError
-    │   ├── StoreFullError        no room for more; what was stored stays
-    │   ├── StoreUnreachableError a remote store gave no answer in time, or an error
-    │   ├── StoreFormatError      not a store, or one of another format version
-    │   └── DamagedChunkError     a stored chunk cannot be trusted; answering treats it as a miss
+    │   ├── StoreFullError        no room for more; stored chunks are intact
+    │   ├── StoreUnreachableError a remote store did not answer in time, or with an error
+    │   ├── StoreFormatError      not a store, or a store of another format version
+    │   └── DamagedChunkError     a stored chunk cannot be trusted; it counts as a miss
     ├── QueueFullError            too many requests are waiting; try again later
     └── EngineClosedError         the engine was closed
 
-They derive from RuntimeError because LlamaIndex swallows ValueError and TypeError into an
-"Empty Response". Each message says the value, the limit and the remedy.
+They derive from RuntimeError because LlamaIndex turns ValueError and TypeError into an
+"Empty Response". Each message has the value, the limit and the remedy.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class ModelError(SamKVError):
 
 
 class ModelNotFoundError(ModelError):
-    """Nothing loadable at the given name or path."""
+    """Nothing can be loaded from the given name or path."""
 
 
 class UnsupportedModelError(ModelError):
@@ -53,7 +53,7 @@ class PromptError(SamKVError):
 
 
 class EmptyPromptError(PromptError):
-    """The prompt holds no text."""
+    """The prompt has no text."""
 
 
 class PromptTooLongError(PromptError):
@@ -65,7 +65,7 @@ class ChatTemplateError(PromptError):
 
 
 class ToolsUnsupportedError(ChatTemplateError, NotImplementedError):
-    """The model's chat template takes no tools."""
+    """The model's chat template does not support tools."""
 
 
 class ChunkError(SamKVError):
@@ -73,11 +73,11 @@ class ChunkError(SamKVError):
 
 
 class EmptyChunkError(ChunkError):
-    """The chunk holds no text."""
+    """The chunk has no text."""
 
 
 class ChunkTooLongError(ChunkError):
-    """The chunk alone does not fit the model's context window."""
+    """The chunk does not fit the model's context window."""
 
 
 class StoreError(SamKVError):
@@ -85,15 +85,15 @@ class StoreError(SamKVError):
 
 
 class StoreFullError(StoreError):
-    """No room for more; everything stored before is intact."""
+    """There is no room for more; stored chunks are intact."""
 
 
 class StoreUnreachableError(StoreError):
-    """A remote store gave no answer in time, or an error."""
+    """A remote store did not answer in time, or with an error."""
 
 
 class StoreFormatError(StoreError):
-    """The path is not a chunk store, or one of another format version."""
+    """The path is not a chunk store, or a store of another format version."""
 
 
 class QueueFullError(SamKVError):
@@ -105,16 +105,16 @@ class EngineClosedError(SamKVError):
 
 
 class DamagedChunkError(StoreError):
-    """A stored chunk is damaged, forged, or another's."""
+    """A stored chunk is damaged, forged, or belongs to another text or model."""
 
 
 class DamagedChunkWarning(UserWarning):
-    """A stored chunk could not be trusted; it is treated as a miss and computed again."""
+    """A stored chunk cannot be trusted; it counts as a miss and is computed again."""
 
 
 class DamagedCatalogWarning(UserWarning):
-    """A catalog was damaged; it has been made again from the stored chunks."""
+    """A catalog was damaged and has been rebuilt from the stored chunks."""
 
 
 class StoreUnreachableWarning(UserWarning):
-    """A remote store gave no answer; its chunks are misses until it does, and computed again."""
+    """A remote store did not answer; until it does, its chunks are computed again."""

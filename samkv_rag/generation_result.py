@@ -1,4 +1,4 @@
-"""What a call returns: the answer, why it ended, what became of each chunk, and what it cost."""
+"""The result of a call: the answer, its metrics, and the use of each chunk."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ if TYPE_CHECKING:
     from samkv_rag.handover import Handover
 
 ChunkOffsets = Callable[[str], Sequence[tuple[int, int]]]
-"""A chunk's text to the first character, and the one behind the last, of each of its tokens."""
+"""Maps a chunk's text to the start and stop character of each of its tokens."""
 
 
 @dataclass(frozen=True)
 class GenerationResult:
     """An answer.
 
-    ``finish_reason`` is ``"stop"`` (end of text or a stop string) or ``"length"``; ``chunks`` says of
-    each chunk in the prompt which of its tokens were retained.
+    ``finish_reason`` is ``"stop"`` (end of text or a stop string) or ``"length"``. ``chunks`` has the retained tokens
+    of each chunk in the prompt.
     """
 
     text: str
@@ -31,20 +31,20 @@ class GenerationResult:
     chunks: tuple[ChunkUse, ...]
     model_name: str
     question: str = ""
-    """What was asked: the user's last message; where the last chunk stands in it, the text behind that, if any."""
+    """The user's last message; if it has the last chunk, the text after that chunk, if any."""
     reference_nll: float | None = None
-    """Mean negative log-likelihood of a reference answer's tokens, in nats, where one was given."""
+    """Mean negative log-likelihood of the tokens of a given reference answer, in nats."""
     logprobs: tuple[TokenLogprob, ...] = field(default=(), repr=False)
-    """Of ``token_ids``, where they were asked for."""
+    """Of ``token_ids``, with ``logprobs=True``."""
     others: tuple[GenerationResult, ...] = ()
-    """The second answer and those behind it, where ``n`` were asked for."""
+    """All answers but the first, with ``n`` above 1."""
     handover: Handover | None = field(default=None, repr=False, compare=False)
-    """Lets another engine decode the rest of the answer, where that was asked for and there is a rest."""
+    """Lets another engine decode the rest of the answer, with ``handover=True`` and unless the answer has ended."""
     offsets: ChunkOffsets = field(default=lambda text: (), repr=False, compare=False)
 
     def explain(self) -> Explanation:
-        """What the answer was read from: of each chunk the tokens retained, and by which scores."""
-        from samkv_rag.explanation import Explanation, explained_chunk  # late: answering needs none of it
+        """Return which tokens of each chunk were retained, and their scores."""
+        from samkv_rag.explanation import Explanation, explained_chunk  # late, because answering does not need it
 
         return Explanation(
             model_name=self.model_name,

@@ -1,4 +1,4 @@
-"""What form an answer must have."""
+"""Grammars that answers must follow."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 from samkv_rag.exceptions import ConfigurationError
 
 _AS_JSON_DUMPS = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
-"""Where a model may write white space, a small one writes nothing else."""
+"""Fixed white space: small models that may write white space write nothing else."""
 _OF_OTHER_PROPERTIES = frozenset(("$ref", "additionalProperties", "patternProperties"))
 _WITH_SCHEMAS = frozenset(("anyOf", "items", "oneOf", "prefixItems"))
 _WITH_NAMED_SCHEMAS = frozenset(("$defs", "definitions", "properties"))
@@ -20,19 +20,19 @@ _WITH_NAMED_SCHEMAS = frozenset(("$defs", "definitions", "properties"))
 
 @dataclass(frozen=True)
 class Grammar:
-    """The form of an answer, kept while decoding: no token is chosen that could not lead to it.
+    """The form of an answer. Decoding chooses only tokens that can lead to it.
 
-    Needs the extra ``guided``. An answer that ``max_new_tokens`` cuts off is the beginning of one of that form.
+    Needs the extra ``guided``. An answer cut off by ``max_new_tokens`` is the beginning of an answer of that form.
 
     Args:
-        lark: the form as llguidance's dialect of Lark, whose rule ``start`` is the whole answer.
+        lark: a grammar in llguidance's dialect of Lark, whose rule ``start`` is the whole answer.
     """
 
     lark: str
 
     @classmethod
     def json_schema(cls, schema: Mapping[str, Any] | bool) -> Grammar:
-        """JSON that fits a schema, on one line; True fits anything. Objects get no properties that it does not name."""
+        """JSON that fits a schema, on one line; True fits anything. Objects have only properties that it names."""
         return cls(f"start: {json_terms(schema)}")
 
     @classmethod
@@ -53,19 +53,19 @@ class Grammar:
 
 
 def literal(text: str) -> str:
-    """A text as a term of a grammar."""
+    """Return a text as a term of a grammar."""
     return json.dumps(text)
 
 
 def json_terms(schema: Mapping[str, Any] | bool) -> str:
-    """JSON that fits a schema, as a term of a grammar.
+    """Return a term of a grammar for JSON that fits a schema.
 
     Raises:
         ConfigurationError: the schema is not made of JSON's values.
     """
     try:
         given = {} if schema is True else dict(schema)  # type: ignore[arg-type]
-        closed = given if '"allOf"' in json.dumps(given) else _closed(given)  # of closed ones no two can be joined
+        closed = given if '"allOf"' in json.dumps(given) else _closed(given)  # allOf cannot join closed schemas
         return f"%json {json.dumps({'x-guidance': _AS_JSON_DUMPS, **closed})}"
     except (TypeError, ValueError, RecursionError) as error:
         shown = reprlib.repr(schema)
@@ -75,9 +75,9 @@ def json_terms(schema: Mapping[str, Any] | bool) -> str:
 
 
 def _closed(schema: Any) -> Any:
-    """A schema whose objects have no properties but those it names, unless it speaks of others.
+    """Return a schema whose objects have only the properties that it names, unless it mentions others.
 
-    What fits it fits the schema given; and a model that may invent properties finds no end.
+    A model that may invent properties does not stop. What fits the result also fits ``schema``.
     """
     if isinstance(schema, list):
         return [_closed(one) for one in schema]
@@ -92,7 +92,7 @@ def _closed(schema: Any) -> Any:
 
 
 def llguidance() -> Any:
-    """The library that keeps to grammars.
+    """Import the library that enforces grammars.
 
     Raises:
         ConfigurationError: it is not installed.

@@ -1,4 +1,4 @@
-"""What a call reports: what became of each chunk, what it cost, the pieces of the answer."""
+"""The parts of results: metrics, the use of each chunk, and pieces of the answer."""
 
 from __future__ import annotations
 
@@ -10,61 +10,61 @@ class ScoredBlock(NamedTuple):
     """A run of a chunk's tokens that was scored, and retained or dropped, together."""
 
     start: int
-    """Index, within the chunk, of its first token."""
+    """Index of its first token in the chunk."""
     stop: int
-    """Index behind its last token."""
+    """Index after its last token."""
     score: float
-    """What the selection gave it; only comparable within one answer. -inf: not eligible, whatever the budget."""
+    """Score of the selection, comparable within one answer only. -inf: not eligible, whatever the budget."""
 
 
 class Arrival(NamedTuple):
-    """Tokens of a chunk that a refresh brought in."""
+    """Tokens of a chunk that a refresh added."""
 
     answer_chars: int
-    """Characters of the answer that were written by then."""
+    """Characters of the answer that had been written by then."""
     tokens: tuple[int, ...]
-    """Indices within the chunk."""
+    """Indices in the chunk."""
 
 
 @dataclass(frozen=True)
 class ChunkUse:
-    """What became of one chunk that stood in the prompt."""
+    """How one chunk of the prompt was used."""
 
     digest: str
     """SHA-256 of its text, hex."""
     start_char: int
-    """Where the chunk begins in the rendered prompt."""
+    """Start of the chunk in the rendered prompt."""
     num_tokens: int
     hit: bool
-    """Its KV came from the store; otherwise it was computed on the spot."""
+    """Whether its KV came from the store; else it was computed on the spot."""
     retained_tokens: tuple[int, ...]
-    """Indices, within the chunk, of the tokens whose KV stays for decoding, until a refresh exchanges them."""
+    """Indices in the chunk of the tokens whose KV was kept for decoding, before any refresh."""
     text: str = field(default="", repr=False)
     blocks: tuple[ScoredBlock, ...] = field(default=(), repr=False)
-    """What the selection scored, in order; none under methods that select nothing. Anchors are in no block."""
+    """The scored blocks, in order; empty for methods that do not select. Anchors are in no block."""
     arrivals: tuple[Arrival, ...] = field(default=(), repr=False)
-    """What came in while the answer was written, with ``refresh_tokens``."""
+    """Tokens that were added while the answer was written, with ``refresh_tokens``."""
 
 
 @dataclass(frozen=True)
 class Diagnostic:
-    """Something that makes an answer worse or dearer than was asked for, though it is no error."""
+    """A reason why an answer is worse or slower than requested, without being an error."""
 
     name: str
-    """One of those in :mod:`samkv_rag.diagnostics`."""
+    """One of the names in :mod:`samkv_rag.diagnostics`."""
     message: str
-    """The value, the limit and the remedy, in words."""
+    """The value, the limit and the remedy."""
 
 
 @dataclass(frozen=True)
 class GenerationMetrics:
-    """Figures of one generation. Sizes in bytes; times in seconds, those of other requests meanwhile included.
+    """Metrics of one generation. Sizes are in bytes. Times are in seconds and include the work on other requests.
 
-    ``sequence_ratio`` and ``recompute_ratio`` are the shares of the prompt's chunk tokens that were retained, and that
-    were run through the model again; both are 1 under full prefill. ``kv_bytes_resident`` is what decoding reads for
-    the prompt, ``kv_bytes_full`` what full prefill would hold. ``tokens_reused`` counts prompt tokens whose stored KV
-    was read instead of computed, those of the prompt's exactly cached beginning included; ``bytes_read`` is what was
-    read of stored chunks, where a process reads one for the first time with what checking it takes.
+    ``sequence_ratio`` is the share of the prompt's chunk tokens that was retained, ``recompute_ratio`` the share that
+    was run through the model again; both are 1 under full prefill. ``kv_bytes_resident`` is the KV of the prompt that
+    decoding reads, ``kv_bytes_full`` that of full prefill. ``tokens_reused`` counts prompt tokens whose KV was read
+    instead of computed, including the cached beginning of the prompt. ``bytes_read`` counts bytes of stored chunks;
+    the first read of a chunk in a process includes what its checks read.
     """
 
     method: str
@@ -87,12 +87,11 @@ class GenerationMetrics:
     phase_s: dict[str, float] = field(default_factory=dict)
     """Seconds of the phases before the first token: recognise, assemble, wait, then prefill or select and recompute."""
     diagnostics: tuple[Diagnostic, ...] = ()
-    """What went otherwise than asked for."""
     refreshes: int = 0
-    """How often the answer selected again what is retained."""
+    """How often the retained tokens were selected again."""
     refresh_s: float = 0.0
     refresh_bytes_read: int = 0
-    """Cached KV that the refreshes read."""
+    """Bytes of cached KV that the refreshes read."""
 
     @property
     def chunks_total(self) -> int:
@@ -106,56 +105,56 @@ class GenerationMetrics:
 
 @dataclass(frozen=True)
 class TokenLogprob:
-    """How likely a token of an answer was."""
+    """The log probability of a token of an answer."""
 
     token_id: int
     text: str
-    """Half a character is a replacement character."""
+    """A part of a character becomes a replacement character."""
     logprob: float
-    """Natural logarithm of its probability by the model alone, before temperature, penalty and grammar."""
+    """Natural logarithm of the model's probability, before temperature, penalty and grammar."""
     top: tuple[TokenLogprob, ...] = ()
-    """The likeliest in its place, as many as ``top_logprobs`` asks for."""
+    """The ``top_logprobs`` likeliest tokens at this place."""
 
 
 @dataclass(frozen=True)
 class Piece:
-    """A piece of an answer as it is written."""
+    """A piece of a streamed answer."""
 
     text: str
     token_ids: tuple[int, ...] = ()
-    """Tokens since the piece before; some of their text may still be held back."""
+    """Tokens since the previous piece; some of their text may come later."""
     index: int = 0
-    """Which of the ``n`` answers it is of."""
+    """Number of the answer, of ``n``."""
     logprobs: tuple[TokenLogprob, ...] = ()
-    """Of its tokens, where ``logprobs`` asks for them."""
+    """Of its tokens, with ``logprobs=True``."""
 
 
 @dataclass(frozen=True)
 class IngestionEstimate:
-    """What ingesting texts would take, before any of it is computed."""
+    """The cost of an ingestion, estimated before anything is computed."""
 
     num_chunks: int
-    """Those that are not stored yet."""
+    """Chunks that are not stored yet."""
     num_tokens: int
     num_bytes: int
-    """At rest."""
+    """Stored size."""
 
     @property
     def bytes_per_token(self) -> float:
-        """0 where there is nothing to compute."""
+        """0 if there is nothing to compute."""
         return self.num_bytes / max(1, self.num_tokens)
 
 
 @dataclass(frozen=True)
 class IngestionReport:
-    """What one ingestion did."""
+    """The result of an ingestion."""
 
     num_added: int
     num_reused: int
     num_skipped: int
-    """Chunks too short to be worth a cache; they are prefilled as ordinary text."""
+    """Chunks too short for a cache; they are prefilled as ordinary text."""
     num_tokens: int
-    """Tokens computed; reused chunks cost none."""
+    """Tokens computed, without reused chunks."""
     elapsed_s: float
     num_bytes: int = 0
-    """Written for the chunks added."""
+    """Bytes written."""

@@ -1,4 +1,4 @@
-"""Names of what chunks come from, kept apart where several indexes share one chunk store."""
+"""Names of the documents that chunks come from, separate for each index that shares a chunk store."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from urllib.parse import quote
 
 
 def source_names(id_scope: str, ids: Iterable[str]) -> list[str]:
-    """The sources under which an engine knows ``ids`` of an index; no two scopes share one."""
+    """Return the engine's sources for the ``ids`` of an index; no two scopes share a source."""
     prefix = _prefix(id_scope)
     return [prefix + identifier for identifier in ids]
 
 
 def ids_of(id_scope: str, sources: Iterable[str]) -> list[str]:
-    """The ids of a scope among ``sources``, which may be those of many."""
+    """Return the ids of one scope from ``sources`` of any scopes."""
     prefix = _prefix(id_scope)
     return [source.removeprefix(prefix) for source in sources if source.startswith(prefix)]
 

@@ -1,4 +1,4 @@
-"""The benchmarks run on a toy shape, so that they do not rot."""
+"""The benchmarks run on a tiny shape."""
 
 from __future__ import annotations
 

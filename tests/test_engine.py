@@ -1,4 +1,4 @@
-"""The engine's outside: answers, streams, budgets, options, bad input."""
+"""The engine's public behaviour: answers, streams, budgets, options, bad input."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_chunks_are_added_once(make_engine: MakeEngine) -> None:
 
 
 def test_batching_does_not_change_a_cache(make_engine: MakeEngine) -> None:
-    """Right padding must not be seen by anybody."""
+    """No token may attend to right padding."""
     texts = [tiny.text(seed, num_words) for seed, num_words in enumerate((5, 80, 33, 12, 61))]
     together, alone = make_engine(chunks=texts), make_engine()
     for text in texts:
@@ -49,7 +49,7 @@ def test_batching_does_not_change_a_cache(make_engine: MakeEngine) -> None:
                 assert (ours - theirs).abs().max() < 1e-5
 
 
-def test_chunks_computed_behind_another_preamble_are_others(make_engine: MakeEngine, tmp_path: Path) -> None:
+def test_chunks_of_different_preambles_are_not_shared(make_engine: MakeEngine, tmp_path: Path) -> None:
     make_engine(store=tmp_path, chunks=CHUNKS, preamble="harbour")
     assert make_engine(store=tmp_path, preamble="harbour").has_chunk(CHUNKS[0])
     assert not make_engine(store=tmp_path, preamble="lantern").has_chunk(CHUNKS[0])
@@ -95,7 +95,7 @@ def test_the_budget_is_a_hard_cap(make_engine: MakeEngine, method: str, num_last
     result = engine.generate(PROMPT, max_new_tokens=2, method=tiny.method(method, sequence_ratio=ratio))
     metrics = result.metrics
     assert metrics.sequence_ratio <= ratio
-    assert method != "scout" or metrics.sequence_ratio > ratio - 1 / metrics.chunk_tokens, "scouting uses what it has"
+    assert method != "scout" or metrics.sequence_ratio > ratio - 1 / metrics.chunk_tokens, "scout uses all its budget"
     assert metrics.recompute_ratio == metrics.sequence_ratio
     kept = sum(len(chunk.retained_tokens) for chunk in result.chunks)
     assert kept / metrics.chunk_tokens == metrics.sequence_ratio
@@ -147,7 +147,7 @@ def test_stop_strings_end_the_answer_and_are_not_in_it(engine: SamKVEngine) -> N
     assert engine.generate(PROMPT, max_new_tokens=24, stop=stop).text == stopped.text
 
 
-def test_length_and_end_of_text_are_told_apart(engine: SamKVEngine) -> None:
+def test_the_finish_reason_is_length_or_end_of_text(engine: SamKVEngine) -> None:
     assert engine.generate(PROMPT, max_new_tokens=3).finish_reason == "length"
     engine._end_ids = frozenset(range(tiny.VOCAB_SIZE))
     ended = engine.generate(PROMPT, max_new_tokens=3)
@@ -164,7 +164,7 @@ def test_an_announced_chunk_is_computed_on_the_spot_and_stored(make_engine: Make
     assert first.token_ids == second.token_ids == prepared.generate(PROMPT, max_new_tokens=8).token_ids
 
 
-def test_many_unused_announcements_are_forgotten_and_stored_chunks_are_not(
+def test_unused_announcements_are_forgotten_and_stored_chunks_are_not(
     engine: SamKVEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("samkv_rag.ingestion.library._MAX_ANNOUNCED", 10)
@@ -192,13 +192,13 @@ def test_chunks_may_stand_anywhere(engine: SamKVEngine) -> None:
         ([{"role": "user", "content": "\udfff"}], "half a surrogate pair at character"),
     ],
 )
-def test_what_is_no_prompt_is_refused_in_words(engine: SamKVEngine, prompt: Any, message: str) -> None:
+def test_a_wrong_prompt_is_refused(engine: SamKVEngine, prompt: Any, message: str) -> None:
     with pytest.raises(PromptError, match=message):
         engine.generate(prompt)
 
 
 @pytest.mark.parametrize("call", ["announce", "remove_chunks", "prune", "add_chunks"])
-def test_what_is_no_text_is_refused_everywhere(engine: SamKVEngine, call: str) -> None:
+def test_a_chunk_that_is_not_text_is_refused_everywhere(engine: SamKVEngine, call: str) -> None:
     with pytest.raises(EmptyChunkError, match="chunk 0 is None; it must be text"):
         getattr(engine, call)([None])
     with pytest.raises(ConfigurationError, match="3 is not a list of texts"):
@@ -218,7 +218,7 @@ def test_one_text_is_a_list_of_it(engine: SamKVEngine) -> None:
     assert engine.remove_chunks(CHUNKS[0]) == 1
 
 
-def test_the_answer_ends_where_the_window_does(engine: SamKVEngine) -> None:
+def test_an_answer_ends_at_the_context_window(engine: SamKVEngine) -> None:
     prompt = tiny.text(5, num_words=20)
     room = engine.context_window - len(engine._assembler.without_cache(engine._assembler.split(prompt)).token_ids)
     engine.decoder.context_window -= room - 3

@@ -1,4 +1,4 @@
-"""What is handed over decodes elsewhere into the answer that it decodes into here."""
+"""Another engine decodes the same answer from a handover."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ def test_decoding_elsewhere_equals_decoding_here(family: str, method: str, make_
     assert result.token_ids == handover.token_ids[-1:] == (token_ids[0],)
     assert (len(handover.token_ids) - 1 < result.metrics.prompt_tokens) == (method != "full_prefill")
     assert handover.keys.shape[1] == len(handover.token_ids) - 1
-    # By transformers alone, over the dense prompt; all but the first, which was handed over.
+    # transformers decodes the dense prompt; the first token was handed over.
     found = handovers.logits(tiny.model(family), handovers.cache(handover.keys, handover.values), token_ids[:-1])
     assert len(found) == NUM_TOKENS - 1
     torch.testing.assert_close(found, expected[1:], atol=1e-4, rtol=1e-4)
 
 
-def test_a_saved_one_is_its_owners_alone_and_of_its_context(tiny_engine: SamKVEngine, tmp_path: Path) -> None:
+def test_a_saved_handover_is_private_and_deleted_with_its_context(tiny_engine: SamKVEngine, tmp_path: Path) -> None:
     handover = tiny_engine.generate(PROMPT, handover=True).handover
     assert handover is not None
     with handover.saved(tmp_path) as path:
@@ -61,7 +61,7 @@ def test_a_saved_one_is_its_owners_alone_and_of_its_context(tiny_engine: SamKVEn
     assert len({handover.key, again.key}) == 2
 
 
-def test_nothing_is_handed_over_unasked_nor_where_the_first_token_ends_the_answer(tiny_engine: SamKVEngine) -> None:
+def test_there_is_no_handover_by_default_or_if_the_first_token_ends_the_answer(tiny_engine: SamKVEngine) -> None:
     first = tiny_engine.generate(PROMPT, max_new_tokens=1)
     assert first.handover is None
     assert tiny_engine.generate(PROMPT, handover=True, stop=first.text).handover is None

@@ -1,4 +1,4 @@
-"""Imports point one way, cost nothing, and names are what they are said to be."""
+"""Imports point one way and are fast, and every public name exists."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ MODULES = sorted({*PACKAGE.rglob("*.py")} - {PACKAGE / "__init__.py"})
 
 
 def imported(path: Path) -> set[str]:
-    """Every module that ``path`` imports, late and for types alike."""
+    """Return every module that ``path`` imports, including late imports and imports for types."""
     names: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
@@ -45,7 +45,7 @@ def imported(path: Path) -> set[str]:
 
 
 def point_down(own: str, others: set[str], package: str, layers: list[set[str]]) -> None:
-    """Of modules ``others`` those in ``package`` are ``own`` or stand below it."""
+    """Check that ``own`` imports only modules of ``package`` in lower layers."""
     level = {name: level for level, names in enumerate(layers) for name in names}
     inside = {name.removeprefix(f"{package}.").split(".")[0] for name in others if name.startswith(f"{package}.")}
     assert all(level[other] < level[own] for other in inside - {own}), f"{own} imports {inside}"

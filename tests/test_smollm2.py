@@ -1,4 +1,4 @@
-"""The anchors again, on a real model."""
+"""Exactness on a real model."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_the_same_text_as_transformers_own_generate(engine: SamKVEngine) -> None
 
 
 def test_segments_tokenise_as_the_whole_prompt_does_but_for_their_edges(engine: SamKVEngine) -> None:
-    """A tokenizer may join the line breaks before a chunk with its first character; nothing else differs."""
+    """A tokenizer may merge the line breaks before a chunk with its first character; nothing else differs."""
     text = engine.apply_chat_template(messages())
     found = engine._assembler.without_cache(engine._assembler.split(text)).token_ids.tolist()
     whole = engine.tokenizer.tokenizer(text.text, add_special_tokens=False)["input_ids"]

@@ -1,7 +1,7 @@
-"""The command `samkv`: `samkv store`, and whatever other packages add under the entry point group `samkv.commands`.
+"""The command `samkv`: `samkv store`, and the commands of other packages in the entry point group `samkv.commands`.
 
-Nothing heavy is imported before a command needs it. Results go to standard output; progress goes to
-standard error, on a terminal only. Exit status: 0, 1 for a failure told in one line, 2 for wrong usage.
+Heavy modules are imported when a command needs them. Results go to standard output; progress goes to standard error,
+on a terminal only. Exit status: 0, 1 for a failure with a one-line message, 2 for wrong usage.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from samkv_rag.cli import store
 from samkv_rag.exceptions import SamKVError
 
 COMMANDS = "samkv.commands"
-"""Entry point group: a command's name to its function, or to a ``typer.Typer`` with commands of its own."""
+"""Entry point group: maps a command's name to its function, or to a ``typer.Typer`` with subcommands."""
 
-_UsageError: Any = typer.BadParameter.__base__  # of click, or of the copy that typer carries
+_UsageError: Any = typer.BadParameter.__base__  # click's, or that of typer's own copy
 
 
 class _Commands(TyperGroup):
-    """Our own commands, then those of other packages, which are imported when they are asked for."""
+    """Our own commands, then those of other packages, which are imported when they are used."""
 
     def list_commands(self, ctx: Any) -> list[str]:
         return [*super().list_commands(ctx), *sorted(_others())]
@@ -49,7 +49,7 @@ app.add_typer(store.app, name="store")
 def main() -> NoReturn:
     """Run the command line; every expected failure is one line on standard error."""
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # a terminal that is not UTF-8 shows what it can
+        if isinstance(stream, io.TextIOWrapper):  # a terminal that is not UTF-8 shows "?"
             stream.reconfigure(errors="replace")
     warnings.showwarning = show_warning  # type: ignore[assignment]
     try:

@@ -1,4 +1,4 @@
-"""`samkv store ...`: a disk store looked at, checked, pruned, carried elsewhere."""
+"""`samkv store`: inspect, check, prune and copy a disk store."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
 app = typer.Typer()
 
-_Store = Annotated[str, typer.Option("--store", metavar="DIR", help="Folder that holds chunk KV.")]
+_Store = Annotated[str, typer.Option("--store", metavar="DIR", help="Folder with chunk KV.")]
 _Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 _Namespace = Annotated[str | None, typer.Option(help="Only this namespace; '' is the one without a name.")]
-_Model = Annotated[str | None, typer.Option(metavar="FINGERPRINT", help="Only this model; first characters will do.")]
+_Model = Annotated[str | None, typer.Option(metavar="FINGERPRINT", help="Only this model; a prefix is enough.")]
 _SECONDS = {"S": 1, "M": 60, "H": 3600, "D": 86400, "W": 7 * 86400}
 _BYTES = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 _BYTES |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
@@ -29,7 +29,7 @@ _BYTES |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
 
 @app.callback(invoke_without_command=True)
 def store_commands(context: typer.Context) -> None:
-    """Look at, check, prune or copy the chunk KV stored in a folder."""
+    """Inspect, check, prune or copy the chunk KV in a folder."""
     if context.invoked_subcommand is None:
         typer.echo(context.get_help())
         raise typer.Exit(2)
@@ -37,7 +37,7 @@ def store_commands(context: typer.Context) -> None:
 
 @app.command()
 def stat(store: _Store, as_json: _Json = False) -> None:
-    """Count what is stored, by namespace and model, and what a character of text takes."""
+    """Show the number and size of chunks by namespace and model, and the bytes per character of text."""
     from samkv_rag.store import admin
 
     with admin.open_existing(store) as opened:
@@ -54,7 +54,7 @@ def stat(store: _Store, as_json: _Json = False) -> None:
 
 @app.command()
 def ls(store: _Store, namespace: _Namespace = None, model: _Model = None, as_json: _Json = False) -> None:
-    """List the chunks, the one used longest ago first."""
+    """List the chunks, least recently used first."""
     from samkv_rag.store import admin
 
     with admin.open_existing(store) as opened:
@@ -71,10 +71,10 @@ def ls(store: _Store, namespace: _Namespace = None, model: _Model = None, as_jso
 @app.command()
 def verify(
     store: _Store,
-    remove_damaged: Annotated[bool, typer.Option("--remove-damaged", help="Delete the damaged files found.")] = False,
+    remove_damaged: Annotated[bool, typer.Option("--remove-damaged", help="Delete damaged files.")] = False,
     as_json: _Json = False,
 ) -> None:
-    """Check every file in full; exit with 1 where one is damaged. Checksums find damage, not forgery."""
+    """Check every file in full; exit with 1 if one is damaged. Checksums find damage, not forgery."""
     from samkv_rag.store import admin
 
     with admin.open_existing(store) as opened:
@@ -92,20 +92,20 @@ def verify(
 @app.command()
 def prune(
     store: _Store,
-    older_than: Annotated[str | None, typer.Option(metavar="TIME", help="Not used for so long, such as 30d.")] = None,
+    older_than: Annotated[str | None, typer.Option(metavar="TIME", help="Chunks not used for this time: 30d.")] = None,
     max_bytes: Annotated[
-        str | None, typer.Option(metavar="SIZE", help="Those used longest ago, until the rest takes 10GB, say.")
+        str | None, typer.Option(metavar="SIZE", help="Least recently used chunks, until the rest takes SIZE: 10GB.")
     ] = None,
     keep_sources: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Those of sources (node ids) not in FILE, one a line.")
+        Path | None, typer.Option(metavar="FILE", help="Chunks of sources (node ids) not in FILE, one per line.")
     ] = None,
-    id_scope: Annotated[str, typer.Option(metavar="NAME", help="Whose sources --keep-sources names.")] = "",
+    id_scope: Annotated[str, typer.Option(metavar="NAME", help="The id_scope of --keep-sources.")] = "",
     namespace: _Namespace = None,
     model: _Model = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Delete nothing, only count.")] = False,
     as_json: _Json = False,
 ) -> None:
-    """Delete chunks: those that any option names, within --namespace and --model."""
+    """Delete the chunks that any option names, within --namespace and --model."""
     from samkv_rag.sources import source_names
     from samkv_rag.store import admin
 
@@ -138,7 +138,7 @@ def export_(
     namespace: _Namespace = None,
     model: _Model = None,
 ) -> None:
-    """Copy the chunks into a .tar file; damaged ones are left out."""
+    """Copy the chunks into a .tar file, without damaged ones."""
     from samkv_rag.store import admin
 
     with admin.open_existing(store) as opened:
@@ -147,9 +147,9 @@ def export_(
 
 @app.command("import")
 def import_(
-    source: Annotated[Path, typer.Argument(metavar="FILE", help="What `samkv store export` wrote.")], store: _Store
+    source: Annotated[Path, typer.Argument(metavar="FILE", help="A file of `samkv store export`.")], store: _Store
 ) -> None:
-    """Add the chunks of an exported file; damaged ones are refused, and exit with 1 then."""
+    """Add the chunks of an exported file; refuse damaged ones and exit with 1."""
     from samkv_rag.store import admin
     from samkv_rag.store.disk import DiskStore
 

@@ -1,4 +1,4 @@
-"""An explanation: which tokens of which chunks an answer was decoded from, and by which scores."""
+"""Explanations: which tokens of which chunks an answer was decoded from, and their scores."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from samkv_rag.results import ChunkUse
 
 @dataclass(frozen=True)
 class Range:
-    """Tokens ``start`` to ``stop`` of a chunk, which are characters ``start_char`` to ``stop_char`` of its text."""
+    """Tokens ``start`` to ``stop`` of a chunk, or characters ``start_char`` to ``stop_char`` of its text."""
 
     start: int
     stop: int
@@ -27,49 +27,49 @@ class Block(Range):
     """Tokens that the selection scored together."""
 
     score: float | None
-    """Comparable within one explanation only. None: not eligible, whatever the budget."""
+    """Comparable within one explanation only. None if not eligible, whatever the budget."""
 
 
 @dataclass(frozen=True)
 class Arrived(Range):
-    """Tokens that a refresh brought in while the answer was written."""
+    """Tokens that a refresh added while the answer was written."""
 
     answer_chars: int
-    """Characters of the answer that were written by then."""
+    """Characters of the answer that had been written by then."""
 
 
 class Span(NamedTuple):
-    """A part of a source that was retained, ``source[start_char:stop_char]``."""
+    """A retained part of a source, ``source[start_char:stop_char]``."""
 
     start_char: int
     stop_char: int
     score: float | None
-    """That of its best block; None: nothing of it was scored, as anchors and full prefill are not."""
+    """Score of its best block; None if none was scored, as for anchors and full prefill."""
 
     @property
     def strength(self) -> float:
-        """To sort by: the score, or less than any."""
+        """Sort key: the score, or -inf."""
         return -inf if self.score is None else self.score
 
 
 @dataclass(frozen=True)
 class ExplainedChunk:
-    """What was retained of one chunk."""
+    """The retained parts of one chunk."""
 
     text: str
     digest: str
     """SHA-256 of the text, hex."""
     num_tokens: int
     hit: bool
-    """Its KV came from the store; otherwise it was computed for this prompt."""
+    """Whether its KV came from the store; else it was computed for this prompt."""
     retained: tuple[Range, ...]
-    """Runs of retained tokens, in order."""
+    """Runs of tokens retained for the question, in order."""
     blocks: tuple[Block, ...]
-    """What the selection scored, in order. Anchors are always retained and in no block; full prefill scores nothing."""
+    """The scored blocks, in order. Anchors are always retained and in no block; full prefill scores nothing."""
     source: str = ""
-    """Where the text is from; empty where nobody said."""
+    """Name of the document; empty if unknown."""
     arrivals: tuple[Arrived, ...] = ()
-    """What refreshes brought in, in their order; ``retained`` is what the question did."""
+    """Runs of tokens that refreshes added, in order of time."""
 
     @property
     def num_retained(self) -> int:
@@ -81,8 +81,8 @@ class ExplainedChunk:
 class Explanation:
     """What an answer was read from, chunk by chunk in the prompt's order.
 
-    ``GenerationResult.explain()`` makes one. A notebook draws it, and ``to_dict`` turns it into plain values
-    for JSON. It holds the question and the chunks' texts: protect it as you protect the documents.
+    ``GenerationResult.explain()`` returns one. Notebooks display it, and ``to_dict`` turns it into plain values for
+    JSON. It has the question and the chunks' texts: protect it as you protect the documents.
     """
 
     model_name: str
@@ -95,7 +95,7 @@ class Explanation:
     """Chunk tokens retained ÷ chunk tokens in the prompt."""
     chunks: tuple[ExplainedChunk, ...]
 
-    def __repr__(self) -> str:  # is printed and logged, so without the documents' texts
+    def __repr__(self) -> str:  # may be logged, so it must not show the documents
         return f"<Explanation: {self.num_retained} of {self.num_tokens} tokens retained of {len(self.chunks)} chunks>"
 
     @property
@@ -109,19 +109,19 @@ class Explanation:
         return sum(chunk.num_retained for chunk in self.chunks)
 
     def with_sources(self, sources: Mapping[str, str]) -> Explanation:
-        """Return a copy that names where chunks are from; ``sources`` maps chunk texts to names.
+        """Return a copy with the names of documents; ``sources`` maps chunk texts to names.
 
-        White space around a text does not count. Chunks that ``sources`` does not name stay as they are.
+        White space around a text does not count. Chunks that are not in ``sources`` stay as they are.
         """
         named = {text.strip(): source for text, source in sources.items()}
         chunks = (replace(chunk, source=named.get(chunk.text.strip(), chunk.source)) for chunk in self.chunks)
         return replace(self, chunks=tuple(chunks))
 
     def cite(self, sources: Iterable[str]) -> list[list[Span]]:
-        """For the text of each source what was retained of it, in its characters, strongest first.
+        """Return the retained spans of each source text, strongest first.
 
-        What refreshes brought in is among it. Spans that touch are one. A source that is no chunk, or of which nothing
-        was retained, has none. White space around a text does not count.
+        Tokens added by refreshes are included. Adjacent spans are merged. A source that is not a chunk, or of which
+        nothing was retained, has no spans. White space around a text does not count.
         """
         found: dict[str, list[Span]] = {}
         for chunk in self.chunks:
@@ -138,10 +138,10 @@ class Explanation:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Explanation:
-        """Return the explanation that ``to_dict`` turned into ``values``.
+        """Return the explanation of which ``values`` is the ``to_dict``.
 
         Raises:
-            ConfigurationError: ``values`` is not what ``to_dict`` returns.
+            ConfigurationError: ``values`` is not the result of ``to_dict``.
         """
         try:
             return cls(**{**values, "chunks": tuple(map(_chunk, values["chunks"]))})
@@ -151,8 +151,8 @@ class Explanation:
             ) from error
 
     def to_html(self, *, fragment: bool = False) -> str:
-        """Return a page that needs nothing else, or as a ``fragment`` one element to stand in another page."""
-        from samkv_rag.explanation.render import render  # late: it brings jinja2
+        """Return a self-contained page, or with ``fragment`` one element for another page."""
+        from samkv_rag.explanation.render import render  # late, because it imports jinja2
 
         return render(self, is_page=not fragment)
 
@@ -161,13 +161,13 @@ class Explanation:
 
 
 def explained_chunk(use: ChunkUse, offsets: Sequence[tuple[int, int]]) -> ExplainedChunk:
-    """Turn what was retained of a chunk, in tokens, into runs of its text.
+    """Turn the use of a chunk, in tokens, into ranges of its text.
 
     Args:
-        use: what became of the chunk.
-        offsets: of each of its tokens the first character, and the one behind the last.
+        use: the use of the chunk.
+        offsets: start and stop character of each of its tokens.
     """
-    # Full prefill counts a BOS, which is not text, among the tokens of a chunk that begins the prompt.
+    # If a chunk begins the prompt, full prefill counts the BOS, which is not text, among its tokens.
     offsets = [(0, 0)] * (use.num_tokens - len(offsets)) + [*offsets]
     retained = tuple(Range(*run) for run in _runs(use.retained_tokens, offsets))
     blocks = tuple(
@@ -179,7 +179,7 @@ def explained_chunk(use: ChunkUse, offsets: Sequence[tuple[int, int]]) -> Explai
 
 
 def _spans(chunk: ExplainedChunk) -> Iterator[Span]:
-    """Each run of tokens that was retained at any time, with the score of the best block that it has tokens of."""
+    """Yield each run of tokens that was retained at any time, with the best score of the blocks it overlaps."""
     for run in (*chunk.retained, *chunk.arrivals):
         blocks = (block for block in chunk.blocks if block.start < run.stop and run.start < block.stop)
         scores = [block.score for block in blocks if block.score is not None]
@@ -188,7 +188,7 @@ def _spans(chunk: ExplainedChunk) -> Iterator[Span]:
 
 
 def _merged(spans: Iterable[Span]) -> list[Span]:
-    """Spans that touch as one, strongest first."""
+    """Merge adjacent spans, and return them strongest first."""
     merged: list[Span] = []
     for span in sorted(spans, key=lambda span: span[:2]):
         if merged and span.start_char <= merged[-1].stop_char:
@@ -200,7 +200,7 @@ def _merged(spans: Iterable[Span]) -> list[Span]:
 
 
 def _runs(tokens: Sequence[int], offsets: Sequence[tuple[int, int]]) -> Iterator[tuple[int, int, int, int]]:
-    """Neighbouring ``tokens`` as the fields of a :class:`Range`."""
+    """Yield the fields of a :class:`Range` for each run of adjacent ``tokens``."""
     for _, pairs in groupby(enumerate(tokens), key=lambda pair: pair[1] - pair[0]):
         run = [token for _, token in pairs]
         yield run[0], run[-1] + 1, offsets[run[0]][0], offsets[run[-1]][1]

@@ -1,4 +1,4 @@
-"""An explanation as HTML. What is marked, and how strongly, is worked out here; the words are in page.html.j2."""
+"""Renders an explanation as HTML. This module decides what is marked and how strongly; page.html.j2 has the words."""
 
 from __future__ import annotations
 
@@ -20,25 +20,25 @@ if TYPE_CHECKING:
 DROPPED, UNSCORED, GOOD, BETTER, BEST = -1, 0, 1, 2, 3
 """Levels. UNSCORED: retained without a score, as anchors are."""
 _NUM_EXCERPTS, _CHARS_BEFORE, _CHARS_BEHIND = 3, 60, 180
-# Unseen, they would make a reader see another text than the model: controls, changes of writing
-# direction, halves of characters and invisible tags.
+# Invisible characters, which would show the reader another text than the model reads: controls, changes of
+# writing direction, halves of characters and invisible tags.
 _UNSEEN = re.compile("[\0-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff\U000e0000-\U000e007f]")
 
 
 def render(explanation: Explanation, is_page: bool) -> str:
-    """Return a whole document, or one element to stand in another page. Neither has a script or loads anything."""
+    """Return a whole document, or one element for another page. Neither has scripts or loads anything."""
     return _template.render(
         explanation=explanation,
         marking=Marking(explanation),
         is_page=is_page,
-        # Random, since the outputs of several processes may stand in one notebook.
+        # Random, because one notebook may have the outputs of several processes.
         prefix="chunk" if is_page else f"samkv-{secrets.token_hex(4)}",
         names=[_name(chunk) for chunk in explanation.chunks],
     ).lstrip()
 
 
 def _shown(value: Any) -> Any:
-    """Replace unseen characters by their numbers, such as ⟨U+202E⟩, in every text that the template prints."""
+    """Replace invisible characters by their numbers, such as ⟨U+202E⟩, in every text that the template prints."""
     if not isinstance(value, str) or hasattr(value, "__html__"):
         return value
     return _UNSEEN.sub(lambda found: f"⟨U+{ord(found[0]):04X}⟩", value.replace("\r\n", "\n").replace("\r", "\n"))
@@ -54,18 +54,18 @@ _template = Environment(
 
 
 def _name(chunk: ExplainedChunk) -> str:
-    """Its source, or else the first line of its text, in 80 characters at most."""
+    """Return a chunk's source, or else its first line, in at most 80 characters."""
     first_line = (chunk.text.strip().splitlines() or [""])[0].lstrip("#>*=- \t")
     name = " ".join((chunk.source.strip() or first_line or "without text").split())
     return name if len(name) <= 80 else f"{name[:39]}…{name[-40:]}"
 
 
 Part = tuple[int, int, int]
-"""First and one behind the last of neighbouring tokens, or characters, and their level."""
+"""Start and stop of a run of tokens, or characters, and their level."""
 
 
 class Marking:
-    """How strongly each part of the chunks is marked: by the rank of its block's score among the retained ones.
+    """Marks each part of the chunks by the rank of its block's score among the retained blocks.
 
     Scores are heavy-tailed and of any sign, so only their order counts.
     """
@@ -82,13 +82,13 @@ class Marking:
         self._retained = sorted(retained, key=itemgetter(0))
 
     def tokens(self, chunk: ExplainedChunk) -> list[Part]:
-        """The chunk's tokens, cut where the level changes."""
+        """Return the chunk's tokens, cut where the level changes."""
         return _parts(self._levels(chunk, chunk.num_tokens, attrgetter("start", "stop")))
 
     def text(self, chunk: ExplainedChunk, start: int = 0, stop: int | None = None) -> list[Part]:
-        """Characters of the chunk's text, cut where the level changes, never within a character as seen."""
+        """Return the characters of the chunk's text, cut where the level changes, never within a visible character."""
         text, levels = chunk.text, self._levels(chunk, len(chunk.text), attrgetter("start_char", "stop_char"))
-        for space in re.finditer(r"\s+", text):  # as weak as the weaker of its neighbours: no mark ends in white space
+        for space in re.finditer(r"\s+", text):  # gets the weaker level of its neighbours, so no mark ends in space
             first, last = space.span()
             inside = first > 0 and last < len(text)
             levels[first:last] = [min(levels[first - 1], levels[last]) if inside else DROPPED] * (last - first)
@@ -98,7 +98,7 @@ class Marking:
         return [(start + first, start + last, level) for first, last, level in _parts(levels[start:stop])]
 
     def excerpts(self) -> list[tuple[int, int, int]]:
-        """Chunk number, first character and the one behind the last of what surrounds the best blocks, best first."""
+        """Return chunk number, start and stop character of the surroundings of the best blocks, best first."""
         excerpts: list[tuple[int, int, int]] = []
         for _, number, block in sorted(self._retained, key=lambda entry: -entry[0]):
             start, stop = _surroundings(self.chunks[number].text, block)
@@ -108,7 +108,7 @@ class Marking:
         return excerpts
 
     def _levels(self, chunk: ExplainedChunk, length: int, bounds: Callable[[Range], tuple[int, int]]) -> list[int]:
-        """Level of each of ``length`` places, however the ranges overlap and wherever they end."""
+        """Return the level of each of ``length`` places; ranges may overlap or end outside."""
         levels = [DROPPED] * length
         for start, stop in map(bounds, chunk.retained):
             for i in range(max(0, start), min(stop, length)):
@@ -132,13 +132,13 @@ def _parts(levels: Sequence[int]) -> list[Part]:
 
 
 def _continues(before: str, character: str) -> bool:
-    """Whether ``character`` belongs to the one before it: an accent, a skin tone, a joined emoji."""
+    """Whether ``character`` combines with the one before it: an accent, a skin tone, a joined emoji."""
     skin_tone = "\U0001f3fb" <= character <= "\U0001f3ff"
     return "\u200d" in (before, character) or skin_tone or unicodedata.category(character).startswith("M")
 
 
 def _surroundings(text: str, block: Block) -> tuple[int, int]:
-    """Characters around a block, in whole words where the text has spaces."""
+    """Return the characters around a block, in whole words if the text has spaces."""
     start, stop = max(0, block.start_char - _CHARS_BEFORE), min(len(text), block.stop_char + _CHARS_BEHIND)
     first, last = text.find(" ", start, block.start_char), text.rfind(" ", block.stop_char, stop)
     return first + 1 if start and first >= 0 else start, last if stop < len(text) and last >= 0 else stop

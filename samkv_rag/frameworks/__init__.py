@@ -1,1 +1,1 @@
-"""What the integrations into frameworks share: one lazy engine, streams that end, roles, options of a call."""
+"""Shared code of the framework integrations: the lazy engine, streams, messages, options, tools."""

@@ -1,4 +1,4 @@
-"""The engine behind an integration's components: loaded on first use, shared, never copied."""
+"""The engine of an integration's components: loaded on first use, shared, never copied."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ if TYPE_CHECKING:
 
 
 class EngineHandle:
-    """One engine, loaded by the first thread that asks for it.
+    """One engine, loaded by the first thread that needs it.
 
-    Frameworks pickle components (worker processes) and users deep-copy them. A handle refuses the
-    first, since it would write out a whole model, and survives the second as the same engine.
+    Frameworks pickle components for worker processes, and users deep-copy them. A handle refuses to be pickled,
+    because that would write out a whole model. A deep copy shares the engine.
 
     Args:
         load: returns the engine; called once.
-        origin: what ``load`` loads from, to tell whether another component may share this engine.
+        origin: the options of ``load``, by which another component checks whether it may share this engine.
     """
 
     def __init__(self, load: Callable[[], SamKVEngine], origin: object = None) -> None:
@@ -31,13 +31,13 @@ class EngineHandle:
 
     @classmethod
     def of(cls, engine: SamKVEngine, origin: object = None) -> EngineHandle:
-        """Return a handle of an engine that is already there."""
+        """Return a handle of an existing engine."""
         handle = cls(lambda: engine, origin)
         handle._engine = engine
         return handle
 
     def get(self) -> SamKVEngine:
-        """Return the engine, loading it if need be."""
+        """Return the engine; load it if necessary."""
         with self._lock:
             if self._engine is None:
                 self._engine = self._load()
@@ -45,7 +45,7 @@ class EngineHandle:
 
     @property
     def loaded(self) -> SamKVEngine | None:
-        """The engine, if it is there already."""
+        """The engine if it is loaded, else None."""
         return self._engine
 
     def __deepcopy__(self, memo: dict[int, Any]) -> EngineHandle:
@@ -56,9 +56,9 @@ class EngineHandle:
 
 
 def resolve_handle(llm: object, engine: SamKVEngine | None, llm_name: str) -> EngineHandle:
-    """Return the handle to use for ``llm`` or ``engine``, exactly one of which must be given.
+    """Return the handle of ``llm`` or ``engine``, exactly one of which must be given.
 
-    ``llm`` is anything with an ``engine_handle``; ``llm_name`` is what the framework calls it.
+    ``llm`` is anything with an ``engine_handle``; ``llm_name`` is its name in the framework.
 
     Raises:
         ConfigurationError: both or neither is given, or ``llm`` has no engine.

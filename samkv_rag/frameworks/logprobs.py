@@ -1,4 +1,4 @@
-"""Log probabilities in OpenAI's form."""
+"""Log probabilities in OpenAI's format."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ if TYPE_CHECKING:
 
 
 def logprobs_content(logprobs: Iterable[TokenLogprob]) -> list[dict[str, Any]]:
-    """Return what stands under ``logprobs.content`` of an answer, an entry a token."""
+    """Return ``logprobs.content`` of an answer, with one entry per token."""
     return [_entry(one) | {"top_logprobs": [_entry(other) for other in one.top]} for one in logprobs]
 
 
 def token_bytes(text: str) -> list[int] | None:
-    """Return the UTF-8 bytes of a token's text; None where it is part of a character."""
+    """Return the UTF-8 bytes of a token's text; None if it is a part of a character."""
     return None if "\N{REPLACEMENT CHARACTER}" in text else list(text.encode())
 
 

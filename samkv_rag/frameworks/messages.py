@@ -1,4 +1,4 @@
-"""Framework chat messages as the role/content pairs an engine takes, and as one prompt."""
+"""Turns the chat messages of frameworks into messages for an engine, and into one prompt."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ _TEMPLATE_ROLES = {
 
 
 def template_role(role: str) -> str:
-    """Return the role that chat templates know, for a framework's name of it; others stay as they are."""
+    """Return the name that chat templates use for a framework's role; other names stay as they are."""
     return _TEMPLATE_ROLES.get(role, role)
 
 
 def join_system_messages(messages: Iterable[Message]) -> list[Message]:
-    """Join neighbouring system messages: frameworks add their own, and most chat templates accept one only."""
+    """Join adjacent system messages: frameworks add their own, and most chat templates accept only one."""
     return _joined(messages, ("system",))
 
 
 def join_same_roles(messages: Iterable[Message]) -> list[Message]:
-    """Join neighbouring messages of one role; tool results and messages with tool calls stay apart."""
+    """Join adjacent messages of one role, except tool results and messages with tool calls."""
     return _joined(messages, ("system", "user", "assistant"))
 
 
@@ -45,14 +45,14 @@ def render(
     tools: Sequence[Mapping[str, Any]] = (),
     documents: Sequence[Mapping[str, str]] = (),
 ) -> RenderedPrompt:
-    """Return ``messages`` as one prompt, adapted as far as the model's chat template needs it.
+    """Return ``messages`` as one prompt, adapted to the model's chat template if necessary.
 
-    Some templates want user and assistant to alternate: then messages of one role are joined. Some
-    know no system role: then its text stands before the user's.
+    Some templates require that user and assistant alternate: messages of one role are then joined. Some have no
+    system role: its text then goes before the user's.
 
     Raises:
         ChatTemplateError: the template refuses the messages in every form.
-        ToolsUnsupportedError: the template takes no tools.
+        ToolsUnsupportedError: the template does not support tools.
     """
     plain = join_system_messages(messages)
     without_system = [one | {"role": "user"} if one["role"] == "system" else one for one in plain]
@@ -68,7 +68,7 @@ def render(
 
 
 def with_json_instruction(messages: Sequence[Message], schema: Mapping[str, Any]) -> list[Message]:
-    """Return ``messages`` with the wish for JSON behind the last one, as the user's."""
+    """Return ``messages`` with a request for JSON at the end of the last user message, or as a new one."""
     wish = (
         "Answer with one JSON object and nothing else. It must fit this JSON schema:\n"
         f"{json.dumps(schema, ensure_ascii=False)}"

@@ -1,4 +1,4 @@
-"""Options of an integration's LLM: pydantic fields, made from plain values, and merged with those of a call."""
+"""Options of an integration's LLM: pydantic fields that accept plain values, merged with the options of a call."""
 
 from __future__ import annotations
 
@@ -31,20 +31,20 @@ def _config(config: object) -> object:
 
 
 def _plain(options: object) -> object:
-    """A quantization_config and the like as dicts, as they are written out."""
+    """Turn a quantization_config and similar objects into dicts."""
     if not isinstance(options, Mapping):
         return options
     return {name: value.to_dict() if hasattr(value, "to_dict") else value for name, value in options.items()}
 
 
 def _secret(secret: object, info: ValidationInfo) -> object:
-    """The secret as it is; no message ever holds it."""
+    """Check a secret; no message ever shows it."""
     text, name = _unmasked(secret), info.field_name
     if text is not None and not isinstance(text, str):
         raise ConfigurationError(f"{name} is a {type(secret).__name__}; it must be text, or None")
     if text == "":
         raise ConfigurationError(f"{name} is empty; give its text, or None")
-    if text == MASK:  # to go on without it would store chunks where everybody finds them
+    if text == MASK:  # without the secret, chunks would be stored where everybody finds them
         raise ConfigurationError(f"{name} is masked, as it is in options that were written out; give it again")
     return secret
 
@@ -62,7 +62,7 @@ def _method(method: object) -> object:
 
 
 def method_as_dict(method: Any) -> Any:
-    """Return a method's name and options as plain values, as they are written out; None stays."""
+    """Return a method's name and options as plain values; None stays."""
     return None if method is None else method.to_dict()
 
 
@@ -71,7 +71,7 @@ _Secret = Annotated[SecretStr | None, BeforeValidator(_secret)]
 
 
 class EngineOptions(BaseModel):
-    """Options of ``SamKVEngine.from_pretrained`` that an LLM takes beside model and method."""
+    """Options of ``SamKVEngine.from_pretrained`` for an LLM, except model and method."""
 
     store: Annotated[PathText, PlainSerializer(without_secrets)] = Field(
         default=":memory:", description="Where chunk KV is kept: ':memory:', a folder or a URL."
@@ -100,7 +100,7 @@ class EngineOptions(BaseModel):
 
 
 class CallOptions(BaseModel):
-    """Options of one call that an LLM has a field for; ``max_tokens`` is the frameworks' name of ``max_new_tokens``."""
+    """Options of a call that are fields of an LLM. ``max_tokens`` is the frameworks' name of ``max_new_tokens``."""
 
     method: Annotated[Any, BeforeValidator(_method), PlainSerializer(method_as_dict)] = Field(
         default=None, description="How prompts are answered: a method, its name, or a dict with name and options."
@@ -124,7 +124,7 @@ OWN_CALL_OPTIONS = tuple(CallOptions.model_fields)
 
 
 def load_engine(options: Mapping[str, Any]) -> SamKVEngine:
-    """Return the engine that an LLM's options describe, ``model_name`` among them."""
+    """Return the engine for an LLM's options, which include ``model_name``."""
     from samkv_rag import SamKVEngine  # late: it imports torch
 
     plain = {name: _unmasked(value) for name, value in options.items()}
@@ -132,10 +132,10 @@ def load_engine(options: Mapping[str, Any]) -> SamKVEngine:
 
 
 def parse_bool(name: str, given: object, own: bool) -> bool:
-    """Return what a call says of a switch; None: the LLM's ``own``.
+    """Return a call's value of a switch, or the LLM's ``own`` if it is None.
 
     Raises:
-        ConfigurationError: neither True nor False.
+        ConfigurationError: ``given`` is neither True nor False.
     """
     if given is None:
         return own
@@ -144,12 +144,12 @@ def parse_bool(name: str, given: object, own: bool) -> bool:
 
 
 def call_options(own: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the engine's options of one call: the LLM's ``own``, changed by those ``given``; None changes nothing.
+    """Return the engine's options of a call: the LLM's ``own``, updated by those ``given`` that are not None.
 
-    Frameworks say ``max_tokens`` for the engine's ``max_new_tokens``; both are understood.
+    ``max_tokens`` and ``max_new_tokens`` are the same option.
 
     Raises:
-        ConfigurationError: a call gives both, or an option that is unknown.
+        ConfigurationError: a call gives both, or an unknown option.
     """
     refuse_unknown(given, (*OWN_CALL_OPTIONS, "max_new_tokens", "n", "grammar"))
     changes = {name: value for name, value in given.items() if value is not None}
@@ -161,11 +161,11 @@ def call_options(own: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, 
 
 @contextmanager
 def plain_refusals() -> Iterator[None]:
-    """Turn what pydantic refuses into one ConfigurationError that names every option and its value."""
+    """Turn pydantic's errors into one ConfigurationError that names every option and its value."""
     try:
         yield
     except ValidationError as error:
-        # One that says "default_factory_not_called" is only a consequence of others.
+        # "default_factory_not_called" only follows from other errors.
         problems = [one for one in error.errors() if one["type"] != "default_factory_not_called"]
         raise ConfigurationError("; ".join(map(_in_words, problems))) from error
 

@@ -1,4 +1,4 @@
-"""A retriever's order and the engine's, as one."""
+"""Merges a retriever's order with the engine's."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from typing import TypeVar
 
 T = TypeVar("T")
 _FIRST = 61
-"""So little does one order alone decide: the constant of the paper, 60, and 1 for the first place."""
+"""The constant of the paper, 60, and 1 for the first place. It limits the weight of one order alone."""
 
 
 def best_of(found: Sequence[T], matches: Sequence[float], top_n: int | None) -> list[tuple[T, float]]:
-    """The ``top_n`` best of what a retriever found, best first, each with its score; None: all of it.
+    """Return the ``top_n`` best of ``found``, or all, with their scores, best first.
 
-    ``found`` is in the retriever's order, ``matches`` are the engine's. A score is the sum of 1 ÷ (60 + place) in both
-    orders, which count as much as each other: a small model's match alone may order worse than an embedding does.
+    ``found`` is in the retriever's order; ``matches`` are the engine's. A score is the sum of 1 ÷ (60 + place) over
+    both orders, with equal weight: a small model's match alone may rank worse than an embedding.
 
     Source: reciprocal rank fusion (Cormack, Clarke and Büttcher, SIGIR 2009).
     """

@@ -1,4 +1,4 @@
-"""Streams read from an event loop, which end when their reader ends."""
+"""Reads streams from an event loop, and closes them when their reader ends."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ T = TypeVar("T")
 
 
 def aiter_in_thread(stream: Generator[T, None, None]) -> AsyncGenerator[T, None]:
-    """Yield from ``stream``, every step of which runs in one thread of its own, in a copy of the caller's context.
+    """Yield from ``stream``, running every step in one new thread, in a copy of the caller's context.
 
-    One thread, because what runs between two yields may hold state of its thread; and because the
-    close then queues behind a step that a cancelled reader left running.
+    One thread is used because a step may depend on its thread's state, and so that closing waits for a step that a
+    cancelled reader left running.
     """
-    return _aiter(stream, copy_context())  # the caller's, not that of who reads first
+    return _aiter(stream, copy_context())  # here, so that it is the caller's context and not the first reader's
 
 
 async def _aiter(stream: Generator[T, None, None], context: Context) -> AsyncGenerator[T, None]:

@@ -1,4 +1,4 @@
-"""Blocking work beside an event loop."""
+"""Runs blocking work beside an event loop."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ T = TypeVar("T")
 async def run_in_thread_shielded(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     """Return ``function``'s result, computed in a thread.
 
-    A thread cannot be stopped: when the caller is cancelled, the cancellation waits for the thread, so
-    that whoever cleans up afterwards finds the work done, not half done behind its back.
+    A thread cannot be stopped. So if the caller is cancelled, the cancellation waits for the thread, and cleanup code
+    never runs beside unfinished work.
     """
     work = asyncio.create_task(asyncio.to_thread(function, *args, **kwargs))
     try:
         return await asyncio.shield(work)
     except asyncio.CancelledError:
         await asyncio.wait([work])
-        work.exception()  # looked at, so that asyncio does not report it as lost
+        work.exception()  # retrieve it, or asyncio reports it as lost
         raise

@@ -1,8 +1,7 @@
-"""Tool calls as models write them: the grammar of one that must be made, and how they are found in an answer.
+"""Tool calls as models write them: their grammar, and a parser of answers.
 
-Two ways to write are understood: ``<tool_call>{"name": ..., "arguments": {...}}</tool_call>`` (Qwen,
-Hermes) and an answer that is nothing but ``{"name": ..., "parameters": {...}}`` or a list of such
-(Llama 3, Mistral), also in a fence of three backticks.
+Two formats are understood: ``<tool_call>{"name": ..., "arguments": {...}}</tool_call>`` (Qwen, Hermes), and an answer
+that is only ``{"name": ..., "parameters": {...}}`` or a list of such objects (Llama 3, Mistral), also in a code fence.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ _OPEN, _CLOSE = "<tool_call>", "</tool_call>"
 _FENCED = re.compile(r"\s*```(?:json)?\s*(.*?)\s*```\s*", re.DOTALL)
 _ID_LENGTH = 9  # Mistral's template accepts no other
 _MOST_CALLS = 8
-"""Of one answer that must call tools: a model that finds no end must be stopped."""
+"""Limit of the calls in an answer that must call tools, for models that do not stop."""
 ANY = "any"
 
 
@@ -35,16 +34,16 @@ class ToolCall:
     """A call in an answer."""
 
     index: int
-    """How many calls stand before it."""
+    """Number of calls before it."""
     name: str | None
-    """None: it cannot be read."""
+    """None if the call cannot be parsed."""
     arguments: str
-    """As JSON; where the call cannot be read, all of its text."""
+    """JSON; the whole text if the call cannot be parsed."""
     id: str
 
 
 def chosen_tool(tool_choice: object, names: Collection[str]) -> str | None:
-    """Return which tool must be called: one of ``names``, ``"any"``, or None where the model is free.
+    """Return the tool that must be called: one of ``names``, ``"any"``, or None if the model decides.
 
     Raises:
         ConfigurationError: ``tool_choice`` is neither the name of a tool nor a known word.
@@ -68,7 +67,7 @@ def prompt_and_grammar(
     schema: Mapping[str, Any] | None = None,
     parallel: bool = True,
 ) -> tuple[RenderedPrompt, Grammar | None]:
-    """Return the prompt of a call that may have tools, or a schema for its answer, and the answer's grammar.
+    """Return the prompt of a call with tools, or with a schema for its answer, and the grammar of the answer.
 
     Raises:
         ChatTemplateError, ToolsUnsupportedError: the template refuses messages or tools.
@@ -86,14 +85,14 @@ def answer_grammar(
     schema: Mapping[str, Any] | bool | None = None,
     parallel: bool = False,
 ) -> Grammar | None:
-    """Return the grammar of an answer that must call a tool, or fit a schema; None where the model is free.
+    """Return the grammar of an answer that must call a tool or fit a schema; None if neither.
 
     Args:
-        prompt: rendered with the tools: it says in which way the model writes calls.
+        prompt: the prompt rendered with the tools, which shows the format of calls.
         tools: function schemas, as chat templates take them.
-        chosen: as :func:`chosen_tool` returns it. Where the model is free to call, ``schema`` is for when it does not.
-        schema: of JSON.
-        parallel: whether several calls may be made, where any may.
+        chosen: the result of :func:`chosen_tool`. If the model decides, ``schema`` applies to answers without a call.
+        schema: a JSON schema.
+        parallel: whether the answer may have several calls, if any tool may be called.
 
     Raises:
         ConfigurationError: a schema is not made of JSON's values.
@@ -115,7 +114,7 @@ def answer_grammar(
 
 
 def _call_terms(function: Mapping[str, Any], is_marked: bool) -> str:
-    """A call of a function, as terms of a grammar."""
+    """Return the terms of a grammar for a call of a function."""
     name, arguments = json.dumps(function["name"]), "arguments" if is_marked else "parameters"
     schema = {"type": "object", "properties": {}} | dict(function.get("parameters") or {})
     opening, closing = literal(f'{{"name": {name}, "{arguments}": '), literal("}")
@@ -123,7 +122,7 @@ def _call_terms(function: Mapping[str, Any], is_marked: bool) -> str:
 
 
 class TextOnly:
-    """Takes an answer as it is."""
+    """Passes an answer on as it is, without parsing."""
 
     num_calls = 0
 
@@ -133,21 +132,21 @@ class TextOnly:
             yield text
 
     def finish(self) -> Iterator[str | ToolCall]:
-        """Yield nothing: nothing was held back."""
+        """Yield nothing."""
         yield from ()
 
 
 class ToolCalls:
-    """Finds tool calls in an answer that comes piece by piece; what may become one is held back."""
+    """Finds tool calls in a streamed answer; holds back text that may become a call."""
 
     def __init__(self) -> None:
         self._held = ""
         self.num_calls = 0
-        """Calls found so far."""
+        """Number of calls found so far."""
         self._has_text = False
 
     def add(self, text: str) -> Iterator[str | ToolCall]:
-        """Take a piece and yield the text and the calls that it makes certain."""
+        """Add a piece, and yield the text and calls that are now certain."""
         self._held += text
         while _OPEN in self._held and _CLOSE in self._held:
             before, _, rest = self._held.partition(_OPEN)
@@ -162,7 +161,7 @@ class ToolCalls:
             yield from self._text(released)
 
     def finish(self) -> Iterator[str | ToolCall]:
-        """Yield what was held back, once no more text comes."""
+        """Yield what was held back, at the end of the answer."""
         if calls := _plain_calls(self._held):
             yield from (self._numbered(*call) for call in calls)
         elif _OPEN in self._held:
@@ -186,7 +185,7 @@ class ToolCalls:
 
 
 def _length_held_back(text: str) -> int:
-    """Length of the end of ``text`` that may begin a tag, with the white space before it."""
+    """Return the length of the end of ``text`` that may be the start of a tag, with the white space before it."""
     begun = next((n for n in range(len(_OPEN) - 1, 0, -1) if text.endswith(_OPEN[:n])), 0)
     return len(text) - len(text[: len(text) - begun].rstrip())
 
@@ -199,7 +198,7 @@ def _plain_calls(text: str) -> list[tuple[str, str]]:
 
 
 def _as_call(value: Any) -> tuple[str, str] | None:
-    """Return name and arguments (as JSON) of a call, or None where ``value`` is none."""
+    """Return name and arguments (as JSON) of a call, or None if ``value`` is not a call."""
     if not isinstance(value, dict) or not isinstance(value.get("name"), str):
         return None
     arguments = value.get("arguments", value.get("parameters"))

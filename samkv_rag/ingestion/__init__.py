@@ -1,1 +1,1 @@
-"""From chunk texts to stored chunk caches."""
+"""Turns chunk texts into stored chunk caches."""

@@ -1,4 +1,4 @@
-"""Computing chunk caches: every chunk alone behind the same preamble, many in one batch."""
+"""Computes chunk caches: each chunk alone after the same preamble, many in one batch."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from samkv_rag.model.decoder import Decoder
 def encode(
     decoder: Decoder, chunks: Sequence[Sequence[int]], spec: SummarySpec, preamble: ChunkCache | None = None
 ) -> list[ChunkCache]:
-    """Compute the caches of ``chunks`` (token ids), each right behind ``preamble``, in one right-padded batch.
+    """Compute the caches of ``chunks`` (token ids), each right after ``preamble``, in one right-padded batch.
 
-    Right padding needs no mask: under causal attention no real token sees what follows it.
+    Right padding needs no mask, because under causal attention no token sees the padding after it.
     """
     lengths = [len(ids) for ids in chunks]
     token_ids = torch.zeros(len(chunks), max(lengths), dtype=torch.int64)
@@ -29,7 +29,7 @@ def encode(
 
 
 def encode_beginning(decoder: Decoder, token_ids: Sequence[int]) -> ChunkCache:
-    """Compute the cache of what begins a prompt, or stands before chunks; nobody asks for its summary."""
+    """Compute the cache of a prompt's beginning or of a preamble, whose summary is not used."""
     (cache,) = encode(decoder, [token_ids], SummarySpec(0, 1, len(token_ids)))
     return cache
 
@@ -60,7 +60,7 @@ class _Recorder:
         return causal_attention(query, key, value, spec, self._visibility)
 
     def cache(self, row: int, token_ids: torch.Tensor, spec: SummarySpec) -> ChunkCache:
-        """Cut one chunk's cache out of the batch; its tensors own their bytes."""
+        """Copy one chunk's cache out of the batch."""
         length = token_ids.shape[0]
         keys = torch.stack([key[row, :, :length] for key in self._keys]).cpu()
         values = torch.stack([value[row, :, :length] for value in self._values]).cpu()
@@ -70,7 +70,7 @@ class _Recorder:
 
 
 def _local_weights(lengths: Sequence[int], spec: SummarySpec) -> torch.Tensor:
-    """``[batch, tokens]``: 1/n on each chunk's last n local tokens, else 0."""
+    """Return ``[batch, tokens]``: 1/n at each chunk's last n local tokens, else 0."""
     positions = torch.arange(max(lengths))
     ends = torch.tensor(lengths)[:, None]
     local = (positions >= ends - spec.local_tokens) & (positions < ends)
@@ -78,7 +78,7 @@ def _local_weights(lengths: Sequence[int], spec: SummarySpec) -> torch.Tensor:
 
 
 def _block_means(keys: torch.Tensor, spec: SummarySpec) -> torch.Tensor:
-    """Mean key of every block, ``[layers, kv_heads, blocks, head_dim]``."""
+    """Return the mean key of every block, ``[layers, kv_heads, blocks, head_dim]``."""
     first, last = spec.middle(keys.shape[2])
     blocks = [block.float().mean(dim=2) for block in torch.split(keys[:, :, first:last], spec.block_tokens, dim=2)]
     empty = keys.new_empty(*keys.shape[:2], 0, keys.shape[3])
@@ -86,7 +86,7 @@ def _block_means(keys: torch.Tensor, spec: SummarySpec) -> torch.Tensor:
 
 
 def _anchor_mean(keys: torch.Tensor, spec: SummarySpec) -> torch.Tensor:
-    """Mean key of the initial and local tokens, ``[layers, kv_heads, head_dim]``."""
+    """Return the mean key of the initial and local tokens, ``[layers, kv_heads, head_dim]``."""
     first, last = spec.middle(keys.shape[2])
     anchors = torch.cat((keys[:, :, :first], keys[:, :, last:]), dim=2)
     return anchors.float().mean(dim=2).to(keys.dtype)

@@ -1,4 +1,4 @@
-"""The chunks of one model in a store: added, announced, found in prompts, read, removed."""
+"""Adds, announces, finds, reads and removes the chunks of one model in a store."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from typing import TypeVar
 from tqdm import tqdm
 
 from samkv_rag.chunk_cache import ChunkCache, ChunkReader, ChunkShape, SummarySpec, chunk_key, score_layers
-from samkv_rag.config import Admit, KVDtype
+from samkv_rag.config import EngineConfig
 from samkv_rag.exceptions import (
     ChunkTooLongError,
     ConfigurationError,
@@ -40,21 +40,21 @@ from samkv_rag.store.codec import PREFIX_CHARS, ChunkIdentity, StoredChunk, enco
 logger = logging.getLogger(__name__)
 
 _MAX_ANNOUNCED = 10_000
-"""Texts recognised because they were announced, and not because they are stored."""
+"""Limit of the texts that are recognised because they were announced; stored texts do not count."""
 _MAX_ANNOUNCEMENTS = 256
 _MAX_REMEMBERED = 10_000
 _PARALLEL = 16
-"""Chunks that are asked for at a time where a server keeps them."""
+"""Chunks requested at once from a remote store."""
 _BATCH_TOKENS = {"cpu": 2048, "cuda": 16384}
 
 T = TypeVar("T")
 Run = Callable[[Callable[[], list[ChunkCache]]], list[ChunkCache]]
-"""Runs a function where the model may be used."""
+"""Runs a function in the thread that owns the model."""
 
 
 @dataclass(frozen=True)
 class Owner:
-    """Whose chunks a library's are."""
+    """The owner of a library's chunks."""
 
     fingerprint: str
     """Model, tokenizer, summary and tenant; part of every key."""
@@ -66,15 +66,15 @@ class Owner:
 
 @dataclass(frozen=True)
 class Announcement:
-    """Chunks of a coming prompt. Cancel it where the prompt will not come."""
+    """The chunks of an expected prompt. Cancel it if the prompt will not come."""
 
     digests: frozenset[str]
     cancel: Callable[[], None]
-    """Read no more of its chunks ahead; what is under way is finished. Any number of times."""
+    """Stop prefetching; running reads finish. May be called repeatedly."""
 
 
 class ChunkLibrary:
-    """Chunks whose KV one model computed, in a store that other models and processes may share."""
+    """The chunks of one model, in a store that other models and processes may share."""
 
     def __init__(
         self,
@@ -84,20 +84,19 @@ class ChunkLibrary:
         owner: Owner,
         spec: SummarySpec,
         preamble_ids: Sequence[int],
-        kv_dtype: KVDtype,
+        config: EngineConfig,
         run: Run,
-        admit: Admit = "always",
     ) -> None:
         self._decoder = decoder
         self._tokenizer = tokenizer
         self._store = store
         self._owner = owner
         self._spec = spec
-        self._kv_dtype = kv_dtype
+        self._kv_dtype = config.kv_dtype
         self._run = run
         self._preamble_ids = preamble_ids
         self._preamble: ChunkCache | None = None
-        self._used_once: OrderedDict[str, None] | None = OrderedDict() if admit == "second_use" else None
+        self._used_once: OrderedDict[str, None] | None = OrderedDict() if config.admit == "second_use" else None
         self._catalog = Catalog(store)
         self._shape = ChunkShape(
             decoder.num_layers,
@@ -113,34 +112,34 @@ class ChunkLibrary:
         self._announced: OrderedDict[str, None] = OrderedDict()
         self._announcements: list[Announcement] = []
         self._checked: OrderedDict[str, tuple[object, set[str]]] = OrderedDict()
-        """By key: the blob whose metadata was compared, and its tensors that were."""
+        """Maps a key to the identity of the checked blob, and the names of its checked tensors."""
         self._doubted: set[str] = set()
 
-    # What is there
+    # Looking up
 
     def has(self, text: str) -> bool:
-        """Whether a chunk is stored."""
+        """Whether the chunk is stored."""
         (cleaned,) = _cleaned([text])
         return bool(self._store.contains([self._key(text_digest(cleaned))]))
 
     def knows(self, digest: str) -> bool:
-        """Whether the chunk of this text digest was stored, rather than only announced."""
+        """Whether the chunk of this text digest is known as stored, not only announced."""
         with self._lock:
             return self._index.get(digest) is not None and digest not in self._announced
 
     def find(self, prompt: str) -> list[Match]:
-        """Known chunks in ``prompt``."""
+        """Find known chunks in ``prompt``."""
         with self._lock:
             self._sync()
             return self._index.find(prompt)
 
     @property
     def first_position(self) -> int:
-        """Position at which a chunk's first key is computed: behind the preamble."""
+        """Position of a chunk's first token when its keys are computed: right after the preamble."""
         return len(self._preamble_ids)
 
     def num_tokens(self, digest: str, text: str) -> int:
-        """Tokens of a known chunk, without reading its KV."""
+        """Count the tokens of a chunk without reading its KV."""
         with self._lock:
             known = self._index.get(digest)
         return known.num_tokens if known and known.num_tokens else len(self._tokenizer.chunk_ids(text))
@@ -148,11 +147,11 @@ class ChunkLibrary:
     # Ingestion
 
     def estimate(self, texts: Iterable[str]) -> IngestionEstimate:
-        """What :meth:`add` would compute and store of ``texts``; raises as it does."""
+        """Estimate what :meth:`add` would compute and store; raises the same errors."""
         return self._pending(_cleaned(texts))[2]
 
     def _pending(self, cleaned: Iterable[str]) -> tuple[list[str], dict[str, list[int]], IngestionEstimate]:
-        """Texts that are stored, token ids of those to be computed, and what these will take; of long enough ones."""
+        """Return the stored texts, the token ids of the others, and their cost; skip too short texts."""
         keys = {text: self._key(text_digest(text)) for text in cleaned if len(text) >= PREFIX_CHARS}
         stored = self._store.contains(keys.values())
         pending = self._tokenised(text for text, key in keys.items() if key not in stored)
@@ -168,9 +167,9 @@ class ChunkLibrary:
         sources: Sequence[str | None] | None = None,
         max_bytes: int | None = None,
     ) -> IngestionReport:
-        """Compute and store what is missing; then record that the n-th source refers to the n-th text.
+        """Compute and store missing chunks; then record that the n-th source refers to the n-th text.
 
-        All texts are checked before any is computed; ``SamKVEngine.add_chunks`` says what is raised.
+        All texts are checked before any is computed. See ``SamKVEngine.add_chunks`` for the errors.
         """
         cleaned = list(_cleaned(texts))
         references = self._references(cleaned, sources)
@@ -207,7 +206,7 @@ class ChunkLibrary:
     # Forgetting
 
     def release(self, sources: Iterable[str], keep_texts: Iterable[str] = ()) -> int:
-        """Forget sources, save the last ones of ``keep_texts``; delete chunks without any left, return how many."""
+        """Forget sources, except the last ones of ``keep_texts``; delete chunks without a source, return how many."""
         going, keep = set(sources), self._keys(keep_texts)
         if keep:
             references = self.references()
@@ -216,25 +215,25 @@ class ChunkLibrary:
         return self._delete(self._catalog.release(self._owner.fingerprint, going))
 
     def references(self) -> dict[str, str]:
-        """Every source and the chunk key that it refers to."""
+        """Return the chunk key of every source."""
         return self._catalog.sources(self._owner.fingerprint)
 
     def remove(self, texts: Iterable[str]) -> int:
-        """Delete chunks, wherever they are stored, and return how many were there."""
+        """Delete chunks, also from a shared store, and return how many existed."""
         return self._delete(self._keys(texts), also_shared=True)
 
     def prune(self, keep_texts: Iterable[str], unreferenced_only: bool = False) -> int:
-        """Delete this model's chunks that are not among ``keep_texts``; where asked, nor referred to."""
+        """Delete this model's chunks that are not in ``keep_texts``, or only those of them without a source."""
         keep = self._keys(keep_texts)
         known = {chunk.key for chunk in self._catalog.chunks(self._owner.fingerprint)}
-        if unreferenced_only:  # read after the chunks: one is stored first and referred to then
+        if unreferenced_only:  # read after the chunks, because a chunk is stored before its source
             keep |= set(self.references().values())
         return self._delete(known - keep, also_shared=True)
 
     # Reading
 
     def announce(self, texts: Iterable[str]) -> Announcement:
-        """These chunks are about to appear in a prompt: recognise them, bring their KV nearer until it is read."""
+        """Recognise these chunks in coming prompts, and prefetch their KV until such a prompt is read."""
         known = [describe(text) for text in _cleaned(texts, empty_too=True) if len(text) >= PREFIX_CHARS]
         with self._lock:
             self._sync()
@@ -252,7 +251,7 @@ class ChunkLibrary:
         return announcement
 
     def end_announcements(self, digests: Iterable[str]) -> None:
-        """A prompt with these chunks has been read: read no more ahead of what was announced with any of them."""
+        """Cancel the announcements of a prompt that has been read: all that share one of its chunks."""
         read = set(digests)
         with self._lock:
             ended = [one for one in self._announcements if not read.isdisjoint(one.digests)]
@@ -261,11 +260,11 @@ class ChunkLibrary:
             announcement.cancel()
 
     def read(self, texts: Sequence[str], whole: bool = True) -> list[tuple[ChunkReader, bool]]:
-        """Readers of ``texts``, and whether the store had them; what it lacks is computed and stored.
+        """Return readers of ``texts``, and whether each was stored; missing chunks are computed and stored.
 
-        Unless ``whole``, no more will be read than what ``Scout`` selects by.
+        Unless ``whole``, the caller reads only what ``Scout`` selects by.
         """
-        # All are on their way from a slow disk while the first is still being checked and computed with.
+        # A slow disk reads all of them while the first is still being checked.
         stop_prefetch = self._store.prefetch(self._key(text_digest(text)) for text in texts)
         try:
             if self._store.shared and len(texts) > 1:
@@ -279,12 +278,12 @@ class ChunkLibrary:
         return [(reader, True) if reader else (computed[t], False) for t, reader in zip(texts, readers, strict=True)]
 
     def distrust(self, texts: Iterable[str]) -> None:
-        """Verify all of these chunks when they are read next: one of them proved damaged."""
+        """Verify these chunks at their next read, because one of them is damaged."""
         with self._lock:
             self._doubted.update(self._key(text_digest(text)) for text in texts)
 
     def close(self) -> None:
-        """Let go of the catalog; the store is its owner's."""
+        """Close the catalog. The store's owner closes the store."""
         self._catalog.close()
 
     def _open(self, text: str, whole: bool) -> ChunkReader | None:
@@ -292,11 +291,11 @@ class ChunkLibrary:
         try:
             chunk = open_chunk(self._store, key, None if whole else self._num_bytes_to_select(text))
             if chunk is not None:
-                if chunk.storage == "index":  # all of it is needed
+                if chunk.storage == "index":  # methods read all of an index
                     chunk.load()
                 self._check(key, text, chunk)
             return chunk
-        except StoreUnreachableError:  # the store has warned of it
+        except StoreUnreachableError:  # the store has warned already
             return None
         except DamagedChunkError as error:
             warnings.warn(
@@ -307,15 +306,15 @@ class ChunkLibrary:
             return None
 
     def _num_bytes_to_select(self, text: str) -> int:
-        """At least what a stored chunk has up to the last layer that ``Scout`` selects by."""
+        """Return an upper bound of the bytes up to the last layer that ``Scout`` selects by."""
         num_layers = score_layers(self._shape.num_layers).stop if self._spec.storage == "full" else None
         num_bytes = encoded_bytes(self._shape, self.num_tokens(text_digest(text), text), self._kv_dtype, num_layers)
         return num_bytes + num_bytes // 50 + 4096
 
     def _check(self, key: str, text: str, chunk: StoredChunk) -> None:
-        """Compare what a chunk says of itself, where this process has not yet or it has changed since.
+        """Compare a chunk's metadata with its text and model, unless this process has checked the same blob before.
 
-        Its KV is compared with checksums as it is read, or all of it now where there is reason to.
+        The checksums of its KV are compared as it is read, or all at once here if the chunk is doubted.
         """
         with self._lock:
             identity, checked = self._checked.get(key, (None, chunk.checked))
@@ -324,18 +323,18 @@ class ChunkLibrary:
         if identity == chunk.blob.identity and not is_doubted:
             chunk.checked = checked
             return
-        if is_doubted or chunk.storage == "index":  # all of an index is in memory
+        if is_doubted or chunk.storage == "index":  # an index is in memory already
             chunk.verify()
         token_ids = self._tokenizer.chunk_ids(text)
         chunk.require(self._shape, token_ids)
         wanted = self._identity(describe(text, len(token_ids)))
-        if replace(chunk.identity, model_name=wanted.model_name) != wanted:  # a model may go by several names
+        if replace(chunk.identity, model_name=wanted.model_name) != wanted:  # a model may have several names
             raise DamagedChunkError("its metadata is not that of its text")
         with self._lock:
             _remember(self._checked, key, (chunk.blob.identity, chunk.checked))
 
     def _compute(self, texts: Iterable[str]) -> dict[str, ChunkReader]:
-        """Readers of chunks computed now, of what is stored of them: a first answer is like those that follow."""
+        """Compute chunks and return readers of their encoded form, so that a first answer equals later ones."""
         computed: dict[str, ChunkReader] = {}
         for text, cache in self._encoded(self._tokenised(texts)):
             computed[text] = cache
@@ -344,14 +343,14 @@ class ChunkLibrary:
                 computed[text] = StoredChunk(BytesBlob(data))
                 if self._admits(identity.key):
                     self._put(identity, data)
-            except StoreError as error:  # the question at hand can be answered all the same
+            except StoreError as error:  # the prompt can be answered without storing
                 warnings.warn(str(error), stacklevel=2)
         return computed
 
     # Helpers
 
     def _sync(self) -> None:
-        """Take over what this or another process has written down."""
+        """Index the texts that any process has added to the catalog."""
         news = self._catalog.news(self._owner.fingerprint)
         for text in news:
             self._announced.pop(text.digest, None)
@@ -366,7 +365,7 @@ class ChunkLibrary:
         self._catalog.add([identity])
 
     def _admits(self, key: str) -> bool:
-        """Whether a chunk that a prompt brought is to be stored; remembers that it was asked for."""
+        """Whether to store a chunk that came with a prompt; remembers its first use."""
         if self._used_once is None:
             return True
         with self._lock:
@@ -377,7 +376,7 @@ class ChunkLibrary:
             return False
 
     def _write_down(self, texts: Sequence[str]) -> None:
-        """Put texts that are stored, but not rightly known here, into the catalog: another machine stored them."""
+        """Add stored texts to the catalog if they are missing or wrong there, as when another machine stored them."""
         described = [(text, describe(text)) for text in texts]
         with self._lock:
             self._sync()
@@ -386,7 +385,7 @@ class ChunkLibrary:
         self._catalog.add(map(self._identity, counted))
 
     def _delete(self, keys: set[str], also_shared: bool = False) -> int:
-        """Forget chunks and delete them; those that other machines may refer to stay unless ``also_shared``."""
+        """Forget chunks and delete them; in a shared store only if ``also_shared``."""
         if not keys:
             return 0
         num_deleted = self._store.delete(keys) if also_shared or not self._store.shared else len(keys)
@@ -399,7 +398,7 @@ class ChunkLibrary:
         return num_deleted
 
     def _references(self, texts: Sequence[str], sources: Sequence[str | None] | None) -> dict[str, str]:
-        """Source to chunk key; of a source named twice the last text counts."""
+        """Map each source to its chunk key. If a source occurs twice, its last text counts."""
         if sources is None:
             return {}
         if isinstance(sources, str) or len(sources) != len(texts):
@@ -420,7 +419,7 @@ class ChunkLibrary:
         return ChunkIdentity(owner.fingerprint, *known, owner.namespace, owner.model, owner.model_name)
 
     def _tokenised(self, texts: Iterable[str]) -> dict[str, list[int]]:
-        """Token ids of texts whose KV is to be computed."""
+        """Return the token ids of texts whose KV will be computed."""
         pending, limit = {text: self._tokenizer.chunk_ids(text) for text in texts}, self._decoder.context_window
         for text, ids in pending.items():
             if self.first_position + len(ids) >= limit:
@@ -443,14 +442,14 @@ class ChunkLibrary:
 
 
 def _remember(memory: OrderedDict[str, T], key: str, value: T, limit: int = _MAX_REMEMBERED) -> list[str]:
-    """Put ``value`` last, and return the keys that were dropped: what came first, past ``limit``."""
+    """Put ``value`` last, drop the oldest entries above ``limit``, and return their keys."""
     memory[key] = value
     memory.move_to_end(key)
     return [memory.popitem(last=False)[0] for _ in range(len(memory) - limit)]
 
 
 def _batches(pending: dict[str, list[int]], device_type: str) -> Iterator[list[str]]:
-    """Batches of texts of like length, bounded in tokens, padding included."""
+    """Yield batches of texts of similar length, with a limit of tokens that includes padding."""
     batch_tokens = _BATCH_TOKENS.get(device_type, _BATCH_TOKENS["cpu"])
     batch: list[str] = []
     for text in sorted(pending, key=lambda text: len(pending[text])):
@@ -466,7 +465,7 @@ def _cleaned(texts: Iterable[str], empty_too: bool = False) -> Iterator[str]:
     """Strip white space around chunks, as frameworks do before they put them into a prompt.
 
     Raises:
-        EmptyChunkError: one is not text or, unless ``empty_too``, has nothing but white space.
+        EmptyChunkError: a chunk is not text or, unless ``empty_too``, only white space.
     """
     for number, text in enumerate(texts):
         if not isinstance(text, str) or not (text.strip() or empty_too):

@@ -1,7 +1,7 @@
-"""Keeping tenants apart: every namespace has fingerprints, and so keys and entries, of its own.
+"""Separates tenants: every namespace has its own fingerprints, and so its own keys and catalog entries.
 
-A store compares fingerprints and nothing else. Two engines whose scoped fingerprints differ never ask
-it for the same key, so neither a chunk nor the time of a hit passes from one to the other.
+A store compares fingerprints only. Two engines with different scoped fingerprints never ask for the same key, so
+neither a chunk nor the timing of a hit leaks from one to the other.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ _MAX_CHARS = 128
 def scoped_fingerprint(fingerprint: str, namespace: str = "", secret: str | bytes | None = None) -> str:
     """Fold a namespace and a secret into a model's fingerprint; without either it stays as it is.
 
-    With a secret (HMAC-SHA256) the keys of a namespace cannot be computed by who does not know it:
-    a listing of the store does not tell whether a given text is in it.
+    With a secret (HMAC-SHA256), only those who know it can compute the keys of a namespace. A listing of the store
+    then does not show whether it has a given text.
 
     Raises:
         ConfigurationError: the namespace is not a short printable text; the secret is empty, or neither text nor bytes.
@@ -33,6 +33,6 @@ def scoped_fingerprint(fingerprint: str, namespace: str = "", secret: str | byte
         raise ConfigurationError("store_secret is empty; give some random text, or None for no secret")
     if not namespace and secret is None:
         return fingerprint
-    # A secret from the environment may hold bytes that are no text.
+    # A secret from the environment may contain bytes that are not valid text.
     key = secret.encode("utf-8", "surrogatepass") if isinstance(secret, str) else secret or b""
     return hmac.new(key, f"{fingerprint}\n{namespace}".encode(), hashlib.sha256).hexdigest()

@@ -1,11 +1,10 @@
-"""Finding known chunks in a prompt, byte for byte, wherever they stand.
+"""Finds known chunks anywhere in a prompt, byte for byte.
 
-No markers are needed and none can be forged: a chunk's cache is used only where its exact text,
-checked by its hash, is in the prompt.
+Markers are not needed and cannot be forged: a chunk's cache is used only if the prompt has its exact text, checked by
+its hash.
 
-A text is noticed by its first characters, then looked for by its length and its last characters, and what
-matches so far is confirmed by SHA-256. What looking through one prompt may cost is bounded by its length,
-whatever texts are known.
+The search compares a text's first characters, then its length and last characters, and confirms a match by SHA-256.
+Its cost is bounded by the length of the prompt, whatever texts are known.
 """
 
 from __future__ import annotations
@@ -19,10 +18,10 @@ from samkv_rag.store.catalog import KnownText
 from samkv_rag.store.codec import PREFIX_CHARS
 
 _MAX_READ = 256
-"""Characters that may be read to look for texts of one prefix, for each character of the prompt. The n-th prefix that
-is met has an n-th of it. So no texts use up what others need, and the sum is bounded, too."""
+"""Characters that may be read to find texts of one prefix, per character of the prompt. The n-th prefix in a prompt
+gets an n-th of it, so no text uses up the share of others, and the sum is bounded too."""
 _DIGEST_CHARS = 128
-"""What beginning and finishing one SHA-256 costs, in characters."""
+"""Fixed cost of one SHA-256, in characters."""
 
 
 @dataclass(frozen=True)
@@ -36,45 +35,45 @@ class Match:
 
 @dataclass(frozen=True)
 class TextSpan:
-    """A piece of the prompt: a chunk where ``text_digest`` is set, else text between chunks."""
+    """A piece of the prompt: a chunk if ``text_digest`` is set, else text between chunks."""
 
     start_char: int
     text: str
     text_digest: str | None
     is_label: bool = False
-    """Text that belongs to the chunk behind it."""
+    """Text that belongs to the chunk after it."""
 
 
 def text_digest(text: str) -> str:
-    """SHA-256 of a text, hex; lone surrogates are allowed."""
+    """Return the SHA-256 of a text, hex; lone surrogates are allowed."""
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def describe(text: str, num_tokens: int = 0) -> KnownText:
-    """Return what :class:`ChunkIndex` needs of ``text``."""
+    """Return the entry of ``text`` for :class:`ChunkIndex`."""
     return KnownText(text_digest(text), len(text), text[:PREFIX_CHARS], text[-PREFIX_CHARS:], num_tokens)
 
 
 class ChunkIndex:
-    """Answers where known chunks stand in a prompt. Not thread-safe."""
+    """Finds known chunks in prompts. Not thread-safe."""
 
     def __init__(self) -> None:
         self._texts: dict[str, KnownText] = {}
         self._lengths: dict[str, dict[int, int]] = {}
-        """By prefix; how many texts have each."""
+        """Maps a prefix to the lengths of its texts, and the number of texts of each length."""
         self._suffixes: dict[str, int] = {}
 
     def get(self, digest: str) -> KnownText | None:
-        """What is known of a text."""
+        """Return the entry of a known text."""
         return self._texts.get(digest)
 
     def has(self, text: KnownText) -> bool:
-        """Whether ``text`` is known and will be found, however many tokens it has."""
+        """Whether ``text`` is known by the same properties, except the number of tokens."""
         known = self._texts.get(text.digest)
         return known is not None and known._replace(num_tokens=text.num_tokens) == text
 
     def add(self, known: Iterable[KnownText]) -> None:
-        """Add texts, in place of what was known of them; adding one twice changes nothing."""
+        """Add texts, replacing their old entries."""
         for text in known:
             if text.num_chars >= PREFIX_CHARS == len(text.suffix):
                 self.remove([text.digest])
@@ -94,7 +93,7 @@ class ChunkIndex:
                 _take_one(self._suffixes, text.suffix)
 
     def find(self, prompt: str) -> list[Match]:
-        """Return the known chunks in ``prompt``, left to right, the longest where they overlap."""
+        """Return the known chunks in ``prompt``, left to right; where texts share a start, the longest."""
         starts = [start for start in range(len(prompt)) if prompt[start : start + PREFIX_CHARS] in self._lengths]
         matches, position = [], 0
         left: dict[str, int] = {}
@@ -105,7 +104,7 @@ class ChunkIndex:
         return matches
 
     def _longest(self, prompt: str, start: int, left: dict[str, int]) -> Match | None:
-        """The longest known text at ``start``; None, too, where nothing is ``left`` to be read for its prefix."""
+        """Return the longest known text at ``start``; None if there is none, or nothing is ``left`` for its prefix."""
         prefix, room = prompt[start : start + PREFIX_CHARS], len(prompt) - start
         lengths = self._lengths[prefix]
         tried = lengths if len(lengths) < room else range(PREFIX_CHARS, room + 1)
@@ -130,7 +129,7 @@ def _take_one(counts: dict[Any, int], value: object) -> None:
 
 
 def split_prompt(prompt: str, matches: Sequence[Match]) -> list[TextSpan]:
-    """Cut ``prompt`` into chunks and the text between, in order, losing nothing."""
+    """Cut ``prompt`` into chunks and the text between them, in order and complete."""
     spans, position = [], 0
     for match in matches:
         spans.append(TextSpan(position, prompt[position : match.start], None))

@@ -1,11 +1,10 @@
-"""A store looked at, checked, pruned and copied, as the command line does it."""
+"""Inspect, check, prune and copy a store; `samkv store` is built on this."""
 
 from __future__ import annotations
 
 import io
 import os
 import tarfile
-import tempfile
 import time
 from collections.abc import Collection
 from contextlib import closing, suppress
@@ -17,28 +16,28 @@ from samkv_rag.exceptions import DamagedChunkError, StoreError, StoreFormatError
 from samkv_rag.store.base import BytesBlob, Store, StoredBytes, read_bytes
 from samkv_rag.store.catalog import Catalog
 from samkv_rag.store.codec import ChunkIdentity, StoredChunk, open_chunk
-from samkv_rag.store.disk import MARKER, DiskStore, as_folder
+from samkv_rag.store.disk import MARKER, DiskStore, as_folder, written_whole
 
 _MAX_CHUNK_BYTES = 8 << 30
-"""Larger members of an archive are refused: no chunk is."""
+"""Larger members of an archive are refused; no chunk is that large."""
 
 
 @dataclass(frozen=True)
 class Amount:
-    """How much of a store."""
+    """A number of chunks and their size."""
 
     num_chunks: int = 0
     num_bytes: int = 0
     num_chars: int = 0
-    """Of the chunks' texts, where the catalog knows them."""
+    """Characters of the chunks' texts, as far as the catalog knows them."""
 
     def plus(self, num_bytes: int, num_chars: int = 0) -> Amount:
-        """With one more chunk."""
+        """Return this amount and one more chunk."""
         return Amount(self.num_chunks + 1, self.num_bytes + num_bytes, self.num_chars + num_chars)
 
 
 class Entry(NamedTuple):
-    """A stored chunk and who it is; None where nothing says so."""
+    """A stored chunk and its identity, None if it is not in the catalog."""
 
     stored: StoredBytes
     identity: ChunkIdentity | None
@@ -46,20 +45,20 @@ class Entry(NamedTuple):
 
 @dataclass(frozen=True)
 class Verification:
-    """What checking every chunk found."""
+    """The result of checking every chunk."""
 
     sound: Amount
     damaged: dict[str, str]
-    """Key to what is wrong."""
+    """Maps a key to the reason."""
     num_leftovers: int = 0
-    """Files that killed writers left, deleted."""
+    """Temporary files of killed writers that were deleted."""
 
 
 def open_existing(folder: str | os.PathLike[str]) -> DiskStore:
-    """Open a disk store that is there.
+    """Open a disk store that already exists.
 
     Raises:
-        StoreFormatError: no store is there.
+        StoreFormatError: the folder is not a store.
     """
     path = as_folder("store", folder)
     if not (path / MARKER).is_file():
@@ -68,7 +67,10 @@ def open_existing(folder: str | os.PathLike[str]) -> DiskStore:
 
 
 def entries(store: Store, namespace: str | None = None, model: str | None = None) -> list[Entry]:
-    """Every stored chunk, the one used longest ago first; of a namespace, and of models whose fingerprint begins so."""
+    """Return the stored chunks, least recently used first.
+
+    ``namespace`` keeps the chunks of one namespace, ``model`` those of models whose fingerprint starts with it.
+    """
     with closing(Catalog(store)) as catalog:
         known = {identity.key: identity for identity in catalog.chunks()}
     found = [Entry(stored, known.get(stored.key)) for stored in store.keys()]
@@ -82,7 +84,7 @@ def entries(store: Store, namespace: str | None = None, model: str | None = None
 
 
 def amounts(store: Store) -> dict[tuple[str, str, str], Amount]:
-    """How much is stored by namespace, model and model's name; chunks that nothing describes are under ``""``."""
+    """Return what is stored by namespace, model and model name; chunks not in the catalog are under ``""``."""
     found: dict[tuple[str, str, str], Amount] = {}
     for stored, who in entries(store):
         group = (who.namespace, who.model, who.model_name) if who else ("", "", "")
@@ -91,7 +93,7 @@ def amounts(store: Store) -> dict[tuple[str, str, str], Amount]:
 
 
 def verify(store: Store, remove_damaged: bool = False) -> Verification:
-    """Read every chunk in full and compare its checksums; write those that are sound into the catalog."""
+    """Read every chunk in full and compare its checksums; add the sound ones to the catalog."""
     sound, damaged, identities = Amount(), {}, []
     for found in store.keys():
         try:
@@ -104,7 +106,7 @@ def verify(store: Store, remove_damaged: bool = False) -> Verification:
             identities.append(chunk.identity)
     if remove_damaged and damaged:
         store.delete(damaged)
-    with closing(Catalog(store)) as catalog, suppress(StoreFullError):  # what is sound is so on a full disk, too
+    with closing(Catalog(store)) as catalog, suppress(StoreFullError):  # a full disk does not change the result
         catalog.add(identities)
     return Verification(sound, damaged, store.remove_leftovers() if isinstance(store, DiskStore) else 0)
 
@@ -120,14 +122,14 @@ def prune(
     id_scope: str = "",
     dry_run: bool = False,
 ) -> Amount:
-    """Delete the chunks that any rule names, and return how much that was; ``dry_run`` only counts.
+    """Delete the chunks that any rule names, and return how much was deleted; ``dry_run`` only counts.
 
     Args:
-        namespace, model: as in :func:`entries`; others stay.
-        older_than_s: those not used for so long.
-        max_bytes: those used longest ago, until the rest takes no more.
-        keep_sources: of the sources that begin with ``id_scope`` all but these are forgotten; the chunks that have
-            no source left then.
+        namespace, model: as in :func:`entries`; other chunks stay.
+        older_than_s: delete chunks that were not used for this long.
+        max_bytes: delete the least recently used chunks until the rest takes no more than this.
+        keep_sources: forget all sources that start with ``id_scope`` except these, and delete the chunks that
+            have no source left.
     """
     with closing(Catalog(store)) as catalog:
         listed, now_s = entries(store, namespace, model), time.time()
@@ -157,19 +159,16 @@ def prune(
 
 
 def export_chunks(store: Store, target: Path, namespace: str | None = None, model: str | None = None) -> Amount:
-    """Copy sound chunks into a new ``.tar`` file; whole or not at all.
+    """Copy the sound chunks into a new ``.tar`` file, which appears whole or not at all.
 
     Raises:
-        StoreError: the file is there already, or cannot be written.
+        StoreError: the file exists already, or cannot be written.
     """
     if target.exists():
-        raise StoreError(f"{target} is there already; give a new file")
+        raise StoreError(f"{target} exists already; give a new file")
     copied = Amount()
     try:
-        with (
-            tempfile.NamedTemporaryFile(dir=target.parent, delete=False) as file,
-            tarfile.open(fileobj=file, mode="w") as tar,
-        ):
+        with written_whole(target) as file, tarfile.open(fileobj=file, mode="w") as tar:
             for stored, _ in entries(store, namespace, model):
                 with suppress(DamagedChunkError):
                     if chunk := _verified(store, stored.key):
@@ -177,17 +176,16 @@ def export_chunks(store: Store, target: Path, namespace: str | None = None, mode
                         member.size = chunk.blob.size
                         tar.addfile(member, io.BytesIO(read_bytes(chunk.blob)))
                         copied = copied.plus(chunk.blob.size)
-        os.replace(file.name, target)
     except OSError as error:
         raise StoreError(f"{target} cannot be written: {error.strerror}") from error
     return copied
 
 
 def import_chunks(store: Store, source: Path) -> tuple[Amount, dict[str, str]]:
-    """Put the chunks of an exported file into ``store``; return how much, and what was refused, by name.
+    """Add the chunks of an exported file to ``store``; return how much, and the refused members with the reason.
 
-    Checksums are checked, which finds damage and not forgery: import what you trust. What does not fit the
-    model is found out when it is first read, and computed again.
+    Checksums find damage, not forgery: import only files that you trust. A chunk that does not fit the model is
+    noticed when it is first read, and computed again.
 
     Raises:
         StoreError: the file cannot be read.

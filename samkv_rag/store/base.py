@@ -18,7 +18,7 @@ _KEY = re.compile(r"[0-9a-f]{64}")
 
 
 class Blob(Protocol):
-    """The bytes under a key. Any part is read without reading the rest; holds no file open."""
+    """The bytes of a key. Reads any part without the rest, and keeps no file open."""
 
     size: int
     """In bytes."""
@@ -26,10 +26,10 @@ class Blob(Protocol):
     """Equal only for blobs of the same, unchanged bytes."""
 
     def read(self, parts: Sequence[tuple[int, Buffer]]) -> None:
-        """Fill every buffer with the bytes from its start on, by one request where the backend can.
+        """Fill each buffer with the bytes from its start offset on, in one request if the backend can.
 
         Raises:
-            DamagedChunkError: there are fewer bytes, or others than there were.
+            DamagedChunkError: there are too few bytes, or they have changed.
         """
 
 
@@ -51,78 +51,78 @@ class BytesBlob:
 
 
 def read_bytes(blob: Blob, start: int = 0, stop: int | None = None) -> bytearray:
-    """Bytes ``start`` to ``stop`` of a blob; its end unless given."""
+    """Return bytes ``start`` to ``stop`` of a blob; ``None`` is its end."""
     data = bytearray((blob.size if stop is None else stop) - start)
     blob.read([(start, data)])
     return data
 
 
 class StoredBytes(NamedTuple):
-    """What a store says of a key without reading it."""
+    """An entry of a store's listing."""
 
     key: str
     num_bytes: int
     last_use_s: float
-    """Seconds since 1970; 0: not known."""
+    """Seconds since 1970; 0 if unknown."""
 
 
 class Store(ABC):
-    """Maps keys to bytes. Any number of threads and processes may use one at once.
+    """Maps keys to bytes. Any number of threads and processes may use a store at once.
 
-    A key is 64 hexadecimal digits, a hash. What is put is there whole or not at all; what is read is
-    checked by the reader, so a store need not. A remote that gives no answer raises
-    ``StoreUnreachableError`` within its time limit, and its chunks are computed again.
+    A key is a hash of 64 hexadecimal digits. An entry is stored whole or not at all. The reader checks what it
+    reads, so a store need not. A remote store that does not answer raises ``StoreUnreachableError`` within its
+    time limit; its chunks are then computed again.
     """
 
     shared: bool = False
-    """Whether other machines keep chunks here, which must outlive the documents of this one."""
+    """Whether other machines keep chunks here. They must survive the removal of this machine's documents."""
     num_evicted: int = 0
     """Entries that this process deleted to stay within a budget."""
     catalog_path: Path | None = None
-    """Where this machine writes down what is known of the store; None: in memory."""
+    """This machine's catalog file for the store; None keeps the catalog in memory."""
 
     @abstractmethod
     def contains(self, keys: Iterable[str]) -> set[str]:
-        """Return those of ``keys`` under which something is stored."""
+        """Return those of ``keys`` that are stored."""
 
     @abstractmethod
     def get(self, key: str) -> Blob | None:
-        """Return the bytes under ``key``, or None where there are none. Counts as a use."""
+        """Return the bytes of ``key``, or None if it is not stored. Counts as a use."""
 
     @abstractmethod
     def put(self, key: str, data: bytes) -> None:
-        """Store ``data``, in place of what stood under ``key``.
+        """Store ``data`` under ``key``, replacing what was there.
 
         Raises:
-            StoreFullError: no room; what was stored before is intact.
+            StoreFullError: there is no room; stored chunks are intact.
         """
 
     @abstractmethod
     def delete(self, keys: Iterable[str]) -> int:
-        """Delete what stands under ``keys``, and return under how many something stood."""
+        """Delete ``keys``, and return how many were stored."""
 
     @abstractmethod
     def keys(self) -> Iterator[StoredBytes]:
-        """Every key with its size, in any order."""
+        """Yield every key with its size, in any order."""
 
     def close(self) -> None:  # noqa: B027 - most stores hold nothing open
-        """Let go of connections and threads; the store is not used afterwards."""
+        """Close connections and threads. The store must not be used afterwards."""
 
-    # What slow stores do better than this
+    # Slow stores override these
 
     def get_beginning(self, key: str, num_bytes: int) -> Blob | None:
-        """Like :meth:`get`, where the first ``num_bytes`` will be read and the others hardly."""
+        """Like :meth:`get`, for a reader that needs the first ``num_bytes`` and rarely more."""
         return self.get(key)
 
     def prefetch(self, keys: Iterable[str]) -> Callable[[], None]:
-        """Start bringing bytes nearer; returns at once. Calling what is returned stops it."""
+        """Start to fetch ``keys`` into a nearer tier, and return at once. Call the result to stop."""
         return lambda: None
 
-    def flush(self) -> None:  # noqa: B027 - most stores have written when they return
-        """Wait until everything put is where it outlives this process.
+    def flush(self) -> None:  # noqa: B027 - most stores write at once
+        """Wait until everything that was put is stored beyond this process.
 
         Raises:
-            StoreError: something could not be written there.
+            StoreError: something could not be written.
         """
 
     def __enter__(self: Self) -> Self:
@@ -133,7 +133,7 @@ class Store(ABC):
 
 
 def require_key(key: object) -> str:
-    """Return a key; nothing else may become a path.
+    """Return ``key``, which is safe to use in a path.
 
     Raises:
         StoreError: it is not 64 hexadecimal digits.

@@ -1,11 +1,11 @@
-"""What is known of a store on this machine: its texts, and the sources that refer to them.
+"""The catalog of a store on this machine: its texts, and the sources that refer to them.
 
-One SQLite file, which processes share: beside a disk store, in the user's cache folder for a remote one, in
-memory for one in memory. A catalog that is lost costs misses only; a damaged one is put aside and made again
-from the stored chunks where they say who they are.
+It is one SQLite file that processes share: beside a disk store, in the user's cache folder for a remote store, in
+memory for a store in memory. A lost catalog costs misses only. A damaged one is put aside and rebuilt from the
+stored chunks.
 
-The file is opened by SQLite alone: closing any other descriptor of it would drop the locks that this
-process holds on it (sqlite.org/howtocorrupt.html, section 2.2).
+Only SQLite opens the file: closing any other descriptor of it would drop this process's locks
+(sqlite.org/howtocorrupt.html, section 2.2).
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ _COLUMNS = {field.name: field.type for field in fields(ChunkIdentity)}
 
 
 class KnownText(NamedTuple):
-    """What recognising a chunk in a prompt needs of its text."""
+    """The properties of a text by which a prompt is searched for it."""
 
     digest: str
     num_chars: int
@@ -58,7 +58,7 @@ class KnownText(NamedTuple):
 
 
 class Catalog:
-    """Texts and sources of all models that keep chunks in ``store``. Thread-safe, and safe after a fork."""
+    """The texts and sources of all models that use ``store``. Thread-safe, and safe after a fork."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
@@ -67,13 +67,13 @@ class Catalog:
         self._kept: list[sqlite3.Connection] = []
         self._process = os.getpid()
         self._seen: dict[str, tuple[int, int]] = {}
-        """By fingerprint: the last id that was read, and the version of all when it was."""
+        """Maps a fingerprint to the last id that was read, and the database's version at that time."""
         self._open()
 
     # Texts
 
     def news(self, fingerprint: str) -> list[KnownText]:
-        """Texts added since the last time this was asked for ``fingerprint``, by any process."""
+        """Return the texts that any process added since the last call for ``fingerprint``."""
         columns = ", ".join(KnownText._fields)
 
         def read() -> list[Any]:
@@ -89,12 +89,12 @@ class Catalog:
         return [KnownText(*row[1:]) for row in self._run(read) if _is_sound(KnownText._fields, row[1:])]
 
     def add(self, chunks: Iterable[ChunkIdentity]) -> None:
-        """Write down chunks that were stored, in place of what was known of them."""
+        """Add stored chunks, replacing their old entries."""
         rows = [(chunk.key, *astuple(chunk)) for chunk in chunks]
         columns, places = ", ".join(_COLUMNS), ", ".join("?" * len(_COLUMNS))
 
         def add(connection: sqlite3.Connection) -> None:
-            # What differs gets a new row and id: other processes read on from the last id they saw.
+            # A changed row gets a new id: other processes continue from the last id they saw.
             connection.executemany(f"DELETE FROM chunks WHERE key = ? AND ({columns}) IS NOT ({places})", rows)
             connection.executemany(f"INSERT OR IGNORE INTO chunks (key, {columns}) VALUES (?, {places})", rows)
 
@@ -114,7 +114,7 @@ class Catalog:
         return self._write(remove)
 
     def chunks(self, fingerprint: str | None = None) -> list[ChunkIdentity]:
-        """Every known chunk, oldest first; of one fingerprint, or of all."""
+        """Return the known chunks of one fingerprint, or of all, oldest first."""
         where, values = ("WHERE fingerprint = ?", (fingerprint,)) if fingerprint else ("", ())
         rows = self._select(f"SELECT {', '.join(_COLUMNS)} FROM chunks {where} ORDER BY id", values)
         return [ChunkIdentity(*row) for row in rows if _is_sound(_COLUMNS, row)]
@@ -122,17 +122,17 @@ class Catalog:
     # Sources
 
     def refer(self, fingerprint: str, sources: Mapping[str, str]) -> set[str]:
-        """Record which chunk key each source stands for; return the keys that thereby lost their last source."""
+        """Record the chunk key of each source; return the keys that have lost their last source."""
         rows = [(fingerprint, source, key) for source, key in sources.items()]
         return self._change("INSERT OR REPLACE INTO sources VALUES (?, ?, ?)", rows)
 
     def release(self, fingerprint: str, sources: Iterable[str]) -> set[str]:
-        """Forget sources; return the keys that thereby lost their last one."""
+        """Forget sources; return the keys that have lost their last source."""
         rows = [(fingerprint, source) for source in sources]
         return self._change("DELETE FROM sources WHERE fingerprint = ? AND source = ?", rows)
 
     def _change(self, statement: str, rows: Sequence[tuple[str, ...]]) -> set[str]:
-        """Run ``statement`` for rows of fingerprint, source and more; return the keys that lost their last source."""
+        """Run ``statement`` for rows that start with fingerprint and source; return the keys without a source left."""
 
         def change(connection: sqlite3.Connection) -> set[str]:
             select = "SELECT key FROM sources WHERE fingerprint = ? AND source = ?"
@@ -144,12 +144,12 @@ class Catalog:
         return self._write(change)
 
     def sources(self, fingerprint: str) -> dict[str, str]:
-        """Every source of a fingerprint and the chunk key that it refers to."""
+        """Return the chunk key of every source of a fingerprint."""
         rows = self._select("SELECT source, key FROM sources WHERE fingerprint = ?", (fingerprint,))
         return {source: key for source, key in rows if isinstance(source, str)}
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         with self._lock:
             self._connection.close()
 
@@ -183,7 +183,7 @@ class Catalog:
             self._connection.execute("SELECT 1 FROM chunks LIMIT 1")
 
     def _add_stored(self) -> None:
-        """Write down every stored chunk that says who it is. Sources are not in the chunks."""
+        """Add every readable stored chunk. Chunks do not contain their sources."""
         found = []
         for stored in self._store.keys():
             with suppress(DamagedChunkError):
@@ -191,10 +191,10 @@ class Catalog:
                     found.append(chunk.identity)
         if found:
             self.add(found)
-            logger.info("%s was made again from %d chunks", self._path, len(found))
+            logger.info("rebuilt %s from %d chunks", self._path, len(found))
 
     def _make_again(self, error: Exception) -> None:
-        """Put a damaged file aside, and make it again."""
+        """Put the damaged file aside and rebuild it."""
         assert self._path is not None
         aside = self._path.with_name(f"{self._path.name}.damaged-{time.time_ns()}")
         with suppress(FileNotFoundError):
@@ -218,7 +218,7 @@ class Catalog:
         return self._run(lambda: self._connection.execute(statement, values).fetchall())
 
     def _write(self, function: Callable[[sqlite3.Connection], T]) -> T:
-        """Run ``function`` in one transaction: it takes effect whole or not at all."""
+        """Run ``function`` in one transaction."""
 
         def write() -> T:
             connection = self._connection
@@ -235,7 +235,7 @@ class Catalog:
 
     def _run(self, function: Callable[[], T]) -> T:
         with self._lock:
-            if os.getpid() != self._process:  # a connection must not be used, nor closed, across a fork
+            if os.getpid() != self._process:  # a connection must not be used or closed across a fork
                 self._kept.append(self._connection)
                 self._process = os.getpid()
                 self._open()
@@ -251,7 +251,7 @@ class Catalog:
                 return function()
 
     def _require_damage(self, error: Exception) -> None:
-        """Raise what is not damage of a file, which can be made again."""
+        """Raise ``error`` unless it means a damaged file."""
         if self._path is None or not _is_damage(error):
             raise self._as_store_error(error) from error
 
@@ -278,11 +278,11 @@ def _prepared(connection: sqlite3.Connection) -> sqlite3.Connection:
 
 def _is_damage(error: Exception) -> bool:
     code = getattr(error, "sqlite_errorcode", None)
-    if code is None:  # a damaged text, or SQLite's own message that quotes one
+    if code is None:  # a damaged text, or an error without a code from sqlite3 itself
         return isinstance(error, UnicodeDecodeError) or "schema is" in str(error) or "decode to UTF-8" in str(error)
     return code & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR, sqlite3.SQLITE_SCHEMA)
 
 
 def _is_sound(columns: Iterable[str], row: Iterable[object]) -> bool:
-    """Whether a row has what was written: a damaged file may hold anything in any column."""
+    """Check the types of a row: a damaged file may have anything in any column."""
     return all(type(value).__name__ == _COLUMNS[name] for name, value in zip(columns, row, strict=True))

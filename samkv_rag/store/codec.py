@@ -1,12 +1,12 @@
-"""A chunk cache as the bytes of a safetensors file, and back, tensor by tensor; ``docs/format.md`` specifies it.
+"""Encodes a chunk cache as a safetensors file, and reads it back tensor by tensor; see ``docs/format.md``.
 
-Tensors: ``token_ids`` [tokens]; ``layer.<layer>.keys`` and ``layer.<layer>.values`` [kv_heads, tokens, head_dim], in
-full of all layers, in an index of those that select; then in full the summary, in an index ``anchor_keys`` and
-``anchor_values`` of the anchors up to the last scoring layer. In int8 with their scales beside them. Metadata: one JSON
-document with who computed the chunk, of which text, and an XXH3-64 checksum of every tensor and of the document itself.
+Tensors: ``token_ids`` [tokens]; ``layer.<layer>.keys`` and ``layer.<layer>.values`` [kv_heads, tokens, head_dim], for
+all layers in full storage and for the selecting layers in an index. Full storage adds the summary, an index the
+``anchor_keys`` and ``anchor_values`` up to the last scoring layer. int8 tensors have their scales beside them.
+Metadata: one JSON document with the chunk's identity and an XXH3-64 checksum of every tensor and of the document.
 
-The library writes the files. It reads them whole or through a memory map; here a layer goes straight to its place in
-the assembled prompt, so reading is our own. A tensor is compared with its checksum when it is first read.
+The safetensors library writes the files. Reading is our own, because it copies each layer straight to its place in the
+assembled prompt. A tensor is compared with its checksum when it is first read.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ from samkv_rag.store.quantization import (
 
 FORMAT_VERSION = 8
 PREFIX_CHARS = 16
-"""Characters of a text's prefix and suffix, by which it is noticed in prompts; shorter texts are not worth a cache."""
+"""Length of a text's prefix and suffix, by which it is found in prompts; shorter texts are not cached."""
 _METADATA = "samkv"
 _SUMMARY = tuple(field.name for field in fields(Summary))
 _DTYPES = {
@@ -60,21 +60,20 @@ _MODEL_DTYPES = {
     str(t).removeprefix("torch."): t for t in (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 }
 _FIRST_READ_BYTES = 16 << 10
-"""Holds the header of an index, and of a full chunk of some thirty layers."""
+"""Enough for the header of an index, or of a full chunk of about thirty layers."""
 _METADATA_BYTES, _ENTRY_BYTES = 800, 125
-"""Of a header: about what is said of the chunk, and of each tensor."""
+"""Approximate size of a header: its metadata, and the entry of each tensor."""
 _MAX_HEADER_BYTES = 64 << 20
-_ANCHORS_ALONE = "an index holds the KV of a chunk's anchors alone"
+_ANCHORS_ALONE = "an index has the KV of a chunk's anchors only"
 
 
 @dataclass(frozen=True)
 class ChunkIdentity:
-    """Whose chunk it is; stands in its file, so that a catalog can be made again."""
+    """The identity of a chunk. Its file contains it, so that a catalog can be rebuilt."""
 
     fingerprint: str
     """Model, tokenizer, summary and tenant."""
     digest: str
-    """Of the text."""
     num_chars: int
     prefix: str
     suffix: str
@@ -82,7 +81,7 @@ class ChunkIdentity:
     num_tokens: int
     namespace: str = ""
     model: str = ""
-    """The model's fingerprint, whatever the tenant."""
+    """The model's own fingerprint, equal for all tenants."""
     model_name: str = ""
 
     @property
@@ -92,10 +91,10 @@ class ChunkIdentity:
 
 
 def stored_dtype(kv_dtype: str, dtype: torch.dtype, storage: str = "full") -> str:
-    """What the KV of a model that computes in ``dtype`` is kept in: a dtype's name, or ``int8``.
+    """Return the type in which the KV of a model of ``dtype`` is stored: a dtype's name, or ``int8``.
 
     Raises:
-        ConfigurationError: the two do not go together.
+        ConfigurationError: ``kv_dtype`` does not suit ``dtype``.
     """
     if kv_dtype == "auto":
         return "int8" if storage == "index" else _name(dtype if dtype.itemsize == 2 else torch.bfloat16)
@@ -108,10 +107,10 @@ def stored_dtype(kv_dtype: str, dtype: torch.dtype, storage: str = "full") -> st
 
 
 def encode_chunk(cache: ChunkCache, identity: ChunkIdentity, kv_dtype: str = "auto", storage: str = "full") -> bytes:
-    """The file of ``cache``; equal bytes for equal arguments.
+    """Return the file of ``cache``; equal arguments give equal bytes.
 
     Raises:
-        StoreError: a value is not finite, which a quantised chunk cannot hold.
+        StoreError: a value is not finite, which int8 cannot represent.
     """
     stored = stored_dtype(kv_dtype, cache.keys.dtype, storage)
     tensors: dict[str, torch.Tensor] = {}
@@ -132,15 +131,12 @@ def encode_chunk(cache: ChunkCache, identity: ChunkIdentity, kv_dtype: str = "au
         "storage": storage,
         "checksums": {name: _checksum(tensor) for name, tensor in tensors.items()},
     }
-    # One entry of metadata: the library writes several in random order.
+    # One metadata entry only: the library writes several in random order.
     return bytes(save(tensors, {_METADATA: json.dumps({"body": body, "checksum": _body_checksum(body)})}))
 
 
 def encoded_bytes(shape: ChunkShape, num_tokens: int, kv_dtype: str, num_layers: int | None = None) -> int:
-    """About how many bytes :func:`encode_chunk` makes of a chunk; known without computing it.
-
-    With ``num_layers``, how many there are up to the last of so many layers: their tensors lie in order.
-    """
+    """Estimate the size of a chunk's file, or of its part up to the end of the first ``num_layers`` layers."""
     stored = stored_dtype(kv_dtype, shape.dtype, shape.spec.storage)
     expected = _expected(shape, num_tokens, stored)
     sizes = {name: math.prod(size) * dtype.itemsize for name, (dtype, size) in expected.items()}
@@ -150,12 +146,12 @@ def encoded_bytes(shape: ChunkShape, num_tokens: int, kv_dtype: str, num_layers:
 
 
 def open_chunk(store: Store, key: str, num_bytes: int | None = None) -> StoredChunk | None:
-    """Reader of what is stored under ``key``; None where nothing is.
+    """Return a reader of the chunk stored under ``key``, or None.
 
-    With ``num_bytes`` no more than these first ones will be read, as a rule.
+    Give ``num_bytes`` if you expect to read the first ``num_bytes`` only.
 
     Raises:
-        DamagedChunkError: it is not a chunk of this format, or another chunk's.
+        DamagedChunkError: the file is not of this format, or belongs to another chunk.
     """
     blob = store.get(key) if num_bytes is None else store.get_beginning(key, max(num_bytes, _FIRST_READ_BYTES))
     if blob is None:
@@ -167,22 +163,21 @@ def open_chunk(store: Store, key: str, num_bytes: int | None = None) -> StoredCh
 
 
 class StoredChunk:
-    """Reader of an encoded chunk; every tensor it returns is an owned copy, and was compared with its checksum.
+    """Reads an encoded chunk. Every tensor that it returns is a copy whose checksum was compared.
 
     Raises:
-        DamagedChunkError: not a chunk of this format; on reading, a tensor that differs from its checksum.
+        DamagedChunkError: the file is not of this format; while reading, a checksum differs.
     """
 
     def __init__(self, blob: Blob) -> None:
         self.blob = blob
         self._data = blob
         self.tensors, body = _read_header(blob)
-        """Where each lies, by name."""
         data_start = min((span.start for span in self.tensors.values()), default=0)
         self.bytes_read = min(blob.size, max(data_start, _FIRST_READ_BYTES))
-        """So far, of what the store holds."""
+        """Bytes read from the store so far."""
         self.checked: set[str] = set()
-        """Tensors that were compared; may be handed on to the next reader of a blob of the same identity."""
+        """Names of tensors whose checksum was compared. The next reader of the same blob may reuse the set."""
         try:
             self.identity = _identity(body)
             self._dtype, self._checksums = _MODEL_DTYPES[body["dtype"]], body["checksums"]
@@ -198,7 +193,7 @@ class StoredChunk:
             raise DamagedChunkError(f"its token ids are {ids}, expected int64 [{num_tokens}]")
 
     def load(self) -> None:
-        """Bring the whole chunk into memory by one request; what is read of it later is read there."""
+        """Load the whole chunk into memory by one request; later reads use that copy."""
         data = bytearray(self.blob.size)
         self._request([(0, memoryview(data))])
         self._data = BytesBlob(data)
@@ -218,7 +213,7 @@ class StoredChunk:
             raise LookupError(_ANCHORS_ALONE)
         places = dict(zip(_layer(layer), [keys] if values is None else [keys, values], strict=False))
         if keys.dtype == self.tensors[_layer(layer)[0]].dtype and all(p[0].is_contiguous() for p in places.values()):
-            self._fill(places)  # from the store to its place by one request, head by head
+            self._fill(places)  # straight from the store to its place, by one request
             return
         for place, found in zip(places.values(), self._decoded(*places), strict=True):
             place.copy_(found)
@@ -230,7 +225,7 @@ class StoredChunk:
         return Summary(*(means.to(self._dtype) for means in self._decoded(*_SUMMARY)))
 
     def _anchors(self, layer: int, tokens: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
-        """Keys and values of those anchors of an index that ``tokens`` names."""
+        """Return keys and values of the anchors ``tokens`` from an index."""
         anchors, (below, values) = index_anchors(self.identity.num_tokens), self._anchor_kv
         if tokens is None or not bool(torch.isin(tokens, anchors).all()):
             raise LookupError(_ANCHORS_ALONE)
@@ -246,18 +241,18 @@ class StoredChunk:
     # Checking
 
     def verify(self) -> None:
-        """Read every tensor, and compare it with its checksum."""
+        """Read every tensor and compare its checksum."""
         self.checked.clear()
         for name in self.tensors:
             self._read(name)
 
     def require(self, wanted: ChunkShape, token_ids: list[int] | None = None) -> None:
-        """Compare every tensor's dtype and shape with the model's, the token ids with the text's.
+        """Compare dtypes and shapes with the model's, and the token ids with the text's.
 
-        A file with right checksums can still have been made by somebody else.
+        A forged file can have correct checksums.
 
         Raises:
-            DamagedChunkError: one differs.
+            DamagedChunkError: something differs.
         """
         if self._dtype != wanted.dtype:
             raise DamagedChunkError(f"its dtype is {self._dtype}, the model's {wanted.dtype}")
@@ -278,11 +273,11 @@ class StoredChunk:
     # Reading
 
     def _decoded(self, *names: str, tokens: torch.Tensor | None = None) -> list[torch.Tensor]:
-        """Tensors, of all tokens or some; in float32 where they are quantised."""
+        """Return tensors of all tokens or some; quantised ones become float32."""
         scaled = [f"{name}.scales" for name in names] if self.kv_dtype == "int8" else []
         if tokens is not None and self.checked.issuperset(names):
             stored, scales = self._read_rows(names, tokens), self._read(*scaled)
-        else:  # whole, for the checksum is
+        else:  # the checksum needs the whole tensor
             stored = self._read(*names, *scaled)
             stored, scales = stored[: len(names)], stored[len(names) :]
             stored = stored if tokens is None else [one[:, tokens] for one in stored]
@@ -294,13 +289,13 @@ class StoredChunk:
         return stored
 
     def _read(self, *names: str) -> list[torch.Tensor]:
-        """Whole tensors as they are stored, by one request."""
+        """Return whole tensors as they are stored, by one request."""
         found = {name: torch.empty(self.tensors[name].shape, dtype=self.tensors[name].dtype) for name in names}
         self._fill(found)
         return list(found.values())
 
     def _fill(self, places: dict[str, torch.Tensor]) -> None:
-        """Read whole tensors into ``places``, each contiguous or so head by head, by one request; check new ones."""
+        """Read whole tensors into ``places`` by one request and check new ones. Each head must be contiguous."""
         parts: list[tuple[int, Buffer]] = []
         for name, place in places.items():
             start = self.tensors[name].start
@@ -313,13 +308,13 @@ class StoredChunk:
                 continue
             if _checksum(place) != self._checksums[name]:
                 raise DamagedChunkError(f"the checksum of {name} differs")
-            # The least and the greatest value: many times as fast as to look at each for itself.
+            # Many times faster than isfinite on every value.
             if place.is_floating_point() and not all(map(math.isfinite, torch.aminmax(place) if place.numel() else ())):
                 raise DamagedChunkError(f"{name} holds a value that is not finite")
             self.checked.add(name)
 
     def _read_rows(self, names: Iterable[str], tokens: torch.Tensor) -> list[torch.Tensor]:
-        """``[kv_heads, tokens, head_dim]`` of each name; the bytes of other tokens are not touched."""
+        """Return ``[kv_heads, tokens, head_dim]`` of each name, without reading other tokens."""
         parts: list[tuple[int, Buffer]] = []
         found, runs = [], list(_runs(tokens.tolist()))
         for name in names:
@@ -340,7 +335,7 @@ class StoredChunk:
 
 
 class _Span(NamedTuple):
-    """Where a tensor lies, in bytes from the file's beginning, and how its bytes are read."""
+    """The position of a tensor in the file, in bytes, and its type."""
 
     dtype: torch.dtype
     shape: tuple[int, ...]
@@ -349,7 +344,7 @@ class _Span(NamedTuple):
 
 
 def _read_header(blob: Blob) -> tuple[dict[str, _Span], dict[str, Any]]:
-    """Read and check a file's header: afterwards every tensor lies within the file, and nothing else does."""
+    """Read and check the header: the tensors must fill the rest of the file without gaps."""
     try:
         first = read_bytes(blob, 0, min(blob.size, _FIRST_READ_BYTES))
         length = int.from_bytes(first[:8], "little")
@@ -377,13 +372,13 @@ def _read_header(blob: Blob) -> tuple[dict[str, _Span], dict[str, Any]]:
 
 
 def _identity(body: dict[str, Any]) -> ChunkIdentity:
-    """Whose chunk a file says it is, where a catalog can hold that."""
+    """Return the identity that a file states; its fields must have the right types."""
     identity = ChunkIdentity(**{field.name: body[field.name] for field in fields(ChunkIdentity)})
     for field in fields(identity):
         value = body[field.name]
         if type(value).__name__ != field.type or (type(value) is int and not 0 <= value < 2**63):
             raise ValueError(f"{field.name} {value!r:.80}")
-        str(value).encode()  # JSON can spell half a surrogate pair
+        str(value).encode()  # JSON can contain half a surrogate pair
     if len(identity.prefix) > PREFIX_CHARS or len(identity.suffix) > PREFIX_CHARS:
         raise ValueError(f"a prefix or suffix of more than {PREFIX_CHARS} characters")
     require_key(identity.digest)
@@ -400,17 +395,17 @@ def _span(described: dict[str, Any], data_start: int) -> _Span:
 
 
 def _layer(layer: int) -> tuple[str, str]:
-    """Names of a layer's keys and values."""
+    """Return the names of a layer's keys and values."""
     return f"layer.{layer:03}.keys", f"layer.{layer:03}.values"
 
 
 def _is_by_channel(name: str) -> bool:
-    """Whether a tensor is quantised as keys are, rather than row by row."""
+    """Whether a tensor is quantised as keys are, not row by row."""
     return name.endswith(".keys") or name == "anchor_keys"
 
 
 def _contents(cache: ChunkCache, storage: str) -> dict[str, torch.Tensor]:
-    """What is stored of a chunk, before it is brought to a dtype."""
+    """Return the tensors to store, in their original dtype."""
     num_layers = cache.keys.shape[0]
     if storage == "full":
         with_keys = with_values = range(num_layers)
@@ -427,7 +422,7 @@ def _contents(cache: ChunkCache, storage: str) -> dict[str, torch.Tensor]:
 
 @lru_cache(1024)
 def _expected(wanted: ChunkShape, num_tokens: int, kv_dtype: str) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
-    """What a chunk of ``wanted`` is stored as: every tensor's dtype and shape."""
+    """Return the dtype and shape of every tensor in the file of a chunk."""
 
     def like(*shape: int) -> torch.Tensor:
         return torch.empty(1).expand(shape)  # takes no memory
@@ -451,14 +446,14 @@ def _expected(wanted: ChunkShape, num_tokens: int, kv_dtype: str) -> dict[str, t
 
 
 def _runs(tokens: list[int]) -> Iterator[tuple[int, int, int]]:
-    """Runs of neighbours among ``tokens``, which rise: where in the list each begins and ends, and its first token."""
+    """Yield start and stop index of each run of adjacent tokens in the ascending ``tokens``, and its first token."""
     for _, group in groupby(enumerate(tokens), key=lambda pair: pair[1] - pair[0]):
         run = list(group)
         yield run[0][0], run[-1][0] + 1, run[0][1]
 
 
 def _checksum(tensor: torch.Tensor) -> str:
-    """Of a tensor's bytes, and of how they are read."""
+    """Return a checksum of a tensor's dtype, shape and bytes."""
     hasher = xxhash.xxh3_64(f"{tensor.dtype}{list(tensor.shape)}".encode())
     for buffer in _buffers(tensor):
         hasher.update(buffer)
@@ -470,12 +465,12 @@ def _body_checksum(body: dict[str, Any]) -> str:
 
 
 def _buffers(tensor: torch.Tensor) -> list[Buffer]:
-    """The bytes of a tensor that is contiguous, or whose items are, in memory order; no copy."""
+    """Return views of the bytes of a tensor that is contiguous, or whose items are."""
     return [_raw(tensor)] if tensor.is_contiguous() else list(tensor.view(torch.uint8).numpy())
 
 
 def _raw(tensor: torch.Tensor) -> memoryview:
-    """The bytes of a contiguous tensor on the host, in memory order; no copy."""
+    """Return a view of the bytes of a contiguous tensor on the host."""
     data: memoryview = tensor.detach().reshape(-1).view(torch.uint8).numpy().data
     return data
 

@@ -1,11 +1,11 @@
-"""A store in a folder: one file a key. Many processes may share it.
+"""A store in a folder, one file per key. Many processes may share it.
 
-    FOLDER/samkv-store.json                 says that this folder is a store
-    FOLDER/chunks/ab/abcd….safetensors      a chunk; 0600
+    FOLDER/samkv-store.json                 marks the folder as a store
+    FOLDER/chunks/ab/abcd….safetensors      a chunk, mode 0600
     FOLDER/catalog.sqlite                   see ``catalog``
 
-A file is written under a temporary name and renamed, so readers see a whole file or none. A file's access
-time is its last use.
+A file is written under a temporary name and then renamed, so readers see a whole file or none. The access time of
+a file is its last use.
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from io import FileIO
 from pathlib import Path
+from typing import IO
 
 from samkv_rag.exceptions import ConfigurationError, DamagedChunkError, StoreError, StoreFormatError, StoreFullError
 from samkv_rag.store.base import Blob, Buffer, Store, StoredBytes, require_key
@@ -34,21 +35,21 @@ MARKER = "samkv-store.json"
 _WRITING_PREFIX = ".writing-"
 _ABANDONED_AFTER_S = 86_400
 _RECOUNT_AFTER_S = 10.0
-"""How old the count of a budgeted folder's bytes may become; other processes write to it, too."""
+"""A count of the folder's bytes is repeated after this time, because other processes write to the folder too."""
 _FREED_AT_ONCE = 1 / 64  # of the budget
 
 
 class DiskStore(Store):
-    """Keeps bytes in a folder that outlives the process.
+    """Keeps bytes in a folder.
 
     Args:
-        folder: made where absent. ``~`` is the user's home.
-        budget_bytes: where a new file does not fit, those used longest ago are deleted. Processes that
-            write at the same time may together pass it by what they write within ten seconds. None: no bound.
+        folder: created if missing. ``~`` is the user's home.
+        budget_bytes: if a new file does not fit, the least recently used files are deleted. Processes that write at
+            the same time may exceed the budget by what they write in ten seconds. None: no limit.
 
     Raises:
         ConfigurationError: the folder is not a path.
-        StoreFormatError: the folder holds other things, or a store of another format.
+        StoreFormatError: the folder contains other files, or a store of another format.
     """
 
     def __init__(self, folder: str | os.PathLike[str], budget_bytes: int | None = None) -> None:
@@ -70,7 +71,7 @@ class DiskStore(Store):
             blob = FileBlob(path)
         except FileNotFoundError:
             return None
-        with suppress(OSError):  # a mount that can only be read
+        with suppress(OSError):  # a read-only mount
             os.utime(path, ns=(time.time_ns(), blob.mtime_ns))
         return blob
 
@@ -80,7 +81,8 @@ class DiskStore(Store):
             self._make_room(key, len(data), self.budget_bytes)
         try:
             path.parent.mkdir(exist_ok=True, mode=0o700)
-            self._write(path, data)
+            with written_whole(path) as file:
+                file.write(data)
         except OSError as error:
             raise self._as_store_error(error) from error
         with self._lock:
@@ -104,13 +106,13 @@ class DiskStore(Store):
         for path in self._chunks.glob("??/*.safetensors"):
             with suppress(FileNotFoundError):
                 found = path.stat()
-                if found.st_atime > now_s:  # a clock was ahead, which must not keep a file for ever
+                if found.st_atime > now_s:  # written by a clock that was ahead; do not keep the file for ever
                     with suppress(OSError):
                         os.utime(path, ns=(time.time_ns(), found.st_mtime_ns))
                 yield StoredBytes(path.stem, found.st_size, min(found.st_atime, now_s))
 
     def prefetch(self, keys: Iterable[str]) -> Callable[[], None]:
-        """Ask the kernel to read the files ahead; where it takes no advice, nothing happens."""
+        """Ask the kernel to read the files ahead, if it supports that."""
         if hasattr(os, "posix_fadvise"):
             for key in keys:
                 with suppress(OSError), _opened(self._path(key)) as file:
@@ -118,7 +120,7 @@ class DiskStore(Store):
         return lambda: None
 
     def remove_leftovers(self) -> int:
-        """Delete the temporary files of writers that died over a day ago; return how many."""
+        """Delete temporary files older than a day, left by killed writers; return how many."""
         num_removed = 0
         for path in self._chunks.glob(f"*/{_WRITING_PREFIX}*"):
             with suppress(OSError):
@@ -138,7 +140,8 @@ class DiskStore(Store):
             if not self._chunks.is_dir():
                 self._chunks.mkdir(exist_ok=True, mode=0o700)
             if not marker.exists():
-                self._write(marker, json.dumps({"samkv_store": FORMAT}).encode())
+                with written_whole(marker) as file:
+                    file.write(json.dumps({"samkv_store": FORMAT}).encode())
         except OSError as error:
             raise self._as_store_error(error) from error
         if self.folder.stat().st_mode & 0o022:
@@ -148,7 +151,7 @@ class DiskStore(Store):
             )
 
     def _require_own(self, marker: Path) -> None:
-        """A folder with a marker is a store; one without must be empty but for what a killed opening left."""
+        """Check that the folder is a store by its marker, or empty except for what an interrupted opening left."""
         names = sorted(os.listdir(self.folder))
         if MARKER in names:
             try:
@@ -167,24 +170,13 @@ class DiskStore(Store):
     def _path(self, key: str) -> Path:
         return self._chunks / require_key(key)[:2] / f"{key}.safetensors"
 
-    def _write(self, path: Path, data: bytes) -> None:
-        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=_WRITING_PREFIX)  # 0600
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(data)
-            os.replace(temporary, path)
-        except BaseException:
-            with suppress(OSError):
-                os.unlink(temporary)
-            raise
-
     def _as_store_error(self, error: OSError) -> StoreError:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             return StoreFullError(f"no space left for {self.folder}: {error.strerror}; stored chunks are intact")
         return StoreError(f"{self.folder} cannot be used: {error.strerror or error}")
 
     def _make_room(self, key: str, num_bytes: int, budget_bytes: int) -> None:
-        """Where ``num_bytes`` more do not fit by a count of late, count, and delete what was used longest ago."""
+        """Delete the least recently used files if ``num_bytes`` more do not fit by a recent count."""
         if num_bytes > budget_bytes:
             raise StoreFullError(
                 f"a chunk takes {num_bytes:,} bytes, the budget of {self.folder} is {budget_bytes:,}; raise "
@@ -208,10 +200,10 @@ class DiskStore(Store):
 
 
 class FileBlob:
-    """The bytes of a file, which is opened for each read, so that thousands may be at hand.
+    """The bytes of a file. Each read opens the file, so thousands of blobs may exist at once.
 
     Raises:
-        FileNotFoundError: no such file.
+        FileNotFoundError: there is no such file.
     """
 
     def __init__(self, path: Path) -> None:
@@ -224,7 +216,7 @@ class FileBlob:
     def read(self, parts: Sequence[tuple[int, Buffer]]) -> None:
         runs: list[tuple[int, list[Buffer]]] = []
         stop = -1
-        for start, buffer in parts:  # what lies side by side is read by one call
+        for start, buffer in parts:  # adjacent parts are read by one call
             if start != stop:
                 runs.append((start, []))
             runs[-1][1].append(buffer)
@@ -243,8 +235,22 @@ class FileBlob:
             raise DamagedChunkError(f"{found} of {wanted} bytes from {parts[0][0]} on are there")
 
 
+@contextmanager
+def written_whole(path: Path) -> Iterator[IO[bytes]]:
+    """Open a temporary file, mode 0600, that is renamed to ``path`` at the end; on an error it is deleted."""
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=_WRITING_PREFIX)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            yield file
+        os.replace(temporary, path)
+    except BaseException:
+        with suppress(OSError):
+            os.unlink(temporary)
+        raise
+
+
 def _opened(path: Path) -> FileIO:
-    """A file to read. Does not wait where a pipe lies in its place."""
+    """Open a file to read; does not block on a pipe."""
     not_blocking = getattr(os, "O_NONBLOCK", 0)
     return FileIO(path, opener=lambda name, flags: os.open(name, flags | not_blocking))
 
@@ -261,10 +267,10 @@ def _identity(status: os.stat_result) -> tuple[int, ...]:
 
 
 def as_folder(name: str, value: object) -> Path:
-    """Return a folder's path, which need not be there.
+    """Return the path of a folder, which need not exist.
 
     Raises:
-        ConfigurationError: not a path, an empty one, or another kind of location.
+        ConfigurationError: ``value`` is empty, not a path, or another kind of location.
     """
     path = os.fspath(value) if isinstance(value, (str, os.PathLike)) else None
     empty = isinstance(value, Path) and not value.parts

@@ -15,7 +15,7 @@ class MemoryStore(Store):
     """Keeps bytes in a dictionary.
 
     Args:
-        budget_bytes: where a new entry does not fit, those used longest ago go. None: no bound.
+        budget_bytes: if a new entry does not fit, the least recently used entries are deleted. None: no limit.
     """
 
     def __init__(self, budget_bytes: int | None = None) -> None:

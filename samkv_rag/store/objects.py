@@ -1,7 +1,6 @@
-"""A store in an object store: S3, Google Cloud Storage, Azure, or whatever ``obstore`` opens by its URL.
+"""A store in an object store: S3, Google Cloud Storage, Azure, or any other URL that ``obstore`` opens.
 
-``obstore`` rather than ``fsspec``: one compiled package without dependencies serves all of them, its
-requests have time limits and retries of their own, and it reads ranges.
+``obstore`` is one compiled package without dependencies. It reads ranges, and has time limits and retries.
 """
 
 from __future__ import annotations
@@ -23,16 +22,16 @@ _PARALLEL = 16
 class ObjectStore(RemoteStore):
     """Keeps bytes as objects under a URL such as ``s3://bucket/prefix``.
 
-    Evicting is the bucket's business: give it a rule that deletes objects by age.
+    Nothing is evicted; give the bucket a rule that deletes objects by age.
 
     Args:
-        url: the bucket and, where wanted, a prefix within it.
-        timeout_s: the longest that one request may take; it is tried once more.
+        url: the bucket, and optionally a prefix within it.
+        timeout_s: time limit of a request, which is retried once.
         options: for the client, such as ``region``, ``endpoint`` or ``skip_signature``; see obstore's
             ``S3Config``, ``GCSConfig`` and ``AzureConfig``. They may be secret, so no message shows them.
 
     Raises:
-        ConfigurationError: obstore is not installed, or it does not take the URL or an option.
+        ConfigurationError: obstore is not installed, or refuses the URL or an option.
     """
 
     def __init__(self, url: str, timeout_s: float = 30.0, **options: Any) -> None:
@@ -75,7 +74,7 @@ class ObjectStore(RemoteStore):
             except failures.BaseError as error:
                 if "416 Range" not in str(error):
                     raise
-                return Part(b"", start)  # nothing is there from ``start`` on
+                return Part(b"", start)  # the object ends before ``start``
             return Part(bytes(found.bytes()), found.meta["size"], found.meta["e_tag"])
 
         return self._ask(read)

@@ -1,4 +1,4 @@
-"""From a location and options to a store, or tiers of stores."""
+"""Opens a store, or tiers of stores, by its location."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ _REMOTE_OPTIONS = ("memory_bytes", "disk_bytes", "cache_folder", "timeout_s", "s
 
 
 def open_store(location: str | PathLike[str] | Store = ":memory:", **options: Any) -> Store:
-    """Open a store by its location, with nearer tiers in front of it where asked for.
+    """Open a store by its location, optionally with nearer tiers in front of it.
 
     Args:
-        location: ``":memory:"``; a folder, made where absent; ``redis://``, ``rediss://``, ``valkey://`` or
+        location: ``":memory:"``; a folder, created if missing; ``redis://``, ``rediss://``, ``valkey://`` or
             ``valkeys://``; another URL that obstore opens (``s3://``, ``gs://``, ``az://`` ...); or a store,
             which is returned as it is.
-        memory_bytes: budget of the chunks kept in memory. Before a folder there is none unless asked for;
-            before a URL there is 1 GiB unless ``cache_folder`` is given; 0: none.
+        memory_bytes: budget of the chunks kept in memory; 0 keeps none. The default is none in front of a folder,
+            and 1 GiB in front of a URL without ``cache_folder``.
         disk_bytes: budget of the folder.
-        cache_folder: a folder in which chunks of a URL are kept, with ``disk_bytes`` as its budget.
-        timeout_s: the longest that one request to a URL may take.
+        cache_folder: a folder that caches the chunks of a URL, with ``disk_bytes`` as its budget.
+        timeout_s: time limit of a request to a URL.
         storage_options: a dictionary for the client of a URL.
 
     Raises:
-        ConfigurationError: an option is unknown, means nothing here or is out of range; a package is missing.
-        StoreFormatError: the folder holds other things.
+        ConfigurationError: an option is unknown, has no meaning here or is out of range; a package is missing.
+        StoreFormatError: the folder contains other files.
     """
     if isinstance(location, Store):
         _require_known(type(location).__name__, options, ())

@@ -1,8 +1,8 @@
 """Keys and values in 8 bits: keys by channel, values by token, in groups (KIVI, arXiv 2402.02750).
 
-A few channels of the keys are large in every token, so a key shares its scale with the same channel of the
-neighbouring tokens; values have no such channels and share theirs within a token. Everything is computed in
-float32; scales and zeros are bfloat16, rounded so that no value falls outside the codes.
+A few channels of the keys are large in every token, so keys share a scale per channel over neighbouring tokens.
+Values have no such channels and share a scale within a token. Everything is computed in float32. Scales and zeros are
+bfloat16, rounded so that no value falls outside the codes.
 
     keys     x = zero + scale · (code + 128), groups of 64 tokens
     values   x = scale · code, groups of 64 channels; summaries, too
@@ -34,14 +34,14 @@ def quantize_keys(keys: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 def dequantize_keys(codes: torch.Tensor, scales: torch.Tensor, tokens: torch.Tensor | None = None) -> torch.Tensor:
     """Inverse of :func:`quantize_keys`, ``[..., tokens, head_dim]`` in float32.
 
-    With ``tokens`` ``[n]`` the codes are those of these tokens, the scales those of all.
+    With ``tokens`` ``[n]``, ``codes`` has these tokens only; ``scales`` are those of all tokens.
     """
     scale, lowest = scales.float()
     zero = torch.sub(lowest, scale, alpha=_LOWEST)
     if tokens is not None:
         groups = tokens // KEY_GROUP_TOKENS
         return torch.addcmul(zero[..., groups, :], codes.float(), scale[..., groups, :])
-    # The last group is filled up: one call for all, in place.
+    # Pad the last group, so that one call computes all groups in place.
     keys = torch.empty(*codes.shape[:-2], scale.shape[-2] * KEY_GROUP_TOKENS, codes.shape[-1])
     keys[..., : codes.shape[-2], :] = codes
     grouped = torch.unflatten(keys, -2, (-1, KEY_GROUP_TOKENS))
@@ -69,13 +69,13 @@ def dequantize_rows(codes: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
 
 
 def num_row_groups(num_channels: int) -> int:
-    """The fewest groups of equal size, at most 64 channels each."""
+    """Return the smallest number of groups of equal size, at most 64 channels each."""
     sizes = range(1, num_channels + 1)
     return next(n for n in sizes if num_channels % n == 0 and num_channels <= n * _ROW_GROUP_CHANNELS)
 
 
 def _affine(group: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Codes of a group of keys, and its scale and zero stacked; one of each channel."""
+    """Return the codes of a group of keys, and the stacked scale and zero of each channel."""
     low, high = group.amin(-2, keepdim=True), group.amax(-2, keepdim=True)
     zero = _rounded(low, -torch.inf)
     scale = _rounded((high - zero.float()) / _NUM_STEPS, torch.inf)
@@ -86,12 +86,12 @@ def _affine(group: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 def _codes(group: torch.Tensor, scale: torch.Tensor, low: int, high: int) -> torch.Tensor:
     if not bool(torch.isfinite(scale).all()):
         raise StoreError("the KV holds a value that is not finite, which int8 cannot hold; use kv_dtype='auto'")
-    divisor = torch.where(scale > 0, scale, 1).float()  # a scale of 0 stands for a group of equal values
+    divisor = torch.where(scale > 0, scale, 1).float()  # the scale of equal values is 0
     return (group / divisor).round_().clamp_(low, high)
 
 
 def _rounded(values: torch.Tensor, towards: float) -> torch.Tensor:
-    """The nearest bfloat16 of each float32 value that is not on the other side of it than ``towards``, an infinity."""
+    """Round float32 values to bfloat16 in the direction of ``towards``, an infinity."""
     rounded = values.bfloat16()
     is_past = rounded.float() < values if towards > 0 else rounded.float() > values
     return torch.where(is_past, torch.nextafter(rounded, rounded.new_tensor(towards)), rounded)

@@ -1,4 +1,4 @@
-"""A store in Redis or Valkey. The server evicts by its own ``maxmemory`` and ``maxmemory-policy``."""
+"""A store in Redis or Valkey. The server evicts, by its ``maxmemory`` and ``maxmemory-policy``."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ class RedisStore(RemoteStore):
 
     Args:
         url: ``redis://``, ``rediss://`` (TLS), ``valkey://`` or ``valkeys://``.
-        timeout_s: the longest that one request may take.
+        timeout_s: time limit of a request.
         options: for ``redis.Redis``.
 
     Raises:
-        ConfigurationError: redis is not installed, or it does not take the URL or an option.
+        ConfigurationError: redis is not installed, or refuses the URL or an option.
     """
 
     def __init__(self, url: str, timeout_s: float = 5.0, **options: Any) -> None:
@@ -49,7 +49,7 @@ class RedisStore(RemoteStore):
         name = _name(key)
 
         def read() -> list[Any]:
-            with self._client.pipeline() as pipeline:  # one transaction: both are of the same bytes
+            with self._client.pipeline() as pipeline:  # one transaction, so bytes and length belong together
                 return list(pipeline.getrange(name, start, stop - 1).strlen(name).exists(name).execute())
 
         data, num_bytes, is_there = self._ask(read)
@@ -80,7 +80,7 @@ class RedisStore(RemoteStore):
         self._client.close()
 
     def _ask_each(self, command: str, names: Iterable[str | bytes]) -> list[int]:
-        """What ``command`` answers for each name; one round trip for all."""
+        """Return the answer to ``command`` for each name, in one round trip."""
 
         def ask() -> list[int]:
             with self._client.pipeline(transaction=False) as pipeline:

@@ -1,4 +1,4 @@
-"""The contract of a store as a test suite, for pytest: inherit from it and supply one fixture.
+"""A pytest suite of the store contract. Inherit from it and supply one fixture.
 
 class TestMyStore(StoreContract):
     @pytest.fixture
@@ -21,18 +21,18 @@ from samkv_rag.store.base import Store, read_bytes
 
 
 def key_of(number: int) -> str:
-    """A key as the engine makes them."""
+    """A key of the form that the engine uses."""
     return hashlib.sha256(str(number).encode()).hexdigest()
 
 
 def data_of(number: int, num_bytes: int = 1000) -> bytes:
-    """Bytes that are another number's nowhere."""
+    """Bytes that differ everywhere from those of other numbers."""
     block = hashlib.sha256(f"data {number}".encode()).digest()
     return (block * (num_bytes // len(block) + 1))[:num_bytes]
 
 
 class StoreContract:
-    """What every store promises. Each test gets an empty ``store``."""
+    """The promises of every store. Each test gets an empty ``store``."""
 
     def test_what_was_put_is_there(self, store: Store) -> None:
         assert store.get(key_of(1)) is None
@@ -59,7 +59,7 @@ class StoreContract:
             blob.read([(0, first), (991, bytearray(10))])
 
     def test_putting_again_replaces(self, store: Store) -> None:
-        """A blob of before gives the old bytes or says that it is damaged, never a mixture; its identity is another."""
+        """An older blob returns the old bytes or raises, never a mixture; the new blob has another identity."""
         store.put(key_of(1), data_of(1))
         before = store.get(key_of(1))
         store.put(key_of(1), data_of(2, num_bytes=500))

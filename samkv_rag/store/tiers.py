@@ -1,4 +1,4 @@
-"""A near store in front of a far one: what is read far is kept near, what is put goes to both."""
+"""A near store in front of a far one. Chunks read from far are kept near; chunks put go to both."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ logger = logging.getLogger(__name__)
 
 _PARALLEL = 8
 _MAX_PENDING_BYTES = 1 << 30
-"""Bytes on their way to the far store; more wait in :meth:`TieredStore.put`."""
+"""Limit of the bytes waiting for the far store; beyond it, :meth:`TieredStore.put` blocks."""
 
 
 class TieredStore(Store):
-    """Reads from ``near`` where it can, from ``far`` where it must; writes to both, to ``far`` in the background.
+    """Reads from ``near`` if possible, else from ``far``. Writes to both, to ``far`` in the background.
 
-    What the far store does not take is reported by :meth:`flush`, and stays near.
+    If the far store refuses a chunk, it stays near and :meth:`flush` raises the error.
     """
 
     def __init__(self, near: Store, far: Store) -> None:
@@ -62,18 +62,18 @@ class TieredStore(Store):
     def put(self, key: str, data: bytes) -> None:
         try:
             self.near.put(key, data)
-        except StoreFullError:  # it goes to the far store alone, and nothing older may stay in front of it
+        except StoreFullError:  # only the far store gets it, so no older bytes may stay in front
             self.near.delete([key])
         with self._changed:
             while self._pending and sum(map(len, self._pending.values())) + len(data) > _MAX_PENDING_BYTES:
                 self._changed.wait()
-            if key not in self._pending:  # whoever writes the key now goes on with the new data
+            if key not in self._pending:  # else the running write continues with the new data
                 self._writers.submit(self._write, key)
             self._pending[key] = data
 
     def delete(self, keys: Iterable[str]) -> int:
         gone = set(keys)
-        self._wait_for_writes()  # one that came later would bring a chunk back
+        self._wait_for_writes()  # a later write would bring a chunk back
         there = self.near.contains(gone) | self.far.contains(gone)
         self.near.delete(gone)
         self.far.delete(gone)
@@ -125,19 +125,19 @@ class TieredStore(Store):
         if blob is None:
             return None
         data = bytes(read_bytes(blob))
-        with suppress(StoreError):  # the near store may be full: then it is read far again
+        with suppress(StoreError):  # the near store may be full; the next read goes to far again
             self.near.put(key, data)
         return BytesBlob(data)
 
     def _write(self, key: str) -> None:
-        """Write what is pending under ``key``, and once more where it was replaced meanwhile."""
+        """Write the pending data of ``key``, and again if it was replaced meanwhile."""
         is_written = False
         while not is_written:
             with self._changed:
                 data = self._pending[key]
             try:
                 self.far.put(key, data)
-            except Exception as error:  # whatever it is, nobody may wait for this chunk for ever
+            except Exception as error:  # any error at all, or flush would wait for ever
                 logger.warning("%s was not stored: %s", key, error)
                 self._errors.append(error if isinstance(error, SamKVError) else StoreError(repr(error)))
             with self._changed:
@@ -152,4 +152,4 @@ class TieredStore(Store):
             awaited = set(self._pending)
             self._changed.wait_for(lambda: awaited.isdisjoint(self._pending))
         if (waited_s := time.monotonic() - started) > 1:
-            logger.info("waited %.1f s for chunks on their way to the far store", waited_s)
+            logger.info("waited %.1f s for writes to the far store", waited_s)

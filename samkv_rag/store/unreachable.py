@@ -1,4 +1,4 @@
-"""Remote stores that do not answer: one failure is waited for, not one for every chunk."""
+"""The base of remote stores. After a failed request, further ones fail at once for a while."""
 
 from __future__ import annotations
 
@@ -20,32 +20,29 @@ from samkv_rag.store.base import Blob, Buffer, BytesBlob, Store
 T = TypeVar("T")
 _RETRY_AFTER_S = 10.0
 _ALL = 1 << 40
-"""More bytes than anything has."""
+"""More bytes than any chunk has."""
 MASK = "**********"
-"""What stands for a secret wherever a location is shown; pydantic's own."""
+"""Shown in place of a secret, as pydantic does."""
 
 
 def without_secrets(location: str) -> str:
-    """A location fit to be shown: user, password and query of a URL are masked."""
+    """Mask the user, password and query of a URL, so that it can be shown."""
     shown = re.sub(r"(?<=://).*@", f"{MASK}@", location)  # passwords may hold / and @: up to the last @
     return f"{shown.partition('?')[0]}?{MASK}" if "://" in shown and "?" in shown else shown
 
 
 class Part(NamedTuple):
-    """Some bytes of what stands under a key."""
+    """Some bytes of a stored chunk."""
 
     data: bytes
     num_bytes: int
-    """Of all of it."""
+    """Size of the whole chunk."""
     version: str | None = None
-    """Equal only for equal bytes, where the server says so."""
+    """Equal only for equal bytes; None if the server has no versions."""
 
 
 class RemoteStore(Store):
-    """A store at a URL, which other machines may share.
-
-    Implementations make every request by ``self._ask``: after one that failed, further ones fail at once for a while.
-    """
+    """A store at a URL, which other machines may share. Implementations make every request through ``self._ask``."""
 
     shared = True
 
@@ -66,13 +63,13 @@ class RemoteStore(Store):
 
     @abstractmethod
     def _get_part(self, key: str, start: int, stop: int, version: str | None = None) -> Part | None:
-        """Bytes ``start`` to ``stop``, or as many as there are; None where nothing is, or not that ``version``."""
+        """Return bytes ``start`` to ``stop``, as far as they exist; None without that key, or that ``version``."""
 
     def _ask(self, request: Callable[[], T]) -> T:
-        """Return what ``request`` returns.
+        """Return the result of ``request``.
 
         Raises:
-            StoreUnreachableError: it failed, or another one failed a moment ago.
+            StoreUnreachableError: it failed, or another request failed a moment ago.
         """
         if (remaining_s := self._until - time.monotonic()) > 0:
             raise StoreUnreachableError(
@@ -96,7 +93,7 @@ class RemoteStore(Store):
 
 
 class _BlobInParts:
-    """Its first bytes are here; one request brings the others when any of them is asked for."""
+    """Holds the first bytes, and fetches the rest by one request when it is needed."""
 
     def __init__(self, first: Part, get_part: Callable[[int, int, str | None], Part | None]) -> None:
         self._here = BytesBlob(first.data)

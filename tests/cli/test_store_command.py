@@ -1,8 +1,10 @@
-"""`samkv store ...`, within the test's process."""
+"""`samkv store`, run in the test's process."""
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import re
 import tarfile
 from pathlib import Path
@@ -86,19 +88,17 @@ def test_prune_by_size_age_and_sources(run: Run, folder: Path, tmp_path: Path) -
         (("--keep-sources", __file__), "--keep-sources needs --id-scope"),
     ],
 )
-def test_prune_refuses_what_it_cannot_mean(run: Run, folder: Path, options: tuple[str, ...], message: str) -> None:
+def test_prune_refuses_wrong_options(run: Run, folder: Path, options: tuple[str, ...], message: str) -> None:
     status, _, err = run("store", "prune", "--store", folder, *options)
     assert status == 1
     assert message in only_line(err)
 
 
-def test_export_and_import_leave_out_what_is_damaged(
-    run: Run, folder: Path, tmp_path: Path, make_engine: MakeEngine
-) -> None:
+def test_export_and_import_omit_damaged_chunks(run: Run, folder: Path, tmp_path: Path, make_engine: MakeEngine) -> None:
     spoil(folder)
     archive = tmp_path / "kv.tar"
     assert run("store", "export", archive, "--store", folder)[1].startswith("exported 3 chunks, ")
-    assert "is there already" in only_line(run("store", "export", archive, "--store", folder)[2])
+    assert "exists already" in only_line(run("store", "export", archive, "--store", folder)[2])
     crafted = sorted(folder.rglob("*.safetensors"))[1]
     crafted.write_bytes(rewritten(crafted.read_bytes(), num_chars=None))
     with tarfile.open(archive, "a") as tar:
@@ -114,8 +114,22 @@ def test_export_and_import_leave_out_what_is_damaged(
     assert f"damaged: {crafted.stem}" in run("store", "verify", "--store", folder)[1]
 
 
+def test_a_failed_export_leaves_no_file(
+    run: Run, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    (tmp_path / "out").mkdir()
+    status, _, err = run("store", "export", tmp_path / "out" / "kv.tar", "--store", folder)
+    assert status == 1
+    assert "kv.tar cannot be written: No space left on device" in only_line(err)
+    assert list((tmp_path / "out").iterdir()) == []
+
+
 @pytest.mark.parametrize("command", ["stat", "ls", "verify", "prune"])
-def test_what_is_no_store_is_said(run: Run, tmp_path: Path, command: str) -> None:
+def test_a_folder_without_a_store_is_refused(run: Run, tmp_path: Path, command: str) -> None:
     options = ("--max-bytes", "1") if command == "prune" else ()
     status, _, err = run("store", command, "--store", tmp_path, *options)
     assert status == 1

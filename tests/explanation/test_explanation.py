@@ -1,4 +1,4 @@
-"""What an answer was read from, held to what the engine retained and to the texts themselves."""
+"""Explanations agree with what the engine retained, and with the texts."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def explained(tiny_engine: SamKVEngine) -> Explanation:
     return explain(tiny_engine, sequence_ratio=0.4)
 
 
-def test_it_says_what_the_engine_retained(tiny_engine: SamKVEngine, explained: Explanation) -> None:
+def test_it_equals_what_the_engine_retained(tiny_engine: SamKVEngine, explained: Explanation) -> None:
     with tiny_engine.stream(
         tiny.rag_prompt(CHUNKS), max_new_tokens=4, method=tiny.method(sequence_ratio=0.4)
     ) as stream:
@@ -44,7 +44,7 @@ def test_it_says_what_the_engine_retained(tiny_engine: SamKVEngine, explained: E
     assert result.explain() == explained
     assert repr(explained) == (
         f"<Explanation: {explained.num_retained} of {explained.num_tokens} tokens retained of 3 chunks>"
-    ), "it is printed without the documents"
+    ), "it does not show the documents"
     assert Explanation.from_dict(json.loads(json.dumps(explained.to_dict(), allow_nan=False))) == explained
     assert (explained.answer, explained.method, explained.fallback_reason) == (result.text, "scout", None)
     assert explained.sequence_ratio == pytest.approx(explained.num_retained / explained.num_tokens)
@@ -59,7 +59,7 @@ def test_it_says_what_the_engine_retained(tiny_engine: SamKVEngine, explained: E
         assert chunk.num_tokens == use.num_tokens == tiny_engine.count_tokens(chunk.text)
 
 
-def test_it_says_which_refresh_brought_what(tiny_engine: SamKVEngine) -> None:
+def test_it_shows_what_each_refresh_added(tiny_engine: SamKVEngine) -> None:
     tiny_engine.add_chunks(CHUNKS)
     ids = iter(tiny_engine.tokenize("the tide of winter and the seven letters"))
     options: dict[str, Any] = {"max_new_tokens": 8, "method": tiny.method(sequence_ratio=0.3, refresh_tokens=3)}
@@ -75,7 +75,7 @@ def test_it_says_which_refresh_brought_what(tiny_engine: SamKVEngine) -> None:
 
 
 def test_scores_are_those_of_the_selection(tiny_engine: SamKVEngine, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A block's score, the slow way: the mean of its four highest token scores. The best were retained."""
+    """A block's score is the mean of its four highest token scores. The best blocks were retained."""
     seen: list[tuple[PromptLayout, list[float]]] = []
     score_tokens = Scout.score_tokens
 
@@ -124,14 +124,14 @@ def test_blocks_outside_a_dynamic_share_have_no_score(make_engine: MakeEngine) -
     json.dumps(shares[0].to_dict(), allow_nan=False)
 
 
-def test_a_fallback_is_told(tiny_engine: SamKVEngine) -> None:
+def test_a_fallback_is_reported(tiny_engine: SamKVEngine) -> None:
     explained = explain(tiny_engine, min_chunk_tokens=100_000)
     assert explained.method == "full_prefill"
     assert "min_chunk_tokens" in (explained.fallback_reason or "")
 
 
 def test_a_chunk_that_begins_the_prompt(tiny_engine: SamKVEngine) -> None:
-    """Under full prefill the BOS is counted among its tokens; the text's tokens stay where they are."""
+    """Full prefill counts the BOS among its tokens; the text's tokens keep their places."""
     for method in ("full_prefill", "scout"):
         (chunk,) = explain(tiny_engine, f"{CHUNKS[0]}\n\nWhat is it?", method).chunks
         assert chunk.text == CHUNKS[0]
@@ -183,7 +183,7 @@ def test_answering_imports_neither_the_explanation_nor_its_templates() -> None:
 
 
 def retained_characters(engine: SamKVEngine, result: GenerationResult) -> dict[str, set[int]]:
-    """The slow way: every character of every token that was retained, or came in later."""
+    """Every character of every token that was retained, or added later, computed the slow way."""
     found: dict[str, set[int]] = {}
     for use in result.chunks:
         offsets = engine.tokenizer.chunk_offsets(use.text)
@@ -193,9 +193,7 @@ def retained_characters(engine: SamKVEngine, result: GenerationResult) -> dict[s
 
 
 @pytest.mark.parametrize("options", [{}, {"refresh_tokens": 2}])
-def test_cited_are_the_characters_of_retained_tokens_in_the_sources_own_text(
-    tiny_engine: SamKVEngine, options: dict[str, Any]
-) -> None:
+def test_citations_are_the_characters_of_retained_tokens(tiny_engine: SamKVEngine, options: dict[str, Any]) -> None:
     tiny_engine.add_chunks(CHUNKS)
     method = tiny.method(sequence_ratio=0.4, **options)
     prompt = tiny.rag_prompt([*CHUNKS, CHUNKS[0]])

@@ -1,4 +1,4 @@
-"""How strongly a part is marked: by rank alone, and whatever the ranges are."""
+"""How strongly a part is marked: by rank only, for any ranges."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What integrations share: the lazy engine, options, roles, messages as prompts. Streams: tests/llama_index."""
+"""Shared code of the integrations: the lazy engine, options, roles, messages as prompts."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ TOOL = {"type": "function", "function": {"name": "add", "parameters": {"type": "
 
 
 class Options(EngineOptions, CallOptions):
-    """Of an LLM."""
+    """The options of an LLM."""
 
 
 def said(*messages: tuple[str, str]) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""Blocking work beside an event loop: its result, its error, and cancellation that waits for it."""
+"""Blocking work beside an event loop: results, errors, and cancellation that waits."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tool calls: found in an answer however it is cut into pieces, begun in the model's own way."""
+"""Tool calls: found in an answer however it is streamed, and forced in the model's own format."""
 
 from __future__ import annotations
 

@@ -36,13 +36,13 @@ def test_one_changed_character_is_no_match() -> None:
         assert found(index, A[:i] + "#" + A[i + 1 :]) == []
 
 
-def test_short_chunks_are_left_to_ordinary_prefill() -> None:
+def test_short_chunks_are_not_found() -> None:
     assert found(index_of("fifteen letters"), "fifteen letters") == []
     assert found(index_of("sixteen  letters"), "sixteen  letters") == ["sixteen  letters"]
 
 
 def slowly_found(texts: list[str], prompt: str) -> list[str]:
-    """The obvious way: at each place the longest text that the prompt goes on with."""
+    """The obvious algorithm: at each position, the longest text that starts there."""
     found, start = [], 0
     while start < len(prompt):
         here = max((text for text in texts if prompt.startswith(text, start)), key=len, default="")
@@ -51,8 +51,8 @@ def slowly_found(texts: list[str], prompt: str) -> list[str]:
     return found
 
 
-def test_what_is_found_is_what_the_obvious_way_finds_and_nothing_is_lost() -> None:
-    """Texts of two letters overlap, nest, begin and end alike."""
+def test_matches_equal_those_of_the_obvious_algorithm() -> None:
+    """Texts of two letters overlap, nest, and share their beginnings and ends."""
     chooser = random.Random(7)
     num_found = 0
     for _ in range(200):
@@ -71,7 +71,7 @@ def test_what_is_found_is_what_the_obvious_way_finds_and_nothing_is_lost() -> No
     assert num_found > 1000
 
 
-def test_texts_that_differ_in_the_middle_alone_are_told_apart() -> None:
+def test_texts_that_differ_only_in_the_middle_are_distinguished() -> None:
     texts = [f"{A} {number:03} {B}" for number in range(200)]
     index = index_of(*texts)
     assert found(index, "".join(texts[::20])) == texts[::20]
@@ -80,7 +80,7 @@ def test_texts_that_differ_in_the_middle_alone_are_told_apart() -> None:
     assert found(index, texts[1]) == [texts[1]]
 
 
-def test_a_forgotten_text_leaves_nothing_behind() -> None:
+def test_a_removed_text_leaves_nothing_behind() -> None:
     index = index_of(A, A, B, f"{A} {B}")
     index.add([describe(A, num_tokens=9)])
     index.remove([describe(text).digest for text in (A, "never known", B, A)])
@@ -89,11 +89,11 @@ def test_a_forgotten_text_leaves_nothing_behind() -> None:
     assert (index._texts, index._lengths, index._suffixes) == ({}, {}, {})
 
 
-# What hostile texts may cost
+# The cost of hostile texts
 
 
 def unlike(text: str, at: int = 20) -> str:
-    """As long as ``text``, and it begins and ends the same."""
+    """Change one character of ``text``, neither near its start nor near its end."""
     return f"{text[:at]}#{text[at + 1 :]}"
 
 
@@ -109,7 +109,7 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_hostile_texts_cost_little_and_hinder_no_others(name: str) -> None:
+def test_hostile_texts_cost_little_and_do_not_hide_others(name: str) -> None:
     index = index_of(A, B, *HOSTILE[name])
     repeated = "a" * 24_000 if "many" not in name else PERIOD * 480
     started = time.process_time()
@@ -117,7 +117,7 @@ def test_hostile_texts_cost_little_and_hinder_no_others(name: str) -> None:
     assert time.process_time() - started < 2
 
 
-def test_the_sum_for_many_prefixes_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_cost_of_many_prefixes_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     period = "".join(map(chr, range(400, 800)))
     prompt = period * 60
     index = index_of(*(unlike(prompt[at : at + 8000]) for at in range(len(period))))
@@ -141,12 +141,12 @@ def test_many_texts_of_one_letter_are_found_quickly() -> None:
     assert time.process_time() - started < 0.5
 
 
-def test_a_prompt_as_short_as_a_chunk_is_looked_through_for_any_number_of_texts() -> None:
+def test_a_short_prompt_is_searched_for_any_number_of_texts() -> None:
     index = index_of(A, *(A[:16] + "x" * number for number in range(5000)))
     assert found(index, A) == [A]
 
 
-def test_a_text_known_wrongly_is_found_once_it_is_known_rightly() -> None:
+def test_a_wrong_entry_is_corrected_by_adding_the_text_again() -> None:
     wrongly: list[dict[str, Any]] = [
         *({"suffix": "x" * 16}, {"suffix": ""}, {"prefix": "x"}, {"num_chars": 2**62}),
         {"suffix": "", "num_chars": len(A) + 20},
@@ -161,7 +161,7 @@ def test_a_text_known_wrongly_is_found_once_it_is_known_rightly() -> None:
         assert found(index, A) == [A]
 
 
-def test_an_empty_text_with_a_forged_prefix_and_suffix_is_not_known() -> None:
+def test_an_empty_text_with_a_forged_prefix_and_suffix_is_not_added() -> None:
     index = index_of(A)
     index.add([describe("")._replace(prefix=B[:16], suffix="x" * 16)])
     assert found(index, f"{'x' * 16}{B}{A}") == [A]

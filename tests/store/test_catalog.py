@@ -1,4 +1,4 @@
-"""The catalog: texts and sources outlive processes, kills and damage; documents let go of their chunks."""
+"""The catalog: texts and sources survive processes, kills and damage; removed documents release their chunks."""
 
 from __future__ import annotations
 
@@ -54,14 +54,14 @@ def test_a_chunk_goes_with_its_last_source(make_engine: MakeEngine) -> None:
     assert engine.remove_sources(["a", "b", "unknown"]) == 1
     assert has(engine) == [True, False, True]
     engine.add_chunks([CHUNKS[1]], sources=["c"])
-    assert has(engine) == [False, True, True], "a source with a new text lets go of the old"
+    assert has(engine) == [False, True, True], "a source with a new text releases the old one"
     assert engine.prune([], unreferenced_only=True) == 1
     assert has(engine) == [False, True, False]
     assert engine.remove_sources("c") == 1
     assert engine.sources() == []
 
 
-def test_on_a_shared_store_a_document_takes_nothing_of_others_with_it(make_engine: MakeEngine) -> None:
+def test_removing_a_document_deletes_nothing_from_a_shared_store(make_engine: MakeEngine) -> None:
     class Shared(MemoryStore):
         shared = True
 
@@ -80,7 +80,7 @@ def test_on_a_shared_store_a_document_takes_nothing_of_others_with_it(make_engin
 
 @pytest.mark.parametrize("column", ["num_chars", "prefix", "suffix"])
 @pytest.mark.parametrize("way", ["add_chunks", "announce"])
-def test_a_text_known_wrongly_is_found_once_it_is_given(
+def test_a_wrong_catalog_entry_is_corrected_when_its_text_is_given(
     make_engine: MakeEngine, tmp_path: Path, column: str, way: str
 ) -> None:
     engine = make_engine(store=tmp_path / "kv", chunks=CHUNKS[:1])
@@ -99,7 +99,7 @@ def test_a_text_known_wrongly_is_found_once_it_is_given(
 
 
 def test_two_stores_on_one_folder_beside_another_process_lose_nothing(tmp_path: Path) -> None:
-    """Closing any descriptor of a SQLite file drops a process's locks on it; then another process deletes its log."""
+    """Closing any descriptor of a SQLite file drops the process's locks; another process could then delete its log."""
     folder = tmp_path / "kv"
     first, second = Catalog(DiskStore(folder)), Catalog(DiskStore(folder))
     first.add([identity(0)])
@@ -117,7 +117,7 @@ def test_two_stores_on_one_folder_beside_another_process_lose_nothing(tmp_path: 
         return subprocess.check_output([sys.executable, "-c", textwrap.dedent(code), str(folder)], text=True)
 
     look()
-    third = Catalog(DiskStore(folder))  # the one that took the lock away
+    third = Catalog(DiskStore(folder))  # this one used to drop the lock
     look()
     first.add(identity(number) for number in range(1, 41))
     first.refer("f", {f"source {number}": f"key {number}" for number in range(40)})
@@ -165,8 +165,8 @@ def test_a_damaged_catalog_is_made_again_from_the_chunks(make_engine: MakeEngine
 
 
 @pytest.mark.parametrize("change", ["num_chars = 'many'", "suffix = x'00'", "digest = x'00'", "model_name = x'ff'"])
-def test_a_row_of_other_types_is_none(make_engine: MakeEngine, tmp_path: Path, change: str) -> None:
-    """SQLite gives back what a damaged page holds: any type in any column."""
+def test_a_row_of_wrong_types_is_ignored(make_engine: MakeEngine, tmp_path: Path, change: str) -> None:
+    """SQLite returns what a damaged page has: any type in any column."""
     make_engine(store=tmp_path / "kv", chunks=CHUNKS)
     execute(tmp_path / "kv" / "catalog.sqlite", f"UPDATE chunks SET {change} WHERE id = 1")
     again = make_engine(store=tmp_path / "kv")
@@ -176,9 +176,7 @@ def test_a_row_of_other_types_is_none(make_engine: MakeEngine, tmp_path: Path, c
 
 
 @pytest.mark.parametrize("changes", [{"digest": [1]}, {"namespace": "\ud800"}, {"num_tokens": -5}])
-def test_a_file_that_no_writer_writes_is_left_out_of_a_catalog_made_again(
-    make_engine: MakeEngine, tmp_path: Path, changes: dict[str, Any]
-) -> None:
+def test_a_rebuilt_catalog_omits_wrong_files(make_engine: MakeEngine, tmp_path: Path, changes: dict[str, Any]) -> None:
     make_engine(store=tmp_path / "kv", chunks=CHUNKS).close()
     path = sorted((tmp_path / "kv").rglob("*.safetensors"))[2]
     path.write_bytes(rewritten(path.read_bytes(), **changes))
@@ -197,7 +195,7 @@ def test_files_are_their_owners_alone(make_engine: MakeEngine, tmp_path: Path) -
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
-def test_a_folder_that_can_only_be_read_answers(make_engine: MakeEngine, tmp_path: Path) -> None:
+def test_a_read_only_folder_answers(make_engine: MakeEngine, tmp_path: Path) -> None:
     folder = tmp_path / "kv"
     make_engine(store=folder, chunks=CHUNKS).close()
     for path in [*folder.rglob("*"), folder]:
@@ -219,4 +217,4 @@ def test_a_catalog_of_a_hundred_thousand_texts_opens_quickly(tmp_path: Path) -> 
     index.add(news := Catalog(DiskStore(tmp_path / "kv")).news("f"))
     index.find("A prompt of some length, which holds none of them.")
     assert len(news) == 100_000
-    assert time.process_time() - started < 5  # the benchmark has the figure; this finds what is quadratic
+    assert time.process_time() - started < 5  # the benchmark has the figure; this finds quadratic time

@@ -1,4 +1,4 @@
-"""The folder of a disk store: whole files, budgets, and what others may have put there."""
+"""The folder of a disk store: whole files, budgets, and files of others."""
 
 from __future__ import annotations
 
@@ -10,12 +10,7 @@ from pathlib import Path
 import pytest
 
 from samkv_rag import open_store
-from samkv_rag.exceptions import (
-    ConfigurationError,
-    StoreError,
-    StoreFormatError,
-    StoreFullError,
-)
+from samkv_rag.exceptions import ConfigurationError, StoreError, StoreFormatError, StoreFullError
 from samkv_rag.store.disk import DiskStore
 from samkv_rag.store.testing import data_of, key_of
 from support import tiny
@@ -27,7 +22,7 @@ def used(store: DiskStore, number: int, seconds_ago: float) -> None:
     os.utime(path, (time.time() - seconds_ago, path.stat().st_mtime))
 
 
-def test_what_was_used_longest_ago_is_evicted(tmp_path: Path) -> None:
+def test_the_least_recently_used_chunks_are_evicted(tmp_path: Path) -> None:
     store = DiskStore(tmp_path / "kv", budget_bytes=10_000)
     for number in range(9):
         store.put(key_of(number), data_of(number))
@@ -39,7 +34,7 @@ def test_what_was_used_longest_ago_is_evicted(tmp_path: Path) -> None:
     assert sum(found.num_bytes for found in store.keys()) <= 10_000
 
 
-def test_a_clock_that_was_ahead_keeps_nothing_for_ever(tmp_path: Path) -> None:
+def test_a_clock_ahead_does_not_keep_a_chunk_for_ever(tmp_path: Path) -> None:
     store = DiskStore(tmp_path / "kv", budget_bytes=3_000)
     store.put(key_of(0), data_of(0))
     used(store, 0, seconds_ago=-10 * 365 * 86_400)
@@ -66,7 +61,7 @@ def test_more_than_the_budget_is_refused_and_evicts_nothing(tmp_path: Path) -> N
     assert store.contains([key_of(1)])
 
 
-def test_a_full_disk_says_so_and_loses_nothing(
+def test_a_full_disk_raises_and_loses_nothing(
     make_engine: MakeEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = make_engine(store=tmp_path / "kv")
@@ -88,7 +83,7 @@ def test_a_full_disk_says_so_and_loses_nothing(
     assert not list((tmp_path / "kv").rglob(".writing-*"))
 
 
-def test_leftovers_of_dead_writers_go_after_a_day(tmp_path: Path) -> None:
+def test_leftovers_of_killed_writers_are_removed_after_a_day(tmp_path: Path) -> None:
     store = DiskStore(tmp_path / "kv")
     store.put(key_of(1), data_of(1))
     folder = store._path(key_of(1)).parent
@@ -101,13 +96,13 @@ def test_leftovers_of_dead_writers_go_after_a_day(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("place", ["fifo", "folder", "link"])
-def test_what_is_no_file_in_a_chunks_place_is_a_miss(make_engine: MakeEngine, tmp_path: Path, place: str) -> None:
+def test_a_path_that_is_not_a_file_is_a_miss(make_engine: MakeEngine, tmp_path: Path, place: str) -> None:
     engine = make_engine(store=tmp_path / "kv", chunks=CHUNKS)
     expected = engine.generate(PROMPT, max_new_tokens=4).token_ids
     path = next((tmp_path / "kv" / "chunks").rglob("*.safetensors"))
     path.unlink()
     if place == "fifo":
-        os.mkfifo(path)  # opened for reading, one would wait for a writer for ever
+        os.mkfifo(path)  # opening it to read could block for ever
     elif place == "folder":
         path.mkdir()
     else:
@@ -121,20 +116,20 @@ def test_what_is_no_file_in_a_chunks_place_is_a_miss(make_engine: MakeEngine, tm
 @pytest.mark.parametrize(
     "location", ["", "  ", Path(""), "local://", "file://", "file:///tmp/x", "\0", ":memory:x://", 3, None]
 )
-def test_a_location_that_names_no_place_is_refused(location: object) -> None:
+def test_a_wrong_location_is_refused(location: object) -> None:
     with pytest.raises(ConfigurationError):
         open_store(location)  # type: ignore[arg-type]
     assert os.listdir() == []
 
 
-def test_a_users_home_is_understood(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tilde_is_the_users_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     open_store("~/kv").close()
     assert os.listdir(tmp_path) == ["kv"]
 
 
 @pytest.mark.parametrize("there", ["notes.txt", "index.sqlite", "model.safetensors"])
-def test_a_folder_that_holds_other_things_is_refused_and_left_alone(tmp_path: Path, there: str) -> None:
+def test_a_folder_with_other_files_is_refused_and_not_changed(tmp_path: Path, there: str) -> None:
     (tmp_path / there).write_text("something else")
     with pytest.raises(StoreFormatError, match=f"holds other things \\({there}\\); a store needs a folder of its own"):
         DiskStore(tmp_path)
@@ -153,7 +148,7 @@ def test_a_store_of_another_format_is_refused(tmp_path: Path) -> None:
             DiskStore(tmp_path / "kv")
 
 
-def test_a_folder_that_others_may_write_to_or_that_is_a_file(tmp_path: Path) -> None:
+def test_a_folder_that_others_can_write_to_warns_and_a_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "kv").mkdir(mode=0o700)
     (tmp_path / "kv").chmod(0o777)
     with pytest.warns(UserWarning, match="can be written by other users, .*; chmod go-w it"):

@@ -1,4 +1,4 @@
-"""Chunks stored as an index: a fraction of the bytes, the answers of full storage scouted over the same anchors."""
+"""Chunks stored as an index: a fraction of the bytes, with the answers of full storage over the same anchors."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ PROMPT = tiny.rag_prompt(CHUNKS)
 
 @pytest.mark.parametrize(("kv_dtype", "tolerance"), [("float32", 0.0), ("bfloat16", 0.02), ("int8", 0.04)])
 @pytest.mark.parametrize("num_tokens", [1, 3, 5, 70, 200])
-def test_what_an_index_holds_is_read(kv_dtype: str, tolerance: float, num_tokens: int) -> None:
+def test_an_index_returns_what_it_stores(kv_dtype: str, tolerance: float, num_tokens: int) -> None:
     original, chunk = cache(INDEX, num_tokens), read(encoded(kv_dtype, INDEX, num_tokens))
     verify(chunk, INDEX, list(range(num_tokens)))
     anchors, scored = index_anchors(num_tokens), score_layers(6)
     for layer in range(scored.stop):
-        for found, expected in zip(chunk.layer(layer, anchors), original.layer(layer, anchors), strict=True):
-            torch.testing.assert_close(found, expected, atol=tolerance, rtol=0)
+        expected = original.layer(layer, anchors)
+        torch.testing.assert_close(chunk.layer(layer, anchors), expected, atol=tolerance, rtol=0)
     for layer in scored:
         keys = torch.full((2, num_tokens, 16), torch.nan)
         chunk.fill_layer(layer, keys, None)
@@ -37,7 +37,7 @@ def test_what_an_index_holds_is_read(kv_dtype: str, tolerance: float, num_tokens
     torch.testing.assert_close(chunk.layer_values(1), original.values[1], atol=tolerance, rtol=0)
 
 
-def test_what_an_index_lacks_is_not_made_up() -> None:
+def test_an_index_refuses_to_read_what_it_does_not_store() -> None:
     chunk, scored, keys = read(encoded("int8", INDEX)), score_layers(6), torch.empty(2, 70, 16)
     for lacking in (
         lambda: chunk.layer(0),
@@ -75,7 +75,7 @@ def test_an_index_takes_a_fraction_of_full_bfloat16(name: str, most: float) -> N
 
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)
-def test_an_index_selects_as_full_storage_does_over_the_same_anchors(
+def test_an_index_selects_like_full_storage_over_the_same_anchors(
     make_engine: MakeEngine, family: str, tmp_path: Path
 ) -> None:
     results = []
@@ -102,7 +102,7 @@ def test_scouting_over_all_tokens_as_anchors_is_scouting_over_all(
 
 
 @pytest.mark.parametrize("kv_dtype", ["float32", "int8"])
-def test_an_answer_is_the_same_computed_now_and_stored(make_engine: MakeEngine, kv_dtype: str) -> None:
+def test_first_and_later_answers_are_equal(make_engine: MakeEngine, kv_dtype: str) -> None:
     engine = make_engine(storage="index", kv_dtype=kv_dtype)
     engine.announce(CHUNKS)
     first, second = (engine.generate_scored(PROMPT, " the tide", max_new_tokens=8) for _ in range(2))
@@ -118,7 +118,7 @@ def test_scouting_over_anchors_reads_less_of_full_storage(make_engine: MakeEngin
         for scouted in ("all", "all", "anchors")
     )
     assert over_anchors < 0.6 * over_all
-    assert first == over_all < 0.9 * sum(found.num_bytes for found in engine.store.keys())  # checked as it is read
+    assert first == over_all < 0.9 * sum(found.num_bytes for found in engine.store.keys())  # checks read no more
 
 
 REFUSED: list[PrefillMethod] = [
@@ -163,12 +163,9 @@ def test_a_damaged_index_is_a_miss_and_mended(make_engine: MakeEngine, tmp_path:
     assert engine.generate(PROMPT, max_new_tokens=8).metrics.chunks_hit == len(CHUNKS)
 
 
-# What it takes is known before
-
-
 @pytest.mark.parametrize("storage", ["full", "index"])
 @pytest.mark.parametrize("kv_dtype", ["auto", "int8", "float32"])
-def test_what_chunks_will_take_is_known_before(make_engine: MakeEngine, storage: str, kv_dtype: str) -> None:
+def test_estimates_are_close_to_what_is_stored(make_engine: MakeEngine, storage: str, kv_dtype: str) -> None:
     engine = make_engine(storage=storage, kv_dtype=kv_dtype)
     estimate = engine.estimate_chunks([*CHUNKS, CHUNKS[0], "short"])
     assert list(engine.store.keys()) == []
@@ -184,7 +181,7 @@ def test_what_chunks_will_take_is_known_before(make_engine: MakeEngine, storage:
     assert (again.num_chunks, again.num_bytes, again.bytes_per_token) == (0, 0, 0.0)
 
 
-def test_a_chunk_is_stored_when_it_is_asked_for_again(make_engine: MakeEngine) -> None:
+def test_a_chunk_is_stored_at_its_second_use(make_engine: MakeEngine) -> None:
     engine = make_engine(admit="second_use")
     engine.announce(CHUNKS)
     results = [engine.generate(PROMPT, max_new_tokens=4) for _ in range(3)]

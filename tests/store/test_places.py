@@ -1,4 +1,4 @@
-"""Tiers, remotes that fail, options, tenants, secrets in messages."""
+"""Tiers, failing remote stores, options, tenants, secrets in messages."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def tiers(far: Remote) -> Iterator[TieredStore]:
     store.close()
 
 
-def test_what_was_read_far_is_near_afterwards(tiers: TieredStore, far: Remote) -> None:
+def test_a_chunk_read_from_far_is_kept_near(tiers: TieredStore, far: Remote) -> None:
     far.kept.put(key_of(1), data_of(1))
     for _ in range(3):
         assert tiers.get(key_of(1)) is not None
@@ -85,7 +85,7 @@ def test_prefetching_can_be_stopped(tiers: TieredStore, far: Remote) -> None:
 @pytest.mark.parametrize(
     ("refusal", "reported"), [(StoreFullError("no room"), StoreFullError), (ValueError("no room"), StoreError)]
 )
-def test_what_the_far_store_does_not_take_is_reported_and_stays_near(
+def test_a_chunk_that_the_far_store_refuses_is_reported_and_stays_near(
     tiers: TieredStore, far: Remote, refusal: Exception, reported: type[StoreError]
 ) -> None:
     far.refusal = refusal
@@ -93,11 +93,11 @@ def test_what_the_far_store_does_not_take_is_reported_and_stays_near(
     tiers.put(key_of(2), data_of(2))
     with pytest.raises(reported, match=r"no room.*and 1 more chunks."):
         tiers.flush()
-    tiers.flush()  # said once
+    tiers.flush()  # raised once only
     assert tiers.get(key_of(1)) is not None
 
 
-def test_a_remote_that_is_away_costs_misses_only(make_engine: MakeEngine, far: Remote) -> None:
+def test_an_unreachable_remote_costs_misses_only(make_engine: MakeEngine, far: Remote) -> None:
     engine = make_engine(store=far, chunks=CHUNKS)
     expected = engine.generate(PROMPT, max_new_tokens=4)
     far.away = True
@@ -129,7 +129,7 @@ def test_a_server_that_never_answers_takes_bounded_time(make_engine: MakeEngine,
         assert time.monotonic() - started < 1
 
 
-def test_a_redis_server_that_is_full_says_so(redis: Any) -> None:
+def test_a_full_redis_server_raises(redis: Any) -> None:
     store = open_store(redis.url, memory_bytes=0)
     store._client.config_set("maxmemory", "1mb")  # type: ignore[attr-defined]
     try:
@@ -141,7 +141,7 @@ def test_a_redis_server_that_is_full_says_so(redis: Any) -> None:
         store.delete([found.key for found in store.keys()])
 
 
-def test_foreign_keys_on_a_redis_server_are_nothing_to_us(redis: Any) -> None:
+def test_foreign_keys_on_a_redis_server_are_ignored(redis: Any) -> None:
     store = open_store(redis.url, memory_bytes=0)
     client = store._client  # type: ignore[attr-defined]
     client.set(b"samkv:\xff\xfe not a key", b"x")
@@ -176,7 +176,7 @@ def test_wrong_options_are_refused(location: Any, options: dict[str, Any], messa
         open_store(location, **options)
 
 
-def test_locations_make_the_tiers_they_say(tmp_path: Path) -> None:
+def test_locations_and_options_make_tiers(tmp_path: Path) -> None:
     assert isinstance(open_store(":memory:", memory_bytes=5), MemoryStore)
     assert isinstance(open_store(tmp_path / "a", disk_bytes=5), DiskStore)
     tiers = open_store(tmp_path / "b", memory_bytes=5)
@@ -194,7 +194,7 @@ def test_locations_make_the_tiers_they_say(tmp_path: Path) -> None:
         ("s3://bucket/kv?sig=hunter2", "s3://bucket/kv?**********"),
         ("folder/with@and?marks", "folder/with@and?marks"),
         (":memory:", ":memory:"),
-        ("s3://bucket/a@b", "s3://**********@b"),  # rather too much than a password
+        ("s3://bucket/a@b", "s3://**********@b"),  # better to mask too much
         ("redis://host:6379/2", "redis://host:6379/2"),
     ],
 )
@@ -238,7 +238,7 @@ def test_tenants_do_not_see_each_other(other: dict[str, str]) -> None:
     assert engine(namespace="a").has_chunk(CHUNKS[0])
 
 
-def test_a_model_of_other_weights_gets_nothing(make_engine: MakeEngine) -> None:
+def test_models_of_other_weights_do_not_share_chunks(make_engine: MakeEngine) -> None:
     store = MemoryStore()
     make_engine("llama", store, chunks=CHUNKS)
     assert not make_engine("mistral", store).has_chunk(CHUNKS[0])

@@ -1,4 +1,4 @@
-"""What an answer asks of a store: a request a chunk, all at once, for what its method reads; none for what is near."""
+"""Requests of an answer: one per chunk, all at once, for what its method reads; none for chunks that are near."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from support.stores import Remote
 
 @pytest.mark.parametrize("kv_dtype", ["float32", "int8"])
 @pytest.mark.parametrize(("storage", "share"), [("index", 1.0), ("full", 0.9)])
-def test_an_answer_asks_once_a_chunk_and_for_all_at_once(
+def test_an_answer_makes_one_request_per_chunk_all_at_once(
     make_engine: MakeEngine, storage: Any, kv_dtype: Any, share: float
 ) -> None:
     remote, long = Remote(), [tiny.text(seed, 300) for seed in range(4)]
@@ -49,7 +49,7 @@ def test_an_answer_asks_once_a_chunk_and_for_all_at_once(
     [tiny.method("naive_reuse"), tiny.method(recompute=False), tiny.method(refresh_tokens=4)],
     ids=tiny.method_id,
 )
-def test_a_method_that_reads_all_layers_asks_once_for_the_whole_chunk(
+def test_a_method_that_reads_all_layers_requests_the_whole_chunk_once(
     make_engine: MakeEngine, method: PrefillMethod
 ) -> None:
     remote = Remote()
@@ -58,7 +58,7 @@ def test_a_method_that_reads_all_layers_asks_once_for_the_whole_chunk(
     assert sorted(remote.requests) == sorted((found.key, found.num_bytes) for found in remote.keys())
 
 
-def test_what_lies_behind_the_beginning_comes_by_one_more_request(make_engine: MakeEngine) -> None:
+def test_the_rest_of_a_chunk_comes_by_one_more_request(make_engine: MakeEngine) -> None:
     remote = Remote()
     make_engine(store=remote, chunks=CHUNKS[:1])
     ((key, size),) = ((found.key, found.num_bytes) for found in remote.keys())
@@ -66,8 +66,7 @@ def test_what_lies_behind_the_beginning_comes_by_one_more_request(make_engine: M
     assert chunk is not None
     assert whole is not None
     for layer in range(4):
-        for ours, theirs in zip(chunk.layer(layer), whole.layer(layer), strict=True):
-            assert torch.equal(ours, theirs)
+        torch.testing.assert_close(chunk.layer(layer), whole.layer(layer), atol=0, rtol=0)
     assert remote.requests == [(key, 20_000), (key, size - 20_000)]
 
 
@@ -100,7 +99,7 @@ def test_two_requests_are_never_mixed(make_engine: MakeEngine, spoil: Callable[[
 
 
 @pytest.mark.parametrize("storage", ["full", "index"])
-def test_what_is_in_memory_touches_no_disk(
+def test_chunks_in_memory_need_no_disk(
     make_engine: MakeEngine, storage: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make_engine(store=tmp_path, storage=storage, chunks=CHUNKS)
@@ -145,7 +144,7 @@ def test_a_file_is_read_from_the_disk_by_layers_and_nothing_twice(
 
 
 class Recorder:
-    """A reader that says which layers it was asked for."""
+    """A reader that records which layers were read."""
 
     def __init__(self, reader: Any) -> None:
         self._reader = reader
@@ -187,7 +186,7 @@ def test_the_next_layer_is_read_while_one_is_computed_with(recorded: tuple[Any, 
         states = read(layer)
         assert layer == 2 or recorder.was_asked[layer + 1].wait(10)
         for ours, theirs in zip(states, expected[layer], strict=True):
-            assert torch.equal(ours, theirs)  # the layer read meanwhile is elsewhere
+            assert torch.equal(ours, theirs)  # the next layer, read meanwhile, has its own buffer
     assert recorder.asked == [0, 1, 2]
 
 

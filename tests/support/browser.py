@@ -1,4 +1,4 @@
-"""A headless Chromium: pages in it that remember what they asked for, and how well their texts are seen."""
+"""A headless Chromium whose pages record their requests, and the contrast of their texts."""
 
 from __future__ import annotations
 

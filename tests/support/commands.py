@@ -1,4 +1,4 @@
-"""The command line, run within the test's process."""
+"""Runs the command line in the test's process."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def only_line(error: str) -> str:
-    """Standard error that is one line of a failure, and that line."""
+    """Check that standard error is one line of a failure, and return it."""
     (line,) = error.splitlines()
     assert line.startswith("samkv: error: ")
     assert "Traceback" not in line

@@ -1,4 +1,4 @@
-"""Chunk files: of random KV, and with right checksums whose contents no writer writes."""
+"""Chunk files of random KV, and forged ones with correct checksums."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ FULL = ChunkShape(6, 4, 2, 16, 512, torch.float32, SummarySpec(8, 8, 16))
 INDEX = replace(FULL, spec=SummarySpec(8, 8, 16, storage="index"))
 IDENTITY = ChunkIdentity("f" * 64, "d" * 64, 100, "The lamp burns p", "lit at sunset 漢🦭", 70)
 ABSENT = object()
-"""A tensor or a name of the metadata that the crafted file has not."""
+"""Marks a tensor or a metadata field to omit from the crafted file."""
 
 
 def cache(shape: ChunkShape = FULL, num_tokens: int = 70) -> ChunkCache:
@@ -44,7 +44,7 @@ def read(data: bytes) -> StoredChunk:
 
 
 def rewritten(data: bytes, tensors: dict[str, Any] | None = None, **body: Any) -> bytes:
-    """The chunk file ``data`` with other tensors and other metadata, its checksums made again."""
+    """Return the chunk file ``data`` with other tensors and metadata, and new checksums."""
     parts = _without_absent(safetensors.torch.load(data) | (tensors or {}))
     (length,) = struct.unpack("<Q", data[:8])
     document = json.loads(json.loads(data[8 : 8 + length])["__metadata__"]["samkv"])
@@ -54,7 +54,7 @@ def rewritten(data: bytes, tensors: dict[str, Any] | None = None, **body: Any) -
 
 
 def with_token_ids_of_shape(data: bytes, shape: list[int]) -> bytes:
-    """The chunk file ``data`` with token ids of a shape without elements, as only its header can say."""
+    """Return the chunk file ``data`` with token ids of an empty shape, written straight into the header."""
     emptied = rewritten(data, {"token_ids": torch.arange(0)})
     (length,) = struct.unpack("<Q", emptied[:8])
     header = json.loads(emptied[8 : 8 + length])
@@ -82,6 +82,6 @@ def _checksum(tensor: torch.Tensor) -> str:
 
 
 def verify(chunk: StoredChunk, shape: ChunkShape, token_ids: list[int] | None = None) -> None:
-    """Check all that an engine checks of a chunk, whatever it reads."""
+    """Make all checks of an engine at once."""
     chunk.require(shape, token_ids)
     chunk.verify()

@@ -1,4 +1,4 @@
-"""Engines of tiny models: what they are asked about, what a prefill leaves, and the slow path that it must equal."""
+"""Helpers for engines of tiny models: chunks, prefills, and the slow path that they must equal."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PROMPT = tiny.rag_prompt(CHUNKS)
 
 
 def together(engine: SamKVEngine, asked: Iterable[dict[str, Any]], **options: Any) -> list[Any]:
-    """What comes of requests made at once, from an event loop: results, and errors in the place of results."""
+    """Make requests at once from an event loop, and return their results or errors."""
 
     async def ask() -> list[Any]:
         return await asyncio.gather(*(engine.agenerate(**(options | one)) for one in asked), return_exceptions=True)
@@ -29,11 +29,11 @@ def together(engine: SamKVEngine, asked: Iterable[dict[str, Any]], **options: An
 
 
 class Prefill(NamedTuple):
-    """What a prefill left."""
+    """The result of a prefill."""
 
     prefilled: Prefilled
     layout: PromptLayout
-    """The prompt, its chunks where the method placed them."""
+    """The prompt, with its chunks placed by the method."""
     logits: torch.Tensor
     """``[vocab]``, of the first answer token"""
     kv: KVBuffer
@@ -56,7 +56,7 @@ def prefill(engine: SamKVEngine, method: PrefillMethod, prompt: str) -> Prefill:
 
 
 def chunks_apart(layout: PromptLayout) -> torch.Tensor:
-    """Who sees whom, ``[tokens, tokens]``, where chunks see themselves alone and text sees everything before it."""
+    """The mask ``[tokens, tokens]`` in which chunks see only themselves and text sees everything before it."""
     position = torch.arange(layout.num_tokens)
     causal = position[None, :] <= position[:, None]
     same_chunk = layout.chunk_number[:, None] == layout.chunk_number[None, :]
@@ -64,8 +64,7 @@ def chunks_apart(layout: PromptLayout) -> torch.Tensor:
 
 
 def attention_of_tail(layout: PromptLayout, family: str = "llama") -> torch.Tensor:
-    """Attention ``[layers, heads, tail, tokens]`` that the prompt's tail pays, where chunks see themselves alone;
-    from transformers' own forward pass."""
+    """Attention ``[layers, heads, tail, tokens]`` of the tail, computed by transformers; chunks see only themselves."""
     model = tiny.model(family)
     model.set_attn_implementation("eager")
     mask = tiny.masks(model, chunks_apart(layout))

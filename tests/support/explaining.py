@@ -1,4 +1,4 @@
-"""Explanations made by hand: a token is a word with the white space before it."""
+"""Handmade explanations, in which a token is a word with the white space before it."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ HARD = (
 
 
 def offsets(text: str) -> list[tuple[int, int]]:
-    """Where the tokens stand."""
+    """Start and stop of each token."""
     return [found.span() for found in re.finditer(r"\s*\S+", text)]
 
 
@@ -49,7 +49,7 @@ def chunk(
     source: str = "27-the-generators.md",
     hit: bool = True,
 ) -> ExplainedChunk:
-    """A chunk of which the tokens ``kept`` stayed; blocks follow the first two tokens, as many as there are scores."""
+    """A chunk with the tokens ``kept``; blocks start after the first two tokens, one per score."""
     tokens = offsets(text)
     starts = range(2, len(tokens), BLOCK_TOKENS)
     blocks = (
@@ -67,7 +67,7 @@ def chunk(
 
 
 def span(tokens: Sequence[tuple[int, int]], start: int, stop: int) -> tuple[int, int, int, int]:
-    """Tokens ``start`` to ``stop``, as far as there are so many, and their characters."""
+    """Tokens ``start`` to ``stop``, as far as they exist, and their characters."""
     stop = min(stop, len(tokens))
     return start, stop, tokens[start][0], tokens[stop - 1][1]
 
@@ -86,7 +86,7 @@ def explanation(
 
 
 def usual() -> Explanation:
-    """Chunks of every sort: of all levels, of anchors alone, with nothing kept, computed on the spot."""
+    """Chunks of every kind: with all levels, with anchors only, with nothing kept, computed on the spot."""
     return explanation(
         chunk(),
         chunk("Anchors alone were kept of this one, since no block of it was good enough.", ((0, 2),), (0.1, 0.2)),
@@ -102,7 +102,7 @@ def whole(model_name: str = "SmolLM2-135M-Instruct") -> Explanation:
 
 
 def hostile() -> Explanation:
-    """Documents, names and an answer that want to be markup."""
+    """Documents, names and an answer that contain markup."""
     return explanation(
         *(chunk(text, ((0, 1), (2, 4)), (2.0, 1.0), source=text) for text in (HOSTILE, *SCRIPTS)),
         question=HOSTILE,

@@ -1,4 +1,4 @@
-"""Every kind of store, empty, by name."""
+"""Empty stores of every kind, by name."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Make = Callable[[pytest.FixtureRequest, Path], Store]
 
 
 class DictStore(Store):
-    """A backend of somebody else's: the least that the contract asks for."""
+    """A third-party backend: the minimum of the contract."""
 
     def __init__(self) -> None:
         self._data: dict[str, bytes] = {}
@@ -46,22 +46,22 @@ class DictStore(Store):
 
 
 class Remote(RemoteStore):
-    """A server in memory that counts what it is asked for; it may be slow, away or refuse."""
+    """A remote store in memory that records requests, and may be slow, unreachable or full."""
 
     def __init__(self) -> None:
         super().__init__("test://remote", (OSError,))
         self.catalog_path = None
         self.kept = MemoryStore()
         self.requests: list[tuple[str, int]] = []
-        """Of each key, and how many bytes were sent."""
+        """Key and number of bytes of each request."""
         self.away = False
         self.refusal: Exception | None = None
-        """What putting raises."""
+        """Raised by ``put``."""
         self.go = threading.Event()
-        """Answers wait for it."""
+        """Answers wait for this event."""
         self.go.set()
         self.at_once = threading.Barrier(1)
-        """Answers come when so many requests have."""
+        """Answers wait until this many requests are made."""
 
     def contains(self, keys: Iterable[str]) -> set[str]:
         self._answer()

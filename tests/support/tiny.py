@@ -106,19 +106,19 @@ def masks(model: Any, seen: torch.Tensor) -> Any:
 
 
 def rotary(model: Any, layer: int, hidden: torch.Tensor, position_ids: torch.Tensor) -> Any:
-    """What a layer's own forward rotates by."""
+    """The rotary embedding of a layer's own forward."""
     kind = () if "rope_type" in model.config.rope_parameters else (model.config.layer_types[layer],)
     return model.model.rotary_emb(hidden, position_ids, *kind)
 
 
 def method(name: str = "scout", **options: Any) -> PrefillMethod:
-    """A method that uses caches however short the prompt."""
+    """A method that uses caches for prompts of any length."""
     cls = method_classes()[name]
     return cls(**(({"min_chunk_tokens": 0} if issubclass(cls, CachedPrefill) else {}) | options))
 
 
 def method_id(method: PrefillMethod) -> str:
-    """A method and its options that are not as by default, short enough to name a test."""
+    """A method and its options other than the defaults, short enough to name a test."""
     default = type(method)().to_dict()
     return "-".join([method.name, *(f"{k}={v}" for k, v in method.to_dict().items() if default[k] != v)])
 
