@@ -135,8 +135,9 @@ class Sequence:
     def fail(self, error: BaseException) -> None:
         """End the computation and deliver an error."""
         self.cancel()
-        self.state = None
         self.deliver(error)
+        # Last: a step that runs meanwhile in the worker's thread fails without a state, and the first error counts.
+        self.state = None
 
     def start(self, state: DecodingState) -> list[Sequence]:
         """Start the request's answers, this one first; the others decode from copies of the prompt's KV."""
