@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import re
 import sys
 from collections.abc import Callable
@@ -20,6 +21,8 @@ from support.engines import together
 pytest.importorskip("llguidance")
 
 PROMPT = tiny.rag_prompt([tiny.text(1)])
+NUM_SCHEMAS = 200
+
 CONSTANTS: list[Any] = [None, False, 3, 'a "b" \n/', [1, {"c": "é"}], {"d": []}]
 SIMPLE: list[dict[str, Any]] = [
     {"type": "string", "minLength": 2, "maxLength": 6},
@@ -33,31 +36,47 @@ SIMPLE: list[dict[str, Any]] = [
     {"oneOf": [{"type": "integer", "maximum": 9, "minimum": 0}, {"const": "é"}, {"type": "boolean"}]},
     {"allOf": [{"type": "integer", "minimum": -5}, {"maximum": 70}]},
 ]
-
-
-def closed(properties: dict[str, Any], required: list[str]) -> dict[str, Any]:
-    return {"type": "object", "properties": properties, "required": required, "additionalProperties": False}
-
-
-NODE = closed({"value": SIMPLE[0], "next": {"anyOf": [{"$ref": "#/$defs/node"}, {"type": "null"}]}}, ["value", "next"])
 NAMES = ["year", "place", "a b", 'qu"ote', "ünï", "$ref", "type"]
-NESTED: list[dict[str, Any]] = [
-    closed(dict(zip(NAMES, SIMPLE, strict=False)), NAMES[::2]),
-    {"type": "array", "items": {"anyOf": SIMPLE[:3]}, "minItems": 1, "maxItems": 3},
-    {"type": "array", "prefixItems": SIMPLE[-4:], "items": False, "minItems": 4},
-    closed({"inner": closed({"list": {"type": "array", "items": SIMPLE[4], "maxItems": 2}}, ["list"])}, ["inner"]),
-    {"$ref": "#/$defs/node", "$defs": {"node": NODE}},
-]
+
+
+def random_schema(seed: int) -> dict[str, Any]:
+    """A schema of the kinds that the JSON Schema test suite tests, bounded so that every answer ends."""
+    chooser = random.Random(seed)
+
+    def closed(properties: dict[str, Any], required: list[str]) -> dict[str, Any]:
+        return {"type": "object", "properties": properties, "required": required, "additionalProperties": False}
+
+    def schema(depth: int) -> dict[str, Any]:
+        nested = ["object", "array", "tuple", "anyOf", "$ref"] if depth else []
+        kind = chooser.choice(["simple", "simple", *nested])
+        few = range(chooser.randint(1, 3))
+        if kind == "object":
+            names = chooser.sample(NAMES, 1 + len(few))
+            return closed({name: schema(depth - 1) for name in names}, chooser.sample(names, len(few)))
+        if kind == "array":
+            return {"type": "array", "items": schema(depth - 1), "minItems": len(few) - 1, "maxItems": 3}
+        if kind == "tuple":
+            items = [schema(depth - 1) for _ in few]
+            return {"type": "array", "prefixItems": items, "items": False, "minItems": len(items)}
+        if kind == "anyOf":
+            return {"anyOf": [schema(depth - 1), schema(depth - 1)]}
+        return {"$ref": "#/$defs/node"} if kind == "$ref" else chooser.choice(SIMPLE)
+
+    following = {"anyOf": [{"$ref": "#/$defs/node"}, {"type": "null"}]}
+    node = closed({"value": schema(0), "next": following}, ["value", "next"])
+    return schema(2) | {"$defs": {"node": node}}
 
 
 def test_answers_fit_their_schemas(tiny_engine: SamKVEngine) -> None:
-    asked = [*SIMPLE, *NESTED] * 4
-    grammars = [{"grammar": Grammar.json_schema(schema), "seed": seed} for seed, schema in enumerate(asked)]
-    results = together(tiny_engine, grammars, prompt=PROMPT, temperature=1.0, max_new_tokens=1500)
+    asked = [random_schema(seed) for seed in range(NUM_SCHEMAS)]
+    grammars = [{"grammar": Grammar.json_schema(schema)} for schema in asked]
+    results = together(tiny_engine, grammars, prompt=PROMPT, temperature=1.0, seed=1, max_new_tokens=1500)
     for schema, result in zip(asked, results, strict=True):
         assert result.finish_reason == "stop", (schema, result.text)
         jsonschema.validate(json.loads(result.text), schema, format_checker=jsonschema.FormatChecker())
-    assert len({result.text for result in results}) > len(asked) // 2
+    for kind in ("prefixItems", "maxItems", "anyOf", "oneOf", "allOf", "enum", "const", "pattern", "#/$defs", "format"):
+        assert kind in str(asked)
+    assert len({result.text for result in results}) > NUM_SCHEMAS // 2
 
 
 def test_answers_of_every_form_are_the_same_together_and_alone(tiny_engine: SamKVEngine) -> None:
@@ -80,7 +99,7 @@ def test_answers_of_every_form_are_the_same_together_and_alone(tiny_engine: SamK
     assert re.fullmatch("ab|ac+d", lark)
 
 
-def test_grammars_work_with_other_options(tiny_engine: SamKVEngine) -> None:
+def test_it_is_kept_to_beside_the_other_words(tiny_engine: SamKVEngine) -> None:
     options: dict[str, Any] = {"temperature": 1.5, "top_k": 3, "min_p": 0.1, "repetition_penalty": 1.3}
     grammar = Grammar.regex(r"(left|right){4}")
     result = tiny_engine.generate(PROMPT, grammar=grammar, n=4, seed=0, max_new_tokens=200, logprobs=True, **options)
@@ -105,6 +124,13 @@ def test_control_tokens_are_never_chosen(tiny_engine: SamKVEngine) -> None:
     assert len(result.text) == 40
 
 
+def test_what_is_cut_off_is_a_beginning(tiny_engine: SamKVEngine) -> None:
+    grammar = Grammar.choices(["the seventh keeper of the tide"])
+    whole, cut = (tiny_engine.generate(PROMPT, grammar=grammar, max_new_tokens=n) for n in (256, 2))
+    assert (whole.finish_reason, cut.finish_reason) == ("stop", "length")
+    assert whole.text.startswith(cut.text) and len(cut.text) < len(whole.text)
+
+
 # -- what is refused -----------------------------------------------------------------------------
 
 
@@ -123,7 +149,7 @@ def test_control_tokens_are_never_chosen(tiny_engine: SamKVEngine) -> None:
         (lambda: Grammar.json_schema([1]), "it must be a mapping of JSON"),  # type: ignore[arg-type]
     ],
 )
-def test_invalid_grammars_are_refused(tiny_engine: SamKVEngine, make: Callable[[], Grammar], words: str) -> None:
+def test_what_makes_no_grammar_is_refused(tiny_engine: SamKVEngine, make: Callable[[], Grammar], words: str) -> None:
     with pytest.raises(ConfigurationError, match=words):
         tiny_engine.generate(PROMPT, grammar=make())
 
@@ -139,14 +165,14 @@ def test_too_much_work_fails_one_answer_and_no_other(tiny_engine: SamKVEngine, m
     assert answered.token_ids == tiny_engine.generate(PROMPT, max_new_tokens=9).token_ids
 
 
-def test_a_missing_package_is_named(tiny_engine: SamKVEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_to_install_is_said(tiny_engine: SamKVEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "llguidance", None)
     with pytest.raises(ConfigurationError, match=r"pip install 'samkv-rag\[guided\]'"):
         tiny_engine.generate(PROMPT, grammar=Grammar.choices(["a"]))
 
 
 def test_objects_get_no_properties_that_the_schema_does_not_name(tiny_engine: SamKVEngine) -> None:
-    """A model that may invent properties never ends."""
+    """Or a model that may invent some finds no end."""
     flag: dict[str, Any] = {"type": "object", "properties": {"on": {"type": "boolean"}}, "required": ["on"]}
     inner = {"inner": {"anyOf": [flag]}, "list": {"items": flag, "type": "array"}}
     grammar = Grammar.json_schema(flag | {"properties": flag["properties"] | inner})
@@ -170,7 +196,7 @@ A: dict[str, Any] = {"type": "object", "properties": {"a": {"const": 1}}, "requi
     ],
     ids=["allOf", "additionalProperties", "patternProperties", "required"],
 )
-def test_properties_that_the_schema_mentions_stay_allowed(tiny_engine: SamKVEngine, schema: dict[str, Any]) -> None:
+def test_where_it_speaks_of_others_they_stay(tiny_engine: SamKVEngine, schema: dict[str, Any]) -> None:
     matcher = tiny_engine._guide.matcher(Grammar.json_schema(schema))
     for token_id in tiny_engine.tokenize('{"a": 1, "b": 2}'):
         matcher.consume(token_id)
