@@ -52,14 +52,20 @@ def opened(folder: Path, **options: Any) -> SamKVEngine:
         ({"device": "meta"}, "device is 'meta': .* give 'cpu', or 'cuda'"),
         ({"device": "abacus"}, "device is 'abacus': .* give 'cpu'"),
         ({"device": None, "device_map": [0]}, r"device_map is \[0\]: .* give 'cpu'"),
-        ({"device": None, "device_map": "cuda:63"}, r"device_map is 'cuda:63': .* where there is one"),
-        ({"device": None, "device_map": "xpu"}, r"device_map is 'xpu': .* where there is one"),
     ],
     ids=str,
 )
 def test_wrong_options_are_refused_with_the_remedy(folder: Path, options: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigurationError, match=message):
         opened(folder, **options)
+
+
+@pytest.mark.parametrize("device", ["mps", "cuda:63", "xpu"])
+def test_a_missing_device_is_our_error(folder: Path, device: str) -> None:
+    if device == "mps" and torch.backends.mps.is_available():
+        pytest.skip("there is one")
+    with pytest.raises(ConfigurationError, match=f"device_map is '{device}': .* where there is one"):
+        opened(folder, device=None, device_map=device)
 
 
 def test_auto_is_one_device_unless_there_are_several(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,6 +27,14 @@ def prefill(engine: SamKVEngine, name: str, **options: float) -> Prefill:
     return prefill_by(engine, tiny.method(name, **options), PROMPT)
 
 
+@pytest.mark.parametrize("method", RIVALS)
+def test_a_share_recomputed_lies_between_none_and_all(engine: SamKVEngine, method: str) -> None:
+    expected = prefill(engine, "full_prefill").logits
+    found = (prefill(engine, method, recompute_ratio=ratio).logits for ratio in (1e-6, 0.3, 1.0))
+    errors = [float((logits - expected).norm()) for logits in found]
+    assert errors[0] > errors[1] > errors[2]
+
+
 @pytest.mark.parametrize("ratio", [0.05, 0.15, 0.333, 0.9])
 @pytest.mark.parametrize("method", RIVALS)
 def test_all_is_kept_and_the_share_recomputed_is_a_hard_cap(engine: SamKVEngine, method: str, ratio: float) -> None:
