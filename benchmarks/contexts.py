@@ -21,7 +21,7 @@ import torch
 
 from benchmarks.machine import describe_machine
 from benchmarks.synthetic import SHAPES, byte_tokenizer, chunk_text, prompt, random_model
-from samkv_rag import GenerationMetrics, SamKVEngine
+from samkv_rag import EngineConfig, GenerationMetrics, SamKVEngine
 from samkv_rag.prefill import FullPrefill, PrefillMethod, Scout
 
 
@@ -67,7 +67,9 @@ def measure(options: argparse.Namespace) -> Iterator[Row]:
     texts = [chunk_text(number, options.chunk_tokens) for number in range(max(contexts) // options.chunk_tokens)]
     with (
         tempfile.TemporaryDirectory() as folder,
-        SamKVEngine.from_pretrained(model, tokenizer=byte_tokenizer(), store=folder) as engine,
+        SamKVEngine.from_pretrained(
+            model, tokenizer=byte_tokenizer(), store=folder, config=EngineConfig(storage=options.storage)
+        ) as engine,
     ):
         engine.add_chunks(texts)
         for context in contexts:
@@ -119,6 +121,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float16", "float32"])
     parser.add_argument("--contexts", default="1024,2048,4096,8192", help="tokens of all chunks together")
     parser.add_argument("--chunk-tokens", type=int, default=512)
+    parser.add_argument("--storage", default="full", choices=["full", "index"], help="what is kept of a chunk")
     parser.add_argument("--decode-tokens", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--json", type=Path)

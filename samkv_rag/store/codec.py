@@ -64,6 +64,7 @@ _FIRST_READ_BYTES = 16 << 10
 _METADATA_BYTES, _ENTRY_BYTES = 800, 125
 """Approximate size of a header: its metadata, and the entry of each tensor."""
 _MAX_HEADER_BYTES = 64 << 20
+_PAGE_BYTES = 4096
 _ANCHORS_ALONE = "an index has the KV of a chunk's anchors only"
 
 
@@ -275,9 +276,9 @@ class StoredChunk:
     def _decoded(self, *names: str, tokens: torch.Tensor | None = None) -> list[torch.Tensor]:
         """Return tensors of all tokens or some; quantised ones become float32."""
         scaled = [f"{name}.scales" for name in names] if self.kv_dtype == "int8" else []
-        if tokens is not None and self.checked.issuperset(names):
+        if tokens is not None and self.checked.issuperset(names) and _is_sparse(tokens, self.tensors[names[0]]):
             stored, scales = self._read_rows(names, tokens), self._read(*scaled)
-        else:  # the checksum needs the whole tensor
+        else:  # a checksum needs the whole tensor, too
             stored = self._read(*names, *scaled)
             stored, scales = stored[: len(names)], stored[len(names) :]
             stored = stored if tokens is None else [one[:, tokens] for one in stored]
@@ -443,6 +444,12 @@ def _expected(wanted: ChunkShape, num_tokens: int, kv_dtype: str) -> dict[str, t
             scales = groups if _is_by_channel(name) else (*shape[:-1], num_row_groups(dim))
             expected |= {name: (torch.int8, shape), f"{name}.scales": (torch.bfloat16, scales)}
     return expected
+
+
+def _is_sparse(tokens: torch.Tensor, span: _Span) -> bool:
+    """Whether the runs of ``tokens`` are further apart than a page, the least that a disk reads."""
+    num_runs = 1 + int((tokens.diff() != 1).sum())
+    return span.shape[1] * span.shape[2] * span.dtype.itemsize > num_runs * _PAGE_BYTES
 
 
 def _runs(tokens: list[int]) -> Iterator[tuple[int, int, int]]:

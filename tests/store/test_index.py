@@ -110,7 +110,10 @@ def test_first_and_later_answers_are_equal(make_engine: MakeEngine, kv_dtype: st
     assert (first.token_ids, first.reference_nll) == (second.token_ids, second.reference_nll)
 
 
-def test_scouting_over_anchors_reads_less_of_full_storage(make_engine: MakeEngine, tmp_path: Path) -> None:
+def test_scouting_over_anchors_reads_less_of_full_storage(
+    make_engine: MakeEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("samkv_rag.store.codec._PAGE_BYTES", 1)  # a tiny model's tokens share pages
     long = [tiny.text(seed, 300) for seed in range(2)]
     engine, prompt = make_engine(store=tmp_path, chunks=long), tiny.rag_prompt(long)
     first, over_all, over_anchors = (
