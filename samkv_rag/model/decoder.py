@@ -149,7 +149,7 @@ class Decoder:
         try:
             self.run_layers(hidden, position_ids, _leave, [layer])
         except _LeftError as left:
-            return left
+            return left.with_traceback(None)  # whose frames would hold the prompt's KV until Python collects cycles
         raise AssertionError("a decoder layer without attention")
 
 

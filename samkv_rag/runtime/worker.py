@@ -240,11 +240,12 @@ class Runtime:
             ended = self._scheduler.drop_ended()
         for sequence in ended:
             try:
-                if not sequence.cancelled:
-                    sequence.conclude(self._finish(sequence))
+                result = None if sequence.cancelled else self._finish(sequence)
+                sequence.state = None  # frees the KV before the reader goes on, who may keep the sequence
+                if result is not None:
+                    sequence.conclude(result)
             except BaseException as error:
                 sequence.fail(error)
-            sequence.state = None  # frees the KV, even if the reader keeps the sequence
 
     def _make_way(self) -> None:
         """Between two layers: end what was cancelled, then let shorter prompts and running sequences go on."""

@@ -8,6 +8,7 @@ import os
 import select
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ import torch
 
 from samkv_rag import SamKVEngine
 from samkv_rag.exceptions import ConfigurationError, EngineClosedError, PromptTooLongError, QueueFullError
+from samkv_rag.model.kv_buffer import KVBuffer
 from samkv_rag.prefill import FullPrefill, PrefillContext, Prefilled, PrefillMethod, method_classes
 from support import tiny
 from support.engines import MakeEngine, together
@@ -163,6 +165,27 @@ def test_a_stream_that_was_never_read_costs_nothing(engine: SamKVEngine) -> None
     assert engine._runtime._scheduler.num_waiting == 0
     stream.close()
     assert list(stream) == []
+
+
+@pytest.mark.parametrize("method", method_classes())
+def test_the_kv_of_an_answer_is_gone_when_its_reader_goes_on(
+    engine: SamKVEngine, method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alive: weakref.WeakSet[KVBuffer] = weakref.WeakSet()
+    create = KVBuffer.__init__
+
+    def create_and_watch(buffer: KVBuffer, *arguments: int, **options: int) -> None:
+        create(buffer, *arguments, **options)
+        alive.add(buffer)
+
+    monkeypatch.setattr(KVBuffer, "__init__", create_and_watch)
+    gc.disable()  # cycles would hold it as well
+    try:
+        for prompt in prompts():
+            engine.generate(prompt, max_new_tokens=2, method=tiny.method(method))
+            assert not alive
+    finally:
+        gc.enable()
 
 
 def test_a_prefill_is_given_up_between_two_layers(engine: SamKVEngine, slow_layers: Callable[..., None]) -> None:
