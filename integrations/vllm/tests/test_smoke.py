@@ -20,6 +20,7 @@ pytest.importorskip("samkv_apps.serve.app", exc_type=ImportError)
 from fastapi.testclient import TestClient
 
 from samkv_apps.serve.app import create_app
+from samkv_apps.serve.backend import EngineBackend
 from samkv_apps.serve.decoding import VllmDecoder
 from samkv_rag import EngineConfig, SamKVEngine
 from support import tiny
@@ -98,8 +99,8 @@ def test_twenty_answers_are_those_decoded_here(tmp_path: Path) -> None:
         expected = [engine.generate(prompt, max_new_tokens=24) for prompt in prompts]
         num_retained = [sum(len(use.retained_tokens) for use in one.chunks) for one in expected]
         assert min(num_retained) > 128, "more than one of vLLM's blocks"
-        decoder = VllmDecoder(url, tmp_path / "handovers")
-        with TestClient(create_app(engine, "tiny", decoder=decoder)) as client, ThreadPoolExecutor(8) as threads:
+        backend = EngineBackend(engine, VllmDecoder(url, tmp_path / "handovers"))
+        with TestClient(create_app(backend, "tiny")) as client, ThreadPoolExecutor(8) as threads:
             bodies = [{"model": "tiny", "prompt": prompt, "max_tokens": 24} for prompt in prompts]
             answers = threads.map(lambda body: client.post("/v1/completions", json=body).json(), bodies)
             found = [(one["choices"][0]["text"], one["usage"]["completion_tokens"]) for one in answers]
