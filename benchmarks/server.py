@@ -147,7 +147,7 @@ def measure_hostile(url: str, process_id: int, model: str, num_requests: int) ->
     """Send broken and harmful requests; count statuses, and compare memory after the first thousand and the last."""
     statuses: Counter[int] = Counter()
     warm_bytes = 0
-    with httpx.Client(base_url=url, timeout=120) as client:
+    with httpx.Client(base_url=url, timeout=300) as client:
         for body in _fillers(model):
             client.post("/v1/chat/completions", json=body).raise_for_status()
         for number, request in enumerate(hostile.requests(num_requests, model)):
@@ -168,11 +168,12 @@ def measure_hostile(url: str, process_id: int, model: str, num_requests: int) ->
 
 
 def _fillers(model: str) -> Iterator[dict[str, Any]]:
-    """Yield chats with different beginnings and questions, to fill the bounded caches of both first."""
-    for number in range(90):
-        system, question = (f"{number} " + " ".join([word] * 100) for word in ("begin", "word"))
+    """Yield chats of different beginnings, questions and lengths, to fill the bounded caches of all three first."""
+    for number in range(150):
+        system, question = (f"{number} " + " ".join([word] * (20 + number)) for word in ("begin", "word"))
         messages = [{"role": "system", "content": system}, {"role": "user", "content": question}]
-        yield {"model": model, "messages": messages, "documents": [f"{number} " + "text " * 300], "max_tokens": 1}
+        documents = [f"{number} " + "text " * (300 + number)]
+        yield {"model": model, "messages": messages, "documents": documents, "max_tokens": 1}
 
 
 @contextmanager
