@@ -11,7 +11,7 @@ from typing import Any, TypedDict, TypeGuard, Unpack
 from samkv_rag.checks import refuse_unknown, require_bool, require_integer
 from samkv_rag.chunk_cache import SummarySpec
 from samkv_rag.config import EngineConfig
-from samkv_rag.exceptions import ConfigurationError, EmptyPromptError, PromptError
+from samkv_rag.exceptions import ConfigurationError, DamagedChunkError, EmptyPromptError, PromptError
 from samkv_rag.generation_result import GenerationResult
 from samkv_rag.grammar import Grammar
 from samkv_rag.handover import options_of_our_own, require_dense
@@ -287,8 +287,15 @@ class SamKVEngine:
         question, chunks = self._rendered(question).text, [text.strip() for text in _as_texts(texts)]
         if not (unique := [*dict.fromkeys(filter(None, chunks))]):
             return [0.0] * len(chunks)
-        layout = self._assembler.of_question(unique, question)
-        found = self._runtime.call(lambda: rank_chunks(self.decoder, layout).tolist())
+        for attempts_left in (2, 1, 0):
+            layout = self._assembler.of_question(unique, question)
+            try:
+                found = self._runtime.call(partial(rank_chunks, self.decoder, layout)).tolist()
+                break
+            except DamagedChunkError:  # the next reading finds and replaces the chunk, as for answers
+                if not attempts_left:
+                    raise
+                self._library.distrust(unique)
         match = dict(zip(unique, found, strict=True))
         return [match.get(text, 0.0) for text in chunks]
 

@@ -42,6 +42,11 @@ class GenerationResult:
     """Lets another engine decode the rest of the answer, with ``handover=True`` and unless the answer has ended."""
     offsets: ChunkOffsets = field(default=lambda text: (), repr=False, compare=False)
 
+    @property
+    def num_written_tokens(self) -> int:
+        """Tokens of all answers."""
+        return sum(one.metrics.completion_tokens for one in (self, *self.others))
+
     def explain(self) -> Explanation:
         """Return which tokens of each chunk were retained, and their scores."""
         from samkv_rag.explanation import Explanation, explained_chunk  # late, because answering does not need it

@@ -88,6 +88,12 @@ def test_a_wrong_chunk_is_refused_before_anything_is_computed(
     assert not engine.has_chunk(tiny.text(99))
 
 
+def test_a_source_that_cannot_be_stored_is_refused_before_anything_is_computed(engine: SamKVEngine) -> None:
+    with pytest.raises(ConfigurationError, match=r"source 'r\\udce9sum.txt' is not valid Unicode"):
+        engine.add_chunks([tiny.text(99)], sources=["r\udce9sum.txt"])
+    assert not engine.has_chunk(tiny.text(99))
+
+
 @pytest.mark.parametrize(("method", "num_last"), [("scout", 0), ("samkv", 4)])
 @pytest.mark.parametrize("ratio", [0.03, 0.15, 0.5, 0.99])
 def test_the_budget_is_a_hard_cap(make_engine: MakeEngine, method: str, num_last: int, ratio: float) -> None:

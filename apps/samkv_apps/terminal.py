@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import sys
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -92,10 +91,11 @@ def write_private(path: Path, text: str) -> None:
     Raises:
         ConfigurationError: the file cannot be written.
     """
+    from samkv_rag.store.disk import written_whole  # late, because it imports torch
+
     try:
-        with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=path.parent, delete=False) as file:  # 0600
-            file.write(text)
-        os.replace(file.name, path)
+        with written_whole(path) as file:
+            file.write(text.encode())
     except OSError as error:
         raise ConfigurationError(
             f"{path} cannot be written: {error.strerror}; give a file in a folder that exists"

@@ -113,7 +113,11 @@ def prune(
         raise ConfigurationError("--keep-sources needs --id-scope, the id_scope of the ingestion step or vector store")
     if older_than is None and max_bytes is None and keep_sources is None:
         raise ConfigurationError("nothing says what to delete; give --older-than, --max-bytes or --keep-sources")
-    kept = None if keep_sources is None else set(source_names(id_scope, keep_sources.read_text("utf-8").split("\n")))
+    try:
+        text = None if keep_sources is None else keep_sources.read_text("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ConfigurationError(f"{keep_sources} is not UTF-8; write it again in UTF-8") from error
+    kept = None if text is None else set(source_names(id_scope, text.split("\n")))
     with admin.open_existing(store) as opened:
         gone = admin.prune(
             opened,

@@ -25,6 +25,8 @@ class EngineHandle:
 
     def __init__(self, load: Callable[[], SamKVEngine], origin: object = None) -> None:
         self.origin = origin
+        self.given: SamKVEngine | None = None
+        """The engine, if it was made elsewhere."""
         self._load = load
         self._engine: SamKVEngine | None = None
         self._lock = threading.Lock()
@@ -33,7 +35,7 @@ class EngineHandle:
     def of(cls, engine: SamKVEngine, origin: object = None) -> EngineHandle:
         """Return a handle of an existing engine."""
         handle = cls(lambda: engine, origin)
-        handle._engine = engine
+        handle._engine = handle.given = engine
         return handle
 
     def get(self) -> SamKVEngine:

@@ -7,7 +7,6 @@ that is only ``{"name": ..., "parameters": {...}}`` or a list of such objects (L
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
     from samkv_rag.model.tokenization import RenderedPrompt
 
 _OPEN, _CLOSE = "<tool_call>", "</tool_call>"
-_FENCED = re.compile(r"\s*```(?:json)?\s*(.*?)\s*```\s*", re.DOTALL)
+_FENCE = "```"
 _ID_LENGTH = 9  # Mistral's template accepts no other
 _MOST_CALLS = 8
 """Limit of the calls in an answer that must call tools, for models that do not stop."""
@@ -124,8 +123,6 @@ def _call_terms(function: Mapping[str, Any], is_marked: bool) -> str:
 class TextOnly:
     """Passes an answer on as it is, without parsing."""
 
-    num_calls = 0
-
     def add(self, text: str) -> Iterator[str | ToolCall]:
         """Yield ``text``, unless it is empty."""
         if text:
@@ -141,8 +138,7 @@ class ToolCalls:
 
     def __init__(self) -> None:
         self._held = ""
-        self.num_calls = 0
-        """Number of calls found so far."""
+        self._num_calls = 0
         self._has_text = False
 
     def add(self, text: str) -> Iterator[str | ToolCall]:
@@ -153,7 +149,7 @@ class ToolCalls:
             call, _, self._held = rest.partition(_CLOSE)
             yield from self._text(before.rstrip())
             yield self._call(call)
-        is_first = not (self._has_text or self.num_calls)
+        is_first = not (self._has_text or self._num_calls)
         may_be_plain_call = is_first and self._held.lstrip()[:1] in ("{", "[", "`")
         if _OPEN not in self._held and not may_be_plain_call:
             sure = len(self._held) - _length_held_back(self._held)
@@ -169,7 +165,7 @@ class ToolCalls:
             yield from self._text(before.rstrip())
             yield self._call(unfinished)
         else:
-            yield from self._text(self._held.rstrip() if self.num_calls else self._held)
+            yield from self._text(self._held.rstrip() if self._num_calls else self._held)
 
     def _text(self, text: str) -> Iterator[str]:
         if text:
@@ -180,8 +176,8 @@ class ToolCalls:
         return self._numbered(*(_as_call(_parsed(text)) or (None, _OPEN + text)))
 
     def _numbered(self, name: str | None, arguments: str) -> ToolCall:
-        self.num_calls += 1
-        return ToolCall(self.num_calls - 1, name, arguments, uuid4().hex[:_ID_LENGTH])
+        self._num_calls += 1
+        return ToolCall(self._num_calls - 1, name, arguments, uuid4().hex[:_ID_LENGTH])
 
 
 def _length_held_back(text: str) -> int:
@@ -191,8 +187,10 @@ def _length_held_back(text: str) -> int:
 
 
 def _plain_calls(text: str) -> list[tuple[str, str]]:
-    fenced = _FENCED.fullmatch(text)
-    value = _parsed(fenced[1] if fenced else text)
+    bare = text.strip()
+    if len(bare) >= 2 * len(_FENCE) and bare.startswith(_FENCE) and bare.endswith(_FENCE):
+        bare = bare[len(_FENCE) : -len(_FENCE)].removeprefix("json")
+    value = _parsed(bare)
     calls = [_as_call(item) for item in (value if isinstance(value, list) else [value])]
     return [call for call in calls if call] if all(calls) else []
 
@@ -208,5 +206,5 @@ def _as_call(value: Any) -> tuple[str, str] | None:
 def _parsed(text: str) -> Any:
     try:
         return json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None

@@ -406,6 +406,10 @@ class ChunkLibrary:
         named = [(source, text) for source, text in zip(sources, texts, strict=True) if source is not None]
         if wrong := [source for source, _ in named if not isinstance(source, str) or not source]:
             raise ConfigurationError(f"source {wrong[0]!r} is not a name; it must be text that is not empty, or None")
+        if broken := [source for source, _ in named if source.encode(errors="ignore").decode() != source]:
+            raise ConfigurationError(
+                f"source {broken[0]!r} is not valid Unicode; decode its bytes with errors='replace'"
+            )
         return {source: self._key(text_digest(text)) for source, text in named}
 
     def _keys(self, texts: Iterable[str]) -> set[str]:

@@ -44,6 +44,7 @@ def _config_bytes(config: Any) -> bytes:
         if name.endswith(("_scaling", "_multiplier", "_eps", "_heads", "_theta", "_factor", "_act", "_softcapping"))
         or name in ("model_type", "rope_parameters", "head_dim", "hidden_size", "layer_types", "sliding_window")
         or name in ("query_pre_attn_scalar", "no_rope_layers", "quantization_config")
+        or name in ("num_experts_per_tok", "norm_topk_prob", "topk_group")
     }
     return json.dumps(kept, sort_keys=True, default=str).encode()
 

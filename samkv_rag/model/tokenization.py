@@ -81,6 +81,10 @@ class PromptTokenizer:
         function = {"name": "f", "description": "", "parameters": {"type": "object"}}
         return self._renders(tools=[{"type": "function", "function": function}])
 
+    def as_text(self, text: str) -> RenderedPrompt:
+        """Return a text in which no control token is one."""
+        return RenderedPrompt(text, tuple(found.span() for found in self._control_pattern.finditer(text)))
+
     @cached_property
     def takes_documents(self) -> bool:
         """Whether messages can be rendered with documents."""
@@ -198,15 +202,18 @@ class PromptTokenizer:
     # Control tokens in messages are marked before the template runs, and found by their marks afterwards.
 
     def _unused_mark(self, given: Any) -> str:
-        everything = json.dumps(given, ensure_ascii=False, default=str) + str(self.tokenizer.chat_template)
-        return next(chr(code) for code in _PRIVATE_USE if chr(code) not in everything)
+        everything = (json.dumps(given, ensure_ascii=False, default=str) + str(self.tokenizer.chat_template)).lower()
+        for mark in map(chr, _PRIVATE_USE):
+            if mark not in everything and json.dumps(mark)[1:-1] not in everything:
+                return mark
+        raise ChatTemplateError("the messages hold every private-use character; leave one out")
 
     def _marked(self, value: Any, mark: str) -> Any:
         """Return a copy in which ``mark`` breaks every control token that a text spells out."""
         if isinstance(value, str):
             return self._control_pattern.sub(lambda found: found[0][0] + mark + found[0][1:], value)
         if isinstance(value, Mapping):
-            return {key: self._marked(item, mark) for key, item in value.items()}
+            return {self._marked(key, mark): self._marked(item, mark) for key, item in value.items()}
         if isinstance(value, (list, tuple)):
             return [self._marked(item, mark) for item in value]
         return value

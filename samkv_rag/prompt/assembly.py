@@ -109,7 +109,8 @@ class PromptAssembler:
                 segments.append(self._segment(span, self._token_ids(prompt, span, first=i == 0)))
         segments = self._with_prefix(segments)
         if with_history:
-            segments = [part for segment in segments for part in self._with_history(segment)]
+            digests = frozenset(segment.digest for segment in segments if segment.kind == "chunk")
+            segments = [part for segment in segments for part in self._with_history(segment, digests)]
         return PromptLayout.of(segments, self._decoder.device)
 
     def of_question(self, texts: Sequence[str], question: str) -> PromptLayout:
@@ -134,9 +135,9 @@ class PromptAssembler:
         reader, hit = self._prefixes.get(first.token_ids)
         return [replace(first, kind="prefix", reader=reader, hit=hit), *others]
 
-    def _with_history(self, segment: Segment) -> list[Segment]:
+    def _with_history(self, segment: Segment, digests: frozenset[str]) -> list[Segment]:
         """Split a text that begins with a former turn into the turn, with its KV, and the rest."""
-        turn = self._history.find(segment.token_ids) if segment.kind == "text" else None
+        turn = self._history.find(segment.token_ids, digests) if segment.kind == "text" else None
         if turn is None:
             return [segment]
         said, new = segment.token_ids[: turn.cache.num_tokens], segment.token_ids[turn.cache.num_tokens :]

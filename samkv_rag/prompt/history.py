@@ -27,6 +27,8 @@ class Turn:
     """Position of the first token in the prompt."""
     num_asked: int
     """Tokens before the answer."""
+    digests: frozenset[str] = frozenset()
+    """Of the chunks before it, which its KV has seen."""
 
     def shared(self, token_ids: torch.Tensor) -> int:
         """Return how many first tokens the turn has in common with ``token_ids`` ``[tokens]``; 0 for another chat.
@@ -64,21 +66,31 @@ class History:
         if num_tokens > self._max_tokens or any(keys.shape[2] < num_tokens for keys, _ in layers):
             return  # too long, or a layer's window has dropped some of it
         keys, values = (torch.cat([kv[:, :, -num_tokens:] for kv in kind]).cpu() for kind in zip(*layers, strict=True))
-        turn = Turn(ChunkCache(token_ids[:num_tokens], keys, values), start, layout.num_tokens - start)
+        digests = frozenset(chunk.digest for chunk in layout.chunks)
+        turn = Turn(ChunkCache(token_ids[:num_tokens], keys, values), start, layout.num_tokens - start, digests)
         with self._lock:
-            self._turns = [kept for kept in self._turns if not torch.equal(kept.cache.token_ids, turn.cache.token_ids)]
+            self._turns = [
+                kept
+                for kept in self._turns
+                if kept.digests != digests or not torch.equal(kept.cache.token_ids, turn.cache.token_ids)
+            ]
             self._turns.append(turn)
             while sum(kept.cache.num_tokens for kept in self._turns) > self._max_tokens:
                 del self._turns[0]
 
-    def find(self, token_ids: torch.Tensor) -> Turn | None:
+    def find(self, token_ids: torch.Tensor, digests: frozenset[str]) -> Turn | None:
         """Return the turn that a prompt's text ``[tokens]`` begins with, cut to what both share, or None.
 
-        At least the text's last token is left over.
+        At least the text's last token is left over. ``digests`` are those of the prompt's chunks, one of which the
+        turn must have seen: another user's chat over other documents may have the same words.
         """
         with self._lock:
-            shared = [(turn.shared(token_ids[:-1]), number) for number, turn in enumerate(self._turns)]
-            num_tokens, number = max(shared, default=(0, -1))
+            shared = [
+                (turn.shared(token_ids[:-1]), len(turn.digests & digests), number)
+                for number, turn in enumerate(self._turns)
+                if turn.digests & digests or turn.digests == digests
+            ]
+            num_tokens, _, number = max(shared, default=(0, 0, -1))
             if not num_tokens:
                 return None
             turn = self._turns.pop(number)

@@ -39,11 +39,17 @@ class Scheduler:
 
     def admit(self, sequence: Sequence) -> None:
         """Add a new sequence, whose prompt is read next."""
+        if self.num_waiting >= self.max_waiting:  # those that were cancelled need no place
+            self._ready = deque(waiting for waiting in self._ready if not waiting.cancelled)
         if self.num_waiting >= self.max_waiting:
             raise QueueFullError(
                 f"{self.num_waiting} requests are waiting, the limit is {self.max_waiting}; "
                 "try again later, or open the engine with a larger max_waiting"
             )
+        self._reading.add(sequence)
+
+    def read_again(self, sequence: Sequence) -> None:
+        """Add a sequence whose prompt is read again; the limit does not apply."""
         self._reading.add(sequence)
 
     def ready(self, sequence: Sequence) -> None:

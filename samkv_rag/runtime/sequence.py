@@ -10,6 +10,7 @@ from threading import Event
 
 import torch
 
+from samkv_rag.exceptions import ConfigurationError
 from samkv_rag.generation_result import GenerationResult
 from samkv_rag.handover import Handover
 from samkv_rag.model.kv_buffer import KVBuffer
@@ -161,6 +162,8 @@ class Sequence:
         """Choose the next token from ``logits`` ``[1, vocab]``, deliver the text that it makes certain, or finish."""
         assert self.state is not None
         token_id = (self.request.choose or self._choose)(logits)
+        if type(token_id) is not int or not 0 <= token_id < logits.shape[1]:
+            raise ConfigurationError(f"choose returned {token_id!r}; it must be a token id, below {logits.shape[1]}")
         self.first_token_at = self.first_token_at or time.perf_counter()
         if token_id in self.end_ids:
             self._finish("stop")

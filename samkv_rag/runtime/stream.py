@@ -53,7 +53,10 @@ class _Stream:
             return delivery
         self._ended = True
         if isinstance(delivery, BaseException):
-            raise delivery
+            try:
+                raise delivery
+            finally:
+                del delivery  # a traceback that its own frame holds would live, with the KV, until a collection
         self._result = delivery
         raise at_end
 
@@ -78,11 +81,11 @@ class AnswerStream(_Stream, Iterator[Piece], AbstractContextManager["AnswerStrea
             raise StopIteration
         try:
             self._begin(self._inbox.put)
-            delivery = self._inbox.get()
+            inbox = [self._inbox.get()]
         except BaseException:
             self._end()
             raise
-        return self._piece(delivery, StopIteration)
+        return self._piece(inbox.pop(), StopIteration)
 
     def close(self) -> None:
         """End the computation; may be called any number of times."""
@@ -104,11 +107,11 @@ class AsyncAnswerStream(_Stream, AsyncIterator[Piece], AbstractAsyncContextManag
             raise StopAsyncIteration
         try:
             self._begin(self._deliver_to(asyncio.get_running_loop()))
-            delivery = await self._inbox.get()
+            inbox = [await self._inbox.get()]
         except BaseException:  # including cancellation: nobody will read on
             self._end()
             raise
-        return self._piece(delivery, StopAsyncIteration)
+        return self._piece(inbox.pop(), StopAsyncIteration)
 
     async def aclose(self) -> None:
         """End the computation; may be called any number of times."""

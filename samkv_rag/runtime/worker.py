@@ -196,11 +196,14 @@ class Runtime:
 
     def _read_again(self, sequence: Sequence, error: DamagedChunkError) -> None:
         """Read a prompt again after a chunk proved damaged, which finds and replaces the chunk."""
-        if sequence.num_readings > _MAX_READINGS or self._closed:
+        with self._changed:
+            if is_again := sequence.num_readings <= _MAX_READINGS and not self._closed:
+                self._scheduler.read_again(sequence)
+                self._readers.submit(self._read, sequence)
+        if is_again:
+            logger.warning("a chunk could not be read (%s); its prompt is read again", error)
+        else:
             sequence.fail(error)
-            return
-        logger.warning("a chunk could not be read (%s); its prompt is read again", error)
-        self._readers.submit(self._read, sequence)
 
     def _run_job(self) -> None:
         with self._changed:

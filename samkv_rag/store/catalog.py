@@ -235,9 +235,10 @@ class Catalog:
 
     def _run(self, function: Callable[[], T]) -> T:
         with self._lock:
-            if os.getpid() != self._process:  # a connection must not be used or closed across a fork
+            # A file's connection must not be used or closed across a fork.
+            if self._path and os.getpid() != self._process:
                 self._kept.append(self._connection)
-                self._process = os.getpid()
+                self._process, self._seen = os.getpid(), {}
                 self._open()
             try:
                 return function()

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import suppress
 
 from samkv_rag.exceptions import SamKVError, StoreError, StoreFullError
@@ -31,12 +33,18 @@ class TieredStore(Store):
         self.far = far
         self.shared = far.shared
         self.catalog_path = far.catalog_path
+        self._start_over()
+        _stores.add(self)
+
+    def _start_over(self) -> None:
+        """Reset what belongs to a process: at first, and in a forked one, which has none of the parent's threads."""
         self._writers = ThreadPoolExecutor(_PARALLEL, "samkv-write")
         self._readers = ThreadPoolExecutor(_PARALLEL, "samkv-prefetch")
         self._changed = threading.Condition()
         self._pending: dict[str, bytes] = {}
         self._errors: deque[SamKVError] = deque(maxlen=100)
-        self._fetching: dict[str, Future[Blob | None]] = {}
+        self._fetching: dict[str, Future[None]] = {}
+        self._num_deletions = 0
 
     @property
     def num_evicted(self) -> int:  # type: ignore[override]
@@ -55,7 +63,7 @@ class TieredStore(Store):
         if pending is not None:
             return BytesBlob(pending)
         if fetching is not None:
-            with suppress(SamKVError):
+            with suppress(SamKVError, CancelledError):
                 fetching.result()
         return self.near.get(key) or self._fetch(key)
 
@@ -75,8 +83,9 @@ class TieredStore(Store):
         gone = set(keys)
         self._wait_for_writes()  # a later write would bring a chunk back
         there = self.near.contains(gone) | self.far.contains(gone)
-        self.near.delete(gone)
         self.far.delete(gone)
+        self._num_deletions += 1  # after the one and before the other: a running _fetch deletes what it put near
+        self.near.delete(gone)
         return len(there)
 
     def keys(self) -> Iterator[StoredBytes]:
@@ -87,12 +96,12 @@ class TieredStore(Store):
         wanted = list(dict.fromkeys(keys))
         near = self.near.contains(wanted)
         self.near.prefetch(near)
-        started: list[Future[Blob | None]] = []
+        started: list[Future[None]] = []
         for key in wanted:
             with self._changed:
                 if key in near or key in self._pending or key in self._fetching:
                     continue
-                fetch = self._fetching[key] = self._readers.submit(self._fetch, key)
+                fetch = self._fetching[key] = self._readers.submit(self._bring_near, key)
             fetch.add_done_callback(lambda _, key=key: self._fetching.pop(key, None))  # type: ignore[misc]
             started.append(fetch)
 
@@ -120,13 +129,19 @@ class TieredStore(Store):
         self.near.close()
         self.far.close()
 
+    def _bring_near(self, key: str) -> None:
+        self._fetch(key)  # the result is dropped, because an announcement keeps the future
+
     def _fetch(self, key: str) -> Blob | None:
+        num_deletions = self._num_deletions
         blob = self.far.get(key)
         if blob is None:
             return None
         data = bytes(read_bytes(blob))
         with suppress(StoreError):  # the near store may be full; the next read goes to far again
             self.near.put(key, data)
+        if self._num_deletions != num_deletions:  # perhaps this key was deleted meanwhile
+            self.near.delete([key])
         return BytesBlob(data)
 
     def _write(self, key: str) -> None:
@@ -153,3 +168,15 @@ class TieredStore(Store):
             self._changed.wait_for(lambda: awaited.isdisjoint(self._pending))
         if (waited_s := time.monotonic() - started) > 1:
             logger.info("waited %.1f s for writes to the far store", waited_s)
+
+
+_stores: weakref.WeakSet[TieredStore] = weakref.WeakSet()
+
+
+def _start_over() -> None:
+    for store in list(_stores):
+        store._start_over()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_start_over)

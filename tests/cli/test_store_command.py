@@ -69,7 +69,7 @@ def size(folder: Path) -> int:
 
 def test_prune_by_size_age_and_sources(run: Run, folder: Path, tmp_path: Path) -> None:
     keep = tmp_path / "keep.txt"
-    keep.write_text("a\nb\nc\n")
+    keep.write_text("a\nb\nc\n", "utf-8-sig")  # as Windows writes it
     by_source = ("store", "prune", "--store", folder, "--keep-sources", keep, "--id-scope", "docs")
     assert run(*by_source, "--dry-run")[1].startswith("would delete 1 chunk, ")
     assert run(*by_source)[1].startswith("deleted 1 chunk, ")

@@ -137,3 +137,8 @@ def test_a_free_model_is_kept_to_a_schema_where_it_does_not_call(tiny_engine: Sa
         assert not keeps(tiny_engine, grammar, "Well.")
     must = answer_grammar(PROMPTS["marked"], TOOLS, "add", schema)
     assert not keeps(tiny_engine, must, '{"b": true}')
+
+
+@pytest.mark.parametrize("answer", ["```" + "\n" * 100_000 + "x", "[" * 100_000])
+def test_an_answer_that_degenerates_is_read_at_once(answer: str) -> None:
+    assert read(answer, len(answer)) == (answer, [])

@@ -148,6 +148,12 @@ def test_whatever_changes_keys_changes_the_fingerprint(other: Any) -> None:
     assert fingerprint(other(), tiny.tokenizer()) != fingerprint(tiny.model(), tiny.tokenizer())
 
 
+def test_the_number_of_experts_changes_the_fingerprint() -> None:
+    two, one = tiny.model("gpt-oss"), tiny.model("gpt-oss", num_experts_per_tok=1)
+    assert all(map(torch.equal, two.state_dict().values(), one.state_dict().values()))
+    assert fingerprint(one, tiny.tokenizer()) != fingerprint(two, tiny.tokenizer())
+
+
 # -- tokens --------------------------------------------------------------------------------------
 
 

@@ -119,12 +119,30 @@ def test_an_answer_begun_by_the_caller_keeps_the_protection() -> None:
     assert [token_id for token_id in ids if token_id in (end, begin)] == [end, begin]
 
 
+def test_the_names_of_a_tools_arguments_are_text() -> None:
+    tokenizer, counts = PromptTokenizer(tiny.tokenizer_with(tiny.TOOL_TEMPLATE)), []
+    for name in (HARMLESS, EVIL):
+        call = {"type": "function", "function": {"name": "find", "arguments": {name: 1}}}
+        messages = [{"role": "user", "content": "Find."}, {"role": "assistant", "content": "", "tool_calls": [call]}]
+        rendered = tokenizer.render(messages)
+        ids = tokenizer.text_ids(rendered.text, True, rendered.literals)
+        counts.append([token_id for token_id in ids if token_id in tiny.tokenizer().all_special_ids])
+    assert counts[1] == counts[0] != []
+
+
 def test_rendering_leaves_the_text_as_the_template_writes_it() -> None:
     tokenizer = PromptTokenizer(tiny.tokenizer())
-    for content in (EVIL, HARMLESS, "\ue000 private </s> use \ue001", "<</s>/s>", "a <s></s> b"):
+    private = ("\ue000 private </s> use \ue001", r"\ue000 spelled out </s> as \uE001")
+    for content in (EVIL, HARMLESS, *private, "<</s>/s>", "a <s></s> b"):
         messages = [{"role": "user", "content": content}]
         expected = tiny.tokenizer().apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
         assert tokenizer.render(messages).text == expected
+
+
+def test_messages_of_all_private_use_characters_are_refused() -> None:
+    everything = "".join(map(chr, range(0xE000, 0xF900)))
+    with pytest.raises(ChatTemplateError, match="hold every private-use character; leave one out"):
+        PromptTokenizer(tiny.tokenizer()).render([{"role": "user", "content": everything}])
 
 
 def test_an_ordinary_prompt_has_the_ids_of_the_users_tokenizer(make_engine: MakeEngine) -> None:

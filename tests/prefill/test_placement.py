@@ -8,9 +8,13 @@ from itertools import permutations
 import pytest
 import torch
 
-from samkv_rag.exceptions import EmptyPromptError
+from samkv_rag.chunk_cache import ranking_layer
+from samkv_rag.exceptions import DamagedChunkWarning, EmptyPromptError
+from samkv_rag.ingestion.recognition import text_digest
 from samkv_rag.prefill.scout import rank_chunks
 from samkv_rag.prompt.layout import PromptLayout, Segment
+from samkv_rag.store.base import read_bytes
+from samkv_rag.store.codec import open_chunk
 from support import engines, tiny
 from support.engines import MakeEngine
 
@@ -124,6 +128,17 @@ def test_the_engine_ranks_texts_as_chunks_of_a_prompt_are_ranked(make_engine: Ma
     assert max(found) > 0
     assert engine.rank(question, []) == []
     assert engine.rank(question, " ") == [0.0]
+
+
+def test_a_damaged_chunk_is_replaced_when_it_is_ranked(make_engine: MakeEngine) -> None:
+    engine = make_engine(chunks=CHUNKS)
+    expected = engine.rank("Which keeper?", CHUNKS)
+    key = engine._library._key(text_digest(CHUNKS[1]))
+    data = bytearray(read_bytes(engine.store.get(key)))
+    data[open_chunk(engine.store, key).tensors[f"layer.{ranking_layer(4):03}.values"].start] ^= 1
+    engine.store.put(key, bytes(data))
+    with pytest.warns(DamagedChunkWarning, match="it is computed again"):
+        assert engine.rank("Which keeper?", CHUNKS) == pytest.approx(expected, abs=1e-5)
 
 
 def test_what_is_ranked_is_stored_and_control_tokens_in_a_question_are_text(make_engine: MakeEngine) -> None:

@@ -108,6 +108,23 @@ def test_the_same_question_of_other_passages_is_another_chat() -> None:
     assert history(talk.layout(QUESTIONS[1], CHUNKS[2:]))
 
 
+def test_the_same_words_over_other_passages_are_another_chat() -> None:
+    ours, theirs = chat(), chat()
+    theirs.engine = ours.engine
+    ours.ask(QUESTIONS[0], CHUNKS[:2])
+    theirs.ask(QUESTIONS[0], CHUNKS[2:4])
+    for talk, own in ((ours, CHUNKS[:2]), (theirs, CHUNKS[2:4])):
+        (said,) = (part for part in talk.layout(QUESTIONS[1], own).segments if part.kind == "history")
+        fresh = chat()
+        fresh.ask(QUESTIONS[0], own)
+        (expected,) = (part for part in fresh.layout(QUESTIONS[1], own).segments if part.kind == "history")
+        assert said.reader is not None
+        assert expected.reader is not None
+        torch.testing.assert_close(said.reader.layer(3), expected.reader.layer(3))
+    ours.ask(QUESTIONS[1], CHUNKS[:2])
+    assert not history(ours.layout(QUESTIONS[2], CHUNKS[4:]))
+
+
 def test_what_was_said_moves_with_its_place_in_the_prompt() -> None:
     talk = chat()
     talk.ask(QUESTIONS[0])

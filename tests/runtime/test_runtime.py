@@ -11,16 +11,23 @@ import time
 import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import pytest
 import torch
 
 from samkv_rag import SamKVEngine
-from samkv_rag.exceptions import ConfigurationError, EngineClosedError, PromptTooLongError, QueueFullError
+from samkv_rag.exceptions import (
+    ConfigurationError,
+    DamagedChunkError,
+    EngineClosedError,
+    PromptTooLongError,
+    QueueFullError,
+)
 from samkv_rag.model.kv_buffer import KVBuffer
 from samkv_rag.prefill import FullPrefill, PrefillContext, Prefilled, PrefillMethod, method_classes
+from samkv_rag.runtime.sequence import ReadPrompt, Sequence
 from support import tiny
 from support.engines import MakeEngine, together
 
@@ -50,6 +57,22 @@ def slow_layers(engine: SamKVEngine, monkeypatch: pytest.MonkeyPatch) -> Callabl
         monkeypatch.setattr(engine.decoder, "between_layers", between)
 
     return slow
+
+
+@pytest.fixture
+def buffers(monkeypatch: pytest.MonkeyPatch) -> Iterator[weakref.WeakSet[KVBuffer]]:
+    """The KV buffers in memory. The garbage collector is off, because cycles would hold them as well."""
+    alive: weakref.WeakSet[KVBuffer] = weakref.WeakSet()
+    create = KVBuffer.__init__
+
+    def create_and_watch(buffer: KVBuffer, *arguments: int, **options: int) -> None:
+        create(buffer, *arguments, **options)
+        alive.add(buffer)
+
+    monkeypatch.setattr(KVBuffer, "__init__", create_and_watch)
+    gc.disable()
+    yield alive
+    gc.enable()
 
 
 def wait_until(holds: Callable[[], bool]) -> bool:
@@ -169,23 +192,19 @@ def test_a_stream_that_was_never_read_costs_nothing(engine: SamKVEngine) -> None
 
 @pytest.mark.parametrize("method", method_classes())
 def test_the_kv_of_an_answer_is_gone_when_its_reader_goes_on(
-    engine: SamKVEngine, method: str, monkeypatch: pytest.MonkeyPatch
+    engine: SamKVEngine, method: str, buffers: weakref.WeakSet[KVBuffer]
 ) -> None:
-    alive: weakref.WeakSet[KVBuffer] = weakref.WeakSet()
-    create = KVBuffer.__init__
+    for prompt in prompts():
+        engine.generate(prompt, max_new_tokens=2, method=tiny.method(method))
+        assert not buffers
 
-    def create_and_watch(buffer: KVBuffer, *arguments: int, **options: int) -> None:
-        create(buffer, *arguments, **options)
-        alive.add(buffer)
 
-    monkeypatch.setattr(KVBuffer, "__init__", create_and_watch)
-    gc.disable()  # cycles would hold it as well
-    try:
-        for prompt in prompts():
-            engine.generate(prompt, max_new_tokens=2, method=tiny.method(method))
-            assert not alive
-    finally:
-        gc.enable()
+def test_the_kv_of_an_answer_that_failed_is_gone_when_its_error_is(
+    engine: SamKVEngine, buffers: weakref.WeakSet[KVBuffer]
+) -> None:
+    with suppress(ZeroDivisionError):
+        engine.generate(prompts()[0], choose=lambda logits: 1 // 0)
+    assert wait_until(lambda: not buffers)
 
 
 def test_a_prefill_is_given_up_between_two_layers(engine: SamKVEngine, slow_layers: Callable[..., None]) -> None:
@@ -248,6 +267,16 @@ def test_errors_reach_only_their_own_request(engine: SamKVEngine) -> None:
     assert running.result.metrics.completion_tokens == 20
 
 
+@pytest.mark.parametrize("wrong", [10**6, -1, None, 1.0])
+def test_a_wrong_choice_fails_only_its_own_request(engine: SamKVEngine, wrong: Any) -> None:
+    running = engine.stream(prompts()[0], max_new_tokens=20)
+    next(running)
+    with pytest.raises(ConfigurationError, match=f"choose returned {wrong}; it must be a token id, below 512"):
+        engine.generate(prompts()[1], max_new_tokens=5, choose=lambda logits: wrong)
+    assert list(running)
+    assert running.result.metrics.completion_tokens == 20
+
+
 def test_a_full_queue_refuses_at_once(make_engine: MakeEngine) -> None:
     engine = make_engine()
     runtime = engine._runtime
@@ -269,6 +298,21 @@ def test_a_full_queue_refuses_at_once(make_engine: MakeEngine) -> None:
     assert engine.generate("What?", max_new_tokens=1).metrics.completion_tokens <= 1
 
 
+def test_cancelled_requests_leave_their_place_in_the_queue(engine: SamKVEngine) -> None:
+    scheduler = engine._runtime._scheduler
+    scheduler.max_running, scheduler.max_waiting = 1, 2
+    running = engine.stream(prompts()[0], max_new_tokens=3000)
+    next(running)
+    first, second, third = (engine.stream(prompt, max_new_tokens=1) for prompt in prompts()[1:4])
+    for stream in (first, second):
+        stream._begin(stream._inbox.put)
+    assert wait_until(lambda: len(scheduler._ready) == 2)
+    second.close()
+    third._begin(third._inbox.put)
+    running.close()
+    assert len(list(first)) == len(list(third)) == 1
+
+
 def test_the_thread_ends_when_there_is_nothing_to_do_and_comes_back(
     engine: SamKVEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -287,6 +331,32 @@ def test_a_closed_engine_says_so(make_engine: MakeEngine) -> None:
         list(stream)
     with pytest.raises(EngineClosedError, match="the engine is closed; open another"):
         engine.generate("What?")
+
+
+def test_closing_ends_a_prompt_that_is_read_again(engine: SamKVEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    runtime, read = engine._runtime, engine._runtime._read_prompt
+    is_read_again, hold = threading.Event(), threading.Event()
+
+    def read_slowly(sequence: Sequence) -> ReadPrompt:
+        found = read(sequence)
+        if sequence.num_readings > 1:
+            is_read_again.set()
+            hold.wait(10)
+        return found
+
+    def find_damage(sequence: Sequence) -> list[Sequence]:
+        raise DamagedChunkError("as if it were damaged")
+
+    monkeypatch.setattr(runtime, "_read_prompt", read_slowly)
+    monkeypatch.setattr(runtime, "_prefill_sequence", find_damage)
+    stream = engine.stream(prompts()[0])
+    stream._begin(stream._inbox.put)
+    assert is_read_again.wait(10)
+    engine.close()
+    hold.set()
+    assert wait_until(lambda: not stream._inbox.empty())
+    with pytest.raises(EngineClosedError, match="closed before the answer was finished"):
+        next(stream)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")

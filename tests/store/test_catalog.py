@@ -138,6 +138,19 @@ def test_a_fork_gets_a_connection_of_its_own(tmp_path: Path) -> None:
     assert len(catalog.chunks()) == 3
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_a_fork_has_a_copy_of_a_catalog_in_memory() -> None:
+    catalog = Catalog(MemoryStore())
+    catalog.add([identity(0)])
+    catalog.news("f")
+    child = os.fork()
+    if child == 0:
+        catalog.add([identity(1)])
+        os._exit(0 if (len(catalog.news("f")), len(catalog.chunks())) == (1, 2) else 1)
+    assert os.waitpid(child, 0)[1] == 0
+    assert len(catalog.chunks()) == 1
+
+
 # Damage and places
 
 

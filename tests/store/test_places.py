@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import socket
+import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +84,55 @@ def test_prefetching_can_be_stopped(tiers: TieredStore, far: Remote) -> None:
     far.go.set()
     tiers._readers.shutdown(wait=True)
     assert len(far.requests) < 20
+
+
+def test_who_waits_for_a_prefetch_that_is_stopped_reads_the_chunk(tiers: TieredStore, far: Remote) -> None:
+    far.kept.put(key_of(29), data_of(29))
+    far.go.clear()
+    cancel = tiers.prefetch(map(key_of, range(30)))
+    with ThreadPoolExecutor() as pool:
+        waiting = pool.submit(tiers.get, key_of(29))
+        time.sleep(0.1)
+        cancel()
+        far.go.set()
+        assert waiting.result(10) is not None
+
+
+def test_a_prefetch_keeps_no_bytes_of_its_own(tiers: TieredStore, far: Remote) -> None:
+    far.kept.put(key_of(1), data_of(1))
+    far.go.clear()
+    tiers.prefetch([key_of(1)])
+    (fetch,) = tiers._fetching.values()
+    far.go.set()
+    assert fetch.result(10) is None
+    assert tiers.near.contains([key_of(1)])
+
+
+def test_a_chunk_deleted_while_it_is_prefetched_does_not_come_back(tiers: TieredStore, far: Remote) -> None:
+    far.kept.put(key_of(1), data_of(1))
+    far.at_once = threading.Barrier(2)
+    tiers.prefetch([key_of(1)])
+    deadline = time.monotonic() + 5
+    while not far.requests and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert tiers.delete([key_of(1)]) == 1
+    far.at_once.wait(10)  # now the chunk arrives
+    tiers._readers.shutdown(wait=True)
+    assert not tiers.contains([key_of(1)])
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded")
+def test_a_fork_writes_with_threads_of_its_own(tiers: TieredStore) -> None:
+    tiers.put(key_of(1), data_of(1))
+    tiers.flush()
+    child = os.fork()
+    if child == 0:
+        signal.alarm(10)  # ends it if it hangs
+        tiers.put(key_of(2), data_of(2))
+        tiers.flush()
+        os._exit(0 if tiers.far.contains([key_of(2)]) else 1)
+    assert os.waitpid(child, 0)[1] == 0
 
 
 @pytest.mark.parametrize(

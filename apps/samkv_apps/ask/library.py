@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +95,7 @@ class Library:
             disable_cache=True,
         )
         documents = list(read_documents(files))
-        self._forget(docstore, files, {document.doc_id for document in documents})
+        self._forget(docstore, files, {document.doc_id: document.hash for document in documents})
         num_new = len(pipeline.run(documents=documents))
         docstore.persist(str(self._docstore_file))
         return num_new
@@ -112,9 +112,13 @@ class Library:
         )
         return query_engine.query(question)
 
-    def _forget(self, docstore: SimpleDocumentStore, files: Sequence[Path], there: set[str]) -> None:
-        """Delete the documents that these files no longer contain."""
+    def _forget(self, docstore: SimpleDocumentStore, files: Sequence[Path], there: Mapping[str, str]) -> None:
+        """Delete the documents that these files no longer contain; ``there`` has the hashes of those they do."""
         prefixes = tuple(f"{file}#" for file in files)
-        for doc_id in [d for d in docstore.docs if d.startswith(prefixes) and d not in there]:
-            self._vectors.delete(doc_id)
+        own = [doc_id for doc_id in docstore.docs if doc_id.startswith(prefixes)]
+        gone = [doc_id for doc_id in own if docstore.get_document_hash(doc_id) != there.get(doc_id)]
+        for doc_id in gone:
             docstore.delete_document(doc_id)
+        docstore.persist(str(self._docstore_file))  # first: what fails from here on is new at the next run, not lost
+        for doc_id in gone:
+            self._vectors.delete(doc_id)

@@ -210,7 +210,7 @@ async def _explained(result: GenerationResult, model: str, request: Request, bod
     request.scope["samkv.log"] |= {
         "prompt_tokens": metrics.prompt_tokens,
         "cached_tokens": metrics.tokens_reused,
-        "completion_tokens": metrics.completion_tokens,
+        "completion_tokens": result.num_written_tokens,
         "ttft_s": round(metrics.ttft_s, 4),
         "prefill": metrics.method,
     }

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing, asynccontextmanager, suppress
+from dataclasses import replace
 from typing import Any
 
 from anyio import to_thread
@@ -119,14 +120,14 @@ class EngineBackend(Backend):
 
 def _prompt(engine: SamKVEngine, request: Asked) -> tuple[Prompt, Grammar | None]:
     """Return the prompt with the request's documents, and the grammar of the answer."""
-    documents, schema = request.documents, request.json_schema
+    schema = request.json_schema
     if isinstance(request, ChatRequest):
         tools, parallel = request.function_schemas, request.parallel_tool_calls is not False
         rendered = _rendered(engine, request, tools)
         return rendered, answer_grammar(rendered.text, tools, request.must_call, schema, parallel)
-    shown = [] if _any_in(documents, [request.text]) else map(_shown, documents)
-    prompt = "\n\n".join([*shown, request.text])
-    return prompt, answer_grammar(prompt, schema=schema)
+    shown = "".join(f"{_shown(one)}\n\n" for one in _missing_in([request.text], request.documents))
+    prompt = engine.tokenizer.as_text(shown) + request.text
+    return replace(prompt, user_text=prompt.text), answer_grammar(prompt.text, schema=schema)
 
 
 def _method(asked: str | dict[str, Any] | None, own: PrefillMethod) -> PrefillMethod:
@@ -146,11 +147,11 @@ def _method(asked: str | dict[str, Any] | None, own: PrefillMethod) -> PrefillMe
 def _rendered(engine: SamKVEngine, request: ChatRequest, tools: Sequence[dict[str, Any]]) -> RenderedPrompt:
     """Render the messages as one prompt.
 
-    If no message contains a document, the documents go where the chat template puts documents, otherwise before the
-    text of the last user message.
+    Documents that no message contains go where the chat template puts documents, otherwise before the text of the last
+    user message.
     """
-    messages, documents = [message.for_template for message in request.messages], request.documents
-    if documents and not _any_in(documents, [message["content"] for message in messages]):
+    messages = [message.for_template for message in request.messages]
+    if documents := _missing_in([message["content"] for message in messages], request.documents):
         if engine.takes_documents:
             given = [{"title": one.title.strip(), "text": one.text.strip()} for one in documents]
             with suppress(ChatTemplateError):  # the template escapes documents, so chunks would not be recognised
@@ -162,8 +163,8 @@ def _rendered(engine: SamKVEngine, request: ChatRequest, tools: Sequence[dict[st
     return render(engine, messages, tools)
 
 
-def _any_in(documents: Sequence[Document], texts: Sequence[str]) -> bool:
-    return any(document.text.strip() in text for document in documents for text in texts)
+def _missing_in(texts: Sequence[str], documents: Sequence[Document]) -> list[Document]:
+    return [document for document in documents if not any(document.text.strip() in text for text in texts)]
 
 
 def _shown(document: Document) -> str:

@@ -54,7 +54,8 @@ def serve(
 ) -> None:
     """Serve a model over OpenAI's API, with the chunk KV in a store."""
     terminal.require_packages(_PACKAGES, "samkv serve", "serve")
-    if api_key is not None and not api_key.strip():
+    api_key = api_key and api_key.strip()  # a file's line break may have come along
+    if api_key == "":
         raise ConfigurationError("the API key is empty; give it some random text, or leave it out for open access")
     if (decode_with is None) != (handover is None) or (decode_with is not None and ray_replicas is not None):
         raise ConfigurationError(

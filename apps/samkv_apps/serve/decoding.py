@@ -79,9 +79,9 @@ class VllmDecoder:
             async with self._http.stream("POST", "/v1/completions", json=body) as response:
                 if response.status_code != httpx.codes.OK:
                     raise _failed(f"status {response.status_code}, {(await response.aread())[:1000]!r}")
-                async for line in response.aiter_lines():
-                    if line.startswith("data: {"):
-                        event = json.loads(line.removeprefix("data: "))
+                async for line in _lines(response):
+                    if line.startswith(b"data: {"):
+                        event = json.loads(line.removeprefix(b"data: "))
                         if "error" in event:
                             raise _failed(event["error"])
                         for choice in event["choices"]:
@@ -97,6 +97,15 @@ class VllmDecoder:
     async def aclose(self) -> None:
         """Close the connections."""
         await self._http.aclose()
+
+
+async def _lines(response: httpx.Response) -> AsyncGenerator[bytes, None]:
+    held = b""  # httpx's aiter_lines also splits at the line ends of Unicode, which JSON may contain
+    async for part in response.aiter_bytes():
+        *whole, held = (held + part).split(b"\n")
+        for line in whole:
+            yield line
+    yield held
 
 
 def _failed(reason: object) -> ApiError:

@@ -38,6 +38,7 @@ class Form:
         self._num_answers = request.n or 1
         reader = ToolCalls if isinstance(request, ChatRequest) and request.function_schemas else TextOnly
         self._readers: dict[int, TextOnly | ToolCalls] = defaultdict(reader)
+        self._num_calls: dict[int, int] = defaultdict(int)
         self._num_chars: dict[int, int] = defaultdict(int)
         self._id = uuid4().hex
         self._created = int(time.time())
@@ -62,7 +63,7 @@ class Form:
 
     def piece(self, piece: Piece) -> Iterator[dict[str, Any]]:
         """Yield the chunks for a piece of an answer; text that may become a tool call is held back."""
-        deltas = self._deltas(self._readers[piece.index].add(piece.text))
+        deltas = self._deltas(piece.index, self._readers[piece.index].add(piece.text))
         if piece.logprobs and not deltas:
             deltas = [self._text("")]
         for number, delta in enumerate(deltas):
@@ -71,10 +72,10 @@ class Form:
     def end(self, result: GenerationResult, explained: Explained) -> Iterator[dict[str, Any]]:
         """Yield the last chunks, which have the finish reasons."""
         for index, one in enumerate((result, *result.others)):
-            for delta in self._deltas(self._readers[index].finish()):
+            for delta in self._deltas(index, self._readers[index].finish()):
                 yield self._chunk(index, delta)
             delta = {"annotations": explained.annotations} if explained.annotations else {}
-            reason = _finish_reason(one, self._readers[index].num_calls > 0)
+            reason = _finish_reason(one, self._num_calls[index] > 0)
             last = explained.beside if index == len(result.others) else {}
             yield self._chunk(index, delta if self._is_chat else self._text(""), reason) | last
 
@@ -85,11 +86,15 @@ class Form:
     def _text(self, text: str) -> dict[str, Any]:
         return {"content": text} if self._is_chat else {"text": text}
 
-    def _deltas(self, said: Iterable[str | ToolCall]) -> list[dict[str, Any]]:
-        return [
-            {"tool_calls": [{"index": one.index} | _call(one)]} if _is_call(one) else self._text(*_readable([one]))
-            for one in said
-        ]
+    def _deltas(self, index: int, said: Iterable[str | ToolCall]) -> list[dict[str, Any]]:
+        deltas = []
+        for one in said:
+            if _is_call(one):
+                deltas.append({"tool_calls": [{"index": self._num_calls[index]} | _call(one)]})
+                self._num_calls[index] += 1
+            else:
+                deltas.append(self._text(*_readable([one])))
+        return deltas
 
     def _chunk(
         self,
@@ -157,11 +162,10 @@ def event(value: dict[str, Any]) -> bytes:
 def usage(result: GenerationResult) -> dict[str, Any]:
     """Return the numbers of tokens. Cached tokens are those whose KV was read instead of computed."""
     metrics = result.metrics
-    num_written = sum(one.metrics.completion_tokens for one in (result, *result.others))
     return {
         "prompt_tokens": metrics.prompt_tokens,
-        "completion_tokens": num_written,
-        "total_tokens": metrics.prompt_tokens + num_written,
+        "completion_tokens": result.num_written_tokens,
+        "total_tokens": metrics.prompt_tokens + result.num_written_tokens,
         "prompt_tokens_details": {"cached_tokens": metrics.tokens_reused},
     }
 

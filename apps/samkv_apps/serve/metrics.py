@@ -68,7 +68,7 @@ class Metrics:
             self._recomputed.observe(metrics.recompute_ratio)
         self._tokens.labels("prompt").inc(metrics.prompt_tokens)
         self._tokens.labels("reused").inc(metrics.tokens_reused)
-        self._tokens.labels("completion").inc(sum(one.metrics.completion_tokens for one in (result, *result.others)))
+        self._tokens.labels("completion").inc(result.num_written_tokens)
         self._chunks.labels("hit").inc(metrics.chunks_hit)
         self._chunks.labels("miss").inc(metrics.chunks_missed)
         self._kv.labels("resident").inc(metrics.kv_bytes_resident)

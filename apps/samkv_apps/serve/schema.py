@@ -247,7 +247,7 @@ class AnswerRequest(_Checked):
     stop: Stop | Annotated[list[Stop], Field(max_length=16)] | None = None
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
     documents: Annotated[list[GivenDocument], Field(max_length=MAX_DOCUMENTS)] = Field(
-        [], description="what to answer from; put before the question if no message contains any of them"
+        [], description="what to answer from; those that no message contains are put before the question"
     )
     samkv: Text | dict[str, Any] | None = Field(
         None, description="name of a method, or its options; without a name, options of the server's method"
@@ -357,9 +357,11 @@ class IngestRequest(_Checked):
 
 def _refuse_unsupported(options: Mapping[str, Any], known: Collection[str]) -> None:
     for name, value in options.items():
+        if value is None:
+            continue
         near = get_close_matches(name[:100], known, n=1)
         guess = f"did you mean {near[0]}?" if near else "leave it out"
         neutral, remedy = _UNSUPPORTED.get(name, ((), f"there is no such option; {guess}"))
-        if value is not None and not any(value == one for one in neutral):
+        if not any(value == one for one in neutral):
             message = f"{reprlib.repr(name)[1:-1]} is {reprlib.repr(value)}: {remedy}"
             raise ApiError(400, message, param=name[:100], code="unsupported_parameter")

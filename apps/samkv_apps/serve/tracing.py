@@ -29,9 +29,9 @@ def span(operation: str, model: str) -> Iterator[Callable[[GenerationResult], No
     def finish(result: GenerationResult) -> None:
         started.set_attributes(
             {
-                "gen_ai.response.finish_reasons": [result.finish_reason],
+                "gen_ai.response.finish_reasons": [one.finish_reason for one in (result, *result.others)],
                 "gen_ai.usage.input_tokens": result.metrics.prompt_tokens,
-                "gen_ai.usage.output_tokens": result.metrics.completion_tokens,
+                "gen_ai.usage.output_tokens": result.num_written_tokens,
                 "gen_ai.usage.cache_read.input_tokens": result.metrics.tokens_reused,
                 "gen_ai.response.time_to_first_chunk": result.metrics.ttft_s,
             }

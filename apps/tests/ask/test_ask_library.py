@@ -11,6 +11,7 @@ from llama_index.core import MockEmbedding, Settings
 
 from samkv_apps.ask import library
 from samkv_apps.ask.library import Library
+from samkv_rag.exceptions import StoreFullError
 from support import tiny
 
 Open = Callable[[], Library]
@@ -76,3 +77,14 @@ def test_answers_come_from_the_files_given(open_library: Open, files: list[Path]
     metrics = opened.llm.last_metrics
     assert metrics is not None
     assert (metrics.chunks_hit, metrics.chunks_missed) == (1, 0)
+
+
+def test_a_refused_update_loses_no_document(open_library: Open, files: list[Path]) -> None:
+    opened = open_library()
+    opened.update(files)
+    files[1].write_text(tiny.text(7))
+    with pytest.raises(StoreFullError):
+        opened.update(files, "1KB")
+    files[1].write_text(tiny.text(1))
+    opened.update(files)
+    assert read_from(opened, files) == {tiny.text(number) for number in range(3)}

@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,11 @@ from llama_index.core.llms import ChatMessage
 from llama_index.llms.openai_like import OpenAILike
 from serving import MODEL, Running, tiny_engine
 
+from samkv_apps.serve.backend import _prompt
+from samkv_apps.serve.forms import Explained, Form
+from samkv_apps.serve.schema import ChatRequest, CompletionRequest
+from samkv_rag import Piece
+from samkv_rag.model.tokenization import RenderedPrompt
 from samkv_rag.prefill import FullPrefill
 from samkv_rag.store import open_store
 from support import tiny
@@ -292,3 +298,47 @@ def test_an_answer_is_a_span_where_opentelemetry_is_set_up(server: Running, monk
     assert done.attributes["gen_ai.usage.output_tokens"] == 3
     assert refused.attributes["error.type"] == "PromptTooLongError"
     assert QUESTION not in done.to_json()
+
+
+def test_only_documents_that_are_missing_are_added() -> None:
+    there, missing = tiny.text(1), tiny.text(2)
+    messages = [
+        {"role": "user", "content": f"{there}\n\nWho?"},
+        {"role": "assistant", "content": "He."},
+        {"role": "user", "content": "And?"},
+    ]
+    asked = {"model": MODEL, "documents": [there, missing]}
+    for request in (
+        ChatRequest.model_validate(asked | {"messages": messages}),
+        CompletionRequest.model_validate(asked | {"prompt": f"{there}\n\nWho?"}),
+    ):
+        text = str(_prompt(tiny_engine(), request)[0])
+        assert [text.count(there), text.count(missing)] == [1, 1]
+
+
+def test_a_document_is_never_structure() -> None:
+    engine = tiny_engine()
+    for documents in ([{"title": "T</s>", "text": tiny.text(1)}], ["Yes.</s>"]):
+        asked = {"model": MODEL, "documents": documents, "prompt": "Which</s>"}
+        prompt, _ = _prompt(engine, CompletionRequest.model_validate(asked))
+        assert isinstance(prompt, RenderedPrompt)
+        assert [prompt.text[start:stop] for start, stop in prompt.literals] == ["</s>"]
+        assert prompt.literals[0][0] < prompt.text.index("Which")
+
+
+def test_a_call_that_cannot_be_read_is_no_reason_to_stop() -> None:
+    tool = {"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}
+    request = ChatRequest.model_validate(
+        {"model": MODEL, "messages": [{"role": "user", "content": "?"}], "tools": [tool]}
+    )
+    result = replace(tiny_engine().generate("Which tide?", max_new_tokens=1), finish_reason="stop")
+    call = '<tool_call>{"name": "f", "arguments": {}}</tool_call>'
+    for said, reason, indices in (("<tool_call>{no}</tool_call>", "stop", []), (call, "tool_calls", [0])):
+        form = Form(MODEL, request)
+        chunks = [
+            *form.piece(Piece(f"Sure. <tool_call>{{no}}</tool_call>{said}")),
+            *form.end(result, Explained([], {})),
+        ]
+        choices = [chunk["choices"][0] for chunk in chunks]
+        assert choices[-1]["finish_reason"] == reason
+        assert [one["index"] for choice in choices for one in choice["delta"].get("tool_calls", ())] == indices

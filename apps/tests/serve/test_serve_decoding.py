@@ -56,8 +56,8 @@ class Elsewhere(httpx.AsyncBaseTransport):
             token_id = int(handovers.logits(tiny.model(), held, [token_id])[-1].argmax())
             ended = "stop" if token_id in body["stop_token_ids"] else None
             ended = ended or ("length" if number == body["max_tokens"] - 1 else None)
-            choice = {"index": 0, "text": "", "token_ids": [token_id], "finish_reason": ended}
-            yield f"data: {json.dumps({'choices': [choice]})}\n\n".encode()
+            choice = {"index": 0, "text": "\u2028", "token_ids": [token_id], "finish_reason": ended}
+            yield f"data: {json.dumps({'choices': [choice]}, ensure_ascii=False)}\n\n".encode()
             if ended:
                 break
         yield b"data: [DONE]\n\n"

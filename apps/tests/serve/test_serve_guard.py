@@ -18,7 +18,8 @@ import pytest
 from serving import MODEL, Running, command, wait_until
 
 from benchmarks import hostile
-from samkv_apps.serve import guard
+from samkv_apps.serve import guard, schema
+from samkv_apps.serve.schema import ChatRequest
 from samkv_rag.prefill.base import PrefillContext, Prefilled
 from samkv_rag.prefill.full_prefill import FullPrefill
 from support.commands import Run, only_line
@@ -238,3 +239,9 @@ def test_sigterm_lets_answers_be_written_to_their_end(model_folder: Path) -> Non
         assert process.wait(30) in (0, -signal.SIGTERM)
         with pytest.raises(httpx.ConnectError):
             httpx.get(f"{url}/health")
+
+
+def test_fields_without_a_value_cost_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(schema, "get_close_matches", None)  # slow; thousands of fields fit into a body
+    body = {"model": MODEL, "messages": [{"role": "user", "content": "?"}]}
+    ChatRequest.model_validate(body | {f"max_toke{number}": None for number in range(100)})

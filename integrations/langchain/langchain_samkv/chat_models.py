@@ -260,7 +260,9 @@ class ChatSamKV(EngineOptions, CallOptions, BaseChatModel):
         names = [name for name in (*_OF_THE_ENGINE, *_PER_CALL) if name not in ("store_secret", "token")]
         own = {"default_stop" if name == "stop" else name: getattr(self, name) for name in names}
         plain = {"store": without_secrets(self.store), "config": asdict(self.config or EngineConfig())}
-        return own | plain | {"method": method_as_dict(self.method)}
+        given = self.engine_handle.given
+        weights = {"fingerprint": given.fingerprint} if given else {}  # its model is not among the fields
+        return own | plain | weights | {"method": method_as_dict(self.method)}
 
     def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
         return super()._get_ls_params(stop=stop or self.stop, **kwargs)

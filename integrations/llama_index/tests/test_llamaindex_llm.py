@@ -168,6 +168,7 @@ def test_other_answers_are_beside_the_first(tiny_engine: SamKVEngine) -> None:
     alone = [llm.chat(MESSAGES, seed=3 + i).message.content for i in range(3)]
     response = llm.chat(MESSAGES, seed=3, n=3)
     assert [response.message.content, *response.raw["others"]] == alone
+    assert response.raw["usage"]["completion_tokens"] > response.raw["metrics"]["completion_tokens"]
     streamed = list(llm.stream_chat(MESSAGES, seed=3, n=3))
     assert "".join(one.delta or "" for one in streamed) == streamed[-1].message.content == alone[0]
     assert "others" not in llm.chat(MESSAGES).raw

@@ -16,6 +16,7 @@ from langchain_samkv import ChatSamKV
 from samkv_rag import EngineConfig, SamKVEngine
 from samkv_rag.exceptions import ConfigurationError
 from samkv_rag.frameworks.options import ENGINE_OPTIONS, OWN_CALL_OPTIONS
+from support import tiny
 
 GIVEN: dict[str, Any] = dict.fromkeys(ENGINE_OPTIONS, "x")
 GIVEN |= {"config": EngineConfig(block_tokens=8), "model_kwargs": {"variant": "fp16"}}
@@ -104,6 +105,13 @@ class TestIdentity:
         assert plain._get_llm_string() == ChatSamKV(model="a/b")._get_llm_string()
         assert (plain._get_llm_string() == changed._get_llm_string()) == (name in ("token", "store_secret"))
         assert plain._get_llm_string() != plain._get_llm_string(method="epic")
+
+    def test_engines_with_other_weights_share_no_answers(self) -> None:
+        models = tiny.model(), copy.deepcopy(tiny.model())
+        models[1].get_input_embeddings().weight.data += 1
+        llms = [ChatSamKV(engine=SamKVEngine(model, tiny.tokenizer())) for model in (*models, models[0])]
+        first, other, again = (llm._get_llm_string() for llm in llms)
+        assert first == again != other
 
     def test_secrets_are_shown_nowhere(self) -> None:
         llm = ChatSamKV(model="a/b", store="redis://user:word@host:6379/2", store_secret="hidden", token="hidden")

@@ -80,7 +80,7 @@ def growing_answers(
             yield Answer(text, delta, tuple(calls))
         result = stream.result
         record(result)
-        prompt_tokens, completion_tokens = result.metrics.prompt_tokens, result.metrics.completion_tokens
+        prompt_tokens, completion_tokens = result.metrics.prompt_tokens, result.num_written_tokens
         usage = {
             "prompt_tokens": prompt_tokens,
             "completion_tokens": completion_tokens,
