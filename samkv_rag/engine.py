@@ -399,6 +399,8 @@ class SamKVEngine:
         method, stop, choose = (given.pop(name, None) for name in ("method", "stop", "choose"))
         handover = given.pop("handover", False)
         sampling = Sampling(stop=(stop,) if isinstance(stop, str) else tuple(stop or ()), **given)
+        if choose and sampling.grammar:
+            raise ConfigurationError("choose and grammar are both given, and choose picks the tokens; leave one out")
         if sampling.n > self._max_running:
             raise ConfigurationError(
                 f"n is {sampling.n} and {self._max_running} answers are decoded together; ask for fewer, or open the "

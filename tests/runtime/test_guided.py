@@ -201,3 +201,8 @@ def test_where_it_speaks_of_others_they_stay(tiny_engine: SamKVEngine, schema: d
     for token_id in tiny_engine.tokenize('{"a": 1, "b": 2}'):
         matcher.consume(token_id)
     assert matcher._matcher.is_accepting()
+
+
+def test_choosing_and_a_grammar_exclude_each_other(tiny_engine: SamKVEngine) -> None:
+    with pytest.raises(ConfigurationError, match="choose and grammar are both given"):
+        tiny_engine.generate(PROMPT, grammar=Grammar.regex("a+"), choose=lambda logits: 5)
