@@ -13,7 +13,7 @@ import samkv_rag
 
 PACKAGE = Path(samkv_rag.__file__).parent
 LAYERS = [
-    {"exceptions", "chunk_cache", "sources"},
+    {"exceptions", "chunk_cache", "forking", "sources"},
     {"checks", "grammar", "results"},
     {"config", "diagnostics", "explanation", "model", "store"},
     {"handover", "ingestion"},

@@ -48,7 +48,10 @@ class _Stream:
             self._sequence.cancel()
 
     def _piece(self, delivery: Delivery, at_end: type[Exception]) -> Piece:
-        """Return the piece delivered; at the answer's end raise ``at_end``, or the error that ended it."""
+        """Return the piece delivered; at the answer's end raise ``at_end``, or the error that ended it.
+
+        No frame may keep the error: its traceback has the frame, and both would hold the KV until a collection.
+        """
         if isinstance(delivery, Piece):
             return delivery
         self._ended = True
@@ -56,7 +59,7 @@ class _Stream:
             try:
                 raise delivery
             finally:
-                del delivery  # a traceback that its own frame holds would live, with the KV, until a collection
+                del delivery
         self._result = delivery
         raise at_end
 
@@ -79,13 +82,15 @@ class AnswerStream(_Stream, Iterator[Piece], AbstractContextManager["AnswerStrea
     def __next__(self) -> Piece:
         if self._ended:
             raise StopIteration
+        return self._piece(self._next_delivery(), StopIteration)
+
+    def _next_delivery(self) -> Delivery:
         try:
             self._begin(self._inbox.put)
-            inbox = [self._inbox.get()]
+            return self._inbox.get()
         except BaseException:
             self._end()
             raise
-        return self._piece(inbox.pop(), StopIteration)
 
     def close(self) -> None:
         """End the computation; may be called any number of times."""
@@ -105,13 +110,15 @@ class AsyncAnswerStream(_Stream, AsyncIterator[Piece], AbstractAsyncContextManag
     async def __anext__(self) -> Piece:
         if self._ended:
             raise StopAsyncIteration
+        return self._piece(await self._next_delivery(), StopAsyncIteration)
+
+    async def _next_delivery(self) -> Delivery:
         try:
             self._begin(self._deliver_to(asyncio.get_running_loop()))
-            inbox = [await self._inbox.get()]
+            return await self._inbox.get()
         except BaseException:  # including cancellation: nobody will read on
             self._end()
             raise
-        return self._piece(inbox.pop(), StopAsyncIteration)
 
     async def aclose(self) -> None:
         """End the computation; may be called any number of times."""

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import atexit
 import logging
-import os
 import threading
 import time
 import weakref
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import cache, partial
+from functools import cache
 from typing import Any, TypeVar
 
 import torch
 
 from samkv_rag.exceptions import DamagedChunkError, EngineClosedError
+from samkv_rag.forking import start_over_in_forks
 from samkv_rag.generation_result import GenerationResult
 from samkv_rag.model.decoder import Decoder
 from samkv_rag.runtime.scheduler import Scheduler
@@ -71,10 +71,11 @@ class Runtime:
         self._limits = (max_running, max_waiting)
         self._closed = False
         self._thread: threading.Thread | None
-        self._start_over()
+        self.start_over()
         decoder.between_layers = self._make_way
+        start_over_in_forks(self)
         _runtimes.add(self)
-        _hook()
+        _close_at_exit()
 
     def submit(self, sequence: Sequence) -> None:
         """Queue a sequence; its ``deliver`` gets the answer.
@@ -273,7 +274,7 @@ class Runtime:
             self._thread.start()
         self._changed.notify_all()
 
-    def _start_over(self) -> None:
+    def start_over(self) -> None:
         """Reset everything: at first, and in a forked process, which has none of the parent's threads."""
         self._changed = threading.Condition()
         self._scheduler = Scheduler(*self._limits)
@@ -288,13 +289,11 @@ _runtimes: weakref.WeakSet[Runtime] = weakref.WeakSet()
 
 
 @cache
-def _hook() -> None:
-    """Make runtimes start over in forked processes, and stop before the interpreter exits."""
-    atexit.register(_for_all, Runtime.close)
-    if hasattr(os, "register_at_fork"):
-        os.register_at_fork(after_in_child=partial(_for_all, Runtime._start_over))
+def _close_at_exit() -> None:
+    """Make runtimes stop before the interpreter exits."""
+    atexit.register(_close_all)
 
 
-def _for_all(act: Callable[[Runtime], None]) -> None:
+def _close_all() -> None:
     for runtime in list(_runtimes):
-        act(runtime)
+        runtime.close()

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import logging
-import os
 import threading
 import time
-import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import suppress
 
 from samkv_rag.exceptions import SamKVError, StoreError, StoreFullError
+from samkv_rag.forking import start_over_in_forks
 from samkv_rag.store.base import Blob, BytesBlob, Store, StoredBytes, read_bytes
 
 logger = logging.getLogger(__name__)
@@ -33,11 +32,11 @@ class TieredStore(Store):
         self.far = far
         self.shared = far.shared
         self.catalog_path = far.catalog_path
-        self._start_over()
-        _stores.add(self)
+        self.start_over()
+        start_over_in_forks(self)
 
-    def _start_over(self) -> None:
-        """Reset what belongs to a process: at first, and in a forked one, which has none of the parent's threads."""
+    def start_over(self) -> None:
+        """Reset what belongs to a process: at first, and in a forked one."""
         self._writers = ThreadPoolExecutor(_PARALLEL, "samkv-write")
         self._readers = ThreadPoolExecutor(_PARALLEL, "samkv-prefetch")
         self._changed = threading.Condition()
@@ -168,15 +167,3 @@ class TieredStore(Store):
             self._changed.wait_for(lambda: awaited.isdisjoint(self._pending))
         if (waited_s := time.monotonic() - started) > 1:
             logger.info("waited %.1f s for writes to the far store", waited_s)
-
-
-_stores: weakref.WeakSet[TieredStore] = weakref.WeakSet()
-
-
-def _start_over() -> None:
-    for store in list(_stores):
-        store._start_over()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_start_over)

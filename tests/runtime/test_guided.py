@@ -99,7 +99,7 @@ def test_answers_of_every_form_are_the_same_together_and_alone(tiny_engine: SamK
     assert re.fullmatch("ab|ac+d", lark)
 
 
-def test_it_is_kept_to_beside_the_other_words(tiny_engine: SamKVEngine) -> None:
+def test_grammars_work_with_other_options(tiny_engine: SamKVEngine) -> None:
     options: dict[str, Any] = {"temperature": 1.5, "top_k": 3, "min_p": 0.1, "repetition_penalty": 1.3}
     grammar = Grammar.regex(r"(left|right){4}")
     result = tiny_engine.generate(PROMPT, grammar=grammar, n=4, seed=0, max_new_tokens=200, logprobs=True, **options)
@@ -124,7 +124,7 @@ def test_control_tokens_are_never_chosen(tiny_engine: SamKVEngine) -> None:
     assert len(result.text) == 40
 
 
-def test_what_is_cut_off_is_a_beginning(tiny_engine: SamKVEngine) -> None:
+def test_an_answer_that_the_limit_cuts_off_begins_as_the_whole(tiny_engine: SamKVEngine) -> None:
     grammar = Grammar.choices(["the seventh keeper of the tide"])
     whole, cut = (tiny_engine.generate(PROMPT, grammar=grammar, max_new_tokens=n) for n in (256, 2))
     assert (whole.finish_reason, cut.finish_reason) == ("stop", "length")
@@ -149,7 +149,7 @@ def test_what_is_cut_off_is_a_beginning(tiny_engine: SamKVEngine) -> None:
         (lambda: Grammar.json_schema([1]), "it must be a mapping of JSON"),  # type: ignore[arg-type]
     ],
 )
-def test_what_makes_no_grammar_is_refused(tiny_engine: SamKVEngine, make: Callable[[], Grammar], words: str) -> None:
+def test_invalid_grammars_are_refused(tiny_engine: SamKVEngine, make: Callable[[], Grammar], words: str) -> None:
     with pytest.raises(ConfigurationError, match=words):
         tiny_engine.generate(PROMPT, grammar=make())
 
@@ -165,14 +165,14 @@ def test_too_much_work_fails_one_answer_and_no_other(tiny_engine: SamKVEngine, m
     assert answered.token_ids == tiny_engine.generate(PROMPT, max_new_tokens=9).token_ids
 
 
-def test_what_to_install_is_said(tiny_engine: SamKVEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_package_is_named(tiny_engine: SamKVEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "llguidance", None)
     with pytest.raises(ConfigurationError, match=r"pip install 'samkv-rag\[guided\]'"):
         tiny_engine.generate(PROMPT, grammar=Grammar.choices(["a"]))
 
 
 def test_objects_get_no_properties_that_the_schema_does_not_name(tiny_engine: SamKVEngine) -> None:
-    """Or a model that may invent some finds no end."""
+    """A model that may invent properties never ends."""
     flag: dict[str, Any] = {"type": "object", "properties": {"on": {"type": "boolean"}}, "required": ["on"]}
     inner = {"inner": {"anyOf": [flag]}, "list": {"items": flag, "type": "array"}}
     grammar = Grammar.json_schema(flag | {"properties": flag["properties"] | inner})
@@ -196,7 +196,7 @@ A: dict[str, Any] = {"type": "object", "properties": {"a": {"const": 1}}, "requi
     ],
     ids=["allOf", "additionalProperties", "patternProperties", "required"],
 )
-def test_where_it_speaks_of_others_they_stay(tiny_engine: SamKVEngine, schema: dict[str, Any]) -> None:
+def test_properties_that_the_schema_mentions_stay_allowed(tiny_engine: SamKVEngine, schema: dict[str, Any]) -> None:
     matcher = tiny_engine._guide.matcher(Grammar.json_schema(schema))
     for token_id in tiny_engine.tokenize('{"a": 1, "b": 2}'):
         matcher.consume(token_id)

@@ -119,6 +119,7 @@ class Library:
         gone = [doc_id for doc_id in own if docstore.get_document_hash(doc_id) != there.get(doc_id)]
         for doc_id in gone:
             docstore.delete_document(doc_id)
-        docstore.persist(str(self._docstore_file))  # first: what fails from here on is new at the next run, not lost
+        if gone:  # first: what fails from here on is new at the next run, not lost
+            docstore.persist(str(self._docstore_file))
         for doc_id in gone:
             self._vectors.delete(doc_id)

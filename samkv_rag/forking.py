@@ -1,0 +1,35 @@
+"""What has threads starts over in a forked process, which has none of its parent's threads."""
+
+from __future__ import annotations
+
+import os
+import weakref
+from functools import cache
+from typing import Protocol
+
+
+class StartsOver(Protocol):
+    """Has threads or locks of its own."""
+
+    def start_over(self) -> None:
+        """Make new ones, and forget what the old ones worked on."""
+
+
+_living: weakref.WeakSet[StartsOver] = weakref.WeakSet()
+
+
+def start_over_in_forks(one: StartsOver) -> None:
+    """Call ``one.start_over()`` in every process that is forked while ``one`` exists."""
+    _living.add(one)
+    _hook()
+
+
+@cache
+def _hook() -> None:
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=_start_all_over)
+
+
+def _start_all_over() -> None:
+    for one in list(_living):
+        one.start_over()
