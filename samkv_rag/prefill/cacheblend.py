@@ -7,12 +7,11 @@ from typing import ClassVar
 
 import torch
 
-from samkv_rag.model.decoder import CausalPass, Decoder
+from samkv_rag.model.decoder import CausalPass
 from samkv_rag.prefill.base import PrefillContext, Prefilled, RecomputingPrefill
 from samkv_rag.prefill.passes.plan import make_plan
-from samkv_rag.prefill.passes.planned_pass import KV, PlannedPass, attend_in_groups
+from samkv_rag.prefill.passes.planned_pass import LayerReader, PlannedPass, attend_in_groups
 from samkv_rag.prefill.passes.selection import best_tokens
-from samkv_rag.prompt.layout import PromptLayout
 
 CHECK_LAYER = 1
 """Layer 0 cannot deviate: its keys and values depend only on the token and its position."""
@@ -32,13 +31,15 @@ class CacheBlend(RecomputingPrefill):
 
     def prefill(self, context: PrefillContext) -> Prefilled:
         decoder, layout, buffer = context.decoder, context.layout, context.buffer
+        everything = torch.ones_like(layout.is_chunk)
         with context.clock.phase("select"):
             positions = torch.arange(layout.num_tokens)
             below = CausalPass(buffer, positions)
             hidden = decoder.run_layers(decoder.embed(layout.token_ids[None]), positions, below, range(CHECK_LAYER))
             fresh = decoder.project(hidden, positions, CHECK_LAYER)
-            recomputed = best_tokens(deviations(decoder, layout, fresh), layout, self.recompute_ratio)
-        everything = torch.ones_like(recomputed)
+            cached = LayerReader(decoder, make_plan(layout, everything), [CHECK_LAYER])(CHECK_LAYER)
+            deviations = [(a.float() - b.float()).square().sum((0, 1, 3)) for a, b in zip(fresh, cached, strict=True)]
+            recomputed = best_tokens(torch.stack(deviations).sum(0), layout, self.recompute_ratio)
         with context.clock.phase("recompute"):
             plan = make_plan(layout, everything, recomputed, view="all")
             kv = buffer.append(CHECK_LAYER, *fresh)
@@ -52,18 +53,3 @@ class CacheBlend(RecomputingPrefill):
             attend = PlannedPass(decoder, plan, buffer, layers=above)
             hidden = decoder.run_layers(hidden, plan.row_positions, attend, above)
         return Prefilled(hidden[:, -1:], everything, recomputed)
-
-
-def deviations(decoder: Decoder, layout: PromptLayout, fresh: KV) -> torch.Tensor:
-    """Return the squared distance between fresh and cached KV of every token, ``[tokens]``; 0 outside chunks.
-
-    ``fresh`` are keys and values at the check layer, each ``[1, kv_heads, tokens, head_dim]``.
-    """
-    found = torch.zeros(layout.num_tokens, device=layout.device)
-    for segment in layout.chunks:
-        assert segment.reader is not None
-        keys, values = (tensor.to(layout.device) for tensor in segment.reader.layer(CHECK_LAYER))
-        cached = (decoder.rotation_by(torch.tensor([segment.rotate_offset]))[CHECK_LAYER](keys), values)
-        differences = (ours[0, :, segment.span].float() - theirs for ours, theirs in zip(fresh, cached, strict=True))
-        found[segment.span] = sum(difference.square().sum(dim=(0, 2)) for difference in differences)
-    return found

@@ -8,8 +8,7 @@ from typing import ClassVar
 import torch
 
 from samkv_rag.prefill.base import PrefillContext, Prefilled, RecomputingPrefill
-from samkv_rag.prefill.passes.plan import make_plan
-from samkv_rag.prefill.passes.planned_pass import PlannedPass
+from samkv_rag.prefill.passes.recomputation import recompute
 from samkv_rag.prompt.layout import PromptLayout
 
 
@@ -27,11 +26,7 @@ class Epic(RecomputingPrefill):
 
     def prefill(self, context: PrefillContext) -> Prefilled:
         recomputed = chunk_beginnings(context.layout, self.recompute_ratio)
-        everything = torch.ones_like(recomputed)
-        with context.clock.phase("recompute"):
-            plan = make_plan(context.layout, everything, recomputed, view="all")
-            hidden = PlannedPass(context.decoder, plan, context.buffer).run()
-        return Prefilled(hidden[:, -1:], everything, recomputed)
+        return recompute(context, torch.ones_like(recomputed), recomputed)
 
 
 def chunk_beginnings(layout: PromptLayout, recompute_ratio: float) -> torch.Tensor:

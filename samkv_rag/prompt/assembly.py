@@ -88,7 +88,7 @@ class PromptAssembler:
         for i, span in enumerate(prompt.spans):
             segment = self._segment(span, self._token_ids(prompt, span, first=i == 0))
             segments.append(replace(segment, hit=self._library.knows(segment.digest)))
-        return PromptLayout.of(segments, self._decoder.device)
+        return PromptLayout(segments, self._decoder.device)
 
     def with_cache(self, prompt: SplitPrompt, with_history: bool = False, whole: bool = True) -> PromptLayout:
         """Return a layout with the caches of all chunks and of the exact prefix; missing ones are computed.
@@ -111,7 +111,7 @@ class PromptAssembler:
         if with_history:
             digests = frozenset(segment.digest for segment in segments if segment.kind == "chunk")
             segments = [part for segment in segments for part in self._with_history(segment, digests)]
-        return PromptLayout.of(segments, self._decoder.device)
+        return PromptLayout(segments, self._decoder.device)
 
     def of_question(self, texts: Sequence[str], question: str) -> PromptLayout:
         """Return a layout of the chunks of ``texts``, as :meth:`with_cache`, then a question as plain text."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import pairwise
 
 from samkv_rag.ingestion.recognition import TextSpan
 
@@ -22,40 +21,22 @@ def split_labels(spans: Sequence[TextSpan]) -> list[TextSpan]:
     between a chunk and the next label is always the same. The first label ends the text before the first chunk, so
     descriptions that follow their chunks are not taken for labels.
     """
-    chunks = [number for number, span in enumerate(spans) if span.text_digest]
-    if len(chunks) < 2 or chunks[0] != 1 or any(b - a != 2 for a, b in pairwise(chunks)):
+    texts, chunks, rest = spans[:-1:2], spans[1::2], spans[len(spans) // 2 * 2 :]
+    if len(chunks) < 2 or any(bool(span.text_digest) != number % 2 for number, span in enumerate(spans)):
         return list(spans)
-    texts = [spans[number - 1].text for number in chunks]
-    between = texts[1:]
-    for start in _line_starts(between[0]):
-        num_breaks = between[0].count("\n", start)
-        cuts = [_nth_line_from_end(text, num_breaks) for text in texts]
-        labels = [text[cut:] for text, cut in zip(texts, cuts, strict=True)]
-        dividing = {text[:cut] for text, cut in zip(between, cuts[1:], strict=True)}
-        if cuts[0] and len(dividing) == 1 and _begin_alike(labels):
-            cut_at = dict(zip((number - 1 for number in chunks), cuts, strict=True))
-            return [part for number, span in enumerate(spans) for part in _cut(span, cut_at.get(number))]
+    for num_breaks in range(texts[1].text.count("\n"), -1, -1):
+        labels = ["\n".join(span.text.split("\n")[-num_breaks - 1 :]) for span in texts]
+        befores = [span.text.removesuffix(label) for span, label in zip(texts, labels, strict=True)]
+        if befores[0] and len(set(befores[1:])) == 1 and _begin_alike(labels):
+            parts: list[TextSpan] = []
+            for span, before, label, chunk in zip(texts, befores, labels, chunks, strict=True):
+                start_char = span.start_char + len(before)
+                parts += [replace(span, text=before), TextSpan(start_char, label, None, is_label=True), chunk]
+            return [span for span in (*parts, *rest) if span.text]
     return list(spans)
-
-
-def _line_starts(text: str) -> list[int]:
-    return [0, *(found.end() for found in re.finditer("\n", text))]
-
-
-def _nth_line_from_end(text: str, num_breaks: int) -> int:
-    """Return where the line begins that is ``num_breaks`` line breaks before the end; 0 if there are fewer."""
-    starts = _line_starts(text)
-    return starts[-num_breaks - 1] if num_breaks < len(starts) else 0
 
 
 def _begin_alike(labels: Sequence[str]) -> bool:
     """Return whether all begin with the same word and the sign after it, numbers aside."""
     beginnings = {re.sub(r"\d+", "0", next(_BEGINNING.finditer(label))[0]) for label in labels}
     return len(beginnings) == 1 and not labels[0][:1].isspace() and "" not in beginnings
-
-
-def _cut(span: TextSpan, at: int | None) -> list[TextSpan]:
-    if at is None:
-        return [span]
-    label = replace(span, start_char=span.start_char + at, text=span.text[at:], is_label=True)
-    return [replace(span, text=span.text[:at]), label] if at else [label]

@@ -63,19 +63,14 @@ class Segment:
 
 
 class PromptLayout:
-    """Segments in order, and masks over all prompt positions, each ``[tokens]``, on one device."""
+    """Segments one right after the other, and masks over all prompt positions, each ``[tokens]``, on one device."""
 
     def __init__(self, segments: Sequence[Segment], device: torch.device) -> None:
-        self.segments = list(segments)
-        self.device = device
-        self.token_ids = torch.cat([segment.token_ids for segment in self.segments]).to(device)
-        self.num_tokens = int(self.token_ids.shape[0])
-
-    @classmethod
-    def of(cls, segments: Sequence[Segment], device: torch.device) -> PromptLayout:
-        """Lay out ``segments`` one right after the other."""
         starts = accumulate((segment.num_tokens for segment in segments), initial=0)
-        return cls([replace(segment, start=start) for segment, start in zip(segments, starts, strict=False)], device)
+        self.segments = [replace(segment, start=start) for segment, start in zip(segments, starts, strict=False)]
+        self.device = device
+        self.token_ids = torch.cat([segment.token_ids for segment in segments]).to(device)
+        self.num_tokens = len(self.token_ids)
 
     @property
     def chunks(self) -> list[Segment]:
@@ -118,13 +113,13 @@ class PromptLayout:
         units = iter([[*labels[number], chunks[number]] for number in order])
         staying = [segment for segment in self.segments if not segment.is_label]
         segments = [s for one in staying for s in (next(units) if one.kind == "chunk" else [one])]
-        return self.of(segments, self.device), order
+        return PromptLayout(segments, self.device), order
 
     def without_chunks(self) -> PromptLayout:
         """Return the prompt without everything from the first chunk to the last."""
         places = self._chunk_places
         before = [segment for segment in self.segments[: places[0]] if not segment.is_label]
-        return self.of([*before, *self.segments[places[-1] + 1 :]], self.device)
+        return PromptLayout([*before, *self.segments[places[-1] + 1 :]], self.device)
 
     @property
     def _chunk_places(self) -> list[int]:

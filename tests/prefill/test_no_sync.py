@@ -64,7 +64,7 @@ def layout_of(decoder: Decoder, num_chunks: int = 3) -> PromptLayout:
         segments.append(Segment("chunk", chunk.token_ids, reader=chunk, digest=str(number)))
         segments.append(Segment("text", torch.tensor([9])))
     segments.append(Segment("text", torch.arange(10, 22)))
-    return PromptLayout.of(segments, CPU)
+    return PromptLayout(segments, CPU)
 
 
 def read_backs(num_layers: int, method: PrefillMethod | None = None) -> Counter[str]:

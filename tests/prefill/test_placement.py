@@ -29,7 +29,7 @@ def layout_of(*texts: str) -> PromptLayout:
         ids = torch.tensor([ord(letter) for letter in text])
         segment = Segment(kind, ids, text=text, digest=text)  # type: ignore[arg-type]
         segments.append(replace(segment, is_label=text.endswith(":"), is_structure=text.startswith("<")))
-    return PromptLayout.of(segments, torch.device("cpu"))
+    return PromptLayout(segments, torch.device("cpu"))
 
 
 @pytest.mark.parametrize(

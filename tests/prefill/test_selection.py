@@ -23,7 +23,7 @@ def layout_of(*lengths: int) -> PromptLayout:
     for length in lengths:
         segments += [Segment("chunk", torch.arange(length)), Segment("text", torch.arange(2))]
     segments[-1] = Segment("text", torch.arange(5))
-    return PromptLayout.of(segments, torch.device("cpu"))
+    return PromptLayout(segments, torch.device("cpu"))
 
 
 def test_layout_masks() -> None:
