@@ -20,7 +20,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-ATTENTION_NAME = "samkv"
+_NAME = "samkv"
 _FEW_QUERIES = 64
 
 
@@ -76,10 +76,11 @@ def samkv_attention(
     return output, None
 
 
-def register_attention() -> None:
-    """Register ``attn_implementation="samkv"``, with its mask: transformers gives no mask to unknown attentions."""
-    AttentionInterface.register(ATTENTION_NAME, samkv_attention)
-    AttentionMaskInterface.register(ATTENTION_NAME, sdpa_mask)
+def use_in(model: Any) -> None:
+    """Replace the attention of ``model``; :func:`check_config` has refused models that take no custom one."""
+    AttentionInterface.register(_NAME, samkv_attention)
+    AttentionMaskInterface.register(_NAME, sdpa_mask)  # unknown attentions get no mask from transformers
+    model.set_attn_implementation(_NAME)
 
 
 def attention(
@@ -231,8 +232,7 @@ def fold_heads(query: torch.Tensor, num_kv_heads: int) -> torch.Tensor:
 
     The heads of a group read the same keys, so their queries can be rows of one head.
     """
-    batch, _, _, head_dim = query.shape
-    return query.reshape(batch, num_kv_heads, -1, head_dim)
+    return query.reshape(query.shape[0], num_kv_heads, -1, query.shape[-1])
 
 
 def _continuing(num_queries: int, num_keys: int, device: torch.device) -> torch.Tensor:

@@ -8,14 +8,8 @@ from typing import Any
 
 import torch
 
-from samkv_rag.model.attention import (
-    ATTENTION_NAME,
-    Attend,
-    LayerSpec,
-    Visibility,
-    causal_attention,
-    register_attention,
-)
+from samkv_rag.model import attention
+from samkv_rag.model.attention import Attend, LayerSpec, Visibility, causal_attention
 from samkv_rag.model.kv_buffer import KVBuffer
 from samkv_rag.model.rotary import Rope
 
@@ -27,11 +21,8 @@ class Decoder:
     """
 
     def __init__(self, model: Any) -> None:
-        register_attention()
-        model.eval()
-        # check_config has already refused models whose class takes no custom attention.
-        model.set_attn_implementation(ATTENTION_NAME)
-        self.model = model
+        self.model = model.eval()
+        attention.use_in(model)
         self.config = model.config
         self._base = base_of(model)
         self._head = model.get_output_embeddings()
@@ -146,8 +137,11 @@ class Decoder:
         return self._leave(hidden.to(self.device, self.dtype), torch.tensor([position]), layer)
 
     def _leave(self, hidden: torch.Tensor, position_ids: torch.Tensor, layer: int) -> _LeftError:
+        def leave(layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, spec: LayerSpec) -> Any:
+            raise _LeftError(key, value, spec)
+
         try:
-            self.run_layers(hidden, position_ids, _leave, [layer])
+            self.run_layers(hidden, position_ids, leave, [layer])
         except _LeftError as left:
             return left.with_traceback(None)  # whose frames would hold the prompt's KV until Python collects cycles
         raise AssertionError("a decoder layer without attention")
@@ -193,7 +187,3 @@ class _LeftError(Exception):
 
     def __init__(self, key: torch.Tensor, value: torch.Tensor, spec: LayerSpec) -> None:
         self.key, self.value, self.spec = key, value, spec
-
-
-def _leave(layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, spec: LayerSpec) -> torch.Tensor:
-    raise _LeftError(key, value, spec)

@@ -25,20 +25,21 @@ class KVBuffer:
         return len(self._lengths)
 
     @property
-    def cache_length(self) -> int:
-        """Most tokens held in any layer."""
-        return max(self._lengths)
-
-    @property
     def nbytes(self) -> int:
         """Bytes of the tokens held, without the reserved room."""
         held = zip(self._states, self._lengths, strict=True)
         return sum(states[:, :, :, :length].nbytes for states, length in held if states is not None)
 
     def append(self, layer: int, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Add tokens to a layer and return views of everything it holds."""
-        start, stop = self._lengths[layer], self._lengths[layer] + key.shape[2]
-        states = self._with_room(layer, key, stop)
+        """Add tokens to a layer, which grows if needed, and return views of everything it holds."""
+        states, start = self._states[layer], self._lengths[layer]
+        stop = start + key.shape[2]
+        if states is None or states.shape[3] < stop:
+            room = stop + self._reserve_tokens if states is None else max(stop, states.shape[3] * 3 // 2)
+            grown = key.new_empty(2, *key.shape[:2], room, key.shape[3])
+            if states is not None:
+                grown[:, :, :, :start] = states[:, :, :, :start]
+            self._states[layer] = states = grown
         states[0, :, :, start:stop] = key
         states[1, :, :, start:stop] = value
         self._lengths[layer] = stop
@@ -69,16 +70,3 @@ class KVBuffer:
                 self._states[layer] = None
                 self._lengths[layer] = 0
                 self.append(layer, keys, values)
-
-    def _with_room(self, layer: int, like: torch.Tensor, tokens: int) -> torch.Tensor:
-        """Return a layer's states with room for ``tokens``, grown if needed."""
-        held, length = self._states[layer], self._lengths[layer]
-        if held is not None and held.shape[3] >= tokens:
-            return held
-        room = tokens + self._reserve_tokens if held is None else max(tokens, held.shape[3] * 3 // 2)
-        batch, heads, _, head_dim = like.shape
-        grown = like.new_empty(2, batch, heads, room, head_dim)
-        if held is not None:
-            grown[:, :, :, :length] = held[:, :, :, :length]
-        self._states[layer] = grown
-        return grown

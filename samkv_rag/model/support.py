@@ -117,19 +117,11 @@ def _compare_rotated(decoder: Decoder, probe: torch.Tensor) -> None:
     rotate = decoder.rotation_by(torch.full((_PROBE_TOKENS,), offset))
     hidden = decoder.embed(probe)  # both runs get the same input in each layer, so rounding does not add up
     for layer in range(decoder.num_layers):
-        _, expected = _run_layer(decoder, hidden, here + offset, layer)
-        hidden, keys = _run_layer(decoder, hidden, here, layer)
+        expected, _ = decoder.project(hidden, here + offset, layer)
+        keys, _ = decoder.project(hidden, here, layer)
+        hidden = decoder.run_layers(hidden, here, CausalPass(KVBuffer(decoder.num_layers), here), [layer])
         what = f"keys of layer {layer} rotated by {offset} positions"
         _require_close(decoder, what, rotate[layer](keys), expected, _TOLERANCE.get(decoder.dtype, 5e-2))
-
-
-def _run_layer(
-    decoder: Decoder, hidden: torch.Tensor, position_ids: torch.Tensor, layer: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the hidden states after ``layer`` and the keys it computed."""
-    buffer = KVBuffer(decoder.num_layers)
-    behind = decoder.run_layers(hidden, position_ids, CausalPass(buffer, position_ids), [layer])
-    return behind, buffer.layer(layer)[0]
 
 
 def _require_close(decoder: Decoder, what: str, found: torch.Tensor, expected: torch.Tensor, limit: float) -> None:

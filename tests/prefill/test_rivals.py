@@ -40,7 +40,7 @@ def test_a_share_recomputed_lies_between_none_and_all(engine: SamKVEngine, metho
 def test_all_is_kept_and_the_share_recomputed_is_a_hard_cap(engine: SamKVEngine, method: str, ratio: float) -> None:
     prefilled, layout, _, kv = prefill(engine, method, recompute_ratio=ratio)
     assert bool(prefilled.retained.all())
-    assert kv.cache_length == layout.num_tokens
+    assert len(kv.positions) == layout.num_tokens
     assert not bool((prefilled.recomputed & ~layout.is_chunk).any())
     budget = int(ratio * layout.num_chunk_tokens)
     unused = budget - int(prefilled.recomputed.sum())

@@ -36,7 +36,7 @@ class Written:
     def __init__(self, engine: SamKVEngine, method: SparsePrefill) -> None:
         self.decoder = engine.decoder
         self.prefilled, self.layout, _, self.buffer = prefill(engine, method, tiny.rag_prompt(CHUNKS))
-        self.num_retained = self.buffer.cache_length
+        self.num_retained = len(self.buffer.positions)
         self.refresher = Refresher(self.decoder, method, self.layout, self.prefilled, self.buffer)
         positions = self.layout.num_tokens + torch.arange(len(ANSWER) - 1)
         hidden = self.decoder.embed(torch.tensor([ANSWER[:-1]]))
@@ -77,7 +77,7 @@ def test_blocks_come_in_with_their_cached_kv_and_as_many_tokens_go_out(engine: S
         assert 0 < len(arrived) < written.num_retained
         assert not torch.isin(arrived, places).any()
         assert written.layout.is_chunk[arrived].all()
-        assert written.buffer.cache_length == written.num_retained + len(ANSWER) - 1
+        assert len(written.buffer.positions) == written.num_retained + len(ANSWER) - 1
         for layer, (old, new) in enumerate(zip(before, written.layers(), strict=True)):
             changed = (old[0] != new[0]).any(-1).any(1)[0].nonzero()[:, 0]
             assert written.layout.is_chunk[places[changed]].all()
