@@ -77,7 +77,7 @@ class PrefillMethod(ABC):
     """Fills a KV buffer from a prompt.
 
     A method is a frozen dataclass. Its fields are its options, checked in ``__post_init__``. A new method is one
-    subclass, and one line in the registry or an entry point of the group ``samkv.methods``.
+    subclass, and its name in this package's ``_OWN`` or an entry point of the group ``samkv.methods``.
     """
 
     name: ClassVar[str]
@@ -114,11 +114,6 @@ class PrefillMethod(ABC):
         """Whether the method equals full prefill; then former turns of a chat are computed again, too."""
         return False
 
-    @property
-    def min_tokens(self) -> int:
-        """Fewest chunk tokens for which the method pays; a prompt with fewer takes full prefill."""
-        return 0
-
     def to_dict(self) -> dict[str, Any]:
         """Return name and options as plain values, for ``resolve_method``."""
         return {"name": self.name, **asdict(self)}
@@ -133,10 +128,6 @@ class CachedPrefill(PrefillMethod):
 
     def __post_init__(self) -> None:
         require_integer("min_chunk_tokens", self.min_chunk_tokens, 0)
-
-    @property
-    def min_tokens(self) -> int:
-        return self.min_chunk_tokens
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,7 @@ from samkv_rag.exceptions import PromptTooLongError
 from samkv_rag.handover import hand_over
 from samkv_rag.model.decoder import CausalPass, Decoder
 from samkv_rag.model.kv_buffer import KVBuffer
-from samkv_rag.prefill import FullPrefill, SparsePrefill
-from samkv_rag.prefill.base import PrefillContext
+from samkv_rag.prefill import CachedPrefill, FullPrefill, PrefillContext, PrefillMethod, SparsePrefill
 from samkv_rag.prompt.assembly import PromptAssembler, SplitPrompt
 from samkv_rag.runtime.guiding import Matcher
 from samkv_rag.runtime.refreshing import Refresher
@@ -34,7 +33,7 @@ def read_prompt(
     clock, method, reason = sequence.clock, sequence.request.method, None
     with clock.phase("recognise"):
         prompt = assembler.split(sequence.request.prompt)
-    if method.needs and (reason := _why_full_prefill(prompt, method.min_tokens)):
+    if method.needs and (reason := _why_full_prefill(prompt, method)):
         method = FullPrefill()
     try:
         with clock.phase("assemble"):
@@ -52,7 +51,8 @@ def read_prompt(
     return ReadPrompt(layout, method, reason, prompt, matcher)
 
 
-def _why_full_prefill(prompt: SplitPrompt, min_tokens: int) -> str | None:
+def _why_full_prefill(prompt: SplitPrompt, method: PrefillMethod) -> str | None:
+    min_tokens = method.min_chunk_tokens if isinstance(method, CachedPrefill) else 0
     if prompt.num_chunk_tokens == 0:
         return "no stored chunk stands in the prompt"
     if prompt.num_chunk_tokens < min_tokens:

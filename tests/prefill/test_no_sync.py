@@ -118,11 +118,11 @@ def on_meta(thing: Any) -> Any:
     if isinstance(thing, LayerReader):
         thing._device, thing._rotate = META, on_meta(thing._rotate)
         return thing
-    if is_dataclass(thing) and not isinstance(thing, (type, ChunkCache)):
-        return replace(thing, **{name: on_meta(value) for name, value in vars(thing).items()})
     if isinstance(thing, (PlannedPass, AttentionScores)):
         for name, value in vars(thing).items():
             setattr(thing, name, on_meta(value))
+    elif is_dataclass(thing) and not isinstance(thing, (type, ChunkCache)):
+        return replace(thing, **{name: on_meta(value) for name, value in vars(thing).items()})
     return thing
 
 

@@ -44,8 +44,6 @@ class Group:
 class Plan:
     """Columns are the positions in the pass, in order; rows are the positions it computes."""
 
-    positions: torch.Tensor
-    """``[columns]``, positions in the prompt"""
     rotate_offsets: torch.Tensor
     """``[columns]``"""
     row_positions: torch.Tensor
@@ -86,22 +84,21 @@ def make_plan(
     drops = wide and not bool(retained.all())
     present = torch.ones_like(retained) if wide else retained
     column_of = present.cumsum(0) - 1
-    positions, row_positions = _positions(present).to(layout.device), _positions(computed)
+    row_positions, retained_positions = _positions(computed), _positions(retained)
     rows = row_positions.to(layout.device)
     wanted = present if wide or reads_recomputed else present & ~computed
     if wide:
         groups = _wide_groups(layout, retained, is_text, row_positions, view)
     else:
-        groups = [Group(slice(0, len(row_positions)), None, Visibility(row_positions, _positions(present)))]
+        groups = [Group(slice(0, len(row_positions)), None, Visibility(row_positions, retained_positions))]
     return Plan(
-        positions=positions,
-        rotate_offsets=layout.rotate_offsets[positions],
+        rotate_offsets=layout.rotate_offsets[_positions(present).to(layout.device)],
         row_positions=rows,
         row_ids=layout.token_ids[rows],
         row_columns=column_of[row_positions].to(layout.device),
         row_is_chunk=layout.is_chunk[rows],
-        retained_columns=column_of[_positions(retained)].to(layout.device) if drops else None,
-        retained_positions=_positions(retained),
+        retained_columns=column_of[retained_positions].to(layout.device) if drops else None,
+        retained_positions=retained_positions,
         sources=_sources(layout, wanted, column_of),
         groups=groups,
     )

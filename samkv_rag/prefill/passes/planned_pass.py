@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
@@ -22,6 +23,7 @@ Observer = Callable[[int, torch.Tensor, torch.Tensor, LayerSpec], None]
 """
 
 
+@dataclass
 class PlannedPass:
     """Attention of a pass that follows ``plan``.
 
@@ -30,39 +32,31 @@ class PlannedPass:
     with the cached.
     """
 
-    def __init__(
-        self,
-        decoder: Decoder,
-        plan: Plan,
-        buffer: KVBuffer | None = None,
-        observer: Observer | None = None,
-        fusion_theta: float | None = None,
-        layers: Sequence[int] | None = None,
-    ) -> None:
-        self._decoder = decoder
-        self._plan = plan
-        self._buffer = buffer
-        self._observer = observer
-        self._fusion_theta = fusion_theta
-        self._layers = range(decoder.num_layers) if layers is None else layers
-        self._read_cached = LayerReader(decoder, plan, self._layers)
-        if buffer is not None:
-            buffer.positions = plan.retained_positions
+    decoder: Decoder
+    plan: Plan
+    buffer: KVBuffer | None = None
+    observer: Observer | None = None
+    fusion_theta: float | None = None
+    layers: Sequence[int] | None = None
+
+    def __post_init__(self) -> None:
+        self._read_cached = LayerReader(self.decoder, self.plan, self.layers)
+        if self.buffer is not None:
+            self.buffer.positions = self.plan.retained_positions
 
     def __call__(
         self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, spec: LayerSpec
     ) -> torch.Tensor:
         states = self._assemble(layer, key, value)
         retained = self._retain(layer, states)
-        if self._observer is not None:
-            self._observer(layer, query, states[0], spec)
-        return attend_in_groups(self._plan.groups, query, states, retained, spec)
+        if self.observer is not None:
+            self.observer(layer, query, states[0], spec)
+        return attend_in_groups(self.plan.groups, query, states, retained, spec)
 
     def run(self, layers: Sequence[int] | None = None) -> torch.Tensor:
         """Run the plan's rows through ``layers`` (None: all of the pass) from layer 0; return ``[1, rows, hidden]``."""
-        hidden = self._decoder.embed(self._plan.row_ids[None])
-        layers = self._layers if layers is None else layers
-        return self._decoder.run_layers(hidden, self._plan.row_positions, self, layers)
+        hidden = self.decoder.embed(self.plan.row_ids[None])
+        return self.decoder.run_layers(hidden, self.plan.row_positions, self, self.layers if layers is None else layers)
 
     def keep(self, layer: int, key: torch.Tensor, value: torch.Tensor) -> None:
         """Retain a layer's KV as a call would, with rows computed elsewhere, but without attention."""
@@ -70,21 +64,21 @@ class PlannedPass:
 
     def _assemble(self, layer: int, key: torch.Tensor, value: torch.Tensor) -> KV:
         """Return all columns' keys and values: the cached ones, overwritten by the computed rows."""
-        states, columns = self._read_cached(layer), self._plan.row_columns
+        states, columns = self._read_cached(layer), self.plan.row_columns
         for cached, computed in zip(states, (key, value), strict=True):
-            if self._fusion_theta is not None:
-                computed = fuse(computed, cached[:, :, columns], self._plan.row_is_chunk, self._fusion_theta)
+            if self.fusion_theta is not None:
+                computed = fuse(computed, cached[:, :, columns], self.plan.row_is_chunk, self.fusion_theta)
             cached.index_copy_(2, columns, computed)
         return states
 
     def _retain(self, layer: int, states: KV) -> KV:
         """Append the retained columns to the buffer and return them."""
         keys, values = states
-        columns = self._plan.retained_columns
+        columns = self.plan.retained_columns
         if columns is not None:
             keys, values = keys.index_select(2, columns), values.index_select(2, columns)
-        if self._buffer is not None:
-            self._buffer.append(layer, keys, values)
+        if self.buffer is not None:
+            self.buffer.append(layer, keys, values)
         return keys, values
 
 
@@ -138,7 +132,7 @@ class LayerReader:
         # One slot is filled while the other is used or copied. For CUDA they are page-locked: a layer is uploaded in
         # one copy, and the host does not wait for it. Zeros, because NaNs would spread from behind a mask.
         on_cuda = decoder.device.type == "cuda"
-        shape = (1 if keys_only else 2, 1, decoder.num_kv_heads, len(plan.positions), decoder.head_dim)
+        shape = (1 if keys_only else 2, 1, decoder.num_kv_heads, len(plan.rotate_offsets), decoder.head_dim)
         num_slots = 2 if on_cuda or self._thread else 1
         self._slots = [torch.zeros(shape, dtype=decoder.dtype, pin_memory=on_cuda) for _ in range(num_slots)]
         self._uploads = [torch.cuda.Event() for _ in self._slots] if on_cuda else []  # type: ignore[no-untyped-call]
