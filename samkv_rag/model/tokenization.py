@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Any
 
 from tokenizers import Tokenizer
@@ -221,10 +221,7 @@ class PromptTokenizer:
     def _unmarked(self, text: str, mark: str) -> RenderedPrompt:
         # A template that writes JSON may escape the mark.
         parts = re.split(f"{mark}|{re.escape(json.dumps(mark)[1:-1])}", text)
-        at_mark, position = set(), 0
-        for part in parts[:-1]:
-            position += len(part)
-            at_mark.add(position - 1)  # where the broken token begins
+        at_mark = {end - 1 for end in accumulate(map(len, parts[:-1]))}  # where broken tokens begin
         text = "".join(parts)
         spans = [found.span() for found in self._control_pattern.finditer(text)]
         literals = tuple(span for span in spans if span[0] in at_mark)

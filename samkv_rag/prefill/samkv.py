@@ -59,31 +59,25 @@ class SamKV(SparsePrefill):
         return Anchors(context.spec.initial_tokens, context.spec.local_tokens)
 
     def select(self, context: PrefillContext, budget: Budget) -> Selected:
-        # Block means were computed at ingestion, so blocks keep the engine's anchors even if this prompt's shrank.
-        anchors = anchor_mask(context.layout, budget.anchors)
-        blocks = Blocks(context.layout, self.anchors(context), context.spec.block_tokens)
-        queries, scores = self.score_blocks(context, anchors)
-        failure = consensus_failure(queries, scores, self.personalization)
-        retained = anchors | blocks.best_within(scores, budget.num_tokens - int(anchors.sum()))
-        return Selected(retained, BlockScores(blocks, scores), diagnostics=tuple(failure))
-
-    def score_blocks(self, context: PrefillContext, anchors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Score every block of every chunk over the last ``stable_layers`` layers; ``anchors`` is a ``[tokens]`` mask.
-
-        Returns the chunks' queries ``[chunks, layers, heads, head_dim]`` and the scores ``[blocks]``. With
-        ``dynamic_share``, blocks outside a chunk's share get -inf: they are never retained, whatever the budget.
-        """
         decoder, layout = context.decoder, context.layout
         layers = decoder.widest_layers[-self.stable_layers :]
+        anchors = anchor_mask(layout, budget.anchors)
         query = generic_query(decoder, layout, anchors, layers)
         summaries = [_rotated_summary(decoder, segment, layers) for segment in layout.chunks]
         local_queries = torch.stack([summary.local_mean_query for summary in summaries])
         queries = personalized_queries(query, local_queries) if self.personalization else query.expand_as(local_queries)
-        scores = [self._chunk_scores(q, summary) for q, summary in zip(queries, summaries, strict=True)]
-        return queries, torch.cat(scores)
+        scores = torch.cat([self._chunk_scores(q, summary) for q, summary in zip(queries, summaries, strict=True)])
+        # Block means were computed at ingestion, so blocks keep the engine's anchors even if this prompt's shrank.
+        blocks = Blocks(layout, self.anchors(context), context.spec.block_tokens)
+        retained = anchors | blocks.best_within(scores, budget.num_tokens - int(anchors.sum()))
+        failure = consensus_failure(queries, scores, self.personalization)
+        return Selected(retained, BlockScores(blocks, scores), diagnostics=tuple(failure))
 
     def _chunk_scores(self, query: torch.Tensor, summary: Summary) -> torch.Tensor:
-        """Score one chunk's blocks, ``[blocks]``, by its query ``[layers, heads, head_dim]``."""
+        """Score one chunk's blocks, ``[blocks]``, by its query ``[layers, heads, head_dim]``.
+
+        With ``dynamic_share``, blocks outside the chunk's share get -inf: they are never retained, whatever the budget.
+        """
         num_kv_heads = summary.block_mean_keys.shape[1]
         grouped = torch.unflatten(query, 1, (num_kv_heads, -1)).mean(dim=2)  # [layers, kv_heads, head_dim]
         scores = torch.einsum("lhd,lhbd->lb", grouped, summary.block_mean_keys)
@@ -118,12 +112,9 @@ def personalized_queries(query: torch.Tensor, local_queries: torch.Tensor) -> to
     ``query`` is ``[layers, heads, head_dim]``; ``local_queries`` and the result are
     ``[chunks, layers, heads, head_dim]``.
     """
-    num_chunks = local_queries.shape[0]
-    if num_chunks == 1:
-        return query[None]
     agreement = cosine_similarity(query[None], local_queries, dim=-1).abs()
     weighted = agreement[..., None] * local_queries
-    return query + (weighted.sum(dim=0) - weighted) / (num_chunks - 1)
+    return query + (weighted.sum(dim=0) - weighted) / max(1, len(local_queries) - 1)
 
 
 def dynamic_share(block_scores: torch.Tensor, anchor_score: torch.Tensor) -> torch.Tensor:
