@@ -272,18 +272,11 @@ class PromptTokenizer:
         """Return the offsets of :meth:`chunk_ids`; tokens may overlap."""
         ids = self.chunk_ids(text)
         for lead in (_SENTINEL, "") if self._adds_space else ("",):
-            offsets = self._plain.offsets(lead + text)
-            if offsets is None:
-                return self._decoded_offsets(ids)
-            offsets = offsets[len(self._sentinel_ids) if lead else 0 :]
+            offsets = self._plain.offsets(lead + text)[len(self._sentinel_ids) if lead else 0 :]
             if len(offsets) == len(ids):
                 return [(start - len(lead), stop - len(lead)) for start, stop in offsets]
-        return self._decoded_offsets(ids)
-
-    def _decoded_offsets(self, token_ids: Sequence[int]) -> list[tuple[int, int]]:
-        """Find offsets by the length of the text so far, for tokenizers that do not report them."""
-        ends = [len(self.decode(token_ids[: i + 1])) for i in range(len(token_ids))]
-        return list(pairwise([0, *ends]))
+        # Not reported, or of other tokens: the length of the text so far tells where each ends.
+        return list(pairwise([0, *(len(self.decode(ids[: i + 1])) for i in range(len(ids)))]))
 
     def _leading_special_ids(self) -> list[int]:
         plain = self._plain.ids("word")
@@ -324,7 +317,7 @@ class _FastEncoder:
     def ids(self, text: str) -> list[int]:
         return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
 
-    def offsets(self, text: str) -> list[tuple[int, int]] | None:
+    def offsets(self, text: str) -> list[tuple[int, int]]:
         return list(self._tokenizer.encode(text, add_special_tokens=False).offsets)
 
     def text(self, token_ids: list[int]) -> str:
@@ -343,8 +336,8 @@ class _SlowEncoder:
         with self._lock:
             return list(self._tokenizer(text, verbose=False, **self._options)["input_ids"])
 
-    def offsets(self, text: str) -> list[tuple[int, int]] | None:
-        return None
+    def offsets(self, text: str) -> list[tuple[int, int]]:
+        return []  # not reported
 
     def text(self, token_ids: list[int]) -> str:
         with self._lock:

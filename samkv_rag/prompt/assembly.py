@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
 
-from samkv_rag.chunk_cache import ChunkCache
+from samkv_rag.chunk_cache import ChunkCache, ChunkReader
 from samkv_rag.ingestion.encoder import encode_beginning
-from samkv_rag.ingestion.library import ChunkLibrary
+from samkv_rag.ingestion.library import ChunkLibrary, Run
 from samkv_rag.ingestion.recognition import Match, TextSpan, split_prompt, text_digest
 from samkv_rag.model.decoder import Decoder
 from samkv_rag.model.tokenization import PromptTokenizer, RenderedPrompt
@@ -20,8 +20,6 @@ from samkv_rag.prompt.labels import split_labels
 from samkv_rag.prompt.layout import PromptLayout, Segment
 
 _MAX_PREFIX_TOKENS = 4096
-Run = Callable[[Callable[[], list[ChunkCache]]], list[ChunkCache]]
-"""Runs a function on the thread that owns the model."""
 
 
 @dataclass(frozen=True)
@@ -46,17 +44,20 @@ class SplitPrompt:
         return bool(self.spans) and self.spans[-1].text_digest is None
 
 
+@dataclass
 class PromptAssembler:
     """Turns prompts into layouts for one model and one chunk library."""
 
-    def __init__(
-        self, decoder: Decoder, tokenizer: PromptTokenizer, library: ChunkLibrary, history: History, run: Run
-    ) -> None:
-        self._decoder = decoder
-        self._tokenizer = tokenizer
-        self._library = library
-        self._history = history
-        self._prefixes = PrefixCache(decoder, run)
+    decoder: Decoder
+    tokenizer: PromptTokenizer
+    library: ChunkLibrary
+    history: History
+    run: Run
+
+    def __post_init__(self) -> None:
+        self._lock = threading.Lock()
+        self._prefixes: OrderedDict[tuple[int, ...], ChunkCache] = OrderedDict()
+        """Exact KV of recent prefixes (system prompt and beginning of the template), by their token ids."""
 
     def split(self, prompt: RenderedPrompt | str) -> SplitPrompt:
         """Recognise the chunks in ``prompt``.
@@ -67,28 +68,24 @@ class PromptAssembler:
         rendered = RenderedPrompt(prompt) if isinstance(prompt, str) else prompt
         matches, position = [], 0
         for start, stop in (*rendered.structure, (len(rendered.text), len(rendered.text))):
-            found = self._library.find(rendered.text[position:start])
+            found = self.library.find(rendered.text[position:start])
             matches += [Match(position + m.start, position + m.stop, m.text_digest) for m in found]
             position = stop
         spans = split_labels(split_prompt(rendered.text, matches))
-        counts = [self._library.num_tokens(span.text_digest, span.text) for span in spans if span.text_digest]
+        counts = [self.library.num_tokens(span.text_digest, span.text) for span in spans if span.text_digest]
         return SplitPrompt(spans, sum(counts), rendered.literals, _question(rendered, matches))
 
     def end_announcements(self, prompt: SplitPrompt) -> None:
         """Stop prefetching what was announced for ``prompt``."""
-        self._library.end_announcements(span.text_digest for span in prompt.spans if span.text_digest)
+        self.library.end_announcements(span.text_digest for span in prompt.spans if span.text_digest)
 
     def distrust(self, prompt: SplitPrompt) -> None:
         """Verify the prompt's chunks again at their next read."""
-        self._library.distrust(prompt.chunk_texts)
+        self.library.distrust(prompt.chunk_texts)
 
     def without_cache(self, prompt: SplitPrompt) -> PromptLayout:
         """Return a layout in which nothing is cached; its token ids are those of :meth:`with_cache`."""
-        segments = []
-        for i, span in enumerate(prompt.spans):
-            segment = self._segment(span, self._token_ids(prompt, span, first=i == 0))
-            segments.append(replace(segment, hit=self._library.knows(segment.digest)))
-        return PromptLayout(segments, self._decoder.device)
+        return PromptLayout([self._segment(prompt, span) for span in prompt.spans], self.decoder.device)
 
     def with_cache(self, prompt: SplitPrompt, with_history: bool = False, whole: bool = True) -> PromptLayout:
         """Return a layout with the caches of all chunks and of the exact prefix; missing ones are computed.
@@ -96,22 +93,13 @@ class PromptAssembler:
         With ``with_history``, former turns have their KV, too. Unless ``whole``, only what ``Scout`` selects by will be
         read of the chunks.
         """
-        opened = iter(self._library.read(prompt.chunk_texts, whole))
-        segments = []
-        for i, span in enumerate(prompt.spans):
-            if span.text_digest:
-                reader, hit = next(opened)
-                ends = torch.tensor(self._tokenizer.sentence_ends(reader.token_ids.tolist()))
-                chunk = self._segment(span, reader.token_ids)
-                at = self._library.first_position
-                segments.append(replace(chunk, reader=reader, hit=hit, sentence_ends=ends, computed_at=at))
-            else:
-                segments.append(self._segment(span, self._token_ids(prompt, span, first=i == 0)))
+        opened = iter(self.library.read(prompt.chunk_texts, whole))
+        segments = [self._segment(prompt, span, next(opened) if span.text_digest else None) for span in prompt.spans]
         segments = self._with_prefix(segments)
         if with_history:
             digests = frozenset(segment.digest for segment in segments if segment.kind == "chunk")
             segments = [part for segment in segments for part in self._with_history(segment, digests)]
-        return PromptLayout(segments, self._decoder.device)
+        return PromptLayout(segments, self.decoder.device)
 
     def of_question(self, texts: Sequence[str], question: str) -> PromptLayout:
         """Return a layout of the chunks of ``texts``, as :meth:`with_cache`, then a question as plain text."""
@@ -119,39 +107,50 @@ class PromptAssembler:
         with torch.inference_mode():
             return self.with_cache(SplitPrompt([*spans, TextSpan(0, question, None)], 0, ((0, len(question)),)))
 
-    def _segment(self, span: TextSpan, ids: torch.Tensor) -> Segment:
-        segment = Segment("text", ids, start_char=span.start_char, text=span.text, is_label=span.is_label)
-        if span.text_digest:
-            return replace(segment, kind="chunk", digest=span.text_digest)
-        return replace(segment, is_structure=self._tokenizer.has_control(ids.tolist()))
+    def _segment(self, prompt: SplitPrompt, span: TextSpan, opened: tuple[ChunkReader, bool] | None = None) -> Segment:
+        """Return a span with its token ids; ``opened`` are a chunk's reader and whether the store had it."""
+        is_first, start, stop = span is prompt.spans[0], span.start_char, span.start_char + len(span.text)
+        if span.text_digest is None:
+            inside = [(max(a - start, 0), min(b, stop) - start) for a, b in prompt.literals if a < stop and b > start]
+            ids = self.tokenizer.text_ids(span.text, is_first, inside)
+            segment = Segment("text", torch.tensor(ids, dtype=torch.int64), start_char=start, text=span.text)
+            return replace(segment, is_label=span.is_label, is_structure=self.tokenizer.has_control(ids))
+        if opened is None:
+            ids = (self.tokenizer.bos_ids if is_first else []) + self.tokenizer.chunk_ids(span.text)
+            segment = Segment("chunk", torch.tensor(ids, dtype=torch.int64), hit=self.library.knows(span.text_digest))
+        else:
+            reader, hit = opened
+            ends = torch.tensor(self.tokenizer.sentence_ends(reader.token_ids.tolist()))
+            segment = Segment("chunk", reader.token_ids, reader=reader, hit=hit, sentence_ends=ends)
+        at = self.library.first_position
+        return replace(segment, digest=span.text_digest, start_char=start, text=span.text, computed_at=at)
 
     def _with_prefix(self, segments: list[Segment]) -> list[Segment]:
         """Cache the text before the first chunk exactly, or only a BOS if a chunk begins the prompt."""
         first, *others = segments
         if first.kind == "chunk":
-            first, others = Segment("text", torch.tensor(self._tokenizer.bos_ids, dtype=torch.int64)), segments
+            first, others = Segment("text", torch.tensor(self.tokenizer.bos_ids, dtype=torch.int64)), segments
         if not 0 < first.num_tokens <= _MAX_PREFIX_TOKENS:
             return segments
-        reader, hit = self._prefixes.get(first.token_ids)
-        return [replace(first, kind="prefix", reader=reader, hit=hit), *others]
+        key = tuple(first.token_ids.tolist())
+        with self._lock:
+            known = self._prefixes.get(key)
+        (cache,) = [known] if known else self.run(lambda: [encode_beginning(self.decoder, key)])
+        with self._lock:
+            self._prefixes[key] = cache
+            self._prefixes.move_to_end(key)
+            while sum(map(len, self._prefixes)) > _MAX_PREFIX_TOKENS:
+                self._prefixes.popitem(last=False)
+        return [replace(first, kind="prefix", reader=cache, hit=known is not None), *others]
 
     def _with_history(self, segment: Segment, digests: frozenset[str]) -> list[Segment]:
         """Split a text that begins with a former turn into the turn, with its KV, and the rest."""
-        turn = self._history.find(segment.token_ids, digests) if segment.kind == "text" else None
+        turn = self.history.find(segment.token_ids, digests) if segment.kind == "text" else None
         if turn is None:
             return [segment]
         said, new = segment.token_ids[: turn.cache.num_tokens], segment.token_ids[turn.cache.num_tokens :]
         cached = replace(segment, kind="history", token_ids=said, reader=turn.cache, computed_at=turn.start, text="")
         return [cached, replace(segment, token_ids=new)]
-
-    def _token_ids(self, prompt: SplitPrompt, span: TextSpan, first: bool) -> torch.Tensor:
-        if span.text_digest:
-            ids = (self._tokenizer.bos_ids if first else []) + self._tokenizer.chunk_ids(span.text)
-        else:
-            at, end = span.start_char, span.start_char + len(span.text)
-            inside = [(max(a, at) - at, min(b, end) - at) for a, b in prompt.literals if a < end and b > at]
-            ids = self._tokenizer.text_ids(span.text, first, inside)
-        return torch.tensor(ids, dtype=torch.int64)
 
 
 def _question(rendered: RenderedPrompt, matches: list[Match]) -> str:
@@ -164,27 +163,3 @@ def _question(rendered: RenderedPrompt, matches: list[Match]) -> str:
     for match in matches:
         question = question.replace(rendered.text[match.start : match.stop], "")
     return question.strip()
-
-
-class PrefixCache:
-    """Exact KV of recent prefixes (system prompt and beginning of the template), by their token ids."""
-
-    def __init__(self, decoder: Decoder, run: Run) -> None:
-        self._decoder = decoder
-        self._run = run
-        self._lock = threading.Lock()
-        self._caches: OrderedDict[tuple[int, ...], ChunkCache] = OrderedDict()
-
-    def get(self, token_ids: torch.Tensor) -> tuple[ChunkCache, bool]:
-        """Return the cache of ``token_ids`` ``[tokens]``, and whether it was already there."""
-        key = tuple(token_ids.tolist())
-        with self._lock:
-            if key in self._caches:
-                self._caches.move_to_end(key)
-                return self._caches[key], True
-        (cache,) = self._run(lambda: [encode_beginning(self._decoder, key)])
-        with self._lock:
-            self._caches[key] = cache
-            while sum(map(len, self._caches)) > _MAX_PREFIX_TOKENS:
-                self._caches.popitem(last=False)
-        return cache, False

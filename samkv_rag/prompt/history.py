@@ -42,12 +42,6 @@ class Turn:
         num_shared = int(differ[0]) if len(differ) else room
         return num_shared if num_shared > (self.num_asked + len(own)) / 2 else 0
 
-    def cut(self, num_tokens: int) -> Turn:
-        """Return the turn's first ``num_tokens``; their KV does not depend on later ones."""
-        cache, kept = self.cache, slice(0, num_tokens)
-        keys, values = cache.keys[:, :, kept], cache.values[:, :, kept]
-        return replace(self, cache=ChunkCache(cache.token_ids[kept], keys, values))
-
 
 class History:
     """The last turns, at most ``max_tokens`` in all, on the host. Thread-safe."""
@@ -85,14 +79,16 @@ class History:
         turn must have seen: another user's chat over other documents may have the same words.
         """
         with self._lock:
-            shared = [
+            found = [
                 (turn.shared(token_ids[:-1]), len(turn.digests & digests), number)
                 for number, turn in enumerate(self._turns)
                 if turn.digests & digests or turn.digests == digests
             ]
-            num_tokens, _, number = max(shared, default=(0, 0, -1))
+            num_tokens, _, number = max(found, default=(0, 0, -1))
             if not num_tokens:
                 return None
             turn = self._turns.pop(number)
             self._turns.append(turn)
-            return turn.cut(num_tokens)
+        cache, shared = turn.cache, slice(num_tokens)  # their KV does not depend on later tokens
+        cut = ChunkCache(cache.token_ids[shared], cache.keys[:, :, shared], cache.values[:, :, shared])
+        return replace(turn, cache=cut)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate, count, groupby, pairwise
@@ -71,6 +71,24 @@ class PromptLayout:
         self.device = device
         self.token_ids = torch.cat([segment.token_ids for segment in segments]).to(device)
         self.num_tokens = len(self.token_ids)
+
+        numbers = count()
+        of_segments = [
+            (next(numbers) if s.kind == "chunk" else -1, s.kind == "text", s.rotate_offset if s.reader else 0, s.start)
+            for s in self.segments
+        ]
+        lengths = torch.tensor([segment.num_tokens for segment in self.segments])
+        # One copy to the device for all masks.
+        spread = torch.tensor([*zip(*of_segments, strict=True)]).repeat_interleave(lengths, dim=1).to(device)
+        self.chunk_number = spread[0]
+        """Number of each position's chunk, from 0; -1 elsewhere."""
+        self.is_chunk = self.chunk_number >= 0
+        self.is_text = spread[1].bool()
+        """Tokens without cached KV."""
+        self.rotate_offsets = spread[2]
+        """How far to rotate each position's cached key."""
+        self.index_in_chunk = (torch.arange(self.num_tokens, device=device) - spread[3]) * self.is_chunk
+        """Each chunk token's index within its chunk; 0 elsewhere."""
 
     @property
     def chunks(self) -> list[Segment]:
@@ -155,33 +173,6 @@ class PromptLayout:
         return slice(last, self.num_tokens)
 
     @cached_property
-    def is_chunk(self) -> torch.Tensor:
-        """Chunk tokens."""
-        return self._spread(segment.kind == "chunk" for segment in self.segments)
-
-    @cached_property
-    def is_text(self) -> torch.Tensor:
-        """Tokens without cached KV."""
-        return self._spread(segment.kind == "text" for segment in self.segments)
-
-    @cached_property
-    def rotate_offsets(self) -> torch.Tensor:
-        """How far to rotate each position's cached key."""
-        return self._spread(segment.rotate_offset if segment.reader else 0 for segment in self.segments)
-
-    @cached_property
-    def chunk_number(self) -> torch.Tensor:
-        """Number of each position's chunk, from 0; -1 elsewhere."""
-        numbers = count()
-        return self._spread(next(numbers) if segment.kind == "chunk" else -1 for segment in self.segments)
-
-    @cached_property
-    def index_in_chunk(self) -> torch.Tensor:
-        """Each chunk token's index within its chunk; 0 elsewhere."""
-        starts = self._spread(segment.start for segment in self.segments)
-        return (torch.arange(self.num_tokens, device=self.device) - starts) * self.is_chunk
-
-    @cached_property
     def ends_sentence(self) -> torch.Tensor:
         """Chunk tokens that end a sentence or a line."""
         mask = torch.zeros(self.num_tokens, dtype=torch.bool)
@@ -194,8 +185,3 @@ class PromptLayout:
     def chunk_lengths(self) -> torch.Tensor:
         """Tokens of each chunk, ``[chunks]``."""
         return torch.tensor([segment.num_tokens for segment in self.chunks], device=self.device)
-
-    def _spread(self, values: Iterable[int]) -> torch.Tensor:
-        """Repeat each segment's value at each of its positions."""
-        lengths = torch.tensor([segment.num_tokens for segment in self.segments])
-        return torch.tensor(list(values)).repeat_interleave(lengths).to(self.device)

@@ -228,7 +228,7 @@ def test_offsets_of_a_tokenizer_that_does_not_report_them(monkeypatch: pytest.Mo
     tokenizer = PromptTokenizer(tiny.tokenizer())
     plain = "The seventh keeper lit the lantern."
     expected = tokenizer.chunk_offsets(plain)
-    monkeypatch.setattr(type(tokenizer._plain), "offsets", lambda self, text: None)
+    monkeypatch.setattr(type(tokenizer._plain), "offsets", lambda self, text: [])
     found = tokenizer.chunk_offsets(plain)
     assert [stop for _, stop in found] == [stop for _, stop in expected]
     emoji = tokenizer.chunk_offsets(BIRDS)
