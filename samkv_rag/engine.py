@@ -428,7 +428,7 @@ class SamKVEngine:
 
     def _read(self, sequence: RunningSequence) -> ReadPrompt:
         if sequence.read is not None:  # a second read: one of its chunks was damaged
-            self._assembler.distrust(sequence.read.prompt)
+            self._library.distrust(sequence.read.prompt.chunk_texts)
         grammar = sequence.request.sampling.grammar
         matcher = self._guide.matcher(grammar) if grammar else None  # before reading, so that errors are cheap
         return read_prompt(self._assembler, sequence, matcher, self.context_window)

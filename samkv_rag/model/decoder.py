@@ -35,11 +35,21 @@ class Decoder:
         self.num_heads = int(self.config.num_attention_heads)
         self.num_kv_heads = int(getattr(self.config, "num_key_value_heads", None) or self.num_heads)
         self.head_dim = int(self._base.layers[0].self_attn.head_dim)
-        self.context_window = _context_window(self.config)
         self.dtype: torch.dtype = model.dtype  # packed weights have another one
         self.device: torch.device = model.device
         self.between_layers: Callable[[], None] = lambda: None
         """Called after every layer of :meth:`run_layers`, so that a long pass can make way for others."""
+
+    @cached_property
+    def context_window(self) -> int:
+        """How many positions are used."""
+        limits = [self.config.max_position_embeddings]
+        # Llama 4: up to here its attention is not cut into chunks, and queries are not scaled by their position.
+        if "chunked_attention" in (getattr(self.config, "layer_types", None) or ()):
+            limits.append(self.config.attention_chunk_size)
+        if getattr(self.config, "attn_temperature_tuning", False):
+            limits.append(self.config.floor_scale - 1)
+        return int(min(limits))
 
     def kv_bytes(self, num_tokens: int) -> int:
         """Return the bytes of keys and values that decoding after ``num_tokens`` reads."""
@@ -151,17 +161,6 @@ def base_of(model: Any) -> Any:
     """Return the part of ``model`` that has the layers."""
     found = model.get_decoder()
     return found if hasattr(found, "layers") else getattr(found, "model", found)  # Llama 4's text model is its own
-
-
-def _context_window(config: Any) -> int:
-    """Return how many positions of a model are used."""
-    limits = [config.max_position_embeddings]
-    # Llama 4: up to here its attention is not cut into chunks, and queries are not scaled by their position.
-    if "chunked_attention" in (getattr(config, "layer_types", None) or ()):
-        limits.append(config.attention_chunk_size)
-    if getattr(config, "attn_temperature_tuning", False):
-        limits.append(config.floor_scale - 1)
-    return int(min(limits))
 
 
 class CausalPass:

@@ -79,10 +79,6 @@ class PromptAssembler:
         """Stop prefetching what was announced for ``prompt``."""
         self.library.end_announcements(span.text_digest for span in prompt.spans if span.text_digest)
 
-    def distrust(self, prompt: SplitPrompt) -> None:
-        """Verify the prompt's chunks again at their next read."""
-        self.library.distrust(prompt.chunk_texts)
-
     def without_cache(self, prompt: SplitPrompt) -> PromptLayout:
         """Return a layout in which nothing is cached; its token ids are those of :meth:`with_cache`."""
         return PromptLayout([self._segment(prompt, span) for span in prompt.spans], self.decoder.device)

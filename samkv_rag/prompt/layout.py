@@ -71,6 +71,8 @@ class PromptLayout:
         self.device = device
         self.token_ids = torch.cat([segment.token_ids for segment in segments]).to(device)
         self.num_tokens = len(self.token_ids)
+        self.num_tokens_reused = sum(segment.num_tokens for segment in self.cached if segment.hit)
+        """Tokens whose KV was read, not computed."""
 
         numbers = count()
         of_segments = [
@@ -104,11 +106,6 @@ class PromptLayout:
         return sum(segment.num_tokens for segment in self.chunks)
 
     @cached_property
-    def num_tokens_reused(self) -> int:
-        """Tokens whose KV was read, not computed."""
-        return sum(segment.num_tokens for segment in self.cached if segment.hit)
-
-    @cached_property
     def bytes_read(self) -> int:
         """Bytes of stored chunks read until the first access, at the latest until :meth:`release`."""
         return self.count_bytes_read()
@@ -123,10 +120,14 @@ class PromptLayout:
         Also returns each placed chunk's present number. Labels move with their chunks. Chunks only change places
         within a message, and only if all texts between them are the same: other text may describe them.
         """
-        chunks = self.chunks
-        order = list(range(len(chunks)))
-        for run in self._runs():
-            order[run.start : run.stop] = sorted(run, key=lambda number: (scores[number], chunks[number].digest))
+        chunks, order, first, free = self.chunks, list(range(len(self.chunks))), 0, 0
+        for divider, group in groupby(self._dividers()):
+            last = first + len(list(group))
+            if not divider or last - first > 1:  # a chunk between two such runs moves in the first one
+                run = range(max(first, free), last + 1)
+                order[run.start : run.stop] = sorted(run, key=lambda number: (scores[number], chunks[number].digest))
+                free = run.stop
+            first = last
         labels = [[s for s in self.segments[place - 1 : place] if s.is_label] for place in self._chunk_places]
         units = iter([[*labels[number], chunks[number]] for number in order])
         staying = [segment for segment in self.segments if not segment.is_label]
@@ -144,26 +145,19 @@ class PromptLayout:
         """Which of the segments are chunks."""
         return [place for place, segment in enumerate(self.segments) if segment.kind == "chunk"]
 
-    def _runs(self) -> list[range]:
-        """Return runs of chunks with the same text between all of them, or with none that has letters or digits."""
-        texts: list[str | int] = []
+    def _dividers(self) -> list[str | int]:
+        """Return the text between each chunk and the next; "" without letters or digits, a number for structure."""
+        dividers: list[str | int] = []
         for a, b in pairwise(self._chunk_places):
             between = self.segments[a + 1 : b]
             text = "".join(segment.text for segment in between if not segment.is_label)
             is_structure = any(segment.is_structure for segment in between)
-            texts.append(b if is_structure else text if any(map(str.isalnum, text)) else "")  # b equals no other
-        runs: list[range] = []
-        first = 0
-        for dividing, group in groupby(texts):
-            last = first + len(list(group))
-            if not dividing or last - first > 1:
-                runs.append(range(runs[-1].stop if runs and runs[-1].stop > first else first, last + 1))
-            first = last
-        return runs
+            dividers.append(b if is_structure else text if any(map(str.isalnum, text)) else "")  # b equals no other
+        return dividers
 
     def release(self) -> None:
         """Drop the readers, once nothing reads them any more."""
-        _ = self.num_tokens_reused, self.bytes_read
+        _ = self.bytes_read  # counts them
         self.segments = [replace(segment, reader=None) for segment in self.segments]
 
     @property

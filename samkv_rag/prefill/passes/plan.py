@@ -13,7 +13,6 @@ from samkv_rag.model.attention import Visibility
 from samkv_rag.prompt.layout import PromptLayout, Segment
 
 View = Literal["all", "chunk", "retained"]
-"""Recomputed tokens attend to all tokens before them, to the retained and all of their chunk, or to the retained."""
 
 
 @dataclass(frozen=True)
