@@ -120,7 +120,8 @@ class PromptLayout:
         Also returns each placed chunk's present number. Labels move with their chunks. Chunks only change places
         within a message, and only if all texts between them are the same: other text may describe them.
         """
-        chunks, order, first, free = self.chunks, list(range(len(self.chunks))), 0, 0
+        chunks, order = self.chunks, list(range(len(self.chunks)))
+        first = free = 0
         for divider, group in groupby(self._dividers()):
             last = first + len(list(group))
             if not divider or last - first > 1:  # a chunk between two such runs moves in the first one
