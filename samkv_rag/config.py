@@ -11,7 +11,6 @@ from samkv_rag.exceptions import ConfigurationError
 Admit = Literal["always", "second_use"]
 KVDtype = Literal["auto", "bfloat16", "float32", "int8"]
 Storage = Literal["full", "index"]
-"""A chunk is stored in full, or as an index: enough to select its tokens and recompute them."""
 
 
 @dataclass(frozen=True)

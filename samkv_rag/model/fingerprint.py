@@ -9,13 +9,12 @@ from typing import Any
 
 import torch
 
-FORMAT_VERSION = 1
 _SAMPLES_PER_TENSOR = 256
 
 
 def fingerprint(model: Any, tokenizer: Any) -> str:
-    """Return a hex digest of the model's weights, dtype and RoPE, the tokenizer and the format version."""
-    digest = hashlib.sha256(f"samkv-format-{FORMAT_VERSION}".encode())
+    """Return a hex digest of the model's weights, dtype and RoPE, and the tokenizer."""
+    digest = hashlib.sha256(b"samkv-format-1")
     digest.update(_config_bytes(model.config))
     backend = getattr(tokenizer, "backend_tokenizer", None)
     described = backend.to_str() if backend is not None else json.dumps(sorted(tokenizer.get_vocab().items()))
