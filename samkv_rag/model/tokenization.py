@@ -341,8 +341,7 @@ class _SlowEncoder:
 
     def text(self, token_ids: list[int]) -> str:
         with self._lock:
-            options = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
-            return str(self._tokenizer.decode(token_ids, **options))
+            return str(self._tokenizer.decode(token_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
 
 def printable(text: str, limit: int = 60) -> str:

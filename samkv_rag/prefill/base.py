@@ -77,7 +77,7 @@ class PrefillMethod(ABC):
     """Fills a KV buffer from a prompt.
 
     A method is a frozen dataclass. Its fields are its options, checked in ``__post_init__``. A new method is one
-    subclass, and its name in this package's ``_OWN`` or an entry point of the group ``samkv.methods``.
+    subclass, and one line in ``prefill/__init__.py`` or an entry point of the group ``samkv.methods``.
     """
 
     name: ClassVar[str]

@@ -170,11 +170,9 @@ class PromptLayout:
     @cached_property
     def ends_sentence(self) -> torch.Tensor:
         """Chunk tokens that end a sentence or a line."""
-        mask = torch.zeros(self.num_tokens, dtype=torch.bool)
-        for segment in self.segments:
-            if segment.sentence_ends is not None:
-                mask[segment.span] = segment.sentence_ends
-        return mask.to(self.device)
+        none = torch.zeros(self.num_tokens, dtype=torch.bool)
+        ends = [none[s.span] if s.sentence_ends is None else s.sentence_ends for s in self.segments]
+        return torch.cat(ends).to(self.device)
 
     @cached_property
     def chunk_lengths(self) -> torch.Tensor:

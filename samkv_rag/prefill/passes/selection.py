@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import islice
 from typing import NamedTuple
 
 import torch
@@ -91,12 +91,9 @@ class Blocks:
     def scored(self, scores: torch.Tensor, layout: PromptLayout) -> list[tuple[ScoredBlock, ...]]:
         """Return each chunk's blocks with their ``scores`` ``[blocks]``, on the host."""
         num_tokens = self.of_token.bincount(minlength=self.num_blocks)
-        first = self.positions[num_tokens.cumsum(0) - num_tokens]
-        starts = layout.index_in_chunk[first]
-        columns = (starts.tolist(), (starts + num_tokens).tolist(), scores.tolist())
-        blocks = [ScoredBlock(start, stop, score) for start, stop, score in zip(*columns, strict=True)]
-        bounds = [0, *self.per_chunk.cumsum(0).tolist()]
-        return [tuple(blocks[first:last]) for first, last in pairwise(bounds)]
+        starts = layout.index_in_chunk[self.positions[num_tokens.cumsum(0) - num_tokens]]
+        blocks = map(ScoredBlock, starts.tolist(), (starts + num_tokens).tolist(), scores.tolist())
+        return [tuple(islice(blocks, num_blocks)) for num_blocks in self.per_chunk.tolist()]
 
 
 class BlockScores(NamedTuple):
