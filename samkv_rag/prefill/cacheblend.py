@@ -10,7 +10,7 @@ import torch
 from samkv_rag.model.decoder import CausalPass
 from samkv_rag.prefill.base import PrefillContext, Prefilled, RecomputingPrefill
 from samkv_rag.prefill.passes.plan import make_plan
-from samkv_rag.prefill.passes.planned_pass import LayerReader, PlannedPass, attend_in_groups
+from samkv_rag.prefill.passes.planned_pass import LayerReader, PlannedPass
 from samkv_rag.prefill.passes.selection import best_tokens
 
 CHECK_LAYER = 1
@@ -42,14 +42,7 @@ class CacheBlend(RecomputingPrefill):
             recomputed = best_tokens(torch.stack(deviations).sum(0), layout, self.recompute_ratio)
         with context.clock.phase("recompute"):
             plan = make_plan(layout, everything, recomputed, view="all")
-            kv = buffer.append(CHECK_LAYER, *fresh)
-            hidden = decoder.run_layers(
-                hidden[:, plan.row_positions],
-                plan.row_positions,
-                lambda layer, query, key, value, spec: attend_in_groups(plan.groups, query, kv, kv, spec),
-                [CHECK_LAYER],
-            )
-            above = range(CHECK_LAYER + 1, decoder.num_layers)
-            attend = PlannedPass(decoder, plan, buffer, layers=above)
-            hidden = decoder.run_layers(hidden, plan.row_positions, attend, above)
+            layers = range(CHECK_LAYER, decoder.num_layers)
+            attend = PlannedPass(decoder, plan, buffer, layers=layers, fresh={CHECK_LAYER: fresh})
+            hidden = decoder.run_layers(hidden[:, plan.row_positions], plan.row_positions, attend, layers)
         return Prefilled(hidden[:, -1:], everything, recomputed)

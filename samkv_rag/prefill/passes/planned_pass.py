@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 
 import torch
@@ -13,7 +13,7 @@ from samkv_rag.chunk_cache import ChunkCache
 from samkv_rag.model.attention import LayerSpec, causal_attention
 from samkv_rag.model.decoder import Decoder
 from samkv_rag.model.kv_buffer import KVBuffer
-from samkv_rag.prefill.passes.plan import Group, Plan
+from samkv_rag.prefill.passes.plan import Plan
 
 KV = tuple[torch.Tensor, torch.Tensor]
 Observer = Callable[[int, torch.Tensor, torch.Tensor, LayerSpec], None]
@@ -29,7 +29,7 @@ class PlannedPass:
 
     It holds keys and values, ``[batch, kv_heads, columns, head_dim]``, of one layer and of the next one in ``layers``
     (None: all) at a time, and appends the retained ones to ``buffer``. With ``fusion_theta`` it mixes recomputed KV
-    with the cached.
+    with the cached. A layer's KV in ``fresh``, of all columns, replaces the cached.
     """
 
     decoder: Decoder
@@ -38,6 +38,7 @@ class PlannedPass:
     observer: Observer | None = None
     fusion_theta: float | None = None
     layers: Sequence[int] | None = None
+    fresh: Mapping[int, KV] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._read_cached = LayerReader(self.decoder, self.plan, self.layers)
@@ -51,7 +52,12 @@ class PlannedPass:
         retained = self._retain(layer, states)
         if self.observer is not None:
             self.observer(layer, query, states[0], spec)
-        return attend_in_groups(self.plan.groups, query, states, retained, spec)
+        output = torch.empty_like(query)
+        for group in self.plan.groups:
+            keys, values = retained if group.columns is None else (state[:, :, group.columns] for state in states)
+            rows = query[:, :, group.rows]
+            output[:, :, group.rows] = causal_attention(rows, keys, values, spec, group.visibility)
+        return output
 
     def run(self, layers: Sequence[int] | None = None) -> torch.Tensor:
         """Run the plan's rows through ``layers`` (None: all of the pass) from layer 0; return ``[1, rows, hidden]``."""
@@ -64,7 +70,7 @@ class PlannedPass:
 
     def _assemble(self, layer: int, key: torch.Tensor, value: torch.Tensor) -> KV:
         """Return all columns' keys and values: the cached ones, overwritten by the computed rows."""
-        states, columns = self._read_cached(layer), self.plan.row_columns
+        states, columns = self.fresh.get(layer) or self._read_cached(layer), self.plan.row_columns
         for cached, computed in zip(states, (key, value), strict=True):
             if self.fusion_theta is not None:
                 computed = fuse(computed, cached[:, :, columns], self.plan.row_is_chunk, self.fusion_theta)
@@ -80,21 +86,6 @@ class PlannedPass:
         if self.buffer is not None:
             self.buffer.append(layer, keys, values)
         return keys, values
-
-
-def attend_in_groups(
-    groups: Sequence[Group], query: torch.Tensor, states: KV, retained: KV, spec: LayerSpec
-) -> torch.Tensor:
-    """Compute attention of each group's rows over the columns it sees, ``[batch, heads, rows, head_dim]``.
-
-    ``states`` are keys and values of all columns, ``retained`` of the retained ones.
-    """
-    output = torch.empty_like(query)
-    for group in groups:
-        keys, values = retained if group.columns is None else (state[:, :, group.columns] for state in states)
-        rows = query[:, :, group.rows]
-        output[:, :, group.rows] = causal_attention(rows, keys, values, spec, group.visibility)
-    return output
 
 
 def fuse(recomputed: torch.Tensor, cached: torch.Tensor, is_chunk: torch.Tensor, theta: float) -> torch.Tensor:
