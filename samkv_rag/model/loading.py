@@ -19,7 +19,6 @@ from samkv_rag.exceptions import ConfigurationError, ModelError, ModelNotFoundEr
 logger = logging.getLogger(__name__)
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-_ATTENTIONS = ("eager", "sdpa", "flash_attention_2")
 # What model_kwargs may have besides fields of the model's configuration: nothing that lets downloaded code run.
 _OF_THE_HUB = ("cache_dir", "force_download", "local_files_only", "proxies", "subfolder")
 _OF_THE_WEIGHTS = ("experts_implementation", "quantization_config", "use_safetensors", "variant")
@@ -61,7 +60,7 @@ def load(model: str | PathLike[str], options: LoadingOptions) -> tuple[Any, Any]
     """
     target = choose_device(options.get("device"), options.get("device_map"))
     attention, given = options.get("attn_implementation"), dict(options.get("model_kwargs") or {})
-    require_choice("attn_implementation", attention, (None, *_ATTENTIONS))
+    require_choice("attn_implementation", attention, (None, "eager", "sdpa", "flash_attention_2"))
     if misplaced := sorted(given.keys() & {"torch_dtype", "trust_remote_code", *LoadingOptions.__annotations__}):
         raise ConfigurationError(
             f"model_kwargs has {', '.join(misplaced)}; dtype and the like are options beside it, and nothing in a "

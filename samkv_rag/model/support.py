@@ -12,9 +12,7 @@ from samkv_rag.exceptions import UnsupportedModelError
 from samkv_rag.model.decoder import CausalPass, Decoder, base_of
 from samkv_rag.model.kv_buffer import KVBuffer
 
-_LENGTH_DEPENDENT_ROPE = ("dynamic", "longrope")
 _LAYER_TYPES = {"full_attention", "sliding_attention", "chunked_attention"}
-_PARTS = ("embed_tokens", "layers", "norm", "rotary_emb")
 _PROBE_TOKENS = 24
 _PROBE_WINDOW = 8
 # Relative to the norm. A wrong rotation differs by about 1, a wrong window by 0.25 to 1.
@@ -49,14 +47,16 @@ def check_config(model: Any) -> None:
     if not ropes:
         raise UnsupportedModelError(f"{name}: it has no rotary positions, by which cached keys are moved")
     for rope in ropes:  # one, or one per kind of layer
-        if rope["rope_type"] in _LENGTH_DEPENDENT_ROPE:
+        if rope["rope_type"] in ("dynamic", "longrope"):
             raise UnsupportedModelError(
                 f"{name}: rope_type is {rope['rope_type']!r}, whose angles depend on the prompt's length, so cached "
                 "keys cannot be moved; use a model with default, linear, llama3 or yarn RoPE"
             )
     decoder: Any = base_of(model) if hasattr(model, "get_decoder") else None
     attention = getattr(decoder.layers[0], "self_attn", None) if hasattr(decoder, "layers") else None
-    if not (hasattr(attention, "head_dim") and all(hasattr(decoder, part) for part in _PARTS)):
+    if not (
+        hasattr(attention, "head_dim") and all(hasattr(decoder, n) for n in ("embed_tokens", "norm", "rotary_emb"))
+    ):
         raise UnsupportedModelError(
             f"{name}: its decoder is not made of embed_tokens, layers of usual attention, norm and rotary_emb"
         )

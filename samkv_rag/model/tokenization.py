@@ -130,10 +130,17 @@ class PromptTokenizer:
 
         If tokens share a character (bytes of an emoji), the first one has it and the others are empty.
         """
+        ids = self.chunk_ids(text)
+        for lead in (_SENTINEL, "") if self._adds_space else ("",):
+            found = self._plain.offsets(lead + text)[len(self._sentinel_ids) if lead else 0 :]
+            if len(found) == len(ids):
+                break
+        else:  # not reported, or of other tokens: the length of the text so far tells where each ends
+            lead, found = "", list(pairwise([0, *(len(self.decode(ids[: i + 1])) for i in range(len(ids)))]))
         ordered, position = [], 0
-        for start, stop in self._continuation_offsets(text):
-            start = min(max(start, position), len(text))
-            position = min(max(stop, start), len(text))
+        for start, stop in found:
+            start = min(max(start - len(lead), position), len(text))
+            position = min(max(stop - len(lead), start), len(text))
             ordered.append((start, position))
         return ordered
 
@@ -267,16 +274,6 @@ class PromptTokenizer:
         cut = len(self._sentinel_ids)
         # A line break that merges with the text's own cannot be cut off; then the space stays.
         return ids[cut:] if ids[:cut] == self._sentinel_ids else encode(text)
-
-    def _continuation_offsets(self, text: str) -> list[tuple[int, int]]:
-        """Return the offsets of :meth:`chunk_ids`; tokens may overlap."""
-        ids = self.chunk_ids(text)
-        for lead in (_SENTINEL, "") if self._adds_space else ("",):
-            offsets = self._plain.offsets(lead + text)[len(self._sentinel_ids) if lead else 0 :]
-            if len(offsets) == len(ids):
-                return [(start - len(lead), stop - len(lead)) for start, stop in offsets]
-        # Not reported, or of other tokens: the length of the text so far tells where each ends.
-        return list(pairwise([0, *(len(self.decode(ids[: i + 1])) for i in range(len(ids)))]))
 
     def _leading_special_ids(self) -> list[int]:
         plain = self._plain.ids("word")

@@ -12,8 +12,6 @@ import torch
 
 from samkv_rag.chunk_cache import ChunkReader
 
-SegmentKind = Literal["prefix", "chunk", "history", "text"]
-
 
 @dataclass(frozen=True)
 class Segment:
@@ -23,7 +21,7 @@ class Segment:
     context, ``history`` the KV of former turns, and ``text`` none.
     """
 
-    kind: SegmentKind
+    kind: Literal["prefix", "chunk", "history", "text"]
     token_ids: torch.Tensor
     start: int = 0
     """Position of the first token in the prompt."""
