@@ -15,14 +15,12 @@ def refuse_unknown(options: Collection[str], known: Collection[str]) -> None:
     Raises:
         ConfigurationError: ``options`` holds a name that is not in ``known``.
     """
-    unknown = sorted(set(options) - set(known))
-    if not unknown:
-        return
-    near = [match for name in unknown for match in get_close_matches(name, known, n=1)]
-    guess = f"did you mean {', '.join(near)}? " if near else ""
-    raise ConfigurationError(
-        f"unknown option {', '.join(unknown)}; {guess}known are {', '.join(sorted(known)) or 'none'}"
-    )
+    if unknown := sorted(set(options) - set(known)):
+        near = [match for name in unknown for match in get_close_matches(name, known, n=1)]
+        guess = f"did you mean {', '.join(near)}? " if near else ""
+        raise ConfigurationError(
+            f"unknown option {', '.join(unknown)}; {guess}known are {', '.join(sorted(known)) or 'none'}"
+        )
 
 
 def require_choice(name: str, value: object, choices: Collection[object]) -> None:

@@ -13,6 +13,7 @@ from samkv_rag.model.decoder import CausalPass, Decoder, base_of
 from samkv_rag.model.kv_buffer import KVBuffer
 
 _LAYER_TYPES = {"full_attention", "sliding_attention", "chunked_attention"}
+_PARTS = ("embed_tokens", "layers", "norm", "rotary_emb")
 _PROBE_TOKENS = 24
 _PROBE_WINDOW = 8
 # Relative to the norm. A wrong rotation differs by about 1, a wrong window by 0.25 to 1.
@@ -54,9 +55,7 @@ def check_config(model: Any) -> None:
             )
     decoder: Any = base_of(model) if hasattr(model, "get_decoder") else None
     attention = getattr(decoder.layers[0], "self_attn", None) if hasattr(decoder, "layers") else None
-    if not (
-        hasattr(attention, "head_dim") and all(hasattr(decoder, n) for n in ("embed_tokens", "norm", "rotary_emb"))
-    ):
+    if not (hasattr(attention, "head_dim") and all(hasattr(decoder, part) for part in _PARTS)):
         raise UnsupportedModelError(
             f"{name}: its decoder is not made of embed_tokens, layers of usual attention, norm and rotary_emb"
         )

@@ -38,8 +38,7 @@ class Turn:
         """
         own = self.cache.token_ids
         room = min(len(own), len(token_ids))
-        differ = (own[:room] != token_ids[:room]).nonzero()
-        num_shared = int(differ[0]) if len(differ) else room
+        num_shared = int((own[:room] == token_ids[:room]).cumprod(0).sum())
         return num_shared if num_shared > (self.num_asked + len(own)) / 2 else 0
 
 
@@ -61,14 +60,11 @@ class History:
             return  # too long, or a layer's window has dropped some of it
         keys, values = (torch.cat([kv[:, :, -num_tokens:] for kv in kind]).cpu() for kind in zip(*layers, strict=True))
         digests = frozenset(chunk.digest for chunk in layout.chunks)
-        turn = Turn(ChunkCache(token_ids[:num_tokens], keys, values), start, layout.num_tokens - start, digests)
+        token_ids = token_ids[:num_tokens]
+        turn = Turn(ChunkCache(token_ids, keys, values), start, layout.num_tokens - start, digests)
         with self._lock:
-            self._turns = [
-                kept
-                for kept in self._turns
-                if kept.digests != digests or not torch.equal(kept.cache.token_ids, turn.cache.token_ids)
-            ]
-            self._turns.append(turn)
+            others = (t for t in self._turns if t.digests != digests or not torch.equal(t.cache.token_ids, token_ids))
+            self._turns = [*others, turn]
             while sum(kept.cache.num_tokens for kept in self._turns) > self._max_tokens:
                 del self._turns[0]
 

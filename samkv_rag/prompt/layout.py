@@ -69,6 +69,7 @@ class PromptLayout:
         self.device = device
         self.token_ids = torch.cat([segment.token_ids for segment in segments]).to(device)
         self.num_tokens = len(self.token_ids)
+        self.num_chunk_tokens = sum(segment.num_tokens for segment in self.chunks)
         self.num_tokens_reused = sum(segment.num_tokens for segment in self.cached if segment.hit)
         """Tokens whose KV was read, not computed."""
 
@@ -89,6 +90,8 @@ class PromptLayout:
         """How far to rotate each position's cached key."""
         self.index_in_chunk = (torch.arange(self.num_tokens, device=device) - spread[3]) * self.is_chunk
         """Each chunk token's index within its chunk; 0 elsewhere."""
+        self.chunk_lengths = torch.tensor([segment.num_tokens for segment in self.chunks], device=device)
+        """Tokens of each chunk, ``[chunks]``."""
 
     @property
     def chunks(self) -> list[Segment]:
@@ -98,10 +101,6 @@ class PromptLayout:
     def cached(self) -> list[Segment]:
         """The segments with cached KV."""
         return [segment for segment in self.segments if segment.reader is not None]
-
-    @property
-    def num_chunk_tokens(self) -> int:
-        return sum(segment.num_tokens for segment in self.chunks)
 
     @cached_property
     def bytes_read(self) -> int:
@@ -171,8 +170,3 @@ class PromptLayout:
         none = torch.zeros(self.num_tokens, dtype=torch.bool)
         ends = [none[s.span] if s.sentence_ends is None else s.sentence_ends for s in self.segments]
         return torch.cat(ends).to(self.device)
-
-    @cached_property
-    def chunk_lengths(self) -> torch.Tensor:
-        """Tokens of each chunk, ``[chunks]``."""
-        return torch.tensor([segment.num_tokens for segment in self.chunks], device=self.device)
