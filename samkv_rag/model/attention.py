@@ -77,7 +77,7 @@ def samkv_attention(
 
 
 def use_in(model: Any) -> None:
-    """Replace the attention of ``model``; :func:`check_config` has refused models that take no custom one."""
+    """Replace the attention of ``model`` by ours."""
     AttentionInterface.register(_NAME, samkv_attention)
     AttentionMaskInterface.register(_NAME, sdpa_mask)  # unknown attentions get no mask from transformers
     model.set_attn_implementation(_NAME)

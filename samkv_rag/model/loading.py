@@ -145,8 +145,8 @@ def _explained(source: str, target: torch.device | None = None) -> Iterator[None
             ) from error
         if target is None or isinstance(error, OSError):
             raise ModelNotFoundError(
-                f"no causal language model could be loaded from {source!r}: {reason} "
-                "Give a hub id, a folder written by save_pretrained, or a .gguf file"
+                f"no causal language model could be loaded from {source!r}: "
+                f"{reason.rstrip('.')}; give a hub id, a folder written by save_pretrained, or a .gguf file"
             ) from error
         raise ModelError(
             f"{source!r} could not be loaded on {target}: {reason.rstrip('.')}; install what is missing, or give "

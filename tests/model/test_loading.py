@@ -86,7 +86,7 @@ def test_options_of_the_hub_are_passed_on(monkeypatch: pytest.MonkeyPatch) -> No
 
     monkeypatch.setattr(AutoConfig, "from_pretrained", unreachable)
     options: LoadingOptions = {"revision": "v2", "token": "secret", "model_kwargs": {"cache_dir": "models"}}
-    with pytest.raises(ModelNotFoundError, match="loaded from 'a/model': no hub Give a hub id"):
+    with pytest.raises(ModelNotFoundError, match="loaded from 'a/model': no hub; give a hub id"):
         load("a/model", options)
     assert asked.items() >= {"revision": "v2", "token": "secret", "cache_dir": "models"}.items()
     assert asked["trust_remote_code"] is False
