@@ -13,10 +13,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property, lru_cache
-from itertools import groupby
 from typing import Any, NamedTuple
 
 import torch
@@ -64,7 +62,6 @@ _FIRST_READ_BYTES = 16 << 10
 _METADATA_BYTES, _ENTRY_BYTES = 800, 125
 """Approximate size of a header: its metadata, and the entry of each tensor."""
 _MAX_HEADER_BYTES = 64 << 20
-_PAGE_BYTES = 4096
 _ANCHORS_ALONE = "an index has the KV of a chunk's anchors only"
 
 
@@ -195,13 +192,12 @@ class StoredChunk:
 
     def load(self) -> None:
         """Load the whole chunk into memory by one request; later reads use that copy."""
-        data = bytearray(self.blob.size)
-        self._request([(0, memoryview(data))])
-        self._data = BytesBlob(data)
+        self._data = BytesBlob(read_bytes(self.blob))
+        self.bytes_read += self.blob.size
 
     @cached_property
     def token_ids(self) -> torch.Tensor:
-        return self._read("token_ids")[0]
+        return self._read("token_ids")["token_ids"]
 
     def layer(self, layer: int, tokens: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
         if self.storage == "index":
@@ -276,34 +272,35 @@ class StoredChunk:
     def _decoded(self, *names: str, tokens: torch.Tensor | None = None) -> list[torch.Tensor]:
         """Return tensors of all tokens or some; quantised ones become float32."""
         scaled = [f"{name}.scales" for name in names] if self.kv_dtype == "int8" else []
-        if tokens is not None and self.checked.issuperset(names) and _is_sparse(tokens, self.tensors[names[0]]):
-            stored, scales = self._read_rows(names, tokens), self._read(*scaled)
-        else:  # a checksum needs the whole tensor, too
-            stored = self._read(*names, *scaled)
-            stored, scales = stored[: len(names)], stored[len(names) :]
-            stored = stored if tokens is None else [one[:, tokens] for one in stored]
-        for i, (name, scale) in enumerate(zip(names, scales, strict=False)):
-            if _is_by_channel(name):
-                stored[i] = dequantize_keys(stored[i], scale, tokens)
+        stored = self._read(*names, *scaled)  # whole: reading rows one by one takes longer than reading them all
+        decoded = []
+        for name in names:
+            states = stored[name] if tokens is None else stored[name][:, tokens]
+            if (scales := stored.get(f"{name}.scales")) is None:
+                decoded.append(states)
+            elif _is_by_channel(name):
+                decoded.append(dequantize_keys(states, scales, tokens))
             else:
-                stored[i] = dequantize_rows(stored[i], scale if tokens is None else scale[:, tokens])
-        return stored
+                decoded.append(dequantize_rows(states, scales if tokens is None else scales[:, tokens]))
+        return decoded
 
-    def _read(self, *names: str) -> list[torch.Tensor]:
-        """Return whole tensors as they are stored, by one request."""
+    def _read(self, *names: str) -> dict[str, torch.Tensor]:
+        """Return tensors as they are stored, by one request."""
         found = {name: torch.empty(self.tensors[name].shape, dtype=self.tensors[name].dtype) for name in names}
         self._fill(found)
-        return list(found.values())
+        return found
 
     def _fill(self, places: dict[str, torch.Tensor]) -> None:
-        """Read whole tensors into ``places`` by one request and check new ones. Each head must be contiguous."""
+        """Read tensors into ``places`` by one request and check new ones. Each head must be contiguous."""
         parts: list[tuple[int, Buffer]] = []
         for name, place in places.items():
             start = self.tensors[name].start
             for buffer in _buffers(place):
                 parts.append((start, buffer))
                 start += buffer.nbytes
-        self._request(parts)
+        self._data.read(parts)
+        if self._data is self.blob:
+            self.bytes_read += sum(buffer.nbytes for _, buffer in parts)
         for name, place in places.items():
             if name in self.checked:
                 continue
@@ -313,26 +310,6 @@ class StoredChunk:
             if place.is_floating_point() and not all(map(math.isfinite, torch.aminmax(place) if place.numel() else ())):
                 raise DamagedChunkError(f"{name} holds a value that is not finite")
             self.checked.add(name)
-
-    def _read_rows(self, names: Iterable[str], tokens: torch.Tensor) -> list[torch.Tensor]:
-        """Return ``[kv_heads, tokens, head_dim]`` of each name, without reading other tokens."""
-        parts: list[tuple[int, Buffer]] = []
-        found, runs = [], list(_runs(tokens.tolist()))
-        for name in names:
-            span = self.tensors[name]
-            heads, num_tokens, head_dim = span.shape
-            row_bytes = head_dim * span.dtype.itemsize
-            found.append(rows := torch.empty(heads, len(tokens), head_dim, dtype=span.dtype))
-            for head, own in enumerate(rows):
-                start = span.start + head * num_tokens * row_bytes
-                parts += [(start + token * row_bytes, _raw(own[first:stop])) for first, stop, token in runs]
-        self._request(parts)
-        return found
-
-    def _request(self, parts: list[tuple[int, Buffer]]) -> None:
-        self._data.read(parts)
-        if self._data is self.blob:
-            self.bytes_read += sum(buffer.nbytes for _, buffer in parts)
 
 
 class _Span(NamedTuple):
@@ -444,19 +421,6 @@ def _expected(wanted: ChunkShape, num_tokens: int, kv_dtype: str) -> dict[str, t
             scales = groups if _is_by_channel(name) else (*shape[:-1], num_row_groups(dim))
             expected |= {name: (torch.int8, shape), f"{name}.scales": (torch.bfloat16, scales)}
     return expected
-
-
-def _is_sparse(tokens: torch.Tensor, span: _Span) -> bool:
-    """Whether the runs of ``tokens`` are further apart than a page, the least that a disk reads."""
-    num_runs = 1 + int((tokens.diff() != 1).sum())
-    return span.shape[1] * span.shape[2] * span.dtype.itemsize > num_runs * _PAGE_BYTES
-
-
-def _runs(tokens: list[int]) -> Iterator[tuple[int, int, int]]:
-    """Yield start and stop index of each run of adjacent tokens in the ascending ``tokens``, and its first token."""
-    for _, group in groupby(enumerate(tokens), key=lambda pair: pair[1] - pair[0]):
-        run = list(group)
-        yield run[0][0], run[-1][0] + 1, run[0][1]
 
 
 def _checksum(tensor: torch.Tensor) -> str:
