@@ -134,11 +134,9 @@ class DiskStore(Store):
     def _open_folder(self) -> None:
         marker = self.folder / MARKER
         try:
-            if not self.folder.exists():
-                self.folder.mkdir(parents=True, mode=0o700)
+            self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             self._require_own(marker)
-            if not self._chunks.is_dir():
-                self._chunks.mkdir(exist_ok=True, mode=0o700)
+            self._chunks.mkdir(exist_ok=True, mode=0o700)
             if not marker.exists():
                 with written_whole(marker) as file:
                     file.write(json.dumps({"samkv_store": FORMAT}).encode())

@@ -52,9 +52,7 @@ def open_store(location: str | PathLike[str] | Store = ":memory:", **options: An
         _require_known(name, options, _REMOTE_OPTIONS)
         return _open_url(name, memory_bytes, options)
     _require_known(name, options, ("memory_bytes", "disk_bytes"))
-    folder = as_folder("store", location)
-    disk_bytes = _num_bytes("disk_bytes", options)
-    return _behind_memory(memory_bytes, DiskStore(folder, disk_bytes))
+    return _behind_memory(memory_bytes, DiskStore(location, _num_bytes("disk_bytes", options)))
 
 
 def _open_url(url: str, memory_bytes: int | None, options: dict[str, Any]) -> Store:
