@@ -436,14 +436,10 @@ def _body_checksum(body: dict[str, Any]) -> str:
 
 
 def _buffers(tensor: torch.Tensor) -> list[Buffer]:
-    """Return views of the bytes of a tensor that is contiguous, or whose items are."""
-    return [_raw(tensor)] if tensor.is_contiguous() else list(tensor.view(torch.uint8).numpy())
-
-
-def _raw(tensor: torch.Tensor) -> memoryview:
-    """Return a view of the bytes of a contiguous tensor on the host."""
-    data: memoryview = tensor.detach().reshape(-1).view(torch.uint8).numpy().data
-    return data
+    """Return views of the bytes of a tensor on the host that is contiguous, or whose items are."""
+    if tensor.is_contiguous():
+        return [tensor.detach().reshape(-1).view(torch.uint8).numpy().data]
+    return list(tensor.view(torch.uint8).numpy())
 
 
 def _name(dtype: torch.dtype) -> str:
