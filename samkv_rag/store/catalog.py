@@ -160,7 +160,6 @@ class Catalog:
         return {source: key for source, key in rows if isinstance(source, str)}
 
     def close(self) -> None:
-        """Close the file."""
         with self._lock:
             if self._connection:
                 self._connection.close()

@@ -77,9 +77,9 @@ class DiskStore(Store):
 
     def put(self, key: str, data: bytes) -> None:
         path = self._path(key)
-        if self.budget_bytes is not None:
-            self._make_room(key, len(data), self.budget_bytes)
         try:
+            if self.budget_bytes is not None:
+                self._make_room(key, len(data), self.budget_bytes)
             path.parent.mkdir(exist_ok=True, mode=0o700)
             with written_whole(path) as file:
                 file.write(data)
@@ -135,34 +135,30 @@ class DiskStore(Store):
         marker = self.folder / MARKER
         try:
             self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            self._require_own(marker)
+            names = sorted(os.listdir(self.folder))
+            if MARKER in names:
+                found = json.loads(marker.read_text())["samkv_store"]
+                if found != FORMAT:
+                    raise StoreFormatError(
+                        f"{self.folder} is a store of format {found!r}, this release has {FORMAT}; give another folder"
+                    )
+            # An interrupted opening leaves no more than "chunks" and a file that was being written.
+            elif others := [name for name in names if name != "chunks" and not name.startswith(_WRITING_PREFIX)]:
+                raise StoreFormatError(
+                    f"{self.folder} holds other things ({', '.join(others[:3])}); a store needs a folder of its own"
+                )
             self._chunks.mkdir(exist_ok=True, mode=0o700)
-            if not marker.exists():
+            if MARKER not in names:
                 with written_whole(marker) as file:
                     file.write(json.dumps({"samkv_store": FORMAT}).encode())
         except OSError as error:
             raise self._as_store_error(error) from error
+        except (ValueError, KeyError, TypeError) as error:
+            raise StoreFormatError(f"{marker} is damaged; delete it or give another folder") from error
         if self.folder.stat().st_mode & 0o022:
             warnings.warn(
                 f"{self.folder} can be written by other users, who could change stored chunks; chmod go-w it",
                 stacklevel=4,
-            )
-
-    def _require_own(self, marker: Path) -> None:
-        """Check that the folder is a store by its marker, or empty except for what an interrupted opening left."""
-        names = sorted(os.listdir(self.folder))
-        if MARKER in names:
-            try:
-                found = json.loads(marker.read_text())["samkv_store"]
-            except (ValueError, KeyError, TypeError) as error:
-                raise StoreFormatError(f"{marker} is damaged; delete it or give another folder") from error
-            if found != FORMAT:
-                raise StoreFormatError(
-                    f"{self.folder} is a store of format {found!r}, this release has {FORMAT}; give another folder"
-                )
-        elif others := [name for name in names if name != "chunks" and not name.startswith(_WRITING_PREFIX)]:
-            raise StoreFormatError(
-                f"{self.folder} holds other things ({', '.join(others[:3])}); a store needs a folder of its own"
             )
 
     def _path(self, key: str) -> Path:
