@@ -92,12 +92,10 @@ class ChunkLibrary:
         self._tokenizer = tokenizer
         self._store = store
         self._owner = owner
-        self._spec = spec
-        self._kv_dtype = config.kv_dtype
+        self._config = config
         self._run = run
         self._preamble_ids = preamble_ids
         self._preamble: ChunkCache | None = None
-        self._admit = config.admit
         self._used_once: OrderedDict[str, bool] = OrderedDict()
         self._catalog = Catalog(store)
         self._shape = ChunkShape(
@@ -157,7 +155,7 @@ class ChunkLibrary:
         stored = self._store.contains(keys.values())
         pending = self._tokenised(text for text, key in keys.items() if key not in stored)
         lengths = [len(ids) for ids in pending.values()]
-        num_bytes = sum(encoded_bytes(self._shape, length, self._kv_dtype) for length in lengths)
+        num_bytes = sum(encoded_bytes(self._shape, length, self._config.kv_dtype) for length in lengths)
         estimate = IngestionEstimate(len(lengths), sum(lengths), num_bytes)
         return [text for text, key in keys.items() if key in stored], pending, estimate
 
@@ -180,7 +178,7 @@ class ChunkLibrary:
             raise StoreFullError(
                 f"{estimate.num_chunks:,} new chunks of {estimate.num_tokens:,} tokens would take about "
                 f"{estimate.num_bytes:,} bytes, the limit is {max_bytes:,}; raise max_bytes or give fewer texts"
-                + ("" if self._spec.storage == "index" else ", or open the engine with storage='index'")
+                + ("" if self._config.storage == "index" else ", or open the engine with storage='index'")
             )
         disable = None if show_progress is None and pending else not (show_progress and pending)
         with tqdm(total=len(pending), desc="Caching chunks", unit="chunk", disable=disable) as bar:
@@ -309,8 +307,8 @@ class ChunkLibrary:
 
     def _num_bytes_to_select(self, text: str) -> int:
         """Return an upper bound of the bytes up to the last layer that ``Scout`` selects by."""
-        num_layers = score_layers(self._shape.num_layers).stop if self._spec.storage == "full" else None
-        num_bytes = encoded_bytes(self._shape, self.num_tokens(text_digest(text), text), self._kv_dtype, num_layers)
+        num_tokens, num_layers = self.num_tokens(text_digest(text), text), score_layers(self._shape.num_layers).stop
+        num_bytes = encoded_bytes(self._shape, num_tokens, self._config.kv_dtype, num_layers)
         return num_bytes + num_bytes // 50 + 4096
 
     def _check(self, key: str, text: str, chunk: StoredChunk) -> None:
@@ -358,7 +356,7 @@ class ChunkLibrary:
 
     def _encode(self, text: str, cache: ChunkCache) -> tuple[ChunkIdentity, bytes]:
         identity = self._identity(text, cache.num_tokens)
-        return identity, encode_chunk(cache, identity, self._kv_dtype, self._spec.storage)
+        return identity, encode_chunk(cache, identity, self._config.kv_dtype, self._config.storage)
 
     def _put(self, identity: ChunkIdentity, data: bytes) -> None:
         self._store.put(identity.key, data)
@@ -367,7 +365,7 @@ class ChunkLibrary:
     def _admits(self, key: str) -> bool:
         """Whether to store a chunk that came with a prompt; remembers its first use."""
         with self._lock:
-            if self._admit == "always" or self._used_once.pop(key, False):
+            if self._config.admit == "always" or self._used_once.pop(key, False):
                 return True
             _remember(self._used_once, key, True)
             return False
@@ -435,7 +433,7 @@ class ChunkLibrary:
         def compute(texts: list[str]) -> list[ChunkCache]:
             if self._preamble_ids and self._preamble is None:
                 self._preamble = encode_beginning(self._decoder, self._preamble_ids)
-            return encode(self._decoder, [pending[text] for text in texts], self._spec, self._preamble)
+            return encode(self._decoder, [pending[text] for text in texts], self._shape.spec, self._preamble)
 
         for texts in _batches(pending, self._decoder.device.type):
             yield from zip(texts, self._run(partial(compute, texts)), strict=True)

@@ -57,8 +57,6 @@ _DTYPES = {
 _MODEL_DTYPES = {
     str(t).removeprefix("torch."): t for t in (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 }
-_FIRST_READ_BYTES = 16 << 10
-"""Enough for the header of an index, or of a full chunk of about thirty layers."""
 _METADATA_BYTES, _ENTRY_BYTES = 800, 125
 """Approximate size of a header: its metadata, and the entry of each tensor."""
 _MAX_HEADER_BYTES = 64 << 20
@@ -151,7 +149,7 @@ def open_chunk(store: Store, key: str, num_bytes: int | None = None) -> StoredCh
     Raises:
         DamagedChunkError: the file is not of this format, or belongs to another chunk.
     """
-    blob = store.get(key) if num_bytes is None else store.get_beginning(key, max(num_bytes, _FIRST_READ_BYTES))
+    blob = store.get(key) if num_bytes is None else store.get_beginning(key, num_bytes)
     if blob is None:
         return None
     chunk = StoredChunk(blob)
@@ -171,8 +169,7 @@ class StoredChunk:
         self.blob = blob
         self._data = blob
         self.tensors, body = _read_header(blob)
-        data_start = min((span.start for span in self.tensors.values()), default=0)
-        self.bytes_read = min(blob.size, max(data_start, _FIRST_READ_BYTES))
+        self.bytes_read = min((span.start for span in self.tensors.values()), default=0)  # the header
         """Bytes read from the store so far."""
         self.checked: set[str] = set()
         """Names of tensors whose checksum was compared. The next reader of the same blob may reuse the set."""
@@ -324,12 +321,10 @@ class _Span(NamedTuple):
 def _read_header(blob: Blob) -> tuple[dict[str, _Span], dict[str, Any]]:
     """Read and check the header: the tensors must fill the rest of the file without gaps."""
     try:
-        first = read_bytes(blob, 0, min(blob.size, _FIRST_READ_BYTES))
-        length = int.from_bytes(first[:8], "little")
-        if blob.size < 8 or length > min(_MAX_HEADER_BYTES, blob.size - 8):
+        length = int.from_bytes(read_bytes(blob, 0, 8), "little")
+        if length > min(_MAX_HEADER_BYTES, blob.size - 8):
             raise DamagedChunkError(f"its header would have {length} bytes of {blob.size}")
-        text = first[8 : 8 + length] if 8 + length <= len(first) else read_bytes(blob, 8, 8 + length)
-        table = json.loads(text.decode())
+        table = json.loads(read_bytes(blob, 8, 8 + length).decode())
         document = json.loads(table.pop("__metadata__")[_METADATA])
         tensors = {name: _span(described, 8 + length) for name, described in table.items()}
         body = document["body"]
