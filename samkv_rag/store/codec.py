@@ -54,9 +54,7 @@ _DTYPES = {
     "I64": torch.int64,
     "I8": torch.int8,
 }
-_MODEL_DTYPES = {
-    str(t).removeprefix("torch."): t for t in (torch.bfloat16, torch.float16, torch.float32, torch.float64)
-}
+_FLOATS = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32, "float64": torch.float64}
 _METADATA_BYTES, _ENTRY_BYTES = 800, 125
 """Approximate size of a header: its metadata, and the entry of each tensor."""
 _MAX_HEADER_BYTES = 64 << 20
@@ -114,7 +112,7 @@ def encode_chunk(cache: ChunkCache, identity: ChunkIdentity, kv_dtype: str = "au
         if name == "token_ids":
             tensors[name] = tensor
         elif stored != "int8":
-            tensors[name] = tensor.to(_MODEL_DTYPES[stored])
+            tensors[name] = tensor.to(_FLOATS[stored])
         else:
             quantize = quantize_keys if _is_by_channel(name) else quantize_rows
             tensors[name], tensors[f"{name}.scales"] = quantize(tensor.cpu())
@@ -175,9 +173,9 @@ class StoredChunk:
         """Names of tensors whose checksum was compared. The next reader of the same blob may reuse the set."""
         try:
             self.identity = _identity(body)
-            self._dtype, self._checksums = _MODEL_DTYPES[body["dtype"]], body["checksums"]
+            self._dtype, self._checksums = _FLOATS[body["dtype"]], body["checksums"]
             self.kv_dtype, self.storage = body["kv_dtype"], body["storage"]
-            if self.kv_dtype not in ("int8", *_MODEL_DTYPES) or self.storage not in ("full", "index"):
+            if self.kv_dtype not in ("int8", *_FLOATS) or self.storage not in ("full", "index"):
                 raise ValueError(f"kv_dtype {self.kv_dtype!r}, storage {self.storage!r}")
             if self._checksums.keys() != self.tensors.keys():
                 raise ValueError("tensors other than those of its checksums")
@@ -410,7 +408,7 @@ def _expected(wanted: ChunkShape, num_tokens: int, kv_dtype: str) -> dict[str, t
         if name == "token_ids":
             expected[name] = torch.int64, shape
         elif kv_dtype != "int8":
-            expected[name] = _MODEL_DTYPES[kv_dtype], shape
+            expected[name] = _FLOATS[kv_dtype], shape
         else:
             groups = (2, *shape[:-2], -(-shape[-2] // KEY_GROUP_TOKENS), dim)
             scales = groups if _is_by_channel(name) else (*shape[:-1], num_row_groups(dim))
