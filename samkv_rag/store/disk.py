@@ -63,7 +63,7 @@ class DiskStore(Store):
         self._open_folder()
 
     def contains(self, keys: Iterable[str]) -> set[str]:
-        return {key for key in keys if self._path(key).is_file()}
+        return {key for key in keys if os.path.isfile(self._path(key))}
 
     def get(self, key: str) -> Blob | None:
         path = self._path(key)
@@ -71,6 +71,8 @@ class DiskStore(Store):
             blob = FileBlob(path)
         except FileNotFoundError:
             return None
+        except OSError as error:
+            raise DamagedChunkError(f"unreadable ({error.strerror})") from error
         with suppress(OSError):  # a read-only mount
             os.utime(path, ns=(time.time_ns(), blob.mtime_ns))
         return blob
@@ -104,12 +106,12 @@ class DiskStore(Store):
     def keys(self) -> Iterator[StoredBytes]:
         now_s = time.time()
         for path in self._chunks.glob("??/*.safetensors"):
-            with suppress(FileNotFoundError):
-                found = path.stat()
+            with suppress(OSError, StoreError):  # deleted meanwhile, unreadable, or not named by a key
+                key, found = require_key(path.stem), path.stat()
                 if found.st_atime > now_s:  # written by a clock that was ahead; do not keep the file for ever
                     with suppress(OSError):
                         os.utime(path, ns=(time.time_ns(), found.st_mtime_ns))
-                yield StoredBytes(path.stem, found.st_size, min(found.st_atime, now_s))
+                yield StoredBytes(key, found.st_size, min(found.st_atime, now_s))
 
     def prefetch(self, keys: Iterable[str]) -> Callable[[], None]:
         """Ask the kernel to read the files ahead, if it supports that."""
