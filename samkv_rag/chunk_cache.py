@@ -96,7 +96,7 @@ class ChunkReader(Protocol):
     def layer(self, layer: int, tokens: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
         """Return keys and values of one layer, each ``[kv_heads, tokens, head_dim]``, at their computed positions.
 
-        With ``tokens`` ``[n]``, ascending, only of these. An index has its anchors only.
+        With ``tokens`` ``[n]``, ascending, only these are read. An index has its anchors only.
         """
 
     def fill_layer(self, layer: int, keys: torch.Tensor, values: torch.Tensor | None) -> None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property, lru_cache
 from typing import Any, NamedTuple
@@ -58,6 +59,7 @@ _FLOATS = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torc
 _METADATA_BYTES, _ENTRY_BYTES = 800, 125
 """Approximate size of a header: its metadata, and the entry of each tensor."""
 _MAX_HEADER_BYTES = 64 << 20
+_PAGE_BYTES = 4096
 _ANCHORS_ALONE = "an index has the KV of a chunk's anchors only"
 
 
@@ -267,35 +269,37 @@ class StoredChunk:
     def _decoded(self, *names: str, tokens: torch.Tensor | None = None) -> list[torch.Tensor]:
         """Return tensors of all tokens or some; quantised ones become float32."""
         scaled = [f"{name}.scales" for name in names] if self.kv_dtype == "int8" else []
-        stored = self._read(*names, *scaled)  # whole: reading rows one by one takes longer than reading them all
+        if tokens is not None and self.checked.issuperset(names) and _is_sparse(tokens, self.tensors[names[0]]):
+            stored = self._read_rows(names, tokens) | self._read(*scaled)
+        else:  # a checksum needs the whole tensor, too
+            stored = self._read(*names, *scaled)
+            if tokens is not None:
+                stored |= {name: stored[name][:, tokens] for name in names}
         decoded = []
         for name in names:
-            states = stored[name] if tokens is None else stored[name][:, tokens]
             if (scales := stored.get(f"{name}.scales")) is None:
-                decoded.append(states)
+                decoded.append(stored[name])
             elif _is_by_channel(name):
-                decoded.append(dequantize_keys(states, scales, tokens))
+                decoded.append(dequantize_keys(stored[name], scales, tokens))
             else:
-                decoded.append(dequantize_rows(states, scales if tokens is None else scales[:, tokens]))
+                decoded.append(dequantize_rows(stored[name], scales if tokens is None else scales[:, tokens]))
         return decoded
 
     def _read(self, *names: str) -> dict[str, torch.Tensor]:
-        """Return tensors as they are stored, by one request."""
+        """Return whole tensors as they are stored, by one request."""
         found = {name: torch.empty(self.tensors[name].shape, dtype=self.tensors[name].dtype) for name in names}
         self._fill(found)
         return found
 
     def _fill(self, places: dict[str, torch.Tensor]) -> None:
-        """Read tensors into ``places`` by one request and check new ones. Each head must be contiguous."""
+        """Read whole tensors into ``places`` by one request and check new ones. Each head must be contiguous."""
         parts: list[tuple[int, Buffer]] = []
         for name, place in places.items():
             start = self.tensors[name].start
             for buffer in _buffers(place):
                 parts.append((start, buffer))
                 start += buffer.nbytes
-        self._data.read(parts)
-        if self._data is self.blob:
-            self.bytes_read += sum(buffer.nbytes for _, buffer in parts)
+        self._request(parts)
         for name, place in places.items():
             if name in self.checked:
                 continue
@@ -305,6 +309,29 @@ class StoredChunk:
             if place.is_floating_point() and not all(map(math.isfinite, torch.aminmax(place) if place.numel() else ())):
                 raise DamagedChunkError(f"{name} holds a value that is not finite")
             self.checked.add(name)
+
+    def _read_rows(self, names: Sequence[str], tokens: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Return ``[kv_heads, tokens, head_dim]`` of each name, without reading other tokens."""
+        parts: list[tuple[int, Buffer]] = []
+        found: dict[str, torch.Tensor] = {}
+        breaks = torch.nonzero(tokens.diff() != 1).flatten() + 1  # between runs of adjacent tokens
+        runs = [int(run[0]) for run in tokens.tensor_split(breaks)]
+        for name in names:
+            span = self.tensors[name]
+            heads, num_tokens, head_dim = span.shape
+            row_bytes = head_dim * span.dtype.itemsize
+            found[name] = torch.empty(heads, len(tokens), head_dim, dtype=span.dtype)
+            for head, rows in enumerate(found[name]):
+                start = span.start + head * num_tokens * row_bytes
+                buffers = [_buffers(run)[0] for run in rows.tensor_split(breaks)]
+                parts += [(start + token * row_bytes, buffer) for token, buffer in zip(runs, buffers, strict=True)]
+        self._request(parts)
+        return found
+
+    def _request(self, parts: list[tuple[int, Buffer]]) -> None:
+        self._data.read(parts)
+        if self._data is self.blob:
+            self.bytes_read += sum(buffer.nbytes for _, buffer in parts)
 
 
 class _Span(NamedTuple):
@@ -414,6 +441,12 @@ def _expected(wanted: ChunkShape, num_tokens: int, kv_dtype: str) -> dict[str, t
             scales = groups if _is_by_channel(name) else (*shape[:-1], num_row_groups(dim))
             expected |= {name: (torch.int8, shape), f"{name}.scales": (torch.bfloat16, scales)}
     return expected
+
+
+def _is_sparse(tokens: torch.Tensor, span: _Span) -> bool:
+    """Whether the runs of ``tokens`` are further apart than a page, the least that a disk reads."""
+    num_runs = 1 + int((tokens.diff() != 1).sum())
+    return span.shape[1] * span.shape[2] * span.dtype.itemsize > num_runs * _PAGE_BYTES
 
 
 def _checksum(tensor: torch.Tensor) -> str:

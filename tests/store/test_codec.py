@@ -70,12 +70,29 @@ def test_a_layer_is_read_into_any_place(kv_dtype: str) -> None:
     assert torch.equal(strided.movedim(-1, 0), torch.stack(expected))
 
 
-@pytest.mark.parametrize("kv_dtype", ["float32", "bfloat16", "int8"])
+@pytest.mark.parametrize(
+    ("kv_dtype", "itemsize", "num_scale_bytes"), [("float32", 4, 0), ("bfloat16", 2, 0), ("int8", 1, 536)]
+)
 @pytest.mark.parametrize("tokens", [[0], [69], [3, 4, 5, 40, 66, 67], list(range(70))])
-def test_some_tokens_of_a_layer_are_those_of_the_whole(kv_dtype: str, tokens: list[int]) -> None:
+@pytest.mark.parametrize("page_bytes", [1, 1 << 20])
+def test_only_the_wanted_tokens_are_read_if_they_are_far_apart(
+    kv_dtype: str,
+    itemsize: int,
+    num_scale_bytes: int,
+    tokens: list[int],
+    page_bytes: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("samkv_rag.store.codec._PAGE_BYTES", page_bytes)
     chunk = read(encoded(kv_dtype))
-    for some, whole in zip(chunk.layer(1, torch.tensor(tokens)), chunk.layer(1), strict=True):
-        assert torch.equal(some, whole[:, tokens])
+    first, whole = chunk.layer(1, torch.tensor(tokens)), chunk.layer(1)  # the first read checks the whole tensor
+    before = chunk.bytes_read
+    again = chunk.layer(1, torch.tensor(tokens))
+    num_read = len(tokens) if page_bytes == 1 else 70
+    assert chunk.bytes_read - before == 2 * 2 * num_read * 16 * itemsize + num_scale_bytes
+    for once, twice, theirs in zip(first, again, whole, strict=True):
+        assert torch.equal(once, theirs[:, tokens])
+        assert torch.equal(twice, theirs[:, tokens])
 
 
 @pytest.mark.parametrize("kv_dtype", ["float32", "int8"])

@@ -110,6 +110,20 @@ def test_first_and_later_answers_are_equal(make_engine: MakeEngine, kv_dtype: st
     assert (first.token_ids, first.reference_nll) == (second.token_ids, second.reference_nll)
 
 
+def test_scouting_over_anchors_reads_less_of_full_storage(
+    make_engine: MakeEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("samkv_rag.store.codec._PAGE_BYTES", 1)  # a tiny model's tokens share pages
+    long = [tiny.text(seed, 300) for seed in range(2)]
+    engine, prompt = make_engine(store=tmp_path, chunks=long), tiny.rag_prompt(long)
+    first, over_all, over_anchors = (
+        engine.generate(prompt, max_new_tokens=1, method=tiny.method(scouted=scouted)).metrics.bytes_read
+        for scouted in ("all", "all", "anchors")
+    )
+    assert over_anchors < 0.6 * over_all
+    assert first == over_all < 0.9 * sum(found.num_bytes for found in engine.store.keys())  # checks read no more
+
+
 REFUSED: list[PrefillMethod] = [
     *(cls() for name, cls in method_classes().items() if name not in ("scout", "full_prefill")),
     tiny.method(recompute=False),
