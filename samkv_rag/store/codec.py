@@ -16,6 +16,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property, lru_cache
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
@@ -314,17 +315,18 @@ class StoredChunk:
         """Return ``[kv_heads, tokens, head_dim]`` of each name, without reading other tokens."""
         parts: list[tuple[int, Buffer]] = []
         found: dict[str, torch.Tensor] = {}
-        breaks = torch.nonzero(tokens.diff() != 1).flatten() + 1  # between runs of adjacent tokens
-        runs = [int(run[0]) for run in tokens.tensor_split(breaks)]
+        wanted, breaks = tokens.tolist(), (torch.nonzero(tokens.diff() != 1).flatten() + 1).tolist()
+        runs = list(pairwise([0, *breaks, len(wanted)]))  # of adjacent tokens
         for name in names:
             span = self.tensors[name]
             heads, num_tokens, head_dim = span.shape
             row_bytes = head_dim * span.dtype.itemsize
             found[name] = torch.empty(heads, len(tokens), head_dim, dtype=span.dtype)
-            for head, rows in enumerate(found[name]):
+            (buffer,) = _buffers(found[name])
+            for head in range(heads):
                 start = span.start + head * num_tokens * row_bytes
-                buffers = [_buffers(run)[0] for run in rows.tensor_split(breaks)]
-                parts += [(start + token * row_bytes, buffer) for token, buffer in zip(runs, buffers, strict=True)]
+                own = buffer[head * len(wanted) * row_bytes :]
+                parts += [(start + wanted[i] * row_bytes, own[i * row_bytes : j * row_bytes]) for i, j in runs]
         self._request(parts)
         return found
 
