@@ -126,7 +126,6 @@ class ChunkCache:
 
     @property
     def num_tokens(self) -> int:
-        """Tokens of the chunk."""
         return int(self.token_ids.shape[0])
 
     def layer(self, layer: int, tokens: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:

@@ -173,7 +173,7 @@ def test_an_announced_chunk_is_computed_on_the_spot_and_stored(make_engine: Make
 def test_unused_announcements_are_forgotten_and_stored_chunks_are_not(
     engine: SamKVEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("samkv_rag.ingestion.library._MAX_ANNOUNCED", 10)
+    monkeypatch.setattr("samkv_rag.ingestion.library._MAX_REMEMBERED", 10)
     engine.announce(tiny.text(1000 + i) for i in range(50))
     engine.announce(CHUNKS)
     assert len(engine._library._announced) == 10

@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import sys
 import warnings
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import entry_points
 from typing import Annotated, Any, NoReturn
 
 import typer
@@ -19,9 +19,8 @@ from samkv_rag import __version__
 from samkv_rag.cli import store
 from samkv_rag.exceptions import SamKVError
 
-COMMANDS = "samkv.commands"
-"""Entry point group: maps a command's name to its function, or to a ``typer.Typer`` with subcommands."""
-
+_GROUP = "samkv.commands"
+"""Entry points: map a command's name to its function, or to a ``typer.Typer`` with subcommands."""
 _UsageError: Any = typer.BadParameter.__base__  # click's, or that of typer's own copy
 
 
@@ -29,13 +28,13 @@ class _Commands(TyperGroup):
     """Our own commands, then those of other packages, which are imported when they are used."""
 
     def list_commands(self, ctx: Any) -> list[str]:
-        return [*super().list_commands(ctx), *sorted(_others())]
+        return [*super().list_commands(ctx), *sorted(entry_points(group=_GROUP).names)]
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        own = super().get_command(ctx, cmd_name)
-        if own is not None or cmd_name not in _others():
+        own, others = super().get_command(ctx, cmd_name), entry_points(group=_GROUP)
+        if own is not None or cmd_name not in others.names:
             return own
-        loaded = _others()[cmd_name].load()
+        loaded = others[cmd_name].load()
         if not isinstance(loaded, typer.Typer):
             function, loaded = loaded, typer.Typer(add_completion=False)
             loaded.command(cmd_name)(function)
@@ -79,10 +78,6 @@ def samkv(
 def show_warning(message: Warning | str, *_: Any) -> None:
     """Print a warning as one line on standard error."""
     typer.echo(f"samkv: warning: {_one_line(str(message))}", err=True)
-
-
-def _others() -> dict[str, EntryPoint]:
-    return {entry_point.name: entry_point for entry_point in entry_points(group=COMMANDS)}
 
 
 def _fail(message: str, status: int) -> NoReturn:

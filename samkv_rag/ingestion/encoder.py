@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 from samkv_rag.chunk_cache import ChunkCache, Summary, SummarySpec
 from samkv_rag.model.attention import LayerSpec, Visibility, causal_attention
@@ -20,9 +21,7 @@ def encode(
     Right padding needs no mask, because under causal attention no token sees the padding after it.
     """
     lengths = [len(ids) for ids in chunks]
-    token_ids = torch.zeros(len(chunks), max(lengths), dtype=torch.int64)
-    for row, ids in enumerate(chunks):
-        token_ids[row, : len(ids)] = torch.tensor(ids)
+    token_ids = pad_sequence([torch.tensor(ids) for ids in chunks], batch_first=True)
     recorder = _Recorder(_local_weights(lengths, spec).to(decoder.device), preamble)
     decoder.run_layers(decoder.embed(token_ids), recorder.positions, recorder)
     return [recorder.cache(row, token_ids[row, :length], spec) for row, length in enumerate(lengths)]

@@ -34,17 +34,18 @@ from samkv_rag.model.decoder import Decoder
 from samkv_rag.model.tokenization import PromptTokenizer, printable
 from samkv_rag.results import IngestionEstimate, IngestionReport
 from samkv_rag.store.base import BytesBlob, Store
-from samkv_rag.store.catalog import Catalog, KnownText
+from samkv_rag.store.catalog import Catalog
 from samkv_rag.store.codec import PREFIX_CHARS, ChunkIdentity, StoredChunk, encode_chunk, encoded_bytes, open_chunk
 
 logger = logging.getLogger(__name__)
 
-_MAX_ANNOUNCED = 10_000
-"""Limit of the texts that are recognised because they were announced; stored texts do not count."""
-_MAX_ANNOUNCEMENTS = 256
 _MAX_REMEMBERED = 10_000
+"""Limit of the texts that are recognised because they were announced, and of other memories; the store has none."""
+_MAX_ANNOUNCEMENTS = 256
 _PARALLEL = 16
 """Chunks requested at once from a remote store."""
+_DOUBTED = object()
+"""Stands for the identity of a blob that must be verified at its next read."""
 _BATCH_TOKENS = {"cpu": 2048, "cuda": 16384}
 
 T = TypeVar("T")
@@ -91,12 +92,11 @@ class ChunkLibrary:
         self._tokenizer = tokenizer
         self._store = store
         self._owner = owner
-        self._spec = spec
-        self._kv_dtype = config.kv_dtype
+        self._config = config
         self._run = run
         self._preamble_ids = preamble_ids
         self._preamble: ChunkCache | None = None
-        self._used_once: OrderedDict[str, None] | None = OrderedDict() if config.admit == "second_use" else None
+        self._used_once: OrderedDict[str, bool] = OrderedDict()
         self._catalog = Catalog(store)
         self._shape = ChunkShape(
             decoder.num_layers,
@@ -109,11 +109,10 @@ class ChunkLibrary:
         )
         self._lock = threading.RLock()
         self._index = ChunkIndex()
-        self._announced: OrderedDict[str, None] = OrderedDict()
+        self._announced: OrderedDict[str, bool] = OrderedDict()
         self._announcements: list[Announcement] = []
         self._checked: OrderedDict[str, tuple[object, set[str]]] = OrderedDict()
-        """Maps a key to the identity of the checked blob, and the names of its checked tensors."""
-        self._doubted: set[str] = set()
+        """Maps a key to the identity of the checked blob, or ``_DOUBTED``, and the names of its checked tensors."""
 
     # Looking up
 
@@ -156,7 +155,7 @@ class ChunkLibrary:
         stored = self._store.contains(keys.values())
         pending = self._tokenised(text for text, key in keys.items() if key not in stored)
         lengths = [len(ids) for ids in pending.values()]
-        num_bytes = sum(encoded_bytes(self._shape, length, self._kv_dtype) for length in lengths)
+        num_bytes = sum(encoded_bytes(self._shape, length, self._config.kv_dtype) for length in lengths)
         estimate = IngestionEstimate(len(lengths), sum(lengths), num_bytes)
         return [text for text, key in keys.items() if key in stored], pending, estimate
 
@@ -179,7 +178,7 @@ class ChunkLibrary:
             raise StoreFullError(
                 f"{estimate.num_chunks:,} new chunks of {estimate.num_tokens:,} tokens would take about "
                 f"{estimate.num_bytes:,} bytes, the limit is {max_bytes:,}; raise max_bytes or give fewer texts"
-                + ("" if self._spec.storage == "index" else ", or open the engine with storage='index'")
+                + ("" if self._config.storage == "index" else ", or open the engine with storage='index'")
             )
         disable = None if show_progress is None and pending else not (show_progress and pending)
         with tqdm(total=len(pending), desc="Caching chunks", unit="chunk", disable=disable) as bar:
@@ -239,7 +238,7 @@ class ChunkLibrary:
             self._sync()
             for text in known:
                 if not self.knows(text.digest):
-                    self._index.remove(_remember(self._announced, text.digest, None, _MAX_ANNOUNCED))
+                    self._index.remove(_remember(self._announced, text.digest, True))
                 if not self._index.has(text):
                     self._index.add([text])
         digests = frozenset(text.digest for text in known)
@@ -280,7 +279,8 @@ class ChunkLibrary:
     def distrust(self, texts: Iterable[str]) -> None:
         """Verify these chunks at their next read, because one of them is damaged."""
         with self._lock:
-            self._doubted.update(self._key(text_digest(text)) for text in texts)
+            for text in texts:
+                _remember(self._checked, self._key(text_digest(text)), (_DOUBTED, set()))
 
     def close(self) -> None:
         """Close the catalog. The store's owner closes the store."""
@@ -307,8 +307,8 @@ class ChunkLibrary:
 
     def _num_bytes_to_select(self, text: str) -> int:
         """Return an upper bound of the bytes up to the last layer that ``Scout`` selects by."""
-        num_layers = score_layers(self._shape.num_layers).stop if self._spec.storage == "full" else None
-        num_bytes = encoded_bytes(self._shape, self.num_tokens(text_digest(text), text), self._kv_dtype, num_layers)
+        num_tokens, num_layers = self.num_tokens(text_digest(text), text), score_layers(self._shape.num_layers).stop
+        num_bytes = encoded_bytes(self._shape, num_tokens, self._config.kv_dtype, num_layers)
         return num_bytes + num_bytes // 50 + 4096
 
     def _check(self, key: str, text: str, chunk: StoredChunk) -> None:
@@ -318,16 +318,14 @@ class ChunkLibrary:
         """
         with self._lock:
             identity, checked = self._checked.get(key, (None, chunk.checked))
-            is_doubted = key in self._doubted
-            self._doubted.discard(key)
-        if identity == chunk.blob.identity and not is_doubted:
+        if identity == chunk.blob.identity:
             chunk.checked = checked
             return
-        if is_doubted or chunk.storage == "index":  # an index is in memory already
+        if identity is _DOUBTED or chunk.storage == "index":  # an index is in memory already
             chunk.verify()
         token_ids = self._tokenizer.chunk_ids(text)
         chunk.require(self._shape, token_ids)
-        wanted = self._identity(describe(text, len(token_ids)))
+        wanted = self._identity(text, len(token_ids))
         if replace(chunk.identity, model_name=wanted.model_name) != wanted:  # a model may have several names
             raise DamagedChunkError("its metadata is not that of its text")
         with self._lock:
@@ -357,8 +355,8 @@ class ChunkLibrary:
         self._index.add(news)
 
     def _encode(self, text: str, cache: ChunkCache) -> tuple[ChunkIdentity, bytes]:
-        identity = self._identity(describe(text, cache.num_tokens))
-        return identity, encode_chunk(cache, identity, self._kv_dtype, self._spec.storage)
+        identity = self._identity(text, cache.num_tokens)
+        return identity, encode_chunk(cache, identity, self._config.kv_dtype, self._config.storage)
 
     def _put(self, identity: ChunkIdentity, data: bytes) -> None:
         self._store.put(identity.key, data)
@@ -366,23 +364,19 @@ class ChunkLibrary:
 
     def _admits(self, key: str) -> bool:
         """Whether to store a chunk that came with a prompt; remembers its first use."""
-        if self._used_once is None:
-            return True
         with self._lock:
-            if key in self._used_once:
-                del self._used_once[key]
+            if self._config.admit == "always" or self._used_once.pop(key, False):
                 return True
-            _remember(self._used_once, key, None)
+            _remember(self._used_once, key, True)
             return False
 
     def _write_down(self, texts: Sequence[str]) -> None:
         """Add stored texts to the catalog if they are missing or wrong there, as when another machine stored them."""
-        described = [(text, describe(text)) for text in texts]
+        described = {text: describe(text) for text in texts}
         with self._lock:
             self._sync()
-            unknown = [pair for pair in described if not (self.knows(pair[1].digest) and self._index.has(pair[1]))]
-        counted = [one._replace(num_tokens=len(self._tokenizer.chunk_ids(text))) for text, one in unknown]
-        self._catalog.add(map(self._identity, counted))
+            unknown = [t for t, one in described.items() if not (self.knows(one.digest) and self._index.has(one))]
+        self._catalog.add(self._identity(text, len(self._tokenizer.chunk_ids(text))) for text in unknown)
 
     def _delete(self, keys: set[str], also_shared: bool = False) -> int:
         """Forget chunks and delete them; in a shared store only if ``also_shared``."""
@@ -418,8 +412,8 @@ class ChunkLibrary:
     def _key(self, digest: str) -> str:
         return chunk_key(self._owner.fingerprint, digest)
 
-    def _identity(self, known: KnownText) -> ChunkIdentity:
-        owner = self._owner
+    def _identity(self, text: str, num_tokens: int) -> ChunkIdentity:
+        owner, known = self._owner, describe(text, num_tokens)
         return ChunkIdentity(owner.fingerprint, *known, owner.namespace, owner.model, owner.model_name)
 
     def _tokenised(self, texts: Iterable[str]) -> dict[str, list[int]]:
@@ -435,21 +429,21 @@ class ChunkLibrary:
 
     def _encoded(self, pending: dict[str, list[int]]) -> Iterator[tuple[str, ChunkCache]]:
         """Yield texts and their caches, computed batch by batch."""
+
+        def compute(texts: list[str]) -> list[ChunkCache]:
+            if self._preamble_ids and self._preamble is None:
+                self._preamble = encode_beginning(self._decoder, self._preamble_ids)
+            return encode(self._decoder, [pending[text] for text in texts], self._shape.spec, self._preamble)
+
         for texts in _batches(pending, self._decoder.device.type):
-            compute = partial(self._behind_preamble, [pending[text] for text in texts])
-            yield from zip(texts, self._run(compute), strict=True)
-
-    def _behind_preamble(self, token_ids: list[list[int]]) -> list[ChunkCache]:
-        if self._preamble_ids and self._preamble is None:
-            self._preamble = encode_beginning(self._decoder, self._preamble_ids)
-        return encode(self._decoder, token_ids, self._spec, self._preamble)
+            yield from zip(texts, self._run(partial(compute, texts)), strict=True)
 
 
-def _remember(memory: OrderedDict[str, T], key: str, value: T, limit: int = _MAX_REMEMBERED) -> list[str]:
-    """Put ``value`` last, drop the oldest entries above ``limit``, and return their keys."""
+def _remember(memory: OrderedDict[str, T], key: str, value: T) -> list[str]:
+    """Put ``value`` last, drop the oldest entries above the limit, and return their keys."""
     memory[key] = value
     memory.move_to_end(key)
-    return [memory.popitem(last=False)[0] for _ in range(len(memory) - limit)]
+    return [memory.popitem(last=False)[0] for _ in range(len(memory) - _MAX_REMEMBERED)]
 
 
 def _batches(pending: dict[str, list[int]], device_type: str) -> Iterator[list[str]]:

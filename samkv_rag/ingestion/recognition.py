@@ -10,13 +10,15 @@ Its cost is bounded by the length of the prompt, whatever texts are known.
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TypeVar
 
 from samkv_rag.store.catalog import KnownText
 from samkv_rag.store.codec import PREFIX_CHARS
 
+T = TypeVar("T")
 _MAX_READ = 256
 """Characters that may be read to find texts of one prefix, per character of the prompt. The n-th prefix in a prompt
 gets an n-th of it, so no text uses up the share of others, and the sum is bounded too."""
@@ -59,9 +61,9 @@ class ChunkIndex:
 
     def __init__(self) -> None:
         self._texts: dict[str, KnownText] = {}
-        self._lengths: dict[str, dict[int, int]] = {}
-        """Maps a prefix to the lengths of its texts, and the number of texts of each length."""
-        self._suffixes: dict[str, int] = {}
+        self._lengths: dict[str, Counter[int]] = {}
+        """Maps a prefix to the lengths of its texts."""
+        self._suffixes: Counter[str] = Counter()
 
     def get(self, digest: str) -> KnownText | None:
         """Return the entry of a known text."""
@@ -78,9 +80,8 @@ class ChunkIndex:
             if text.num_chars >= PREFIX_CHARS == len(text.suffix):
                 self.remove([text.digest])
                 self._texts[text.digest] = text
-                lengths = self._lengths.setdefault(text.prefix, {})
-                lengths[text.num_chars] = lengths.get(text.num_chars, 0) + 1
-                self._suffixes[text.suffix] = self._suffixes.get(text.suffix, 0) + 1
+                self._lengths.setdefault(text.prefix, Counter())[text.num_chars] += 1
+                self._suffixes[text.suffix] += 1
 
     def remove(self, digests: Iterable[str]) -> None:
         """Forget texts."""
@@ -122,7 +123,7 @@ class ChunkIndex:
         return None
 
 
-def _take_one(counts: dict[Any, int], value: object) -> None:
+def _take_one(counts: Counter[T], value: T) -> None:
     counts[value] -= 1
     if not counts[value]:
         del counts[value]

@@ -6,9 +6,10 @@ import io
 import os
 import tarfile
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from contextlib import closing, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -94,14 +95,9 @@ def amounts(store: Store) -> dict[tuple[str, str, str], Amount]:
 
 def verify(store: Store, remove_damaged: bool = False) -> Verification:
     """Read every chunk in full and compare its checksums; add the sound ones to the catalog."""
-    sound, damaged, identities = Amount(), {}, []
+    sound, damaged, identities = Amount(), dict[str, str](), []
     for found in store.keys():
-        try:
-            chunk = _verified(store, found.key)
-        except DamagedChunkError as error:
-            damaged[found.key] = str(error)
-            continue
-        if chunk is not None:
+        if chunk := _sound(found.key, damaged, partial(open_chunk, store, found.key)):
             sound = sound.plus(found.num_bytes)
             identities.append(chunk.identity)
     if remove_damaged and damaged:
@@ -170,12 +166,11 @@ def export_chunks(store: Store, target: Path, namespace: str | None = None, mode
     try:
         with written_whole(target) as file, tarfile.open(fileobj=file, mode="w") as tar:
             for stored, _ in entries(store, namespace, model):
-                with suppress(DamagedChunkError):
-                    if chunk := _verified(store, stored.key):
-                        member = tarfile.TarInfo(f"{stored.key}.safetensors")
-                        member.size = chunk.blob.size
-                        tar.addfile(member, io.BytesIO(read_bytes(chunk.blob)))
-                        copied = copied.plus(chunk.blob.size)
+                if chunk := _sound(stored.key, {}, partial(open_chunk, store, stored.key)):
+                    member = tarfile.TarInfo(f"{stored.key}.safetensors")
+                    member.size = chunk.blob.size
+                    tar.addfile(member, io.BytesIO(read_bytes(chunk.blob)))
+                    copied = copied.plus(chunk.blob.size)
     except OSError as error:
         raise StoreError(f"{target} cannot be written: {error.strerror}") from error
     return copied
@@ -190,20 +185,14 @@ def import_chunks(store: Store, source: Path) -> tuple[Amount, dict[str, str]]:
     Raises:
         StoreError: the file cannot be read.
     """
-    copied, refused, identities = Amount(), {}, []
+    copied, refused, identities = Amount(), dict[str, str](), []
     try:
         with tarfile.open(source, "r:*") as tar:
             for member in tar:
-                try:
-                    data = _member(tar, member)
-                    chunk = StoredChunk(BytesBlob(data))
-                    chunk.verify()
-                except DamagedChunkError as error:
-                    refused[member.name] = str(error)
-                    continue
-                store.put(chunk.identity.key, data)
-                identities.append(chunk.identity)
-                copied = copied.plus(len(data))
+                if chunk := _sound(member.name, refused, partial(_open_member, tar, member)):
+                    store.put(chunk.identity.key, bytes(read_bytes(chunk.blob)))
+                    identities.append(chunk.identity)
+                    copied = copied.plus(chunk.blob.size)
     except (OSError, tarfile.TarError) as error:
         raise StoreError(f"{source} cannot be read as an exported file: {error}") from error
     store.flush()
@@ -212,17 +201,22 @@ def import_chunks(store: Store, source: Path) -> tuple[Amount, dict[str, str]]:
     return copied, refused
 
 
-def _member(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+def _open_member(tar: tarfile.TarFile, member: tarfile.TarInfo) -> StoredChunk:
     if not member.isreg() or member.issparse() or member.size > _MAX_CHUNK_BYTES:
         raise DamagedChunkError(f"it is not a plain file of at most {_MAX_CHUNK_BYTES:,} bytes")
     file = tar.extractfile(member)
     data = file.read(member.size) if file else b""
     if len(data) != member.size:
         raise DamagedChunkError(f"{len(data)} of {member.size} bytes are there")
-    return data
+    return StoredChunk(BytesBlob(data))
 
 
-def _verified(store: Store, key: str) -> StoredChunk | None:
-    if chunk := open_chunk(store, key):
-        chunk.verify()
-    return chunk
+def _sound(name: str, damaged: dict[str, str], open_it: Callable[[], StoredChunk | None]) -> StoredChunk | None:
+    """Open a chunk and compare all checksums; for a damaged one return None and put the reason into ``damaged``."""
+    try:
+        if chunk := open_it():
+            chunk.verify()
+        return chunk
+    except DamagedChunkError as error:
+        damaged[name] = str(error)
+        return None

@@ -6,13 +6,12 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, Self
 
 from samkv_rag.exceptions import DamagedChunkError, StoreError
 
 Buffer = Any
 """A writable, C-contiguous object with the buffer protocol: a NumPy array, a memoryview."""
-Self = TypeVar("Self", bound="Store")
 
 _KEY = re.compile(r"[0-9a-f]{64}")
 
@@ -125,7 +124,7 @@ class Store(ABC):
             StoreError: something could not be written.
         """
 
-    def __enter__(self: Self) -> Self:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

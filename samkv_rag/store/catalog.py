@@ -19,9 +19,11 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import astuple, fields
+from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from samkv_rag.exceptions import DamagedCatalogWarning, DamagedChunkError, StoreError, StoreFullError
+from samkv_rag.forking import start_over_in_forks
 from samkv_rag.store.base import Store
 from samkv_rag.store.codec import ChunkIdentity, open_chunk
 
@@ -44,6 +46,7 @@ CREATE TABLE IF NOT EXISTS sources (
 CREATE INDEX IF NOT EXISTS sources_of ON sources (key);
 """
 _OPTIONS: dict[str, Any] = {"check_same_thread": False, "isolation_level": None, "timeout": 60.0}
+_DAMAGE = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR, sqlite3.SQLITE_SCHEMA)
 _COLUMNS = {field.name: field.type for field in fields(ChunkIdentity)}
 
 
@@ -64,11 +67,19 @@ class Catalog:
         self._store = store
         self._path = store.catalog_path
         self._lock = threading.RLock()
-        self._kept: list[sqlite3.Connection] = []
-        self._process = os.getpid()
+        self._connection: sqlite3.Connection | None = None
+        self._inherited: list[sqlite3.Connection | None] = []
         self._seen: dict[str, tuple[int, int]] = {}
         """Maps a fingerprint to the last id that was read, and the database's version at that time."""
-        self._open()
+        self._run(lambda connection: None)
+        start_over_in_forks(self)
+
+    def start_over(self) -> None:
+        """In a forked process: leave the parent's connection to a file alone, which must not even be closed here."""
+        self._lock = threading.RLock()
+        if self._path:
+            self._inherited.append(self._connection)
+            self._connection, self._seen = None, {}
 
     # Texts
 
@@ -76,8 +87,8 @@ class Catalog:
         """Return the texts that any process added since the last call for ``fingerprint``."""
         columns = ", ".join(KnownText._fields)
 
-        def read() -> list[Any]:
-            connection, (since, version_then) = self._connection, self._seen.get(fingerprint, (0, -1))
+        def read(connection: sqlite3.Connection) -> list[Any]:
+            since, version_then = self._seen.get(fingerprint, (0, -1))
             version = connection.execute("PRAGMA data_version").fetchone()[0] + connection.total_changes
             if version == version_then:  # nobody, this connection included, has written since
                 return []
@@ -149,27 +160,20 @@ class Catalog:
         return {source: key for source, key in rows if isinstance(source, str)}
 
     def close(self) -> None:
-        """Close the file."""
         with self._lock:
-            self._connection.close()
+            if self._connection:
+                self._connection.close()
 
     # SQLite
 
-    def _open(self) -> None:
-        try:
-            self._connect()
-        except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
-            self._require_damage(error)
-            self._make_again(error)
-
-    def _connect(self) -> None:
+    def _connect(self) -> sqlite3.Connection:
         if self._path is None:
             self._connection = _prepared(sqlite3.connect(":memory:", **_OPTIONS))
-            return
+            return self._connection
         is_new = True
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            os.close(os.open(self._path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))  # for its owner alone
+            self._path.touch(0o600, exist_ok=False)  # for its owner alone
         except FileExistsError:
             is_new = False
         except OSError as error:
@@ -181,6 +185,7 @@ class Catalog:
         else:
             self._connection = sqlite3.connect(f"{self._path.as_uri()}?mode=ro&immutable=1", uri=True, **_OPTIONS)
             self._connection.execute("SELECT 1 FROM chunks LIMIT 1")
+        return self._connection
 
     def _add_stored(self) -> None:
         """Add every readable stored chunk. Chunks do not contain their sources."""
@@ -193,75 +198,55 @@ class Catalog:
             self.add(found)
             logger.info("rebuilt %s from %d chunks", self._path, len(found))
 
-    def _make_again(self, error: Exception) -> None:
-        """Put the damaged file aside and rebuild it."""
-        assert self._path is not None
-        aside = self._path.with_name(f"{self._path.name}.damaged-{time.time_ns()}")
+    def _put_aside(self, path: Path, error: Exception) -> None:
+        """Rename the damaged file, so that the next connection makes a new one."""
+        if self._connection:
+            with suppress(sqlite3.Error):
+                self._connection.close()
+        self._connection, self._seen = None, {}
+        aside = path.with_name(f"{path.name}.damaged-{time.time_ns()}")
         with suppress(FileNotFoundError):
-            os.replace(self._path, aside)
+            path.replace(aside)
         for suffix in ("-wal", "-shm"):
-            with suppress(FileNotFoundError):
-                os.unlink(f"{self._path}{suffix}")
+            Path(f"{path}{suffix}").unlink(missing_ok=True)
         warnings.warn(
-            f"{self._path} was damaged ({error}) and is made again from the stored chunks; which documents they came "
-            f"from is lost. The damaged file is {aside.name}",
+            f"{path} was damaged ({error}) and is made again from the stored chunks; which documents they came from is "
+            f"lost. The damaged file is {aside.name}",
             DamagedCatalogWarning,
             stacklevel=2,
         )
-        self._seen = {}
-        try:
-            self._connect()
-        except (sqlite3.Error, UnicodeDecodeError) as again:
-            raise self._as_store_error(again) from again
 
     def _select(self, statement: str, values: Sequence[str]) -> list[Any]:
-        return self._run(lambda: self._connection.execute(statement, values).fetchall())
+        return self._run(lambda connection: connection.execute(statement, values).fetchall())
 
     def _write(self, function: Callable[[sqlite3.Connection], T]) -> T:
         """Run ``function`` in one transaction."""
 
-        def write() -> T:
-            connection = self._connection
-            connection.execute("BEGIN IMMEDIATE")
-            try:
-                result = function(connection)
-            except BaseException:
-                connection.rollback()
-                raise
-            connection.commit()
-            return result
+        def write(connection: sqlite3.Connection) -> T:
+            with connection:  # commits, or rolls back after an error
+                connection.execute("BEGIN IMMEDIATE")
+                return function(connection)
 
         return self._run(write)
 
-    def _run(self, function: Callable[[], T]) -> T:
+    def _run(self, function: Callable[[sqlite3.Connection], T], is_again: bool = False) -> T:
+        """Return ``function(connection)``. If the file proves damaged, make another and run the function again."""
         with self._lock:
-            # A file's connection must not be used or closed across a fork.
-            if self._path and os.getpid() != self._process:
-                self._kept.append(self._connection)
-                self._process, self._seen = os.getpid(), {}
-                self._open()
             try:
-                return function()
+                return function(self._connection or self._connect())
             except sqlite3.ProgrammingError as error:
                 raise StoreError(f"the store was closed ({error})") from error
             except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
-                self._require_damage(error)
-                with suppress(sqlite3.Error):
-                    self._connection.close()
-                self._make_again(error)
-                return function()
-
-    def _require_damage(self, error: Exception) -> None:
-        """Raise ``error`` unless it means a damaged file."""
-        if self._path is None or not _is_damage(error):
-            raise self._as_store_error(error) from error
+                if is_again or self._path is None or _code(error) not in _DAMAGE:
+                    raise self._as_store_error(error) from error
+                self._put_aside(self._path, error)
+                return self._run(function, is_again=True)
 
     def _as_store_error(self, error: Exception) -> StoreError:
-        code = getattr(error, "sqlite_errorcode", 0) & 0xFF
         place = self._path or "the catalog"
-        if code == sqlite3.SQLITE_FULL:
+        if _code(error) == sqlite3.SQLITE_FULL:
             return StoreFullError(f"no space left for {place}; stored chunks are intact")
-        if code == sqlite3.SQLITE_READONLY:
+        if _code(error) == sqlite3.SQLITE_READONLY:
             return StoreError(f"{place} can only be read; chunks cannot be added or removed here")
         return StoreError(f"{place} cannot be used: {error}")
 
@@ -277,11 +262,10 @@ def _prepared(connection: sqlite3.Connection) -> sqlite3.Connection:
     return connection
 
 
-def _is_damage(error: Exception) -> bool:
-    code = getattr(error, "sqlite_errorcode", None)
-    if code is None:  # a damaged text, or an error without a code from sqlite3 itself
-        return isinstance(error, UnicodeDecodeError) or "schema is" in str(error) or "decode to UTF-8" in str(error)
-    return code & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR, sqlite3.SQLITE_SCHEMA)
+def _code(error: Exception) -> int:
+    """Return SQLite's primary error code. Errors without one are those of damaged texts and of other schemas."""
+    code: int = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT)
+    return code & 0xFF
 
 
 def _is_sound(columns: Iterable[str], row: Iterable[object]) -> bool:

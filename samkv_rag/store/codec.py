@@ -13,10 +13,10 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property, lru_cache
-from itertools import groupby
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
@@ -56,11 +56,7 @@ _DTYPES = {
     "I64": torch.int64,
     "I8": torch.int8,
 }
-_MODEL_DTYPES = {
-    str(t).removeprefix("torch."): t for t in (torch.bfloat16, torch.float16, torch.float32, torch.float64)
-}
-_FIRST_READ_BYTES = 16 << 10
-"""Enough for the header of an index, or of a full chunk of about thirty layers."""
+_FLOATS = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32, "float64": torch.float64}
 _METADATA_BYTES, _ENTRY_BYTES = 800, 125
 """Approximate size of a header: its metadata, and the entry of each tensor."""
 _MAX_HEADER_BYTES = 64 << 20
@@ -119,7 +115,7 @@ def encode_chunk(cache: ChunkCache, identity: ChunkIdentity, kv_dtype: str = "au
         if name == "token_ids":
             tensors[name] = tensor
         elif stored != "int8":
-            tensors[name] = tensor.to(_MODEL_DTYPES[stored])
+            tensors[name] = tensor.to(_FLOATS[stored])
         else:
             quantize = quantize_keys if _is_by_channel(name) else quantize_rows
             tensors[name], tensors[f"{name}.scales"] = quantize(tensor.cpu())
@@ -154,7 +150,7 @@ def open_chunk(store: Store, key: str, num_bytes: int | None = None) -> StoredCh
     Raises:
         DamagedChunkError: the file is not of this format, or belongs to another chunk.
     """
-    blob = store.get(key) if num_bytes is None else store.get_beginning(key, max(num_bytes, _FIRST_READ_BYTES))
+    blob = store.get(key) if num_bytes is None else store.get_beginning(key, num_bytes)
     if blob is None:
         return None
     chunk = StoredChunk(blob)
@@ -174,16 +170,15 @@ class StoredChunk:
         self.blob = blob
         self._data = blob
         self.tensors, body = _read_header(blob)
-        data_start = min((span.start for span in self.tensors.values()), default=0)
-        self.bytes_read = min(blob.size, max(data_start, _FIRST_READ_BYTES))
+        self.bytes_read = min((span.start for span in self.tensors.values()), default=0)  # the header
         """Bytes read from the store so far."""
         self.checked: set[str] = set()
         """Names of tensors whose checksum was compared. The next reader of the same blob may reuse the set."""
         try:
             self.identity = _identity(body)
-            self._dtype, self._checksums = _MODEL_DTYPES[body["dtype"]], body["checksums"]
+            self._dtype, self._checksums = _FLOATS[body["dtype"]], body["checksums"]
             self.kv_dtype, self.storage = body["kv_dtype"], body["storage"]
-            if self.kv_dtype not in ("int8", *_MODEL_DTYPES) or self.storage not in ("full", "index"):
+            if self.kv_dtype not in ("int8", *_FLOATS) or self.storage not in ("full", "index"):
                 raise ValueError(f"kv_dtype {self.kv_dtype!r}, storage {self.storage!r}")
             if self._checksums.keys() != self.tensors.keys():
                 raise ValueError("tensors other than those of its checksums")
@@ -195,13 +190,12 @@ class StoredChunk:
 
     def load(self) -> None:
         """Load the whole chunk into memory by one request; later reads use that copy."""
-        data = bytearray(self.blob.size)
-        self._request([(0, memoryview(data))])
-        self._data = BytesBlob(data)
+        self._data = BytesBlob(read_bytes(self.blob))
+        self.bytes_read += self.blob.size
 
     @cached_property
     def token_ids(self) -> torch.Tensor:
-        return self._read("token_ids")[0]
+        return self._read("token_ids")["token_ids"]
 
     def layer(self, layer: int, tokens: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
         if self.storage == "index":
@@ -277,23 +271,26 @@ class StoredChunk:
         """Return tensors of all tokens or some; quantised ones become float32."""
         scaled = [f"{name}.scales" for name in names] if self.kv_dtype == "int8" else []
         if tokens is not None and self.checked.issuperset(names) and _is_sparse(tokens, self.tensors[names[0]]):
-            stored, scales = self._read_rows(names, tokens), self._read(*scaled)
+            stored = self._read_rows(names, tokens) | self._read(*scaled)
         else:  # a checksum needs the whole tensor, too
             stored = self._read(*names, *scaled)
-            stored, scales = stored[: len(names)], stored[len(names) :]
-            stored = stored if tokens is None else [one[:, tokens] for one in stored]
-        for i, (name, scale) in enumerate(zip(names, scales, strict=False)):
-            if _is_by_channel(name):
-                stored[i] = dequantize_keys(stored[i], scale, tokens)
+            if tokens is not None:
+                stored |= {name: stored[name][:, tokens] for name in names}
+        decoded = []
+        for name in names:
+            if (scales := stored.get(f"{name}.scales")) is None:
+                decoded.append(stored[name])
+            elif _is_by_channel(name):
+                decoded.append(dequantize_keys(stored[name], scales, tokens))
             else:
-                stored[i] = dequantize_rows(stored[i], scale if tokens is None else scale[:, tokens])
-        return stored
+                decoded.append(dequantize_rows(stored[name], scales if tokens is None else scales[:, tokens]))
+        return decoded
 
-    def _read(self, *names: str) -> list[torch.Tensor]:
+    def _read(self, *names: str) -> dict[str, torch.Tensor]:
         """Return whole tensors as they are stored, by one request."""
         found = {name: torch.empty(self.tensors[name].shape, dtype=self.tensors[name].dtype) for name in names}
         self._fill(found)
-        return list(found.values())
+        return found
 
     def _fill(self, places: dict[str, torch.Tensor]) -> None:
         """Read whole tensors into ``places`` by one request and check new ones. Each head must be contiguous."""
@@ -314,18 +311,22 @@ class StoredChunk:
                 raise DamagedChunkError(f"{name} holds a value that is not finite")
             self.checked.add(name)
 
-    def _read_rows(self, names: Iterable[str], tokens: torch.Tensor) -> list[torch.Tensor]:
+    def _read_rows(self, names: Sequence[str], tokens: torch.Tensor) -> dict[str, torch.Tensor]:
         """Return ``[kv_heads, tokens, head_dim]`` of each name, without reading other tokens."""
         parts: list[tuple[int, Buffer]] = []
-        found, runs = [], list(_runs(tokens.tolist()))
+        found: dict[str, torch.Tensor] = {}
+        wanted, breaks = tokens.tolist(), (torch.nonzero(tokens.diff() != 1).flatten() + 1).tolist()
+        runs = list(pairwise([0, *breaks, len(wanted)]))  # of adjacent tokens
         for name in names:
             span = self.tensors[name]
             heads, num_tokens, head_dim = span.shape
             row_bytes = head_dim * span.dtype.itemsize
-            found.append(rows := torch.empty(heads, len(tokens), head_dim, dtype=span.dtype))
-            for head, own in enumerate(rows):
+            found[name] = torch.empty(heads, len(tokens), head_dim, dtype=span.dtype)
+            (buffer,) = _buffers(found[name])
+            for head in range(heads):
                 start = span.start + head * num_tokens * row_bytes
-                parts += [(start + token * row_bytes, _raw(own[first:stop])) for first, stop, token in runs]
+                own = buffer[head * len(wanted) * row_bytes :]
+                parts += [(start + wanted[i] * row_bytes, own[i * row_bytes : j * row_bytes]) for i, j in runs]
         self._request(parts)
         return found
 
@@ -347,12 +348,10 @@ class _Span(NamedTuple):
 def _read_header(blob: Blob) -> tuple[dict[str, _Span], dict[str, Any]]:
     """Read and check the header: the tensors must fill the rest of the file without gaps."""
     try:
-        first = read_bytes(blob, 0, min(blob.size, _FIRST_READ_BYTES))
-        length = int.from_bytes(first[:8], "little")
-        if blob.size < 8 or length > min(_MAX_HEADER_BYTES, blob.size - 8):
+        length = int.from_bytes(read_bytes(blob, 0, 8), "little")
+        if length > min(_MAX_HEADER_BYTES, blob.size - 8):
             raise DamagedChunkError(f"its header would have {length} bytes of {blob.size}")
-        text = first[8 : 8 + length] if 8 + length <= len(first) else read_bytes(blob, 8, 8 + length)
-        table = json.loads(text.decode())
+        table = json.loads(read_bytes(blob, 8, 8 + length).decode())
         document = json.loads(table.pop("__metadata__")[_METADATA])
         tensors = {name: _span(described, 8 + length) for name, described in table.items()}
         body = document["body"]
@@ -438,7 +437,7 @@ def _expected(wanted: ChunkShape, num_tokens: int, kv_dtype: str) -> dict[str, t
         if name == "token_ids":
             expected[name] = torch.int64, shape
         elif kv_dtype != "int8":
-            expected[name] = _MODEL_DTYPES[kv_dtype], shape
+            expected[name] = _FLOATS[kv_dtype], shape
         else:
             groups = (2, *shape[:-2], -(-shape[-2] // KEY_GROUP_TOKENS), dim)
             scales = groups if _is_by_channel(name) else (*shape[:-1], num_row_groups(dim))
@@ -450,13 +449,6 @@ def _is_sparse(tokens: torch.Tensor, span: _Span) -> bool:
     """Whether the runs of ``tokens`` are further apart than a page, the least that a disk reads."""
     num_runs = 1 + int((tokens.diff() != 1).sum())
     return span.shape[1] * span.shape[2] * span.dtype.itemsize > num_runs * _PAGE_BYTES
-
-
-def _runs(tokens: list[int]) -> Iterator[tuple[int, int, int]]:
-    """Yield start and stop index of each run of adjacent tokens in the ascending ``tokens``, and its first token."""
-    for _, group in groupby(enumerate(tokens), key=lambda pair: pair[1] - pair[0]):
-        run = list(group)
-        yield run[0][0], run[-1][0] + 1, run[0][1]
 
 
 def _checksum(tensor: torch.Tensor) -> str:
@@ -472,14 +464,10 @@ def _body_checksum(body: dict[str, Any]) -> str:
 
 
 def _buffers(tensor: torch.Tensor) -> list[Buffer]:
-    """Return views of the bytes of a tensor that is contiguous, or whose items are."""
-    return [_raw(tensor)] if tensor.is_contiguous() else list(tensor.view(torch.uint8).numpy())
-
-
-def _raw(tensor: torch.Tensor) -> memoryview:
-    """Return a view of the bytes of a contiguous tensor on the host."""
-    data: memoryview = tensor.detach().reshape(-1).view(torch.uint8).numpy().data
-    return data
+    """Return views of the bytes of a tensor on the host that is contiguous, or whose items are."""
+    if tensor.is_contiguous():
+        return [tensor.detach().reshape(-1).view(torch.uint8).numpy().data]
+    return list(tensor.view(torch.uint8).numpy())
 
 
 def _name(dtype: torch.dtype) -> str:

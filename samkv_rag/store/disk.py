@@ -63,7 +63,7 @@ class DiskStore(Store):
         self._open_folder()
 
     def contains(self, keys: Iterable[str]) -> set[str]:
-        return {key for key in keys if self._path(key).is_file()}
+        return {key for key in keys if os.path.isfile(self._path(key))}
 
     def get(self, key: str) -> Blob | None:
         path = self._path(key)
@@ -71,15 +71,17 @@ class DiskStore(Store):
             blob = FileBlob(path)
         except FileNotFoundError:
             return None
+        except OSError as error:
+            raise DamagedChunkError(f"unreadable ({error.strerror})") from error
         with suppress(OSError):  # a read-only mount
             os.utime(path, ns=(time.time_ns(), blob.mtime_ns))
         return blob
 
     def put(self, key: str, data: bytes) -> None:
         path = self._path(key)
-        if self.budget_bytes is not None:
-            self._make_room(key, len(data), self.budget_bytes)
         try:
+            if self.budget_bytes is not None:
+                self._make_room(key, len(data), self.budget_bytes)
             path.parent.mkdir(exist_ok=True, mode=0o700)
             with written_whole(path) as file:
                 file.write(data)
@@ -104,12 +106,12 @@ class DiskStore(Store):
     def keys(self) -> Iterator[StoredBytes]:
         now_s = time.time()
         for path in self._chunks.glob("??/*.safetensors"):
-            with suppress(FileNotFoundError):
-                found = path.stat()
+            with suppress(OSError, StoreError):  # deleted meanwhile, unreadable, or not named by a key
+                key, found = require_key(path.stem), path.stat()
                 if found.st_atime > now_s:  # written by a clock that was ahead; do not keep the file for ever
                     with suppress(OSError):
                         os.utime(path, ns=(time.time_ns(), found.st_mtime_ns))
-                yield StoredBytes(path.stem, found.st_size, min(found.st_atime, now_s))
+                yield StoredBytes(key, found.st_size, min(found.st_atime, now_s))
 
     def prefetch(self, keys: Iterable[str]) -> Callable[[], None]:
         """Ask the kernel to read the files ahead, if it supports that."""
@@ -134,37 +136,31 @@ class DiskStore(Store):
     def _open_folder(self) -> None:
         marker = self.folder / MARKER
         try:
-            if not self.folder.exists():
-                self.folder.mkdir(parents=True, mode=0o700)
-            self._require_own(marker)
-            if not self._chunks.is_dir():
-                self._chunks.mkdir(exist_ok=True, mode=0o700)
-            if not marker.exists():
+            self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            names = sorted(os.listdir(self.folder))
+            if MARKER in names:
+                found = json.loads(marker.read_text())["samkv_store"]
+                if found != FORMAT:
+                    raise StoreFormatError(
+                        f"{self.folder} is a store of format {found!r}, this release has {FORMAT}; give another folder"
+                    )
+            # An interrupted opening leaves no more than "chunks" and a file that was being written.
+            elif others := [name for name in names if name != "chunks" and not name.startswith(_WRITING_PREFIX)]:
+                raise StoreFormatError(
+                    f"{self.folder} holds other things ({', '.join(others[:3])}); a store needs a folder of its own"
+                )
+            self._chunks.mkdir(exist_ok=True, mode=0o700)
+            if MARKER not in names:
                 with written_whole(marker) as file:
                     file.write(json.dumps({"samkv_store": FORMAT}).encode())
         except OSError as error:
             raise self._as_store_error(error) from error
+        except (ValueError, KeyError, TypeError) as error:
+            raise StoreFormatError(f"{marker} is damaged; delete it or give another folder") from error
         if self.folder.stat().st_mode & 0o022:
             warnings.warn(
                 f"{self.folder} can be written by other users, who could change stored chunks; chmod go-w it",
                 stacklevel=4,
-            )
-
-    def _require_own(self, marker: Path) -> None:
-        """Check that the folder is a store by its marker, or empty except for what an interrupted opening left."""
-        names = sorted(os.listdir(self.folder))
-        if MARKER in names:
-            try:
-                found = json.loads(marker.read_text())["samkv_store"]
-            except (ValueError, KeyError, TypeError) as error:
-                raise StoreFormatError(f"{marker} is damaged; delete it or give another folder") from error
-            if found != FORMAT:
-                raise StoreFormatError(
-                    f"{self.folder} is a store of format {found!r}, this release has {FORMAT}; give another folder"
-                )
-        elif others := [name for name in names if name != "chunks" and not name.startswith(_WRITING_PREFIX)]:
-            raise StoreFormatError(
-                f"{self.folder} holds other things ({', '.join(others[:3])}); a store needs a folder of its own"
             )
 
     def _path(self, key: str) -> Path:

@@ -90,7 +90,7 @@ class ObjectStore(RemoteStore):
         return len(there)
 
     def keys(self) -> Iterator[StoredBytes]:
-        listed = self._ask(lambda: [entry for page in self._obstore.list(self._store, _FOLDER) for entry in page])
+        listed = self._ask(lambda: self._obstore.list(self._store, _FOLDER).collect())
         for entry in listed:
             name = str(entry["path"]).rpartition("/")[2]
             if name.endswith(_SUFFIX):

@@ -44,20 +44,21 @@ def open_store(location: str | PathLike[str] | Store = ":memory:", **options: An
     name = fspath(location) if isinstance(location, (str, PathLike)) else None
     if not isinstance(name, str) or not name.strip():
         raise ConfigurationError(f"store is {location!r}; it must be ':memory:', a folder's path or a URL")
-    memory_bytes = _num_bytes("memory_bytes", options, low=0)
+    for option, low in (("memory_bytes", 0), ("disk_bytes", 1)):
+        if options.get(option) is not None:
+            require_integer(option, options[option], low)
+    memory_bytes, disk_bytes = options.get("memory_bytes"), options.get("disk_bytes")
     if name == ":memory:":
         _require_known(name, options, ("memory_bytes",))
         return MemoryStore(memory_bytes)
     if "://" in name:
         _require_known(name, options, _REMOTE_OPTIONS)
-        return _open_url(name, memory_bytes, options)
+        return _open_url(name, memory_bytes, disk_bytes, options)
     _require_known(name, options, ("memory_bytes", "disk_bytes"))
-    folder = as_folder("store", location)
-    disk_bytes = _num_bytes("disk_bytes", options)
-    return _behind_memory(memory_bytes, DiskStore(folder, disk_bytes))
+    return _behind_memory(memory_bytes, DiskStore(location, disk_bytes))
 
 
-def _open_url(url: str, memory_bytes: int | None, options: dict[str, Any]) -> Store:
+def _open_url(url: str, memory_bytes: int | None, disk_bytes: int | None, options: dict[str, Any]) -> Store:
     kind: type[RedisStore | ObjectStore] = RedisStore if url.partition("://")[0] in SCHEMES else ObjectStore
     if kind is ObjectStore and not url.partition("://")[2].strip("/."):
         raise ConfigurationError(f"store is {url!r}; the URL names no place")
@@ -69,7 +70,6 @@ def _open_url(url: str, memory_bytes: int | None, options: dict[str, Any]) -> St
     if "timeout_s" in options:
         require_number("timeout_s", options["timeout_s"], 1e-3, _MAX_SECONDS)
         client = {**client, "timeout_s": options["timeout_s"]}
-    disk_bytes = _num_bytes("disk_bytes", options)
     cache_folder = options.get("cache_folder")
     if cache_folder is None:
         if disk_bytes is not None:
@@ -82,13 +82,6 @@ def _open_url(url: str, memory_bytes: int | None, options: dict[str, Any]) -> St
 
 def _behind_memory(memory_bytes: int | None, far: Store) -> Store:
     return TieredStore(MemoryStore(memory_bytes), far) if memory_bytes else far
-
-
-def _num_bytes(name: str, options: dict[str, Any], low: int = 1) -> int | None:
-    value: int | None = options.get(name)
-    if value is not None:
-        require_integer(name, value, low)
-    return value
 
 
 def _require_known(location: str, options: dict[str, Any], meant: tuple[str, ...]) -> None:

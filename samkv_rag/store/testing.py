@@ -11,7 +11,7 @@ class TestMyStore(StoreContract):
 from __future__ import annotations
 
 import hashlib
-import threading
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
 import pytest
@@ -108,21 +108,14 @@ class StoreContract:
         assert store.get(key_of(2)) is None
 
     def test_threads_do_not_disturb_each_other(self, store: Store) -> None:
-        wrong: list[object] = []
-
         def work(first: int) -> None:
             for number in range(first, first + 10):
                 store.put(key_of(number), data_of(number))
                 blob = store.get(key_of(number))
-                if blob is None or bytes(read_bytes(blob)) != data_of(number):
-                    wrong.append(number)
-                if number % 2 and store.delete([key_of(number)]) != 1:
-                    wrong.append(-number)
+                assert blob is not None
+                assert bytes(read_bytes(blob)) == data_of(number)
+                assert number % 2 == 0 or store.delete([key_of(number)]) == 1
 
-        threads = [threading.Thread(target=work, args=(10 * i,)) for i in range(6)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        assert wrong == []
+        with ThreadPoolExecutor(6) as threads:
+            list(threads.map(work, range(0, 60, 10)))
         assert len(store.contains(map(key_of, range(60)))) == 30

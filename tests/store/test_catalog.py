@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sqlite3
 import stat
 import subprocess
@@ -10,6 +11,7 @@ import sys
 import textwrap
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -136,6 +138,21 @@ def test_a_fork_gets_a_connection_of_its_own(tmp_path: Path) -> None:
     assert os.waitpid(child, 0)[1] == 0
     catalog.add([identity(2)])
     assert len(catalog.chunks()) == 3
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded")
+def test_a_fork_does_not_wait_for_a_thread_of_its_parent(tmp_path: Path) -> None:
+    catalog = Catalog(DiskStore(tmp_path / "kv"))
+    catalog.add([identity(0)])
+    with ThreadPoolExecutor() as pool:
+        pool.submit(catalog._lock.acquire).result()
+        child = os.fork()
+        if child == 0:
+            signal.alarm(10)  # ends it if it hangs
+            os._exit(0 if len(catalog.chunks()) == 1 else 1)
+        assert os.waitpid(child, 0)[1] == 0
+        pool.submit(catalog._lock.release).result()
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")

@@ -95,7 +95,18 @@ def test_leftovers_of_killed_writers_are_removed_after_a_day(tmp_path: Path) -> 
     assert [found.key for found in store.keys()] == [key_of(1)]
 
 
-@pytest.mark.parametrize("place", ["fifo", "folder", "link"])
+def test_files_of_other_names_are_not_chunks(make_engine: MakeEngine, tmp_path: Path) -> None:
+    make_engine(store=tmp_path / "kv", chunks=CHUNKS).close()
+    chunk = next((tmp_path / "kv" / "chunks").rglob("*.safetensors"))
+    chunk.with_name(f"{chunk.stem} (copy).safetensors").write_bytes(chunk.read_bytes())
+    for file in (tmp_path / "kv").glob("catalog.sqlite*"):
+        file.unlink()
+    again = make_engine(store=tmp_path / "kv")
+    assert again.generate(PROMPT, max_new_tokens=1).metrics.chunks_hit == len(CHUNKS)
+    assert len(list(again.store.keys())) == len(CHUNKS)
+
+
+@pytest.mark.parametrize("place", ["fifo", "folder", "link", "loop"])
 def test_a_path_that_is_not_a_file_is_a_miss(make_engine: MakeEngine, tmp_path: Path, place: str) -> None:
     engine = make_engine(store=tmp_path / "kv", chunks=CHUNKS)
     expected = engine.generate(PROMPT, max_new_tokens=4).token_ids
@@ -106,7 +117,7 @@ def test_a_path_that_is_not_a_file_is_a_miss(make_engine: MakeEngine, tmp_path: 
     elif place == "folder":
         path.mkdir()
     else:
-        path.symlink_to("/dev/zero")
+        path.symlink_to("/dev/zero" if place == "link" else path)
     fresh = make_engine(store=tmp_path / "kv")
     with pytest.warns(UserWarning, match="computed again|cannot be"):
         result = fresh.generate(PROMPT, max_new_tokens=4)
