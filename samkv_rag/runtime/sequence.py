@@ -73,17 +73,13 @@ class DecodingState:
 class Sequence:
     """A request with its state and its answer so far. Only the worker thread changes it, except by :meth:`cancel`."""
 
+    deliver: Callable[[Delivery], None]
+    """Called with every piece, then once with the result or an error; must not block. Its reader sets it."""
+
     def __init__(
-        self,
-        request: Request,
-        tokenizer: PromptTokenizer,
-        device: torch.device,
-        end_ids: frozenset[int],
-        deliver: Callable[[Delivery], None],
+        self, request: Request, tokenizer: PromptTokenizer, device: torch.device, end_ids: frozenset[int]
     ) -> None:
         self.request = request
-        self.deliver = deliver
-        """Called with every piece, then once with the result or an error; must not block."""
         self.clock = Clock()
         self.read: ReadPrompt | None = None
         self.state: DecodingState | None = None
