@@ -418,7 +418,7 @@ class SamKVEngine:
                     f"handover is True, and another engine cannot carry out {', '.join(own)}; leave it out, or handover"
                 )
         request = Request(self._rendered(prompt), chosen, sampling, reference_ids, choose, handover)
-        return RunningSequence(request, self.tokenizer, self.decoder.device, self._end_ids)
+        return RunningSequence(request, self.tokenizer, self._end_ids)
 
     def _drained(self, sequence: RunningSequence) -> GenerationResult:
         with AnswerStream(sequence, self._runtime.submit) as stream:

@@ -37,7 +37,6 @@ class Guide:
             raise ConfigurationError(
                 f"the tokenizer is a {type(tokenizer).__name__}; grammars need a fast one (tokenizer.json)"
             )
-        llguidance()  # raises with what to install
         from llguidance.hf import from_tokenizer
 
         return from_tokenizer(tokenizer, eos_token=self._end_ids or None)

@@ -76,9 +76,7 @@ class Sequence:
     deliver: Callable[[Delivery], None]
     """Called with every piece, then once with the result or an error; must not block. Its reader sets it."""
 
-    def __init__(
-        self, request: Request, tokenizer: PromptTokenizer, device: torch.device, end_ids: frozenset[int]
-    ) -> None:
+    def __init__(self, request: Request, tokenizer: PromptTokenizer, end_ids: frozenset[int]) -> None:
         self.request = request
         self.clock = Clock()
         self.read: ReadPrompt | None = None
@@ -94,11 +92,9 @@ class Sequence:
         self.num_readings = 0
         """How often the prompt was read; it is read again if a chunk proved damaged."""
         self._tokenizer = tokenizer
-        self._device = device
         # Shared by all answers to the request.
         self._cancelled = Event()
         self._results: dict[int, GenerationResult] = {}
-        self._begin(0)
 
     @property
     def text(self) -> str:
@@ -178,12 +174,12 @@ class Sequence:
         self.finish_reason = reason
 
     def _begin(self, index: int) -> None:
-        sampling, read = self.request.sampling, self.read
-        penalised = read.layout.token_ids.tolist() if read and sampling.repetition_penalty != 1 else ()
-        matcher = read.matcher.copy() if read and read.matcher else None
+        assert self.read is not None
+        sampling, layout, matcher = self.request.sampling, self.read.layout, self.read.matcher
+        penalised = layout.token_ids.tolist() if sampling.repetition_penalty != 1 else ()
         self._index = index
         self._answer = AnswerText(self._tokenizer, sampling.stop)
-        self._choose = TokenChooser(sampling, self._device, penalised, matcher, index)
+        self._choose = TokenChooser(sampling, layout.device, penalised, matcher and matcher.copy(), index)
         self.token_ids: list[int] = []
         self.logprobs: list[TokenLogprob] = []
         self._num_delivered = 0

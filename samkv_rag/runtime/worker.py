@@ -10,7 +10,6 @@ import weakref
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import cache
 from typing import Any, TypeVar
 
 import torch
@@ -74,8 +73,7 @@ class Runtime:
         self.start_over()
         decoder.between_layers = self._make_way
         start_over_in_forks(self)
-        _runtimes.add(self)
-        _close_at_exit()
+        atexit.register(_close, weakref.ref(self))  # or the interpreter exits under a running thread
 
     def submit(self, sequence: Sequence) -> None:
         """Queue a sequence; its ``deliver`` gets the answer.
@@ -125,16 +123,14 @@ class Runtime:
                 with torch.inference_mode():
                     sequence.read = self._read_prompt(sequence)
         except BaseException as error:
-            with self._changed:
-                self._scheduler.forget(sequence)
+            with self._changed:  # first, so that its place is free when the reader knows
+                self._scheduler.reading.discard(sequence)
             sequence.fail(error)
-            return
         with self._changed:
-            if sequence.cancelled or self._closed:
-                self._scheduler.forget(sequence)
-            else:
+            self._scheduler.reading.discard(sequence)
+            if not sequence.cancelled:
                 sequence.ready_at = time.perf_counter()
-                self._scheduler.ready(sequence)
+                self._scheduler.ready.append(sequence)
                 self._wake()
 
     # In the worker thread
@@ -199,7 +195,7 @@ class Runtime:
         """Read a prompt again after a chunk proved damaged, which finds and replaces the chunk."""
         with self._changed:
             if is_again := sequence.num_readings <= _MAX_READINGS and not self._closed:
-                self._scheduler.read_again(sequence)
+                self._scheduler.reading.add(sequence)  # the limit does not apply
                 self._readers.submit(self._read, sequence)
         if is_again:
             logger.warning("a chunk could not be read (%s); its prompt is read again", error)
@@ -285,15 +281,6 @@ class Runtime:
         self._next_step_at = 0.0
 
 
-_runtimes: weakref.WeakSet[Runtime] = weakref.WeakSet()
-
-
-@cache
-def _close_at_exit() -> None:
-    """Make runtimes stop before the interpreter exits."""
-    atexit.register(_close_all)
-
-
-def _close_all() -> None:
-    for runtime in list(_runtimes):
-        runtime.close()
+def _close(runtime: weakref.ref[Runtime]) -> None:
+    if (alive := runtime()) is not None:
+        alive.close()
