@@ -393,9 +393,7 @@ class SamKVEngine:
 
     # Requests, sequences and results
 
-    def _sequence(
-        self, prompt: Prompt, options: AnswerOptions, reference_ids: tuple[int, ...] = ()
-    ) -> RunningSequence:
+    def _sequence(self, prompt: Prompt, options: AnswerOptions, reference_ids: tuple[int, ...] = ()) -> RunningSequence:
         refuse_unknown(options, AnswerOptions.__annotations__)
         given: dict[str, Any] = {**options}
         method, stop, choose = (given.pop(name, None) for name in ("method", "stop", "choose"))

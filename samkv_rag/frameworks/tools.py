@@ -14,7 +14,7 @@ from uuid import uuid4
 
 from samkv_rag.exceptions import ConfigurationError
 from samkv_rag.frameworks.messages import Message, render, with_json_instruction
-from samkv_rag.grammar import Grammar, json_terms, literal
+from samkv_rag.grammar import Grammar, json_terms
 
 if TYPE_CHECKING:
     from samkv_rag import SamKVEngine
@@ -106,7 +106,7 @@ def answer_grammar(
     if functions := [tool["function"] for tool in tools if chosen in (None, ANY, tool["function"]["name"])]:
         answers.append("calls")
         most = _MOST_CALLS if parallel and is_marked and chosen in (None, ANY) else 1
-        opening, closing = (literal(f"{_OPEN}\n"), literal(f"\n{_CLOSE}")) if is_marked else ("", "")
+        opening, closing = (json.dumps(f"{_OPEN}\n"), json.dumps(f"\n{_CLOSE}")) if is_marked else ("", "")
         rules.append(f'calls: call ("\\n" call){{0,{most - 1}}}' if most > 1 else "calls: call")
         rules.append(f"call: {opening} ({' | '.join(_call_terms(one, is_marked) for one in functions)}) {closing}")
     return Grammar("\n".join([f"start: {' | '.join(answers)}", *rules]))
@@ -116,33 +116,28 @@ def _call_terms(function: Mapping[str, Any], is_marked: bool) -> str:
     """Return the terms of a grammar for a call of a function."""
     name, arguments = json.dumps(function["name"]), "arguments" if is_marked else "parameters"
     schema = {"type": "object", "properties": {}} | dict(function.get("parameters") or {})
-    opening, closing = literal(f'{{"name": {name}, "{arguments}": '), literal("}")
-    return f"{opening} {json_terms(schema)} {closing}"
-
-
-class TextOnly:
-    """Passes an answer on as it is, without parsing."""
-
-    def add(self, text: str) -> Iterator[str | ToolCall]:
-        """Yield ``text``, unless it is empty."""
-        if text:
-            yield text
-
-    def finish(self) -> Iterator[str | ToolCall]:
-        """Yield nothing."""
-        yield from ()
+    opening = json.dumps(f'{{"name": {name}, "{arguments}": ')
+    return f'{opening} {json_terms(schema)} "}}"'
 
 
 class ToolCalls:
-    """Finds tool calls in a streamed answer; holds back text that may become a call."""
+    """Finds tool calls in a streamed answer; holds back text that may become a call.
 
-    def __init__(self) -> None:
+    Args:
+        expected: whether the model was shown tools; if not, all is text.
+    """
+
+    def __init__(self, expected: bool = True) -> None:
+        self._expected = expected
         self._held = ""
         self._num_calls = 0
         self._has_text = False
 
     def add(self, text: str) -> Iterator[str | ToolCall]:
         """Add a piece, and yield the text and calls that are now certain."""
+        if not self._expected:
+            yield from self._text(text)
+            return
         self._held += text
         while _OPEN in self._held and _CLOSE in self._held:
             before, _, rest = self._held.partition(_OPEN)
