@@ -462,11 +462,7 @@ class SamKVEngine:
 
 
 def _as_texts(texts: Iterable[str]) -> list[str]:
-    """Return a list of texts; a single text becomes a list of one.
-
-    Raises:
-        ConfigurationError: ``texts`` is neither text nor iterable.
-    """
+    """Return a list of texts; a single text becomes a list of one."""
     if isinstance(texts, str):
         return [texts]
     try:

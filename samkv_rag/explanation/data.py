@@ -161,12 +161,7 @@ class Explanation:
 
 
 def explained_chunk(use: ChunkUse, offsets: Sequence[tuple[int, int]]) -> ExplainedChunk:
-    """Turn the use of a chunk, in tokens, into ranges of its text.
-
-    Args:
-        use: the use of the chunk.
-        offsets: start and stop character of each of its tokens.
-    """
+    """Turn the use of a chunk into ranges of its text; ``offsets`` are start and stop character of each token."""
     # If a chunk begins the prompt, full prefill counts the BOS, which is not text, among its tokens.
     offsets = [(0, 0)] * (use.num_tokens - len(offsets)) + [*offsets]
 

@@ -7,6 +7,7 @@ that is only ``{"name": ..., "parameters": {...}}`` or a list of such objects (L
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from samkv_rag.model.tokenization import RenderedPrompt
 
 _OPEN, _CLOSE = "<tool_call>", "</tool_call>"
-_FENCE = "```"
 _ID_LENGTH = 9  # Mistral's template accepts no other
 _MOST_CALLS = 8
 """Limit of the calls in an answer that must call tools, for models that do not stop."""
@@ -182,10 +182,8 @@ def _length_held_back(text: str) -> int:
 
 
 def _plain_calls(text: str) -> list[tuple[str, str]]:
-    bare = text.strip()
-    if len(bare) >= 2 * len(_FENCE) and bare.startswith(_FENCE) and bare.endswith(_FENCE):
-        bare = bare[len(_FENCE) : -len(_FENCE)].removeprefix("json")
-    value = _parsed(bare)
+    fenced = re.fullmatch(r"\s*```(?:json)?(.*)```\s*", text, re.DOTALL)
+    value = _parsed(fenced[1] if fenced else text.strip())
     calls = [_as_call(item) for item in (value if isinstance(value, list) else [value])]
     return [call for call in calls if call] if all(calls) else []
 

@@ -87,8 +87,7 @@ class Sequence:
         """Of the request's reference answer, in nats per token."""
         self.handover: Handover | None = None
         self.end_ids = end_ids
-        self.submitted_at = time.perf_counter()
-        self.ready_at = self.first_token_at = 0.0
+        self.submitted_at = self.ready_at = self.first_token_at = 0.0
         self.num_readings = 0
         """How often the prompt was read; it is read again if a chunk proved damaged."""
         self._tokenizer = tokenizer

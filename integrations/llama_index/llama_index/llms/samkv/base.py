@@ -50,7 +50,7 @@ from samkv_rag.frameworks.options import (
     parse_bool,
     plain_refusals,
 )
-from samkv_rag.frameworks.streams import aiter_in_thread
+from samkv_rag.frameworks.threads import aiter_in_thread
 from samkv_rag.frameworks.tools import ToolCalls, answer_grammar, prompt_and_grammar
 from samkv_rag.results import GenerationMetrics
 
