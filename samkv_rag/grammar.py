@@ -86,11 +86,7 @@ def _closed(schema: Any) -> Any:
 
 
 def llguidance() -> Any:
-    """Import the library that enforces grammars.
-
-    Raises:
-        ConfigurationError: it is not installed.
-    """
+    """Import the library that enforces grammars, or say how to install it."""
     try:
         return import_module("llguidance")
     except ImportError as error:

@@ -64,10 +64,7 @@ def with_json_instruction(messages: Sequence[Message], schema: Mapping[str, Any]
         "Answer with one JSON object and nothing else. It must fit this JSON schema:\n"
         f"{json.dumps(schema, ensure_ascii=False)}"
     )
-    if messages and messages[-1]["role"] == "user":
-        last = messages[-1]
-        return [*messages[:-1], last | {"content": f"{last['content']}\n\n{wish}"}]
-    return [*messages, {"role": "user", "content": wish}]
+    return [*messages[:-1], *join_adjacent([*messages[-1:], {"role": "user", "content": wish}])]
 
 
 def join_adjacent(

@@ -132,11 +132,7 @@ def load_engine(options: Mapping[str, Any]) -> SamKVEngine:
 
 
 def parse_bool(name: str, given: object, own: bool) -> bool:
-    """Return a call's value of a switch, or the LLM's ``own`` if it is None.
-
-    Raises:
-        ConfigurationError: ``given`` is neither True nor False.
-    """
+    """Return a call's value of a switch, or the LLM's ``own`` if it is None."""
     if given is None:
         return own
     require_bool(name, given)

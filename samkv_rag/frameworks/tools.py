@@ -98,18 +98,15 @@ def answer_grammar(
     """
     if not chosen and schema is None:
         return None
-    is_marked = _OPEN in prompt
-    answers, rules = [], []
+    is_marked, answers, call = _OPEN in prompt, [], ""
     if not chosen and schema is not None:
-        answers.append("fitting")
-        rules.append(f"fitting: {json_terms(schema)}")
+        answers.append(json_terms(schema))
     if functions := [tool["function"] for tool in tools if chosen in (None, ANY, tool["function"]["name"])]:
-        answers.append("calls")
         most = _MOST_CALLS if parallel and is_marked and chosen in (None, ANY) else 1
         opening, closing = (json.dumps(f"{_OPEN}\n"), json.dumps(f"\n{_CLOSE}")) if is_marked else ("", "")
-        rules.append(f'calls: call ("\\n" call){{0,{most - 1}}}' if most > 1 else "calls: call")
-        rules.append(f"call: {opening} ({' | '.join(_call_terms(one, is_marked) for one in functions)}) {closing}")
-    return Grammar("\n".join([f"start: {' | '.join(answers)}", *rules]))
+        answers.append(f'call ("\\n" call){{0,{most - 1}}}' if most > 1 else "call")
+        call = f"\ncall: {opening} ({' | '.join(_call_terms(one, is_marked) for one in functions)}) {closing}"
+    return Grammar(f"start: {' | '.join(answers)}{call}")
 
 
 def _call_terms(function: Mapping[str, Any], is_marked: bool) -> str:

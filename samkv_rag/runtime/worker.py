@@ -50,8 +50,6 @@ class Runtime:
         read: reads a sequence's prompt, in a thread of its own.
         prefill: fills a sequence's buffer, and returns the answers that decode from it.
         finish: makes the result of a finished sequence.
-        max_running: most sequences that decode at the same time.
-        max_waiting: most sequences that wait.
     """
 
     def __init__(
