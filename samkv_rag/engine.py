@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from os import PathLike
 from pathlib import PurePath
-from typing import Any, TypedDict, Unpack
+from typing import Any, TypedDict, TypeGuard, Unpack
 
 from samkv_rag.checks import refuse_unknown, require_bool, require_integer
 from samkv_rag.chunk_cache import SummarySpec
@@ -445,7 +445,7 @@ class SamKVEngine:
             rendered = RenderedPrompt(prompt, user_text=prompt)
         elif isinstance(prompt, RenderedPrompt):
             rendered = prompt
-        elif isinstance(prompt, Sequence) and all(isinstance(message, Mapping) for message in prompt):
+        elif _is_messages(prompt):
             rendered = self.tokenizer.render(prompt) if prompt else RenderedPrompt("")
         else:
             raise PromptError(f"the prompt is a {type(prompt).__name__}; it must be text or a list of messages")
@@ -459,6 +459,10 @@ class SamKVEngine:
                 "decode its bytes with errors='replace'"
             ) from error
         return rendered
+
+
+def _is_messages(prompt: object) -> TypeGuard[Sequence[Mapping[str, Any]]]:
+    return isinstance(prompt, Sequence) and all(isinstance(message, Mapping) for message in prompt)
 
 
 def _as_texts(texts: Iterable[str]) -> list[str]:
