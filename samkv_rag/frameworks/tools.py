@@ -88,13 +88,8 @@ def answer_grammar(
 
     Args:
         prompt: the prompt rendered with the tools, which shows the format of calls.
-        tools: function schemas, as chat templates take them.
         chosen: the result of :func:`chosen_tool`. If the model decides, ``schema`` applies to answers without a call.
-        schema: a JSON schema.
         parallel: whether the answer may have several calls, if any tool may be called.
-
-    Raises:
-        ConfigurationError: a schema is not made of JSON's values.
     """
     if not chosen and schema is None:
         return None
@@ -136,7 +131,7 @@ class ToolCalls:
             yield from self._text(text)
             return
         self._held += text
-        while _OPEN in self._held and _CLOSE in self._held:
+        while _CLOSE in self._held.partition(_OPEN)[2]:
             before, _, rest = self._held.partition(_OPEN)
             call, _, self._held = rest.partition(_CLOSE)
             yield from self._text(before.rstrip())
