@@ -47,15 +47,14 @@ def render(
     """
     plain = join_adjacent(messages, ["system"])
     without_system = [one | {"role": "user"} if one["role"] == "system" else one for one in plain]
-    refusals: list[ChatTemplateError] = []
     for form in (plain, join_adjacent(plain), join_adjacent(without_system)):
         try:
             return engine.apply_chat_template(form, tools=tools, documents=documents)
         except ToolsUnsupportedError:
             raise
-        except ChatTemplateError as refusal:
-            refusals.append(refusal)
-    raise refusals[0]
+        except ChatTemplateError:
+            pass
+    return engine.apply_chat_template(plain, tools=tools, documents=documents)  # raises its refusal
 
 
 def with_json_instruction(messages: Sequence[Message], schema: Mapping[str, Any]) -> list[Message]:
