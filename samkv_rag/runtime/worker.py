@@ -142,14 +142,11 @@ class Runtime:
 
     def _wait_for_work(self) -> bool:
         with self._changed:
-            self._changed.wait_for(lambda: self._closed or self._has_work, _IDLE_S)
-            if not self._has_work:
-                self._thread = None
-            return self._has_work
-
-    @property
-    def _has_work(self) -> bool:
-        return bool(self._jobs or self._scheduler.has_work)
+            self._changed.wait_for(lambda: self._closed or self._jobs or self._scheduler.has_work, _IDLE_S)
+            if self._jobs or self._scheduler.has_work:
+                return True
+            self._thread = None
+            return False
 
     def _prefill_next(self) -> None:
         with self._changed:
