@@ -398,7 +398,7 @@ class SamKVEngine:
         given: dict[str, Any] = {**options}
         method, stop, choose = (given.pop(name, None) for name in ("method", "stop", "choose"))
         handover = given.pop("handover", False)
-        sampling = Sampling(stop=(stop,) if isinstance(stop, str) else tuple(stop or ()), **given)
+        sampling = Sampling(stop=tuple(_as_texts(() if stop is None else stop)), **given)
         if choose and sampling.grammar:
             raise ConfigurationError("choose and grammar are both given, and choose picks the tokens; leave one out")
         if sampling.n > self._max_running:
