@@ -118,7 +118,8 @@ def _prompt(engine: SamKVEngine, number: int, chunk_tokens: int) -> str:
 
 @torch.inference_mode()
 def _prefilled(engine: SamKVEngine, prompt: str, new_tokens: int) -> RunningSequence:
-    sequence = engine._maker(engine._request(prompt, {"max_new_tokens": new_tokens}))(lambda delivery: None)
+    sequence = engine._sequence(prompt, {"max_new_tokens": new_tokens})
+    sequence.deliver = lambda delivery: None
     sequence.read = engine._read(sequence)
     engine._prefill(sequence)
     return sequence

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from os import PathLike
 from pathlib import PurePath
@@ -32,7 +32,7 @@ from samkv_rag.runtime.guiding import Guide
 from samkv_rag.runtime.prefilling import prefill, read_prompt
 from samkv_rag.runtime.result import result
 from samkv_rag.runtime.sampling import Sampling
-from samkv_rag.runtime.sequence import Choose, Delivery, ReadPrompt, Request
+from samkv_rag.runtime.sequence import Choose, ReadPrompt, Request
 from samkv_rag.runtime.sequence import Sequence as RunningSequence
 from samkv_rag.runtime.stream import AnswerStream, AsyncAnswerStream
 from samkv_rag.runtime.worker import Runtime
@@ -309,14 +309,14 @@ class SamKVEngine:
             ConfigurationError: an option is unknown or out of range.
             QueueFullError: too many requests are waiting.
         """
-        return self._drained(self._request(prompt, options))
+        return self._drained(self._sequence(prompt, options))
 
     def stream(self, prompt: Prompt, **options: Unpack[AnswerOptions]) -> AnswerStream:
         """Like :meth:`generate`, piece by piece; the stream's ``result`` has the metrics.
 
         Work starts when the first piece is requested. Closing the stream ends it at once.
         """
-        return AnswerStream(self._maker(self._request(prompt, options)), self._runtime.submit)
+        return AnswerStream(self._sequence(prompt, options), self._runtime.submit)
 
     async def agenerate(self, prompt: Prompt, **options: Unpack[AnswerOptions]) -> GenerationResult:
         """:meth:`generate` for an event loop; does not block it."""
@@ -327,7 +327,7 @@ class SamKVEngine:
 
     def astream(self, prompt: Prompt, **options: Unpack[AnswerOptions]) -> AsyncAnswerStream:
         """:meth:`stream` for an event loop; does not block it."""
-        return AsyncAnswerStream(self._maker(self._request(prompt, options)), self._runtime.submit)
+        return AsyncAnswerStream(self._sequence(prompt, options), self._runtime.submit)
 
     def generate_scored(self, prompt: Prompt, reference: str, **options: Unpack[AnswerOptions]) -> GenerationResult:
         """Answer, and score ``reference`` as the answer, with one prefill.
@@ -340,7 +340,7 @@ class SamKVEngine:
         """
         if not (reference_ids := self.tokenize(reference)):
             raise ConfigurationError(f"reference is {reference!r}; it must be text of at least one token")
-        return self._drained(self._request(prompt, options, tuple(reference_ids)))
+        return self._drained(self._sequence(prompt, options, tuple(reference_ids)))
 
     def apply_chat_template(
         self,
@@ -393,12 +393,12 @@ class SamKVEngine:
 
     # Requests, sequences and results
 
-    def _request(self, prompt: Prompt, options: AnswerOptions, reference_ids: tuple[int, ...] = ()) -> Request:
+    def _sequence(self, prompt: Prompt, options: AnswerOptions, reference_ids: tuple[int, ...] = ()) -> RunningSequence:
         refuse_unknown(options, AnswerOptions.__annotations__)
         given: dict[str, Any] = {**options}
         method, stop, choose = (given.pop(name, None) for name in ("method", "stop", "choose"))
         handover = given.pop("handover", False)
-        sampling = Sampling(stop=(stop,) if isinstance(stop, str) else tuple(stop or ()), **given)
+        sampling = Sampling(stop=tuple(_as_texts(() if stop is None else stop)), **given)
         if choose and sampling.grammar:
             raise ConfigurationError("choose and grammar are both given, and choose picks the tokens; leave one out")
         if sampling.n > self._max_running:
@@ -415,13 +415,11 @@ class SamKVEngine:
                 raise ConfigurationError(
                     f"handover is True, and another engine cannot carry out {', '.join(own)}; leave it out, or handover"
                 )
-        return Request(self._rendered(prompt), chosen, sampling, reference_ids, choose, handover)
+        request = Request(self._rendered(prompt), chosen, sampling, reference_ids, choose, handover)
+        return RunningSequence(request, self.tokenizer, self._end_ids)
 
-    def _maker(self, request: Request) -> Callable[[Callable[[Delivery], None]], RunningSequence]:
-        return partial(RunningSequence, request, self.tokenizer, self.decoder.device, self._end_ids)
-
-    def _drained(self, request: Request) -> GenerationResult:
-        with AnswerStream(self._maker(request), self._runtime.submit) as stream:
+    def _drained(self, sequence: RunningSequence) -> GenerationResult:
+        with AnswerStream(sequence, self._runtime.submit) as stream:
             for _ in stream:
                 pass
             return stream.result
@@ -468,11 +466,7 @@ def _is_messages(prompt: object) -> TypeGuard[Sequence[Mapping[str, Any]]]:
 
 
 def _as_texts(texts: Iterable[str]) -> list[str]:
-    """Return a list of texts; a single text becomes a list of one.
-
-    Raises:
-        ConfigurationError: ``texts`` is neither text nor iterable.
-    """
+    """Return a list of texts; a single text becomes a list of one."""
     if isinstance(texts, str):
         return [texts]
     try:

@@ -1,28 +1,6 @@
-"""Every error that samkv_rag raises.
+"""Every error that samkv_rag raises, and its warnings. Each message has the value, the limit and the remedy.
 
-    SamKVError (RuntimeError)
-    ├── ConfigurationError        an option is unknown or out of range
-    ├── ModelError
-    │   ├── ModelNotFoundError    nothing can be loaded from the given name or path
-    │   └── UnsupportedModelError its cached keys cannot be moved exactly
-    ├── PromptError
-    │   ├── EmptyPromptError
-    │   ├── PromptTooLongError    longer than the model's context window
-    │   └── ChatTemplateError     the model's template refuses the messages
-    │       └── ToolsUnsupportedError  the template does not support tools (also a NotImplementedError)
-    ├── ChunkError
-    │   ├── EmptyChunkError
-    │   └── ChunkTooLongError     longer than the model's context window
-    ├── StoreError
-    │   ├── StoreFullError        no room for more; stored chunks are intact
-    │   ├── StoreUnreachableError a remote store did not answer in time, or with an error
-    │   ├── StoreFormatError      not a store, or a store of another format version
-    │   └── DamagedChunkError     a stored chunk cannot be trusted; it counts as a miss
-    ├── QueueFullError            too many requests are waiting; try again later
-    └── EngineClosedError         the engine was closed
-
-They derive from RuntimeError because LlamaIndex turns ValueError and TypeError into an
-"Empty Response". Each message has the value, the limit and the remedy.
+The errors derive from RuntimeError because LlamaIndex turns ValueError and TypeError into an "Empty Response".
 """
 
 from __future__ import annotations
@@ -96,16 +74,16 @@ class StoreFormatError(StoreError):
     """The path is not a chunk store, or a store of another format version."""
 
 
+class DamagedChunkError(StoreError):
+    """A stored chunk is damaged, forged, or belongs to another text or model; it counts as a miss."""
+
+
 class QueueFullError(SamKVError):
-    """Too many requests are waiting."""
+    """Too many requests are waiting; try again later."""
 
 
 class EngineClosedError(SamKVError):
     """The engine was closed."""
-
-
-class DamagedChunkError(StoreError):
-    """A stored chunk is damaged, forged, or belongs to another text or model."""
 
 
 class DamagedChunkWarning(UserWarning):

@@ -12,9 +12,6 @@ if TYPE_CHECKING:
     from samkv_rag.explanation import Explanation
     from samkv_rag.handover import Handover
 
-ChunkOffsets = Callable[[str], Sequence[tuple[int, int]]]
-"""Maps a chunk's text to the start and stop character of each of its tokens."""
-
 
 @dataclass(frozen=True)
 class GenerationResult:
@@ -40,7 +37,8 @@ class GenerationResult:
     """All answers but the first, with ``n`` above 1."""
     handover: Handover | None = field(default=None, repr=False, compare=False)
     """Lets another engine decode the rest of the answer, with ``handover=True`` and unless the answer has ended."""
-    offsets: ChunkOffsets = field(default=lambda text: (), repr=False, compare=False)
+    offsets: Callable[[str], Sequence[tuple[int, int]]] = field(default=lambda text: (), repr=False, compare=False)
+    """Maps a chunk's text to the start and stop character of each of its tokens."""
 
     @property
     def num_written_tokens(self) -> int:

@@ -49,12 +49,7 @@ class Grammar:
         """
         if isinstance(texts, str) or not texts or not all(isinstance(text, str) and text for text in texts):
             raise ConfigurationError(f"choices are {texts!r}; they must be texts that are not empty, at least one")
-        return cls(f"start: {' | '.join(map(literal, texts))}")
-
-
-def literal(text: str) -> str:
-    """Return a text as a term of a grammar."""
-    return json.dumps(text)
+        return cls(f"start: {' | '.join(map(json.dumps, texts))}")
 
 
 def json_terms(schema: Mapping[str, Any] | bool) -> str:
@@ -68,9 +63,8 @@ def json_terms(schema: Mapping[str, Any] | bool) -> str:
         closed = given if '"allOf"' in json.dumps(given) else _closed(given)  # allOf cannot join closed schemas
         return f"%json {json.dumps({'x-guidance': _AS_JSON_DUMPS, **closed})}"
     except (TypeError, ValueError, RecursionError) as error:
-        shown = reprlib.repr(schema)
         raise ConfigurationError(
-            f"the JSON schema is {shown}: {error}; it must be a mapping of JSON's values"
+            f"the JSON schema is {reprlib.repr(schema)}: {error}; it must be a mapping of JSON's values"
         ) from error
 
 
@@ -92,11 +86,7 @@ def _closed(schema: Any) -> Any:
 
 
 def llguidance() -> Any:
-    """Import the library that enforces grammars.
-
-    Raises:
-        ConfigurationError: it is not installed.
-    """
+    """Import the library that enforces grammars, or say how to install it."""
     try:
         return import_module("llguidance")
     except ImportError as error:

@@ -260,6 +260,7 @@ def test_messages_that_the_template_refuses(engine: SamKVEngine, monkeypatch: py
         ({"seed": 2**64}, "seed is 18446744073709551616; it must be an integer"),
         ({"stop": [""]}, "it must be made of texts that are not empty"),
         ({"stop": [3]}, "it must be made of texts that are not empty"),
+        ({"stop": 3}, "3 is not a list of texts"),
         ({"top_k": -1}, "top_k is -1"),
         ({"min_p": 2}, "min_p is 2"),
         ({"repetition_penalty": 0}, "it must be above 0, and 1 changes nothing"),

@@ -161,21 +161,17 @@ class Explanation:
 
 
 def explained_chunk(use: ChunkUse, offsets: Sequence[tuple[int, int]]) -> ExplainedChunk:
-    """Turn the use of a chunk, in tokens, into ranges of its text.
-
-    Args:
-        use: the use of the chunk.
-        offsets: start and stop character of each of its tokens.
-    """
+    """Turn the use of a chunk into ranges of its text; ``offsets`` are start and stop character of each token."""
     # If a chunk begins the prompt, full prefill counts the BOS, which is not text, among its tokens.
     offsets = [(0, 0)] * (use.num_tokens - len(offsets)) + [*offsets]
-    retained = tuple(Range(*run) for run in _runs(use.retained_tokens, offsets))
-    blocks = tuple(
-        Block(start, stop, offsets[start][0], offsets[stop - 1][1], score if isfinite(score) else None)
-        for start, stop, score in use.blocks
-    )
-    arrivals = (Arrived(*run, chars) for chars, tokens in use.arrivals for run in _runs(tokens, offsets))
-    return ExplainedChunk(use.text, use.digest, use.num_tokens, use.hit, retained, blocks, arrivals=tuple(arrivals))
+
+    def place(start: int, stop: int) -> tuple[int, int, int, int]:
+        return start, stop, offsets[start][0], offsets[stop - 1][1]
+
+    retained = tuple(Range(*place(*run)) for run in _runs(use.retained_tokens))
+    blocks = tuple(Block(*place(start, stop), score if isfinite(score) else None) for start, stop, score in use.blocks)
+    arrivals = tuple(Arrived(*place(*run), chars) for chars, tokens in use.arrivals for run in _runs(tokens))
+    return ExplainedChunk(use.text, use.digest, use.num_tokens, use.hit, retained, blocks, arrivals=arrivals)
 
 
 def _spans(chunk: ExplainedChunk) -> Iterator[Span]:
@@ -199,11 +195,11 @@ def _merged(spans: Iterable[Span]) -> list[Span]:
     return sorted(merged, key=lambda span: span.strength, reverse=True)
 
 
-def _runs(tokens: Sequence[int], offsets: Sequence[tuple[int, int]]) -> Iterator[tuple[int, int, int, int]]:
-    """Yield the fields of a :class:`Range` for each run of adjacent ``tokens``."""
+def _runs(tokens: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """Yield start and stop of each run of adjacent ``tokens``."""
     for _, pairs in groupby(enumerate(tokens), key=lambda pair: pair[1] - pair[0]):
         run = [token for _, token in pairs]
-        yield run[0], run[-1] + 1, offsets[run[0]][0], offsets[run[-1]][1]
+        yield run[0], run[-1] + 1
 
 
 def _chunk(values: Mapping[str, Any]) -> ExplainedChunk:

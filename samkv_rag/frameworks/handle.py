@@ -27,28 +27,24 @@ class EngineHandle:
         self.origin = origin
         self.given: SamKVEngine | None = None
         """The engine, if it was made elsewhere."""
+        self.loaded: SamKVEngine | None = None
+        """The engine, if it is loaded."""
         self._load = load
-        self._engine: SamKVEngine | None = None
         self._lock = threading.Lock()
 
     @classmethod
     def of(cls, engine: SamKVEngine, origin: object = None) -> EngineHandle:
         """Return a handle of an existing engine."""
         handle = cls(lambda: engine, origin)
-        handle._engine = handle.given = engine
+        handle.loaded = handle.given = engine
         return handle
 
     def get(self) -> SamKVEngine:
         """Return the engine; load it if necessary."""
         with self._lock:
-            if self._engine is None:
-                self._engine = self._load()
-            return self._engine
-
-    @property
-    def loaded(self) -> SamKVEngine | None:
-        """The engine if it is loaded, else None."""
-        return self._engine
+            if self.loaded is None:
+                self.loaded = self._load()
+            return self.loaded
 
     def __deepcopy__(self, memo: dict[int, Any]) -> EngineHandle:
         return self

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from samkv_rag.exceptions import ChatTemplateError, ToolsUnsupportedError
@@ -29,16 +29,6 @@ def template_role(role: str) -> str:
     return _TEMPLATE_ROLES.get(role, role)
 
 
-def join_system_messages(messages: Iterable[Message]) -> list[Message]:
-    """Join adjacent system messages: frameworks add their own, and most chat templates accept only one."""
-    return _joined(messages, ("system",))
-
-
-def join_same_roles(messages: Iterable[Message]) -> list[Message]:
-    """Join adjacent messages of one role, except tool results and messages with tool calls."""
-    return _joined(messages, ("system", "user", "assistant"))
-
-
 def render(
     engine: SamKVEngine,
     messages: Sequence[Message],
@@ -47,24 +37,24 @@ def render(
 ) -> RenderedPrompt:
     """Return ``messages`` as one prompt, adapted to the model's chat template if necessary.
 
-    Some templates require that user and assistant alternate: messages of one role are then joined. Some have no
-    system role: its text then goes before the user's.
+    Adjacent system messages are joined: frameworks add their own, and most templates accept only one. Some templates
+    require that user and assistant alternate: messages of one role are then joined. Some have no system role: its text
+    then goes before the user's.
 
     Raises:
         ChatTemplateError: the template refuses the messages in every form.
         ToolsUnsupportedError: the template does not support tools.
     """
-    plain = join_system_messages(messages)
+    plain = join_adjacent(messages, ["system"])
     without_system = [one | {"role": "user"} if one["role"] == "system" else one for one in plain]
-    refusals: list[ChatTemplateError] = []
-    for form in (plain, join_same_roles(plain), join_same_roles(without_system)):
+    for form in (plain, join_adjacent(plain), join_adjacent(without_system)):
         try:
             return engine.apply_chat_template(form, tools=tools, documents=documents)
         except ToolsUnsupportedError:
             raise
-        except ChatTemplateError as refusal:
-            refusals.append(refusal)
-    raise refusals[0]
+        except ChatTemplateError:
+            pass
+    return engine.apply_chat_template(plain, tools=tools, documents=documents)  # raises its refusal
 
 
 def with_json_instruction(messages: Sequence[Message], schema: Mapping[str, Any]) -> list[Message]:
@@ -73,13 +63,13 @@ def with_json_instruction(messages: Sequence[Message], schema: Mapping[str, Any]
         "Answer with one JSON object and nothing else. It must fit this JSON schema:\n"
         f"{json.dumps(schema, ensure_ascii=False)}"
     )
-    if messages and messages[-1]["role"] == "user":
-        last = messages[-1]
-        return [*messages[:-1], last | {"content": f"{last['content']}\n\n{wish}"}]
-    return [*messages, {"role": "user", "content": wish}]
+    return [*messages[:-1], *join_adjacent([*messages[-1:], {"role": "user", "content": wish}])]
 
 
-def _joined(messages: Iterable[Message], roles: tuple[str, ...]) -> list[Message]:
+def join_adjacent(
+    messages: Iterable[Message], roles: Collection[str] = ("system", "user", "assistant")
+) -> list[Message]:
+    """Join adjacent messages of one of the ``roles``, except messages with tool calls."""
     joined: list[Message] = []
     for message in messages:
         last = joined[-1] if joined else {"role": None}

@@ -19,10 +19,6 @@ if TYPE_CHECKING:
     from samkv_rag import SamKVEngine
 
 
-def _path_text(path: object) -> object:
-    return fspath(path) if isinstance(path, PathLike) else path
-
-
 def _config(config: object) -> object:
     if not isinstance(config, Mapping):
         return config
@@ -66,7 +62,7 @@ def method_as_dict(method: Any) -> Any:
     return None if method is None else method.to_dict()
 
 
-PathText = Annotated[str, BeforeValidator(_path_text)]
+PathText = Annotated[str, BeforeValidator(lambda path: fspath(path) if isinstance(path, PathLike) else path)]
 _Secret = Annotated[SecretStr | None, BeforeValidator(_secret)]
 
 
@@ -132,11 +128,7 @@ def load_engine(options: Mapping[str, Any]) -> SamKVEngine:
 
 
 def parse_bool(name: str, given: object, own: bool) -> bool:
-    """Return a call's value of a switch, or the LLM's ``own`` if it is None.
-
-    Raises:
-        ConfigurationError: ``given`` is neither True nor False.
-    """
+    """Return a call's value of a switch, or the LLM's ``own`` if it is None."""
     if given is None:
         return own
     require_bool(name, given)

@@ -1,10 +1,13 @@
-"""Runs blocking work beside an event loop."""
+"""Runs blocking work, and reads blocking streams, beside an event loop."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from typing import ParamSpec, TypeVar
+from collections.abc import AsyncGenerator, Callable, Generator
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import Context, copy_context
+from functools import partial
+from typing import Any, ParamSpec, TypeVar
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -23,3 +26,25 @@ async def run_in_thread_shielded(function: Callable[P, T], *args: P.args, **kwar
         await asyncio.wait([work])
         work.exception()  # retrieve it, or asyncio reports it as lost
         raise
+
+
+def aiter_in_thread(stream: Generator[T, None, None]) -> AsyncGenerator[T, None]:
+    """Yield from ``stream``, running every step in one new thread, in a copy of the caller's context.
+
+    One thread is used because a step may depend on its thread's state, and so that closing waits for a step that a
+    cancelled reader left running.
+    """
+    return _aiter(stream, copy_context())  # here, so that it is the caller's context and not the first reader's
+
+
+async def _aiter(stream: Generator[T, None, None], context: Context) -> AsyncGenerator[T, None]:
+    end: Any = object()
+    worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="samkv-stream")
+    loop, step = asyncio.get_running_loop(), partial(next, stream, end)
+    try:
+        while (item := await loop.run_in_executor(worker, context.run, step)) is not end:
+            yield item
+    finally:
+        closed = worker.submit(context.run, stream.close)
+        worker.shutdown(wait=False)
+        await asyncio.shield(asyncio.wrap_future(closed))

@@ -7,6 +7,7 @@ that is only ``{"name": ..., "parameters": {...}}`` or a list of such objects (L
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -14,14 +15,13 @@ from uuid import uuid4
 
 from samkv_rag.exceptions import ConfigurationError
 from samkv_rag.frameworks.messages import Message, render, with_json_instruction
-from samkv_rag.grammar import Grammar, json_terms, literal
+from samkv_rag.grammar import Grammar, json_terms
 
 if TYPE_CHECKING:
     from samkv_rag import SamKVEngine
     from samkv_rag.model.tokenization import RenderedPrompt
 
 _OPEN, _CLOSE = "<tool_call>", "</tool_call>"
-_FENCE = "```"
 _ID_LENGTH = 9  # Mistral's template accepts no other
 _MOST_CALLS = 8
 """Limit of the calls in an answer that must call tools, for models that do not stop."""
@@ -88,63 +88,50 @@ def answer_grammar(
 
     Args:
         prompt: the prompt rendered with the tools, which shows the format of calls.
-        tools: function schemas, as chat templates take them.
         chosen: the result of :func:`chosen_tool`. If the model decides, ``schema`` applies to answers without a call.
-        schema: a JSON schema.
         parallel: whether the answer may have several calls, if any tool may be called.
-
-    Raises:
-        ConfigurationError: a schema is not made of JSON's values.
     """
     if not chosen and schema is None:
         return None
-    is_marked = _OPEN in prompt
-    answers, rules = [], []
+    is_marked, answers, call = _OPEN in prompt, [], ""
     if not chosen and schema is not None:
-        answers.append("fitting")
-        rules.append(f"fitting: {json_terms(schema)}")
+        answers.append(json_terms(schema))
     if functions := [tool["function"] for tool in tools if chosen in (None, ANY, tool["function"]["name"])]:
-        answers.append("calls")
         most = _MOST_CALLS if parallel and is_marked and chosen in (None, ANY) else 1
-        opening, closing = (literal(f"{_OPEN}\n"), literal(f"\n{_CLOSE}")) if is_marked else ("", "")
-        rules.append(f'calls: call ("\\n" call){{0,{most - 1}}}' if most > 1 else "calls: call")
-        rules.append(f"call: {opening} ({' | '.join(_call_terms(one, is_marked) for one in functions)}) {closing}")
-    return Grammar("\n".join([f"start: {' | '.join(answers)}", *rules]))
+        opening, closing = (json.dumps(f"{_OPEN}\n"), json.dumps(f"\n{_CLOSE}")) if is_marked else ("", "")
+        answers.append(f'call ("\\n" call){{0,{most - 1}}}' if most > 1 else "call")
+        call = f"\ncall: {opening} ({' | '.join(_call_terms(one, is_marked) for one in functions)}) {closing}"
+    return Grammar(f"start: {' | '.join(answers)}{call}")
 
 
 def _call_terms(function: Mapping[str, Any], is_marked: bool) -> str:
     """Return the terms of a grammar for a call of a function."""
     name, arguments = json.dumps(function["name"]), "arguments" if is_marked else "parameters"
     schema = {"type": "object", "properties": {}} | dict(function.get("parameters") or {})
-    opening, closing = literal(f'{{"name": {name}, "{arguments}": '), literal("}")
-    return f"{opening} {json_terms(schema)} {closing}"
-
-
-class TextOnly:
-    """Passes an answer on as it is, without parsing."""
-
-    def add(self, text: str) -> Iterator[str | ToolCall]:
-        """Yield ``text``, unless it is empty."""
-        if text:
-            yield text
-
-    def finish(self) -> Iterator[str | ToolCall]:
-        """Yield nothing."""
-        yield from ()
+    opening = json.dumps(f'{{"name": {name}, "{arguments}": ')
+    return f'{opening} {json_terms(schema)} "}}"'
 
 
 class ToolCalls:
-    """Finds tool calls in a streamed answer; holds back text that may become a call."""
+    """Finds tool calls in a streamed answer; holds back text that may become a call.
 
-    def __init__(self) -> None:
+    Args:
+        expected: whether the model was shown tools; if not, all is text.
+    """
+
+    def __init__(self, expected: bool = True) -> None:
+        self._expected = expected
         self._held = ""
         self._num_calls = 0
         self._has_text = False
 
     def add(self, text: str) -> Iterator[str | ToolCall]:
         """Add a piece, and yield the text and calls that are now certain."""
+        if not self._expected:
+            yield from self._text(text)
+            return
         self._held += text
-        while _OPEN in self._held and _CLOSE in self._held:
+        while _CLOSE in self._held.partition(_OPEN)[2]:
             before, _, rest = self._held.partition(_OPEN)
             call, _, self._held = rest.partition(_CLOSE)
             yield from self._text(before.rstrip())
@@ -187,10 +174,8 @@ def _length_held_back(text: str) -> int:
 
 
 def _plain_calls(text: str) -> list[tuple[str, str]]:
-    bare = text.strip()
-    if len(bare) >= 2 * len(_FENCE) and bare.startswith(_FENCE) and bare.endswith(_FENCE):
-        bare = bare[len(_FENCE) : -len(_FENCE)].removeprefix("json")
-    value = _parsed(bare)
+    fenced = re.fullmatch(r"\s*```(?:json)?(.*)```\s*", text, re.DOTALL)
+    value = _parsed(fenced[1] if fenced else text.strip())
     calls = [_as_call(item) for item in (value if isinstance(value, list) else [value])]
     return [call for call in calls if call] if all(calls) else []
 

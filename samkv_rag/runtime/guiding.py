@@ -26,9 +26,7 @@ class Guide:
         Raises:
             ConfigurationError: the grammar is invalid or too large, or the tokenizer is not a fast one.
         """
-        matcher = Matcher(llguidance().LLMatcher(self._vocabulary, grammar.lark, log_level=0))
-        matcher.require_sound()
-        return matcher
+        return Matcher(llguidance().LLMatcher(self._vocabulary, grammar.lark, log_level=0))
 
     @cached_property
     def _vocabulary(self) -> Any:
@@ -37,7 +35,6 @@ class Guide:
             raise ConfigurationError(
                 f"the tokenizer is a {type(tokenizer).__name__}; grammars need a fast one (tokenizer.json)"
             )
-        llguidance()  # raises with what to install
         from llguidance.hf import from_tokenizer
 
         return from_tokenizer(tokenizer, eos_token=self._end_ids or None)
@@ -48,6 +45,7 @@ class Matcher:
 
     def __init__(self, matcher: Any) -> None:
         self._matcher = matcher
+        self._require_sound()
 
     def copy(self) -> Matcher:
         """Return another matcher at the same place."""
@@ -61,7 +59,7 @@ class Matcher:
     def mask(self, logits: torch.Tensor) -> torch.Tensor:
         """Return ``logits`` ``[1, vocab]`` with -inf for tokens that the grammar does not allow."""
         allowed = torch.frombuffer(bytearray(self._matcher.compute_logit_bias()), dtype=torch.uint8).bool()
-        self.require_sound()
+        self._require_sound()
         refused = torch.ones(logits.shape[1], dtype=torch.bool)  # models may have more logits than tokens
         refused[: len(allowed)] = ~allowed[: len(refused)]
         return logits.masked_fill(refused.to(logits.device), float("-inf"))
@@ -69,9 +67,9 @@ class Matcher:
     def consume(self, token_id: int) -> None:
         """Advance by a token."""
         self._matcher.consume_token(token_id)
-        self.require_sound()
+        self._require_sound()
 
-    def require_sound(self) -> None:
+    def _require_sound(self) -> None:
         """Raise ConfigurationError if the grammar is invalid, or takes too much work."""
         if self._matcher.is_error():
             words = self._matcher.get_error().partition("\n   1 |")[0].strip()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 
 import torch
 
@@ -12,6 +13,7 @@ from samkv_rag.model.decoder import Decoder
 from samkv_rag.model.tokenization import PromptTokenizer
 from samkv_rag.prompt.layout import Segment
 from samkv_rag.results import Arrival, ChunkUse, Diagnostic, GenerationMetrics
+from samkv_rag.runtime.refreshing import Refresher
 from samkv_rag.runtime.sequence import DecodingState, ReadPrompt, Sequence
 
 
@@ -75,27 +77,24 @@ def _chunk_uses(read: ReadPrompt, state: DecodingState) -> tuple[ChunkUse, ...]:
         ChunkUse(
             digest=segment.digest,
             start_char=segment.start_char,
-            num_tokens=segment.stop - segment.start,
+            num_tokens=segment.num_tokens,
             hit=segment.hit,
             retained_tokens=tuple(retained[segment.span].nonzero()[:, 0].tolist()),
             text=segment.text,
             blocks=of_chunk,
-            arrivals=_arrivals(state, segment),
+            arrivals=tuple(_arrivals(state.refresher, segment)) if state.refresher else (),
         )
         for segment, of_chunk in zip(chunks, blocks, strict=True)
     )
     return tuple(sorted(uses, key=lambda use: use.start_char))
 
 
-def _arrivals(state: DecodingState, segment: Segment) -> tuple[Arrival, ...]:
-    """Return the tokens of a chunk that refreshes brought in."""
-    if state.refresher is None:
-        return ()
-    inside = [
-        (num_chars, positions[(positions >= segment.start) & (positions < segment.stop)] - segment.start)
-        for num_chars, positions in state.refresher.arrivals
-    ]
-    return tuple(Arrival(num_chars, tuple(tokens.tolist())) for num_chars, tokens in inside if len(tokens))
+def _arrivals(refresher: Refresher, segment: Segment) -> Iterator[Arrival]:
+    """Yield the tokens of a chunk that each refresh brought in."""
+    for num_chars, positions in refresher.arrivals:
+        tokens = positions[(positions >= segment.start) & (positions < segment.stop)] - segment.start
+        if len(tokens):
+            yield Arrival(num_chars, tuple(tokens.tolist()))
 
 
 def _excessive_recomputation(sequence: Sequence, read: ReadPrompt, recomputed: torch.Tensor) -> list[Diagnostic]:

@@ -100,18 +100,21 @@ class TokenChooser:
         index: int,
     ) -> None:
         self._greedy = sampling.temperature == 0
-        self._penalty = sampling.repetition_penalty
         self._said = list(prompt_ids)
         self._matcher = matcher
-        self._warpers = LogitsProcessorList()
+        self._processors = LogitsProcessorList()
+        if sampling.repetition_penalty != 1:
+            self._processors.append(RepetitionPenaltyLogitsProcessor(float(sampling.repetition_penalty)))
+        if matcher is not None:
+            self._processors.append(lambda _, logits: matcher.mask(logits))
         if not self._greedy:
-            self._warpers.append(TemperatureLogitsWarper(float(sampling.temperature)))
+            self._processors.append(TemperatureLogitsWarper(float(sampling.temperature)))
             if sampling.top_k:
-                self._warpers.append(TopKLogitsWarper(sampling.top_k))
+                self._processors.append(TopKLogitsWarper(sampling.top_k))
             if sampling.top_p < 1:
-                self._warpers.append(TopPLogitsWarper(sampling.top_p))
+                self._processors.append(TopPLogitsWarper(sampling.top_p))
             if sampling.min_p > 0:
-                self._warpers.append(MinPLogitsWarper(sampling.min_p))
+                self._processors.append(MinPLogitsWarper(sampling.min_p))
         self._generator = torch.Generator(device)
         if sampling.seed is None:
             self._generator.seed()
@@ -125,23 +128,17 @@ class TokenChooser:
 
     def __call__(self, logits: torch.Tensor) -> int:
         """Return a token id. Raises ConfigurationError if the grammar takes too much work."""
-        if self._penalty != 1:
+        if self._processors:
             said: Any = torch.tensor([self._said], dtype=torch.int64, device=logits.device)
-            logits = RepetitionPenaltyLogitsProcessor(float(self._penalty))(said, logits.float())
-        if self._matcher is not None:
-            logits = self._matcher.mask(logits)
-        token_id = self._chosen(logits)
+            logits = self._processors(said, logits.float())
+        if self._greedy:
+            token_id = int(logits.argmax(dim=-1))
+        else:
+            token_id = int(torch.multinomial(logits.softmax(-1), 1, generator=self._generator))
         self._said.append(token_id)
         if self._matcher is not None:
             self._matcher.consume(token_id)
         return token_id
-
-    def _chosen(self, logits: torch.Tensor) -> int:
-        if self._greedy:
-            return int(logits.argmax(dim=-1))
-        no_history: Any = torch.empty(1, 0, dtype=torch.int64, device=logits.device)
-        probabilities = self._warpers(no_history, logits.float()).softmax(-1)
-        return int(torch.multinomial(probabilities, 1, generator=self._generator))
 
 
 def token_logprob(token_id: int, logits: torch.Tensor, num_top: int, tokenizer: PromptTokenizer) -> TokenLogprob:

@@ -21,45 +21,34 @@ class Scheduler:
     def __init__(self, max_running: int, max_waiting: int) -> None:
         self.max_running = max_running
         self.max_waiting = max_waiting
-        self.running: list[Sequence] = []
+        self.reading: set[Sequence] = set()
+        """Their prompts are read, or will be."""
+        self.ready: deque[Sequence] = deque()
+        """Their prompts have been read."""
         self.prefilling: list[Sequence] = []
         """The last one is being prefilled; it has interrupted those before it."""
-        self._reading: set[Sequence] = set()
-        self._ready: deque[Sequence] = deque()
+        self.running: list[Sequence] = []
 
     @property
     def num_waiting(self) -> int:
         """Sequences that have not been prefilled."""
-        return len(self._reading) + len(self._ready)
+        return len(self.reading) + len(self.ready)
 
     @property
     def has_work(self) -> bool:
         """Whether the worker has something to do."""
-        return bool(self.running or self._ready)
+        return bool(self.running or self.ready)
 
     def admit(self, sequence: Sequence) -> None:
         """Add a new sequence, whose prompt is read next."""
         if self.num_waiting >= self.max_waiting:  # those that were cancelled need no place
-            self._ready = deque(waiting for waiting in self._ready if not waiting.cancelled)
+            self.ready = deque(waiting for waiting in self.ready if not waiting.cancelled)
         if self.num_waiting >= self.max_waiting:
             raise QueueFullError(
                 f"{self.num_waiting} requests are waiting, the limit is {self.max_waiting}; "
                 "try again later, or open the engine with a larger max_waiting"
             )
-        self._reading.add(sequence)
-
-    def read_again(self, sequence: Sequence) -> None:
-        """Add a sequence whose prompt is read again; the limit does not apply."""
-        self._reading.add(sequence)
-
-    def ready(self, sequence: Sequence) -> None:
-        """Queue a sequence whose prompt has been read."""
-        self._reading.discard(sequence)
-        self._ready.append(sequence)
-
-    def forget(self, sequence: Sequence) -> None:
-        """Remove a sequence that failed or was cancelled before its prompt was read."""
-        self._reading.discard(sequence)
+        self.reading.add(sequence)
 
     def next_prefill(self) -> Sequence | None:
         """Move the sequence to prefill now to ``prefilling`` and return it; None if none may start."""
@@ -67,11 +56,11 @@ class Scheduler:
             return None
         room = self.max_running - len(self.running) - sum(one.request.sampling.n for one in self.prefilling)
         limit = self.prefilling[-1].num_prompt_tokens / 2 if self.prefilling else float("inf")
-        for sequence in self._ready:
+        for sequence in self.ready:
             if sequence.cancelled or sequence.num_prompt_tokens < limit:
                 if sequence.request.sampling.n > room and not sequence.cancelled:
                     return None
-                self._ready.remove(sequence)
+                self.ready.remove(sequence)
                 self.prefilling.append(sequence)
                 return sequence
         return None
@@ -93,6 +82,6 @@ class Scheduler:
 
     def drain(self) -> list[Sequence]:
         """Remove and return all sequences, in any state."""
-        everything = [*self._reading, *self._ready, *self.prefilling, *self.running]
-        self._reading, self._ready, self.running = set(), deque(), []
+        everything = [*self.reading, *self.ready, *self.prefilling, *self.running]
+        self.reading, self.ready, self.running = set(), deque(), []
         return everything

@@ -73,17 +73,11 @@ class DecodingState:
 class Sequence:
     """A request with its state and its answer so far. Only the worker thread changes it, except by :meth:`cancel`."""
 
-    def __init__(
-        self,
-        request: Request,
-        tokenizer: PromptTokenizer,
-        device: torch.device,
-        end_ids: frozenset[int],
-        deliver: Callable[[Delivery], None],
-    ) -> None:
+    deliver: Callable[[Delivery], None]
+    """Called with every piece, then once with the result or an error; must not block. Its reader sets it."""
+
+    def __init__(self, request: Request, tokenizer: PromptTokenizer, end_ids: frozenset[int]) -> None:
         self.request = request
-        self.deliver = deliver
-        """Called with every piece, then once with the result or an error; must not block."""
         self.clock = Clock()
         self.read: ReadPrompt | None = None
         self.state: DecodingState | None = None
@@ -93,16 +87,13 @@ class Sequence:
         """Of the request's reference answer, in nats per token."""
         self.handover: Handover | None = None
         self.end_ids = end_ids
-        self.submitted_at = time.perf_counter()
-        self.ready_at = self.first_token_at = 0.0
+        self.submitted_at = self.ready_at = self.first_token_at = 0.0
         self.num_readings = 0
         """How often the prompt was read; it is read again if a chunk proved damaged."""
         self._tokenizer = tokenizer
-        self._device = device
         # Shared by all answers to the request.
         self._cancelled = Event()
         self._results: dict[int, GenerationResult] = {}
-        self._begin(0)
 
     @property
     def text(self) -> str:
@@ -182,12 +173,12 @@ class Sequence:
         self.finish_reason = reason
 
     def _begin(self, index: int) -> None:
-        sampling, read = self.request.sampling, self.read
-        penalised = read.layout.token_ids.tolist() if read and sampling.repetition_penalty != 1 else ()
-        matcher = read.matcher.copy() if read and read.matcher else None
+        assert self.read is not None
+        sampling, layout, matcher = self.request.sampling, self.read.layout, self.read.matcher
+        penalised = layout.token_ids.tolist() if sampling.repetition_penalty != 1 else ()
         self._index = index
         self._answer = AnswerText(self._tokenizer, sampling.stop)
-        self._choose = TokenChooser(sampling, self._device, penalised, matcher, index)
+        self._choose = TokenChooser(sampling, layout.device, penalised, matcher and matcher.copy(), index)
         self.token_ids: list[int] = []
         self.logprobs: list[TokenLogprob] = []
         self._num_delivered = 0

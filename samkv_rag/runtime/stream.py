@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AbstractAsyncContextManager, AbstractContextManager
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, suppress
 from queue import SimpleQueue
 
 from samkv_rag.exceptions import ConfigurationError
@@ -12,19 +12,15 @@ from samkv_rag.generation_result import GenerationResult
 from samkv_rag.results import Piece
 from samkv_rag.runtime.sequence import Delivery, Sequence
 
-_Start = Callable[[Sequence], None]
-_Make = Callable[[Callable[[Delivery], None]], Sequence]
-
 
 class _Stream:
     """Base of both streams. Reading the first piece starts the computation, closing cancels it."""
 
-    def __init__(self, make: _Make, submit: _Start) -> None:
-        self._make = make
+    def __init__(self, sequence: Sequence, submit: Callable[[Sequence], None]) -> None:
+        self._sequence = sequence
         self._submit = submit
-        self._sequence: Sequence | None = None
         self._result: GenerationResult | None = None
-        self._ended = False
+        self._begun = self._ended = False
 
     @property
     def result(self) -> GenerationResult:
@@ -38,13 +34,14 @@ class _Stream:
         return self._result
 
     def _begin(self, deliver: Callable[[Delivery], None]) -> None:
-        if self._sequence is None:
-            self._sequence = self._make(deliver)
+        if not self._begun:
+            self._begun = True
+            self._sequence.deliver = deliver
             self._submit(self._sequence)
 
     def _end(self) -> None:
         self._ended = True
-        if self._sequence is not None and self._result is None:
+        if self._result is None:
             self._sequence.cancel()
 
     def _piece(self, delivery: Delivery, at_end: type[Exception]) -> Piece:
@@ -75,8 +72,8 @@ class AnswerStream(_Stream, Iterator[Piece], AbstractContextManager["AnswerStrea
     computation at the next step.
     """
 
-    def __init__(self, make: _Make, submit: _Start) -> None:
-        super().__init__(make, submit)
+    def __init__(self, sequence: Sequence, submit: Callable[[Sequence], None]) -> None:
+        super().__init__(sequence, submit)
         self._inbox: SimpleQueue[Delivery] = SimpleQueue()
 
     def __next__(self) -> Piece:
@@ -103,8 +100,8 @@ class AnswerStream(_Stream, Iterator[Piece], AbstractContextManager["AnswerStrea
 class AsyncAnswerStream(_Stream, AsyncIterator[Piece], AbstractAsyncContextManager["AsyncAnswerStream"]):
     """An :class:`AnswerStream` for an event loop. It never blocks the loop, and waits without a thread."""
 
-    def __init__(self, make: _Make, submit: _Start) -> None:
-        super().__init__(make, submit)
+    def __init__(self, sequence: Sequence, submit: Callable[[Sequence], None]) -> None:
+        super().__init__(sequence, submit)
         self._inbox: asyncio.Queue[Delivery] = asyncio.Queue()
 
     async def __anext__(self) -> Piece:
@@ -131,9 +128,7 @@ class AsyncAnswerStream(_Stream, AsyncIterator[Piece], AbstractAsyncContextManag
         inbox = self._inbox  # not self, so that a dropped stream is collected and closed
 
         def deliver(delivery: Delivery) -> None:
-            try:
+            with suppress(RuntimeError):  # the loop is closed, and its readers with it
                 loop.call_soon_threadsafe(inbox.put_nowait, delivery)
-            except RuntimeError:  # the loop is closed, and its readers with it
-                return
 
         return deliver

@@ -10,7 +10,6 @@ import weakref
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import cache
 from typing import Any, TypeVar
 
 import torch
@@ -51,8 +50,6 @@ class Runtime:
         read: reads a sequence's prompt, in a thread of its own.
         prefill: fills a sequence's buffer, and returns the answers that decode from it.
         finish: makes the result of a finished sequence.
-        max_running: most sequences that decode at the same time.
-        max_waiting: most sequences that wait.
     """
 
     def __init__(
@@ -74,8 +71,7 @@ class Runtime:
         self.start_over()
         decoder.between_layers = self._make_way
         start_over_in_forks(self)
-        _runtimes.add(self)
-        _close_at_exit()
+        atexit.register(_close, weakref.ref(self))  # or the interpreter exits under a running thread
 
     def submit(self, sequence: Sequence) -> None:
         """Queue a sequence; its ``deliver`` gets the answer.
@@ -125,16 +121,14 @@ class Runtime:
                 with torch.inference_mode():
                     sequence.read = self._read_prompt(sequence)
         except BaseException as error:
-            with self._changed:
-                self._scheduler.forget(sequence)
+            with self._changed:  # first, so that its place is free when the reader knows
+                self._scheduler.reading.discard(sequence)
             sequence.fail(error)
-            return
         with self._changed:
-            if sequence.cancelled or self._closed:
-                self._scheduler.forget(sequence)
-            else:
+            self._scheduler.reading.discard(sequence)
+            if not sequence.cancelled:
                 sequence.ready_at = time.perf_counter()
-                self._scheduler.ready(sequence)
+                self._scheduler.ready.append(sequence)
                 self._wake()
 
     # In the worker thread
@@ -148,14 +142,11 @@ class Runtime:
 
     def _wait_for_work(self) -> bool:
         with self._changed:
-            self._changed.wait_for(lambda: self._closed or self._has_work, _IDLE_S)
-            if not self._has_work:
-                self._thread = None
-            return self._has_work
-
-    @property
-    def _has_work(self) -> bool:
-        return bool(self._jobs or self._scheduler.has_work)
+            self._changed.wait_for(lambda: self._closed or self._jobs or self._scheduler.has_work, _IDLE_S)
+            if self._jobs or self._scheduler.has_work:
+                return True
+            self._thread = None
+            return False
 
     def _prefill_next(self) -> None:
         with self._changed:
@@ -199,7 +190,7 @@ class Runtime:
         """Read a prompt again after a chunk proved damaged, which finds and replaces the chunk."""
         with self._changed:
             if is_again := sequence.num_readings <= _MAX_READINGS and not self._closed:
-                self._scheduler.read_again(sequence)
+                self._scheduler.reading.add(sequence)  # the limit does not apply
                 self._readers.submit(self._read, sequence)
         if is_again:
             logger.warning("a chunk could not be read (%s); its prompt is read again", error)
@@ -285,15 +276,6 @@ class Runtime:
         self._next_step_at = 0.0
 
 
-_runtimes: weakref.WeakSet[Runtime] = weakref.WeakSet()
-
-
-@cache
-def _close_at_exit() -> None:
-    """Make runtimes stop before the interpreter exits."""
-    atexit.register(_close_all)
-
-
-def _close_all() -> None:
-    for runtime in list(_runtimes):
-        runtime.close()
+def _close(runtime: weakref.ref[Runtime]) -> None:
+    if (alive := runtime()) is not None:
+        alive.close()

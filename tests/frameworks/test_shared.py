@@ -21,7 +21,7 @@ from transformers.quantizers.auto import AutoQuantizationConfig
 from samkv_rag import EngineConfig, SamKVEngine
 from samkv_rag.exceptions import ChatTemplateError, ConfigurationError, ToolsUnsupportedError
 from samkv_rag.frameworks.handle import EngineHandle, resolve_handle
-from samkv_rag.frameworks.messages import join_same_roles, render, template_role
+from samkv_rag.frameworks.messages import join_adjacent, render, template_role
 from samkv_rag.frameworks.options import CallOptions, EngineOptions, call_options, plain_refusals
 from samkv_rag.frameworks.ranking import best_of
 from samkv_rag.prefill import Epic, Scout
@@ -153,7 +153,7 @@ class TestMessages:
     def test_tool_calls_and_results_stay_apart(self) -> None:
         call = {"role": "assistant", "content": "", "tool_calls": [{}]}
         messages = [*said(("assistant", "a")), call, call, *said(("tool", "1"), ("tool", "2"))]
-        assert join_same_roles(messages) == messages
+        assert join_adjacent(messages) == messages
 
     def test_tools_go_to_a_template_that_takes_them(
         self, tiny_engine: SamKVEngine, monkeypatch: pytest.MonkeyPatch

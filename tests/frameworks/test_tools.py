@@ -20,6 +20,7 @@ ANSWERS: dict[str, tuple[str, str, list[Any]]] = {
     "white space around": (f"\n\n{MARKED}\n", "", [ADDED]),
     "text before": (f"I will add.\n{MARKED}", "I will add.", [ADDED]),
     "two calls": (f"{MARKED}\n{MARKED}", "", [ADDED, ADDED]),
+    "the end of no call": (f"</tool_call> {MARKED}", "</tool_call>", [ADDED]),
     "text behind": (f"{MARKED}\nDone.", "\nDone.", [ADDED]),
     "plain": ('{"name": "add", "parameters": {"a": 1, "b": "\\u00e9"}}', "", [ADDED]),
     "plain list": (f"[{ADD}, {ADD}]", "", [ADDED, ADDED]),
@@ -44,7 +45,7 @@ def read(answer: str, piece_chars: int) -> tuple[str, list[ToolCall]]:
     return "".join(one for one in said if isinstance(one, str)), calls
 
 
-@pytest.mark.parametrize("piece_chars", [1, 2, 3, 7, 1000])
+@pytest.mark.parametrize("piece_chars", [1, 2, 3, 7, 24, 1000])
 @pytest.mark.parametrize("case", ANSWERS)
 def test_calls_are_found_however_the_answer_is_cut(case: str, piece_chars: int) -> None:
     answer, text, calls = ANSWERS[case]

@@ -306,7 +306,7 @@ def test_cancelled_requests_leave_their_place_in_the_queue(engine: SamKVEngine) 
     first, second, third = (engine.stream(prompt, max_new_tokens=1) for prompt in prompts()[1:4])
     for stream in (first, second):
         stream._begin(stream._inbox.put)
-    assert wait_until(lambda: len(scheduler._ready) == 2)
+    assert wait_until(lambda: len(scheduler.ready) == 2)
     second.close()
     third._begin(third._inbox.put)
     running.close()

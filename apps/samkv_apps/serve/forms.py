@@ -7,6 +7,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import accumulate
 from typing import Any, NamedTuple, TypeGuard
 from uuid import uuid4
@@ -15,7 +16,7 @@ from samkv_apps.serve.schema import ChatRequest, CompletionRequest, Document
 from samkv_rag import GenerationResult, Piece, TokenLogprob
 from samkv_rag.explanation import Explanation
 from samkv_rag.frameworks.logprobs import logprobs_content
-from samkv_rag.frameworks.tools import TextOnly, ToolCall, ToolCalls
+from samkv_rag.frameworks.tools import ToolCall, ToolCalls
 
 DONE = b"data: [DONE]\n\n"
 
@@ -36,8 +37,8 @@ class Form:
         self.model = model
         self._is_chat = isinstance(request, ChatRequest)
         self._num_answers = request.n or 1
-        reader = ToolCalls if isinstance(request, ChatRequest) and request.function_schemas else TextOnly
-        self._readers: dict[int, TextOnly | ToolCalls] = defaultdict(reader)
+        has_tools = isinstance(request, ChatRequest) and bool(request.function_schemas)
+        self._readers = defaultdict[int, ToolCalls](partial(ToolCalls, has_tools))
         self._num_calls: dict[int, int] = defaultdict(int)
         self._num_chars: dict[int, int] = defaultdict(int)
         self._id = uuid4().hex

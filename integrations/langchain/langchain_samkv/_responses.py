@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Generator
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from langchain_core.messages import AIMessageChunk
@@ -12,7 +13,7 @@ from langchain_core.messages.content import Citation
 from langchain_core.messages.tool import tool_call_chunk
 
 from samkv_rag.frameworks.logprobs import logprobs_content
-from samkv_rag.frameworks.tools import TextOnly, ToolCall, ToolCalls
+from samkv_rag.frameworks.tools import ToolCall, ToolCalls
 
 if TYPE_CHECKING:
     from samkv_rag import Explanation, GenerationResult
@@ -20,13 +21,13 @@ if TYPE_CHECKING:
 
 
 def message_chunks(
-    stream: AnswerStream, model_name: str, reader: type[TextOnly | ToolCalls], explain: bool
+    stream: AnswerStream, model_name: str, has_tools: bool, explain: bool
 ) -> Generator[tuple[int, AIMessageChunk], None, None]:
     """Yield the answers chunk by chunk, each with the answer's number; an answer's last chunk has usage and metrics.
 
     With ``explain``, content is a block of text, and the last chunk also has its citations.
     """
-    readers: dict[int, TextOnly | ToolCalls] = defaultdict(reader)
+    readers = defaultdict[int, ToolCalls](partial(ToolCalls, has_tools))
     for piece in stream:
         yield from ((piece.index, _chunk(said, explain)) for said in readers[piece.index].add(piece.text))
     for index, result in enumerate((stream.result, *stream.result.others)):

@@ -37,8 +37,8 @@ from samkv_rag.frameworks.options import (
     parse_bool,
     plain_refusals,
 )
-from samkv_rag.frameworks.streams import aiter_in_thread
-from samkv_rag.frameworks.tools import TextOnly, ToolCalls, chosen_tool, prompt_and_grammar
+from samkv_rag.frameworks.threads import aiter_in_thread
+from samkv_rag.frameworks.tools import chosen_tool, prompt_and_grammar
 from samkv_rag.store.unreachable import without_secrets
 
 if TYPE_CHECKING:
@@ -187,7 +187,7 @@ class ChatSamKV(EngineOptions, CallOptions, BaseChatModel):
         )
         options = {"grammar": grammar} | options if grammar else options
         with closing(engine.stream(prompt, **options)) as stream:
-            yield from message_chunks(stream, engine.model_name, ToolCalls if tools else TextOnly, explain)
+            yield from message_chunks(stream, engine.model_name, bool(tools), explain)
 
     # Tools and structured answers
 

@@ -65,7 +65,7 @@ class ScriptedStream:
 def script(prompt: str, grammar: Grammar | None) -> str | None:
     """The answer to ``prompt``; None means the real engine's answer."""
     conversation, lark = prompt.rpartition("<|assistant|>\n")[0], grammar.lark if grammar else ""
-    if "fitting:" in lark:
+    if "start: %json" in lark:
         (schema,) = re.findall(r"fit this JSON schema:\n(.*?)</s>", conversation)
         return json.dumps(_values(json.loads(schema), _question(conversation)))
     if "<tools>" not in conversation or (not lark and _last_role(conversation) == "tool"):

@@ -167,7 +167,7 @@ class TestObjects:
         prompt, options = watched.calls[-1]
         asked = str(prompt)
         assert asked.startswith("<|user|>\nHow high?") and "It must fit this JSON schema" in asked and "metres" in asked
-        assert "fitting:" in options["grammar"].lark
+        assert "start: %json" in options["grammar"].lark
 
     @pytest.mark.parametrize("mode", ["compact", "refine", "tree_summarize"])
     def test_query_engines_return_one(self, plain_llm: SamKVLLM, mode: Any) -> None:

@@ -58,7 +58,7 @@ class TestTools:
             silent_llm.bind_tools([Tide])
         later = ChatSamKV(model="a/b", max_tokens=4)
         bound = later.bind_tools([Tide])
-        later.engine_handle._engine = silent_llm.engine
+        later.engine_handle.loaded = silent_llm.engine
         with pytest.raises(NotImplementedError):  # LangChain's error for a model without tools
             bound.invoke(QUESTION)
 

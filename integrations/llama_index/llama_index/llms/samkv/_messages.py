@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from llama_index.core.base.llms.types import ChatMessage, ToolCallBlock
 
 from samkv_rag.exceptions import PromptError
-from samkv_rag.frameworks.messages import Message, join_system_messages, template_role
+from samkv_rag.frameworks.messages import Message, template_role
 
 _SKIPPED_BLOCKS = ("cache", "thinking", "tool_call")  # they hold no text for the model
 
@@ -15,13 +15,11 @@ _SKIPPED_BLOCKS = ("cache", "thinking", "tool_call")  # they hold no text for th
 def engine_messages(messages: Sequence[ChatMessage]) -> list[Message]:
     """Return ``messages`` as role and content, with tool calls and results.
 
-    Neighbouring system messages are joined: LlamaIndex puts an LLM's ``system_prompt`` before a prompt's own.
-
     Raises:
         PromptError: a message holds something other than text.
     """
     refuse_non_text(messages)
-    return join_system_messages(map(_engine_message, messages))
+    return [_engine_message(message) for message in messages]
 
 
 def _engine_message(message: ChatMessage) -> Message:

@@ -19,7 +19,7 @@ from llama_index.core.base.llms.types import (
 )
 
 from samkv_rag.frameworks.logprobs import token_bytes
-from samkv_rag.frameworks.tools import TextOnly, ToolCall, ToolCalls
+from samkv_rag.frameworks.tools import ToolCall, ToolCalls
 
 if TYPE_CHECKING:
     from samkv_rag import Explanation, GenerationResult
@@ -60,7 +60,7 @@ class Answer:
 
 def growing_answers(
     stream: AnswerStream,
-    reader: TextOnly | ToolCalls,
+    reader: ToolCalls,
     record: Callable[[GenerationResult], None],
     explain: Callable[[Explanation], None] | None,
 ) -> Generator[Answer, None, None]:
@@ -99,7 +99,7 @@ def growing_answers(
         yield Answer(text, "", tuple(calls), raw, usage, logprobs or None)
 
 
-def _said(stream: AnswerStream, reader: TextOnly | ToolCalls) -> Iterator[str | ToolCall]:
+def _said(stream: AnswerStream, reader: ToolCalls) -> Iterator[str | ToolCall]:
     for piece in stream:
         if piece.index == 0:
             yield from reader.add(piece.text)

@@ -50,8 +50,8 @@ from samkv_rag.frameworks.options import (
     parse_bool,
     plain_refusals,
 )
-from samkv_rag.frameworks.streams import aiter_in_thread
-from samkv_rag.frameworks.tools import TextOnly, ToolCalls, answer_grammar, prompt_and_grammar
+from samkv_rag.frameworks.threads import aiter_in_thread
+from samkv_rag.frameworks.tools import ToolCalls, answer_grammar, prompt_and_grammar
 from samkv_rag.results import GenerationMetrics
 
 if TYPE_CHECKING:
@@ -378,7 +378,7 @@ class SamKVLLM(EngineOptions, CallOptions, CustomLLM, FunctionCallingLLM):
         else:
             asked, grammar = prompt, answer_grammar("", schema=schema)
         options = {"grammar": grammar} | options if grammar else options
-        stream, reader = self.engine.stream(asked, **options), ToolCalls() if tools else TextOnly()
+        stream, reader = self.engine.stream(asked, **options), ToolCalls(expected=bool(tools))
         nodes = uncited.get([])  # now: the stream may be read in another context
         return growing_answers(stream, reader, self._record, partial(cite, nodes) if explain else None)
 
