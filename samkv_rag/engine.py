@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from os import PathLike
 from pathlib import PurePath
+from types import NoneType
 from typing import Any, TypedDict, TypeGuard, Unpack
 
 from samkv_rag.checks import refuse_unknown, require_bool, require_integer
@@ -15,7 +17,7 @@ from samkv_rag.exceptions import ConfigurationError, DamagedChunkError, EmptyPro
 from samkv_rag.generation_result import GenerationResult
 from samkv_rag.grammar import Grammar
 from samkv_rag.handover import options_of_our_own, require_dense
-from samkv_rag.ingestion.library import Announcement, ChunkLibrary, Owner
+from samkv_rag.ingestion.library import Announcement, ChunkLibrary, Owner, clean_texts
 from samkv_rag.ingestion.namespaces import scoped_fingerprint
 from samkv_rag.ingestion.recognition import text_digest
 from samkv_rag.model.decoder import Decoder
@@ -103,6 +105,8 @@ class SamKVEngine:
         require_integer("max_running", max_running, 1)
         require_integer("max_waiting", max_waiting, 1)
         require_integer("history_tokens", history_tokens, 0)
+        if not isinstance(config, (EngineConfig, NoneType)):
+            raise ConfigurationError(f"config is {config!r}; it must be an EngineConfig")
         check_config(model)
         self.config = config = config or EngineConfig()
         self.method = Scout() if method is None else resolve_method(method)
@@ -282,9 +286,10 @@ class SamKVEngine:
 
         Raises:
             EmptyPromptError: the question is empty.
+            EmptyChunkError: one of ``texts`` is not text.
             ChunkTooLongError: a text is longer than the model's context window.
         """
-        question, chunks = self._rendered(question).text, [text.strip() for text in _as_texts(texts)]
+        question, chunks = self._rendered(question).text, [*clean_texts(_as_texts(texts), empty_too=True)]
         if not (unique := [*dict.fromkeys(filter(None, chunks))]):
             return [0.0] * len(chunks)
         for attempts_left in (2, 1, 0):
@@ -361,11 +366,17 @@ class SamKVEngine:
             ChatTemplateError: there is no template, it refuses these messages, or it omits or rewrites a document.
             ToolsUnsupportedError: the template omits the tools.
         """
+        if not _is_messages(messages):
+            raise PromptError(f"the messages are {reprlib.repr(messages)}; they must be a list of mappings")
         return self.tokenizer.render(messages, tools, documents)
 
     def tokenize(self, text: str) -> list[int]:
-        """Return the token ids of a text, without special tokens."""
-        return self.tokenizer.chunk_ids(text)
+        """Return the token ids of a text, without special tokens.
+
+        Raises:
+            PromptError: it is not text, or not valid Unicode.
+        """
+        return self.tokenizer.chunk_ids(_require_unicode(text))
 
     def count_tokens(self, text: str) -> int:
         """Count the tokens of a text."""
@@ -399,6 +410,8 @@ class SamKVEngine:
         method, stop, choose = (given.pop(name, None) for name in ("method", "stop", "choose"))
         handover = given.pop("handover", False)
         sampling = Sampling(stop=tuple(_as_texts(() if stop is None else stop)), **given)
+        if choose is not None and not callable(choose):
+            raise ConfigurationError(f"choose is {choose!r}; it must be a function of logits")
         if choose and sampling.grammar:
             raise ConfigurationError("choose and grammar are both given, and choose picks the tokens; leave one out")
         if sampling.n > self._max_running:
@@ -451,14 +464,21 @@ class SamKVEngine:
             raise PromptError(f"the prompt is a {type(prompt).__name__}; it must be text or a list of messages")
         if not rendered.text.strip():
             raise EmptyPromptError(f"the prompt is {rendered.text!r}; it must be text that is not only white space")
-        try:
-            rendered.text.encode()
-        except UnicodeEncodeError as error:
-            raise PromptError(
-                f"the prompt holds half a surrogate pair at character {error.start}, which is not valid Unicode; "
-                "decode its bytes with errors='replace'"
-            ) from error
+        _require_unicode(rendered.text)
         return rendered
+
+
+def _require_unicode(text: str) -> str:
+    if not isinstance(text, str):
+        raise PromptError(f"the text is a {type(text).__name__}; it must be a string")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise PromptError(
+            f"the text holds half a surrogate pair at character {error.start}, which is not valid Unicode; "
+            "decode its bytes with errors='replace'"
+        ) from error
+    return text
 
 
 def _is_messages(prompt: object) -> TypeGuard[Sequence[Mapping[str, Any]]]:

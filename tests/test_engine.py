@@ -203,6 +203,20 @@ def test_a_wrong_prompt_is_refused(engine: SamKVEngine, prompt: Any, message: st
         engine.generate(prompt)
 
 
+def test_other_wrong_arguments_are_refused(engine: SamKVEngine) -> None:
+    for wrong, message in ((3, "the text is a int"), ("\ud800", "half a surrogate pair at character 0")):
+        with pytest.raises(PromptError, match=message):
+            engine.tokenize(wrong)  # type: ignore[arg-type]
+    with pytest.raises(PromptError, match="the messages are 'x'; they must be a list of mappings"):
+        engine.apply_chat_template("x")  # type: ignore[arg-type]
+    with pytest.raises(EmptyChunkError, match="chunk 1 is None"):
+        engine.rank("Who?", [CHUNKS[0], None])  # type: ignore[list-item]
+    with pytest.raises(ConfigurationError, match="choose is 3; it must be a function"):
+        engine.generate(PROMPT, choose=3)  # type: ignore[arg-type]
+    with pytest.raises(ConfigurationError, match="it must be an EngineConfig"):
+        SamKVEngine(engine.decoder.model, engine.tokenizer.tokenizer, config={"block_tokens": 4})  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("call", ["announce", "remove_chunks", "prune", "add_chunks"])
 def test_a_chunk_that_is_not_text_is_refused_everywhere(engine: SamKVEngine, call: str) -> None:
     with pytest.raises(EmptyChunkError, match="chunk 0 is None; it must be text"):

@@ -49,9 +49,9 @@ def chosen_tool(tool_choice: object, names: Collection[str]) -> str | None:
     """
     if isinstance(tool_choice, dict):
         tool_choice = tool_choice.get("function", tool_choice).get("name")
-    if tool_choice in (None, False, "auto"):
+    if tool_choice is None or tool_choice is False or tool_choice == "auto":
         return None
-    if tool_choice in (True, ANY, "required"):
+    if tool_choice is True or tool_choice in (ANY, "required"):
         return ANY
     if isinstance(tool_choice, str) and tool_choice in names:
         return tool_choice

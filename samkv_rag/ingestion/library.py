@@ -118,7 +118,7 @@ class ChunkLibrary:
 
     def has(self, text: str) -> bool:
         """Whether the chunk is stored."""
-        (cleaned,) = _cleaned([text])
+        (cleaned,) = clean_texts([text])
         return bool(self._store.contains([self._key(text_digest(cleaned))]))
 
     def knows(self, digest: str) -> bool:
@@ -147,7 +147,7 @@ class ChunkLibrary:
 
     def estimate(self, texts: Iterable[str]) -> IngestionEstimate:
         """Estimate what :meth:`add` would compute and store; raises the same errors."""
-        return self._pending(_cleaned(texts))[2]
+        return self._pending(clean_texts(texts))[2]
 
     def _pending(self, cleaned: Iterable[str]) -> tuple[list[str], dict[str, list[int]], IngestionEstimate]:
         """Return the stored texts, the token ids of the others, and their cost; skip too short texts."""
@@ -170,7 +170,7 @@ class ChunkLibrary:
 
         All texts are checked before any is computed. See ``SamKVEngine.add_chunks`` for the errors.
         """
-        cleaned = list(_cleaned(texts))
+        cleaned = list(clean_texts(texts))
         references = self._references(cleaned, sources)
         started, num_bytes = time.perf_counter(), 0
         known, pending, estimate = self._pending(cleaned)
@@ -233,7 +233,7 @@ class ChunkLibrary:
 
     def announce(self, texts: Iterable[str]) -> Announcement:
         """Recognise these chunks in coming prompts, and prefetch their KV until such a prompt is read."""
-        known = [describe(text) for text in _cleaned(texts, empty_too=True) if len(text) >= PREFIX_CHARS]
+        known = [describe(text) for text in clean_texts(texts, empty_too=True) if len(text) >= PREFIX_CHARS]
         with self._lock:
             self._sync()
             for text in known:
@@ -407,7 +407,7 @@ class ChunkLibrary:
         return {source: self._key(text_digest(text)) for source, text in named}
 
     def _keys(self, texts: Iterable[str]) -> set[str]:
-        return {self._key(text_digest(text)) for text in _cleaned(texts, empty_too=True)}
+        return {self._key(text_digest(text)) for text in clean_texts(texts, empty_too=True)}
 
     def _key(self, digest: str) -> str:
         return chunk_key(self._owner.fingerprint, digest)
@@ -459,7 +459,7 @@ def _batches(pending: dict[str, list[int]], device_type: str) -> Iterator[list[s
         yield batch
 
 
-def _cleaned(texts: Iterable[str], empty_too: bool = False) -> Iterator[str]:
+def clean_texts(texts: Iterable[str], empty_too: bool = False) -> Iterator[str]:
     """Strip white space around chunks, as frameworks do before they put them into a prompt.
 
     Raises:

@@ -28,7 +28,7 @@ Placement = Literal["by_score", "prompt"]
 Scouted = Literal["all", "anchors"]
 _MIN_MATCH = 1e-3
 """If all chunks match alike, attention alone scores their blocks."""
-MAX_SCORING_TOKENS = 64
+MAX_SCORING_TOKENS = 128
 """Only the last tokens of a long tail (a chat history) rank and score; all of them are run."""
 
 

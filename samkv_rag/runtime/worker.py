@@ -211,7 +211,8 @@ class Runtime:
         self._drop_ended()
         while sequence := self._next_refresh():
             self._run_alone(sequence, self._refresh)
-        running = list(self._scheduler.running)
+        # Those that are due wait for the refreshes in progress: a late one would give another answer.
+        running = [sequence for sequence in self._scheduler.running if not sequence.needs_refresh]
         if not running:
             return
         self._stepping, started = True, time.perf_counter()

@@ -76,7 +76,7 @@ def test_a_choice_is_free_any_or_one() -> None:
     named: dict[str, Any] = {"type": "function", "function": {"name": "add"}}
     for chosen, choices in ((None, (None, False, "auto")), ("any", (True, "any", "required")), ("add", ("add", named))):
         assert [chosen_tool(choice, ["add", "now"]) for choice in choices] == [chosen] * len(choices)
-    for choice in ("subtract", {"type": "function", "function": {"name": "subtract"}}, 3):
+    for choice in ("subtract", {"type": "function", "function": {"name": "subtract"}}, 0, 1, 3):
         with pytest.raises(ConfigurationError, match=r"tool_choice is .*; it must be auto, any or one of add, now"):
             chosen_tool(choice, ["add", "now"])
 
