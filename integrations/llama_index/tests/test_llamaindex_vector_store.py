@@ -58,6 +58,20 @@ def test_deleting_a_document_deletes_its_chunks(
     assert stored(tiny_engine) == [False, True, False, False]
 
 
+@pytest.mark.parametrize("is_async", [False, True])
+def test_clearing_a_collection_leaves_the_others(tiny_engine: SamKVEngine, is_async: bool) -> None:
+    first, second = (
+        SamKVVectorStore(SimpleVectorStore(stores_text=False), engine=tiny_engine, id_scope=scope)
+        for scope in ("first", "second")
+    )
+    first.add([TextNode(id_=str(number), text=TEXTS[number], embedding=[1.0]) for number in (0, 1)])
+    second.add([TextNode(id_=str(number), text=TEXTS[number], embedding=[1.0]) for number in (1, 2)])
+    asyncio.run(first.aclear()) if is_async else first.clear()
+    assert stored(tiny_engine) == [False, True, True, False]
+    second.delete_nodes(["1"])
+    assert stored(tiny_engine) == [False, False, True, False]
+
+
 def test_a_pipeline_that_replaces_a_document_replaces_its_chunks(
     store: SamKVVectorStore, tiny_engine: SamKVEngine
 ) -> None:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from samkv_rag import SamKVEngine
 
 _NODES = "llama_index nodes"
-"""Scope of the sources. A source is a document's id and a node's id, so nodes can be deleted by either."""
+"""Begins the scope of the sources. A source is a document's id and a node's id, so nodes are deleted by either."""
 _SEPARATOR = "\x1f"
 
 
@@ -39,6 +39,8 @@ class SamKVVectorStore(BasePydanticVectorStore):
         vector_store: the store to wrap.
         llm: the SamKVLLM that will answer.
         engine: instead of ``llm``, its engine.
+        id_scope: a name of this collection; give one if several collections share the engine's KV store, so that
+            deleting from one leaves the others' KV.
 
     Raises:
         ConfigurationError: not exactly one of ``llm`` and ``engine``.
@@ -47,16 +49,23 @@ class SamKVVectorStore(BasePydanticVectorStore):
     stores_text: bool = True
     is_embedding_query: bool = True
     vector_store: BasePydanticVectorStore
+    id_scope: str = ""
 
     _handle: EngineHandle = PrivateAttr()
 
     def __init__(
-        self, vector_store: BasePydanticVectorStore, llm: SamKVLLM | None = None, *, engine: SamKVEngine | None = None
+        self,
+        vector_store: BasePydanticVectorStore,
+        llm: SamKVLLM | None = None,
+        *,
+        engine: SamKVEngine | None = None,
+        id_scope: str = "",
     ) -> None:
         super().__init__(
             vector_store=vector_store,
             stores_text=vector_store.stores_text,
             is_embedding_query=vector_store.is_embedding_query,
+            id_scope=id_scope,
         )
         self._handle = resolve_handle(llm, engine, "SamKVLLM")
 
@@ -102,6 +111,16 @@ class SamKVVectorStore(BasePydanticVectorStore):
         await self.vector_store.adelete_nodes(node_ids, filters, **kwargs)
         await run_in_thread_shielded(self._release, node_ids=node_ids or ())
 
+    def clear(self) -> None:
+        """Delete all nodes and their KV."""
+        self.vector_store.clear()
+        self._release_all()
+
+    async def aclear(self) -> None:
+        """Do the same with the KV work off the event loop."""
+        await self.vector_store.aclear()
+        await run_in_thread_shielded(self._release_all)
+
     def get_nodes(self, node_ids: list[str] | None = None, filters: MetadataFilters | None = None) -> list[BaseNode]:
         return self.vector_store.get_nodes(node_ids, filters)
 
@@ -117,11 +136,19 @@ class SamKVVectorStore(BasePydanticVectorStore):
     def _ingest(self, nodes: Sequence[BaseNode]) -> None:
         chunks = [(node, text) for node in nodes if (text := node_text(node)).strip()]
         ids = [f"{node.ref_doc_id or ''}{_SEPARATOR}{node.node_id}" for node, _ in chunks]
-        self._handle.get().add_chunks([text for _, text in chunks], sources=source_names(_NODES, ids))
+        self._handle.get().add_chunks([text for _, text in chunks], sources=source_names(self._scope, ids))
+
+    @property
+    def _scope(self) -> str:
+        return f"{_NODES} {self.id_scope}".rstrip()
 
     def _release(self, ref_doc_id: str | None = None, node_ids: Collection[str] = ()) -> None:
         """Remove the KV of a document's nodes, or of the given nodes."""
         engine, named = self._handle.get(), set(node_ids)
-        parts = {both: both.partition(_SEPARATOR) for both in ids_of(_NODES, engine.sources())}
+        parts = {both: both.partition(_SEPARATOR) for both in ids_of(self._scope, engine.sources())}
         gone = [both for both, (document, _, node) in parts.items() if document == ref_doc_id or node in named]
-        engine.remove_sources(source_names(_NODES, gone))
+        engine.remove_sources(source_names(self._scope, gone))
+
+    def _release_all(self) -> None:
+        engine = self._handle.get()
+        engine.remove_sources(source_names(self._scope, ids_of(self._scope, engine.sources())))
