@@ -211,6 +211,9 @@ def test_other_wrong_arguments_are_refused(engine: SamKVEngine) -> None:
         engine.apply_chat_template("x")  # type: ignore[arg-type]
     with pytest.raises(EmptyChunkError, match="chunk 1 is None"):
         engine.rank("Who?", [CHUNKS[0], None])  # type: ignore[list-item]
+    for wrong, message in (("", "is not a name"), (3, "source 3 is not a name"), ("\ud800", "is not valid Unicode")):
+        with pytest.raises(ConfigurationError, match=message):
+            engine.remove_sources([wrong])  # type: ignore[list-item]
     with pytest.raises(ConfigurationError, match="choose is 3; it must be a function"):
         engine.generate(PROMPT, choose=3)  # type: ignore[arg-type]
     with pytest.raises(ConfigurationError, match="it must be an EngineConfig"):

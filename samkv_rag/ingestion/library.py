@@ -206,7 +206,7 @@ class ChunkLibrary:
 
     def release(self, sources: Iterable[str], keep_texts: Iterable[str] = ()) -> int:
         """Forget sources, except the last ones of ``keep_texts``; delete chunks without a source, return how many."""
-        going, keep = set(sources), self._keys(keep_texts)
+        going, keep = _require_names(sources), self._keys(keep_texts)
         if keep:
             references = self.references()
             keep -= {key for source, key in references.items() if source not in going}
@@ -398,12 +398,7 @@ class ChunkLibrary:
         if isinstance(sources, str) or len(sources) != len(texts):
             raise ConfigurationError(f"{len(sources)} sources for {len(texts)} chunks; give a list of one for each")
         named = [(source, text) for source, text in zip(sources, texts, strict=True) if source is not None]
-        if wrong := [source for source, _ in named if not isinstance(source, str) or not source]:
-            raise ConfigurationError(f"source {wrong[0]!r} is not a name; it must be text that is not empty, or None")
-        if broken := [source for source, _ in named if source.encode(errors="ignore").decode() != source]:
-            raise ConfigurationError(
-                f"source {broken[0]!r} is not valid Unicode; decode its bytes with errors='replace'"
-            )
+        _require_names(source for source, _ in named)
         return {source: self._key(text_digest(text)) for source, text in named}
 
     def _keys(self, texts: Iterable[str]) -> set[str]:
@@ -457,6 +452,15 @@ def _batches(pending: dict[str, list[int]], device_type: str) -> Iterator[list[s
         batch.append(text)
     if batch:
         yield batch
+
+
+def _require_names(sources: Iterable[str]) -> set[str]:
+    names = list(sources)
+    if wrong := [name for name in names if not isinstance(name, str) or not name]:
+        raise ConfigurationError(f"source {wrong[0]!r} is not a name; it must be text that is not empty")
+    if broken := [name for name in names if name.encode(errors="ignore").decode() != name]:
+        raise ConfigurationError(f"source {broken[0]!r} is not valid Unicode; decode its bytes with errors='replace'")
+    return set(names)
 
 
 def clean_texts(texts: Iterable[str], empty_too: bool = False) -> Iterator[str]:
