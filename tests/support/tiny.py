@@ -51,6 +51,13 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "mistral": {"model_type": "mistral", "sliding_window": None},
     "qwen2": {"model_type": "qwen2"},
     "qwen3": {"model_type": "qwen3", "head_dim": 24},
+    "qwen3-moe": {
+        "model_type": "qwen3_moe",
+        "head_dim": 16,
+        "moe_intermediate_size": 32,
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+    },
     "phi3": _PHI3,
     "phi3-partial-rope": {**_PHI3, **_rope(partial_rotary_factor=0.5)},
     "olmo2": {"model_type": "olmo2"},
@@ -59,6 +66,15 @@ FAMILIES: dict[str, dict[str, Any]] = {
     # Windows, layer by layer, shorter than the tests' chunks and longer
     "mistral-window": {"model_type": "mistral", "sliding_window": 40},
     "qwen2-window": {"model_type": "qwen2", "use_sliding_window": True, "sliding_window": 24, "max_window_layers": 2},
+    "ministral": {
+        "model_type": "ministral",
+        "head_dim": 16,
+        "sliding_window": 40,
+        "layer_types": _EVERY_THIRD_FULL,
+        **_rope(),
+    },
+    "olmo3": {"model_type": "olmo3", "sliding_window": 32, "layer_types": _EVERY_THIRD_FULL},
+    "exaone4": {"model_type": "exaone4", "sliding_window": 24, "layer_types": _EVERY_THIRD_FULL},
     "gemma2": {
         "model_type": "gemma2",
         "head_dim": 16,
@@ -86,7 +102,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "num_experts_per_tok": 1,
     },
 }
-WINDOWED = ["mistral-window", "qwen2-window", "gemma2", "gemma3", "gpt-oss", "cohere2"]
+WINDOWED = ["mistral-window", "qwen2-window", "ministral", "olmo3", "exaone4", "gemma2", "gemma3", "gpt-oss", "cohere2"]
 
 
 def windows(model: Any, position: torch.Tensor) -> list[torch.Tensor]:
