@@ -19,7 +19,7 @@ from ray.serve.request_router import PendingRequest, RequestRouter, RunningRepli
 from samkv_apps import cluster, terminal
 from samkv_apps.serve.backend import Asked, Backend, EngineBackend
 from samkv_apps.serve.errors import ApiError, queue_full
-from samkv_apps.serve.routing import ranked
+from samkv_apps.serve.routing import balanced, ranked
 from samkv_apps.serve.schema import Document
 from samkv_rag import GenerationResult, IngestionReport, Piece
 from samkv_rag.exceptions import ConfigurationError
@@ -41,7 +41,7 @@ class Answered:
 
 
 class DocumentRouter(RequestRouter):  # type: ignore[misc]  # mypy skips Ray's types
-    """Sends a request to the replica that its documents belong to, or to the next if that is busy."""
+    """Sends a request to the replica that its documents belong to, or to the next if that has too much to do."""
 
     queue_len_response_deadline_s = 1.0
     """Seconds to wait for a replica to tell whether it is busy; a computing replica answers slowly."""
@@ -53,8 +53,11 @@ class DocumentRouter(RequestRouter):  # type: ignore[misc]  # mypy skips Ray's t
             return [candidate_replicas]
         pending_request.routing_context.should_backoff = True  # if all are busy, wait before the next try
         texts = _texts(*pending_request.args[:1])
+        if not texts:
+            return [candidate_replicas]
         by_name = {replica.replica_id.unique_id: replica for replica in candidate_replicas}
-        return [[by_name[name]] for name in ranked(texts, list(by_name))] if texts else [candidate_replicas]
+        loads = {name: self.replica_queue_len_cache.get(one.replica_id) or 0 for name, one in by_name.items()}
+        return [[by_name[name]] for name in balanced(ranked(texts, list(by_name)), loads)]
 
 
 def _texts(asked: Asked | list[Document] | str = "") -> list[str]:

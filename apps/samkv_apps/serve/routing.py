@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from hashlib import blake2b
+from math import ceil
+
+_MOST_LOAD = 1.25
+"""Requests that an engine may have, relative to the mean, before others help it."""
 
 
 def ranked(texts: Sequence[str], names: Sequence[str]) -> list[str]:
@@ -19,6 +23,16 @@ def ranked(texts: Sequence[str], names: Sequence[str]) -> list[str]:
     for digest, text in zip(digests, texts, strict=True):
         owned[max(names, key=lambda name: _weight(digest, name))] += len(text)
     return sorted(names, key=lambda name: (owned[name], _weight(min(digests, default=b""), name)), reverse=True)
+
+
+def balanced(names: Sequence[str], loads: Mapping[str, int]) -> list[str]:
+    """Return ``names`` in the same order, but those with too many requests last; ``loads`` are the requests of each.
+
+    Hashing with bounded loads (Mirrokni et al., arXiv 1608.01350). Without it, the engine of the most popular documents
+    would work alone. A helper reads their KV from the store once, and then has it in memory, too.
+    """
+    limit = ceil(_MOST_LOAD * (sum(loads.values()) + 1) / len(loads))
+    return sorted(names, key=lambda name: loads[name] >= limit)
 
 
 def _weight(digest: bytes, name: str) -> bytes:

@@ -8,7 +8,7 @@ from collections import Counter
 import pytest
 
 from samkv_apps.serve.errors import ApiError, queue_full
-from samkv_apps.serve.routing import ranked
+from samkv_apps.serve.routing import balanced, ranked
 from support import tiny
 
 NAMES = ["anna", "bert", "cleo", "dora"]
@@ -45,6 +45,13 @@ def test_most_of_the_characters_decide() -> None:
     assert first([anna[0], *bert[:2]], ["anna", "bert"]) == "bert"
     short = next(text for text in "abcdefgh" if first([text], ["anna", "bert"]) == "bert")
     assert first([anna[0], *[short] * 5], ["anna", "bert"]) == "anna"
+
+
+def test_an_engine_with_too_much_to_do_is_tried_last() -> None:
+    assert balanced(["bert", "anna"], {"anna": 0, "bert": 0}) == ["bert", "anna"]
+    assert balanced(["bert", "anna"], {"anna": 3, "bert": 4}) == ["bert", "anna"]
+    assert balanced(["bert", "anna"], {"anna": 2, "bert": 5}) == ["anna", "bert"]
+    assert balanced(["cleo", "bert", "anna"], {"anna": 4, "bert": 4, "cleo": 4}) == ["cleo", "bert", "anna"]
 
 
 @pytest.mark.parametrize("error", [queue_full("later"), ApiError(404, "not here", param="model", code="no_model")])
