@@ -187,7 +187,7 @@ class SamKVEngine:
             raise ConfigurationError("a model object needs its tokenizer: pass tokenizer=...")
         elif given := [name for name, value in loading.items() if value is not None]:
             raise ConfigurationError(f"{', '.join(given)}: for a model given by name; an object is as it is")
-        return cls(
+        engine = cls(
             model,
             tokenizer,
             store=store,
@@ -200,6 +200,9 @@ class SamKVEngine:
             max_waiting=max_waiting,
             history_tokens=history_tokens,
         )
+        if model_name is not None:  # a model object is the caller's, and stays as it is
+            engine.decoder.pack_weights()
+        return engine
 
     def close(self) -> None:
         """Cancel running answers, end the threads and close the store."""

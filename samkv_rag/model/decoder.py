@@ -11,6 +11,7 @@ import torch
 from samkv_rag.model import attention
 from samkv_rag.model.attention import Attend, LayerSpec, Visibility, causal_attention
 from samkv_rag.model.kv_buffer import KVBuffer
+from samkv_rag.model.packing import pack_linears
 from samkv_rag.model.rotary import Rope
 
 
@@ -50,6 +51,11 @@ class Decoder:
         if getattr(self.config, "attn_temperature_tuning", False):
             limits.append(self.config.floor_scale - 1)
         return int(min(limits))
+
+    def pack_weights(self) -> None:
+        """Pack the model's weights for the processor, in place."""
+        pack_linears(self.model)
+        self._head = self.model.get_output_embeddings()
 
     def kv_bytes(self, num_tokens: int) -> int:
         """Return the bytes of keys and values that decoding after ``num_tokens`` reads."""
