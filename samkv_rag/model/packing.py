@@ -47,8 +47,14 @@ def pack_linears(model: Any) -> None:
     if model.device.type != "cpu" or not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         return
     shared = model.get_input_embeddings().weight
-    for name, module in list(model.named_modules()):
-        is_plain = type(module) is nn.Linear and not hasattr(module, "_hf_hook") and module.weight is not shared
-        if is_plain and type(module.weight) is nn.Parameter and module.weight.dtype == torch.bfloat16:
-            parent, _, own = name.rpartition(".")
-            setattr(model.get_submodule(parent), own, PackedLinear(module))
+    # By name, so that the plain weights of one layer are freed before the next is packed.
+    for name in [name for name, module in model.named_modules() if _can_pack(module, shared)]:
+        parent, _, own = name.rpartition(".")
+        place = model.get_submodule(parent)
+        setattr(place, own, PackedLinear(getattr(place, own)))
+
+
+def _can_pack(module: nn.Module, shared: torch.Tensor) -> bool:
+    if type(module) is not nn.Linear or hasattr(module, "_hf_hook") or module.weight is shared:
+        return False
+    return type(module.weight) is nn.Parameter and module.weight.dtype == torch.bfloat16
