@@ -6,6 +6,7 @@ as long as a product of a few rows itself. Results are the same, up to rounding.
 
 from __future__ import annotations
 
+import platform
 from typing import Any
 
 import torch
@@ -44,17 +45,24 @@ def pack_linears(model: Any) -> None:
 
     An output layer that shares its weights with the embeddings stays, too: they are needed plain.
     """
-    if model.device.type != "cpu" or not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+    if model.device.type != "cpu" or not can_pack():
         return
     shared = model.get_input_embeddings().weight
     # By name, so that the plain weights of one layer are freed before the next is packed.
-    for name in [name for name, module in model.named_modules() if _can_pack(module, shared)]:
+    for name in [name for name, module in model.named_modules() if _is_own(module, shared)]:
         parent, _, own = name.rpartition(".")
         place = model.get_submodule(parent)
         setattr(place, own, PackedLinear(getattr(place, own)))
 
 
-def _can_pack(module: nn.Module, shared: torch.Tensor) -> bool:
+def can_pack() -> bool:
+    """Return whether torch packs bfloat16 for this processor; builds without oneDNN lack the operators."""
+    mkldnn: Any = torch.backends.mkldnn
+    is_x86 = platform.machine() in ("x86_64", "AMD64")
+    return bool(is_x86 and mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def _is_own(module: nn.Module, shared: torch.Tensor) -> bool:
     if type(module) is not nn.Linear or hasattr(module, "_hf_hook") or module.weight is shared:
         return False
     return type(module.weight) is nn.Parameter and module.weight.dtype == torch.bfloat16

@@ -9,15 +9,14 @@ import torch
 from torch import nn
 
 from samkv_rag import SamKVEngine
+from samkv_rag.model import packing
 from samkv_rag.model.packing import PackedLinear, pack_linears
 from support import tiny
 
 CHUNKS = [tiny.text(seed) for seed in range(3)]
 PROMPT = tiny.rag_prompt(CHUNKS)
 
-pytestmark = pytest.mark.skipif(
-    not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="this processor does not compute in bfloat16"
-)
+pytestmark = pytest.mark.skipif(not packing.can_pack(), reason="this processor does not compute in bfloat16")
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -66,3 +65,10 @@ def test_only_plain_bfloat16_layers_of_their_own_are_packed() -> None:
     kinds = {type(module) for module in model.model.layers.modules()}
     assert PackedLinear in kinds
     assert nn.Linear not in kinds
+
+
+def test_nothing_is_packed_where_torch_cannot(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("platform.machine", lambda: "arm64")
+    model = tiny.model("llama").to(torch.bfloat16)
+    pack_linears(model)
+    assert not any(isinstance(module, PackedLinear) for module in model.modules())
