@@ -47,3 +47,12 @@ def require_number(name: str, value: object, low: float, high: float = math.inf)
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high or value > 1e308:
         limit = f"of at least {low:g}" if high == math.inf else f"from {low:g} to {high:g}"
         raise ConfigurationError(f"{name} is {value!r}; it must be a number {limit}")
+
+
+def half_pair_at(text: str) -> int | None:
+    """Return where a text has half a surrogate pair, which is not valid Unicode, or None."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        return error.start
+    return None

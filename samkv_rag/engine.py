@@ -10,7 +10,7 @@ from pathlib import PurePath
 from types import NoneType
 from typing import Any, TypedDict, TypeGuard, Unpack
 
-from samkv_rag.checks import refuse_unknown, require_bool, require_integer
+from samkv_rag.checks import half_pair_at, refuse_unknown, require_bool, require_integer
 from samkv_rag.chunk_cache import SummarySpec
 from samkv_rag.config import EngineConfig
 from samkv_rag.exceptions import ConfigurationError, DamagedChunkError, EmptyPromptError, PromptError
@@ -474,13 +474,11 @@ class SamKVEngine:
 def _require_unicode(text: str) -> str:
     if not isinstance(text, str):
         raise PromptError(f"the text is a {type(text).__name__}; it must be a string")
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
+    if (at := half_pair_at(text)) is not None:
         raise PromptError(
-            f"the text holds half a surrogate pair at character {error.start}, which is not valid Unicode; "
-            "decode its bytes with errors='replace'"
-        ) from error
+            f"the text holds half a surrogate pair at character {at}, which is not valid Unicode; decode its bytes "
+            "with errors='replace'"
+        )
     return text
 
 

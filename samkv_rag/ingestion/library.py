@@ -16,6 +16,7 @@ from typing import TypeVar
 
 from tqdm import tqdm
 
+from samkv_rag.checks import half_pair_at
 from samkv_rag.chunk_cache import ChunkCache, ChunkReader, ChunkShape, SummarySpec, chunk_key, score_layers
 from samkv_rag.config import EngineConfig
 from samkv_rag.exceptions import (
@@ -458,7 +459,7 @@ def _require_names(sources: Iterable[str]) -> set[str]:
     names = list(sources)
     if wrong := [name for name in names if not isinstance(name, str) or not name]:
         raise ConfigurationError(f"source {wrong[0]!r} is not a name; it must be text that is not empty")
-    if broken := [name for name in names if name.encode(errors="ignore").decode() != name]:
+    if broken := [name for name in names if half_pair_at(name) is not None]:
         raise ConfigurationError(f"source {broken[0]!r} is not valid Unicode; decode its bytes with errors='replace'")
     return set(names)
 
@@ -472,11 +473,9 @@ def clean_texts(texts: Iterable[str], empty_too: bool = False) -> Iterator[str]:
     for number, text in enumerate(texts):
         if not isinstance(text, str) or not (text.strip() or empty_too):
             raise EmptyChunkError(f"chunk {number} is {text!r}; it must be text that is not only white space")
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
+        if (at := half_pair_at(text)) is not None:
             raise EmptyChunkError(
-                f"chunk {number} holds half a surrogate pair ({text[error.start]!r}) at character {error.start}, which "
-                "is not valid Unicode; decode its bytes with errors='replace'"
-            ) from error
+                f"chunk {number} holds half a surrogate pair ({text[at]!r}) at character {at}, which is not valid "
+                "Unicode; decode its bytes with errors='replace'"
+            )
         yield text.strip()

@@ -13,6 +13,7 @@ import typer
 from samkv_apps import terminal
 from samkv_apps.models import PACKAGED, embedding_model
 from samkv_rag import EngineConfig
+from samkv_rag.checks import half_pair_at
 from samkv_rag.exceptions import ConfigurationError
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ def ask(
     """Answer a question from documents. Only new and changed files are read."""
     if not question.strip():
         raise ConfigurationError("the question is empty; give some words")
-    if question != question.encode(errors="ignore").decode():
+    if half_pair_at(question) is not None:
         raise ConfigurationError("the question is not valid UTF-8; set the terminal's encoding to UTF-8")
     library, found = _open(files, store, model, embedding, namespace, max_tokens, storage)
     library.update(found, max_bytes)

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from samkv_apps.serve.errors import ApiError
+from samkv_rag.checks import half_pair_at
 from samkv_rag.frameworks.messages import template_role
 from samkv_rag.frameworks.tools import chosen_tool
 
@@ -46,10 +47,8 @@ _IGNORED = (
 
 
 def _valid_unicode(text: str) -> str:
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise ValueError(f"it has half a surrogate pair at character {error.start}; send valid Unicode") from None
+    if (at := half_pair_at(text)) is not None:
+        raise ValueError(f"it has half a surrogate pair at character {at}; send valid Unicode")
     return text
 
 
