@@ -39,7 +39,7 @@ demo-langchain: install
 
 # Apart, since transformers imports torchao wherever it finds it, which writes warnings to every program's terminal.
 $(QUANTISED): | $(INSTALLED)
-	$(PIP_INSTALL) --no-deps --target $@ torchao compressed-tensors loguru
+	$(PIP_INSTALL) --no-deps --target $@ bitsandbytes torchao compressed-tensors loguru
 
 test: install $(QUANTISED)
 	$(BIN)/python -m pytest --slow $(PYTEST_ARGS)
