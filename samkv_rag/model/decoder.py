@@ -117,7 +117,7 @@ class Decoder:
 
     def rotation_by(self, offsets: torch.Tensor) -> list[Callable[[torch.Tensor], torch.Tensor]]:
         """Return for each layer a function that moves cached keys by ``offsets`` ``[tokens]`` positions."""
-        made = {rope: rope.by(self._base.rotary_emb, offsets.to(self.device)) for rope in self._ropes if rope}
+        made = {rope: rope.by(self._base.rotary_emb, offsets.to(self.device)) for rope in set(self._ropes) if rope}
         return [made[rope] if rope else lambda keys: keys for rope in self._ropes]
 
     @cached_property
