@@ -95,6 +95,11 @@ class Scout(SparsePrefill):
     def anchors(self, context: PrefillContext) -> Anchors:
         return Anchors(self.initial_tokens, 0)
 
+    def layers_that_score(self, decoder: Decoder) -> list[int]:
+        """Return the layers of ``score_layers``, without those whose windows are too narrow to see far chunks."""
+        within = score_layers(decoder.num_layers, self.score_layers)
+        return [layer for layer in decoder.widest_layers if layer in within] or list(within)
+
     def select(self, context: PrefillContext, budget: Budget) -> Selected:
         layout, match = self.place(context)
         over_anchors = self.scouted == "anchors" or context.spec.storage == "index"
@@ -189,9 +194,7 @@ class AttentionScores:
     """Observes a pass and sums the attention of its last ``num_asking`` tokens to its columns."""
 
     def __init__(self, decoder: Decoder, method: Scout, num_columns: int, num_asking: int) -> None:
-        within = score_layers(decoder.num_layers, method.score_layers)
-        # Layers with narrower windows do not see far chunks.
-        self.layers = [layer for layer in decoder.widest_layers if layer in within] or list(within)
+        self.layers = method.layers_that_score(decoder)
         self.scores = torch.zeros(num_columns, device=decoder.device)
         """``[columns]``"""
         num_rows = min(num_asking, MAX_SCORING_TOKENS)

@@ -1,13 +1,15 @@
-"""Refreshes: every few tokens of a long answer, its last tokens select again what to retain.
+"""Refreshes: every few tokens of a long answer, its newest token selects again what to retain.
 
-They run over all cached KV, as the question did when it scouted. The blocks that they attend to come in with their
-cached KV and replace as many tokens, as in RefreshKV (arXiv 2411.05787). The answer's own KV does not change.
+The token runs ahead, over what is retained, up to the layers that score. There its queries meet the keys of the whole
+prompt as cached. The blocks that it attends to come in with their cached KV and replace as many tokens, as in RefreshKV
+(arXiv 2411.05787). Then the token runs as any other. The answer's own KV does not change.
 """
 
 from __future__ import annotations
 
 import copy
 import time
+from functools import cached_property
 from math import inf
 
 import torch
@@ -16,9 +18,9 @@ from samkv_rag.model.attention import LayerSpec, attention
 from samkv_rag.model.decoder import Decoder
 from samkv_rag.model.kv_buffer import KVBuffer
 from samkv_rag.prefill import Prefilled, Scout, SparsePrefill
-from samkv_rag.prefill.passes.plan import make_plan
+from samkv_rag.prefill.passes.plan import Plan, make_plan
 from samkv_rag.prefill.passes.planned_pass import LayerReader
-from samkv_rag.prefill.scout import MAX_SCORING_TOKENS, AttentionScores, credit_sentences
+from samkv_rag.prefill.scout import AttentionScores, credit_sentences
 from samkv_rag.prompt.layout import PromptLayout
 
 
@@ -41,6 +43,9 @@ class Refresher:
         self._blocks = prefilled.block_scores.blocks
         self._scout = method if isinstance(method, Scout) else Scout()
         self._every = method.refresh_tokens or inf
+        self.layers = self._scout.layers_that_score(decoder)
+        self._asked: dict[int, tuple[torch.Tensor, torch.Tensor, LayerSpec]] = {}
+        """For each of these layers: query and key of the token that runs ahead, and how the layer attends."""
         self._slots = prefilled.retained.nonzero()[:, 0]
         """``[retained]``, prompt position of the token in each of the buffer's first places"""
         self._num_seen = 0
@@ -56,7 +61,7 @@ class Refresher:
     def over(self, buffer: KVBuffer) -> Refresher:
         """Return a refresher for another answer, which decodes from ``buffer``, a copy, and was not refreshed yet."""
         other = copy.copy(self)
-        other._buffer, other._slots, other.arrivals = buffer, self._slots.clone(), []
+        other._buffer, other._slots, other._asked, other.arrivals = buffer, self._slots.clone(), {}, []
         return other
 
     @property
@@ -68,55 +73,56 @@ class Refresher:
         """Disable further refreshes."""
         self._every = inf
 
-    def refresh(self, token_ids: list[int], num_chars: int) -> None:
-        """Exchange retained tokens for those that the end of the answer attends to.
+    def attend(
+        self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, spec: LayerSpec
+    ) -> torch.Tensor:
+        """Attention of the token that runs ahead: it sees the buffer and itself, and is not added to the buffer."""
+        if layer in self.layers:
+            self._asked[layer] = query, key, spec
+        held = zip(self._buffer.layer(layer), (key, value), strict=True)
+        keys, values = (torch.cat((states, own), dim=2) for states, own in held)
+        return attention(query, keys, values, spec)
 
-        The last of the answer's ``token_ids`` has been chosen but not run; it selects, too. ``num_chars`` is the length
-        of the text so far.
+    def refresh(self, num_chars: int, ahead_s: float) -> None:
+        """Exchange retained tokens for those that the token attends to that ran ahead, in ``ahead_s`` seconds.
+
+        ``num_chars`` is the length of the answer's text so far.
 
         Raises:
             DamagedChunkError: a chunk can no longer be read; the answer can go on unchanged.
         """
         started = time.perf_counter()
-        first = max(self._num_seen, len(token_ids) - MAX_SCORING_TOKENS)
-        self._num_seen = len(token_ids) - 1
         held = torch.zeros_like(self._layout.is_chunk).index_fill_(0, self._slots, True)
         middle = torch.zeros_like(held).index_fill_(0, self._blocks.positions, True)
-        best = self._blocks.best_within(self._score(token_ids[first:], first), int((held & middle).sum()))
+        best = self._blocks.best_within(self._score(), int((held & middle).sum()))
         wanted = (held & ~middle) | best
         arriving, leaving = (wanted & ~held).nonzero()[:, 0], (~wanted[self._slots]).nonzero()[:, 0]
         if len(arriving):
             self._exchange(leaving, arriving)
+        self._num_seen = len(self._buffer.positions) - len(self._slots)
         self.arrivals.append((num_chars, arriving))
-        self.seconds += time.perf_counter() - started
+        self.seconds += ahead_s + time.perf_counter() - started
 
-    def _score(self, token_ids: list[int], first: int) -> torch.Tensor:
-        """Return the attention of ``token_ids``, the answer from its token ``first`` on, to each block, ``[blocks]``.
+    def _score(self) -> torch.Tensor:
+        """Return the attention of the token that ran ahead to each block, ``[blocks]``.
 
-        They see the whole prompt: retained tokens as they are in the buffer, the others as they are cached.
+        It sees the whole prompt: retained tokens as they are in the buffer, the others as they are cached.
         """
-        layout, buffer, slots = self._layout, self._buffer, self._slots
-        start = layout.num_tokens + first
-        stop = start + len(token_ids)
-        scores = AttentionScores(self._decoder, self._scout, stop, len(token_ids))
-        layers = range(scores.layers[-1] + 1)
-        read = LayerReader(self._decoder, make_plan(layout, torch.ones_like(layout.is_chunk)), layers)
-
-        def attend(
-            layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, spec: LayerSpec
-        ) -> torch.Tensor:
-            states = []
-            for cached, held, own in zip(read(layer), buffer.layer(layer), (key, value), strict=True):
-                cached.index_copy_(2, slots, held[:, :, : len(slots)])
-                states.append(torch.cat((cached, held[:, :, len(slots) : len(slots) + first], own), dim=2))
-            keys, values = states
-            scores(layer, query, keys, spec)
-            return attention(query, keys, values, spec, is_causal=True)
-
-        hidden = self._decoder.embed(torch.tensor([token_ids]))
-        self._decoder.run_layers(hidden, torch.arange(start, stop), attend, layers)
+        layout, slots = self._layout, self._slots
+        num_columns = layout.num_tokens + len(self._buffer.positions) - len(slots) + 1
+        scores = AttentionScores(self._decoder, self._scout, num_columns, 1)
+        read = LayerReader(self._decoder, self._everything, self.layers, keys_only=True)
+        for layer in self.layers:
+            query, key, spec = self._asked[layer]
+            cached, held = read(layer)[0], self._buffer.layer(layer)[0]
+            cached.index_copy_(2, slots, held[:, :, : len(slots)])
+            scores(layer, query, torch.cat((cached, held[:, :, len(slots) :], key), dim=2), spec)
         own = credit_sentences(scores.scores[: layout.num_tokens], layout, self._scout.sentence_credit)
         return self._blocks.top_token_mean(own, self._scout.block_top_tokens)
+
+    @cached_property
+    def _everything(self) -> Plan:
+        return make_plan(self._layout, torch.ones_like(self._layout.is_chunk))
 
     def _exchange(self, leaving: torch.Tensor, arriving: torch.Tensor) -> None:
         """Write the cached KV of prompt tokens ``arriving`` over the buffer's places ``leaving``, both ``[tokens]``.

@@ -65,15 +65,6 @@ class Scheduler:
                 return sequence
         return None
 
-    def next_refresh(self) -> Sequence | None:
-        """Move a running sequence that is due for a refresh to ``prefilling`` and return it, or None."""
-        sequence = next((one for one in self.running if one.needs_refresh), None)
-        if sequence is None or len(self.prefilling) >= _MAX_NESTED:
-            return None
-        self.running.remove(sequence)
-        self.prefilling.append(sequence)
-        return sequence
-
     def drop_ended(self) -> list[Sequence]:
         """Remove and return the running sequences that have finished or were cancelled."""
         ended = [sequence for sequence in self.running if sequence.cancelled or sequence.finish_reason]

@@ -20,7 +20,7 @@ from samkv_rag.generation_result import GenerationResult
 from samkv_rag.model.decoder import Decoder
 from samkv_rag.runtime.scheduler import Scheduler
 from samkv_rag.runtime.sequence import ReadPrompt, Sequence
-from samkv_rag.runtime.step import step
+from samkv_rag.runtime.step import refresh, step
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
@@ -151,17 +151,14 @@ class Runtime:
     def _prefill_next(self) -> None:
         with self._changed:
             sequence = self._scheduler.next_prefill()
-        if sequence is not None:
-            waited_s = time.perf_counter() - sequence.ready_at
-            sequence.clock.phase_s["wait"] = sequence.clock.phase_s.get("wait", 0.0) + waited_s
-            self._run_alone(sequence, self._prefill_sequence)
-
-    def _run_alone(self, sequence: Sequence, work: Callable[[Sequence], list[Sequence]]) -> None:
-        """Do ``work`` on one of the prefilling sequences, and add what it returns to the running ones."""
+        if sequence is None:
+            return
+        waited_s = time.perf_counter() - sequence.ready_at
+        sequence.clock.phase_s["wait"] = sequence.clock.phase_s.get("wait", 0.0) + waited_s
         try:
             if sequence.cancelled:
                 raise _CancelledError
-            answers = work(sequence)
+            answers = self._prefill_sequence(sequence)
             with self._changed:
                 self._scheduler.running += answers
         except _CancelledError:
@@ -174,17 +171,6 @@ class Runtime:
             with self._changed:
                 self._scheduler.prefilling.remove(sequence)
         self._drop_ended()
-
-    def _refresh(self, sequence: Sequence) -> list[Sequence]:
-        assert sequence.state is not None
-        assert sequence.state.refresher is not None
-        refresher = sequence.state.refresher
-        try:
-            refresher.refresh(sequence.token_ids, len(sequence.text))
-        except DamagedChunkError as error:  # the answer goes on with what is retained
-            logger.warning("a chunk could not be read again (%s); its answer is not refreshed any more", error)
-            refresher.stop()
-        return [sequence]
 
     def _read_again(self, sequence: Sequence, error: DamagedChunkError) -> None:
         """Read a prompt again after a chunk proved damaged, which finds and replaces the chunk."""
@@ -209,14 +195,13 @@ class Runtime:
 
     def _step(self) -> None:
         self._drop_ended()
-        while sequence := self._next_refresh():
-            self._run_alone(sequence, self._refresh)
-        # Those that are due wait for the refreshes in progress: a late one would give another answer.
-        running = [sequence for sequence in self._scheduler.running if not sequence.needs_refresh]
+        running = list(self._scheduler.running)
         if not running:
             return
         self._stepping, started = True, time.perf_counter()
         try:
+            if due := [sequence for sequence in running if sequence.needs_refresh]:
+                refresh(self._decoder, due)
             step(self._decoder, running)
         except BaseException as error:
             for sequence in running:
@@ -226,10 +211,6 @@ class Runtime:
         ended = time.perf_counter()
         self._next_step_at = ended + (_STEP_EVERY - 1) * (ended - started)
         self._drop_ended()
-
-    def _next_refresh(self) -> Sequence | None:
-        with self._changed:
-            return self._scheduler.next_refresh()
 
     def _drop_ended(self) -> None:
         with self._changed:

@@ -23,7 +23,7 @@ from samkv_rag.prefill.passes.plan import Source, make_plan
 from samkv_rag.prefill.passes.planned_pass import LayerReader, PlannedPass
 from samkv_rag.prefill.scout import AttentionScores
 from samkv_rag.prompt.layout import PromptLayout, Segment
-from samkv_rag.runtime.step import DecodePass
+from samkv_rag.runtime.step import RowByRow
 from support import tiny
 
 CPU, META = torch.device("cpu"), torch.device("meta")
@@ -149,7 +149,7 @@ def test_scouting_a_layer_reads_nothing_back() -> None:
 def test_decoding_a_token_reads_nothing_back() -> None:
     buffer = KVBuffer(2)
     run_on_meta(CausalPass(buffer, torch.arange(5)), torch.arange(5))
-    run_on_meta(DecodePass([buffer], torch.tensor([[5]])), torch.tensor([5]))
+    run_on_meta(RowByRow([CausalPass(buffer, torch.tensor([5]))]), torch.tensor([5]))
     assert buffer.layer(1)[0].shape[2] == 6
 
 

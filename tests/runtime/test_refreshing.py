@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from typing import Any
 
 import pytest
@@ -11,15 +10,11 @@ import torch
 from samkv_rag import SamKVEngine
 from samkv_rag.exceptions import ConfigurationError, DamagedChunkError
 from samkv_rag.model.attention import LayerSpec
-from samkv_rag.model.decoder import CausalPass, Decoder
-from samkv_rag.model.kv_buffer import KVBuffer
+from samkv_rag.model.decoder import CausalPass
 from samkv_rag.prefill import Scout, SparsePrefill
-from samkv_rag.runtime import worker
 from samkv_rag.runtime.refreshing import Refresher
-from samkv_rag.runtime.sequence import Sequence
-from samkv_rag.runtime.step import step
 from support import tiny
-from support.engines import MakeEngine, prefill, together
+from support.engines import MakeEngine, prefill
 
 CHUNKS = [tiny.text(seed, 80) for seed in range(5)]
 ANSWER = [7, 301, 45, 12, 222, 90, 411, 18, 77, 150, 33, 260]
@@ -42,8 +37,11 @@ class Written:
         hidden = self.decoder.embed(torch.tensor([ANSWER[:-1]]))
         self.decoder.run_layers(hidden, positions, CausalPass(self.buffer, positions))
 
-    def refresh(self) -> None:
-        self.refresher.refresh(ANSWER, 0)
+    def refresh(self, token_id: int = ANSWER[-1]) -> None:
+        position = torch.tensor([self.layout.num_tokens + len(ANSWER) - 1])
+        layers = range(self.refresher.layers[-1] + 1)
+        self.decoder.run_layers(self.decoder.embed(torch.tensor([[token_id]])), position, self.refresher.attend, layers)
+        self.refresher.refresh(0, 0.0)
 
     def layers(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
         pairs = [self.buffer.layer(layer) for layer in range(self.decoder.num_layers)]
@@ -70,9 +68,9 @@ def test_blocks_come_in_with_their_cached_kv_and_as_many_tokens_go_out(engine: S
     assert isinstance(method, SparsePrefill)
     written = Written(engine, method)
     places = written.prefilled.retained.nonzero()[:, 0]
-    for _ in range(2):  # at the second refresh the last token of the answer alone selects
+    for token_id in (ANSWER[-1], 99):
         before = written.layers()
-        written.refresh()
+        written.refresh(token_id)
         arrived = written.refresher.arrivals[-1][1]
         assert 0 < len(arrived) < written.num_retained
         assert not torch.isin(arrived, places).any()
@@ -89,42 +87,33 @@ def test_blocks_come_in_with_their_cached_kv_and_as_many_tokens_go_out(engine: S
 
 @torch.inference_mode()
 @pytest.mark.parametrize("options", [{}, {"recompute_view": "all"}, {"recompute": False}], ids=str)
-@pytest.mark.parametrize("first", [0, 5])
-def test_a_refresh_adds_what_the_answer_attends_to(engine: SamKVEngine, options: dict[str, Any], first: int) -> None:
-    """Compare with the plain way: the answer from its token ``first`` on runs over all other KV in one buffer."""
-    by_token = {"score_layers": (0.0, 0.5), "emphasis_weight": 0.0, "sentence_credit": 0.0}
-    by_token |= {"block_tokens": 1, "block_top_tokens": 1}
+def test_a_refresh_adds_what_the_newest_token_attends_to(engine: SamKVEngine, options: dict[str, Any]) -> None:
+    """Compare with the plain way: the token's queries on all keys of the prompt and of the answer."""
+    by_token = {"score_layers": (0.5, 1.0), "sentence_credit": 0.0, "block_tokens": 1, "block_top_tokens": 1}
     written = Written(engine, scout(**by_token, **options))
-    layout, decoder = written.layout, written.decoder
-    everything, held = KVBuffer(decoder.num_layers), written.prefilled.retained
-    for layer, pair in enumerate(written.layers()):
-        both = []
-        for which, states in enumerate(pair):
-            whole = written.cached(layer, which)
-            whole[:, :, held] = states[:, :, : written.num_retained]
-            both.append(torch.cat((whole, states[:, :, written.num_retained :][:, :, :first]), dim=2))
-        everything.append(layer, *both)
+    layout, decoder, held = written.layout, written.decoder, written.prefilled.retained
     paid = torch.zeros(layout.num_tokens)
-    positions = layout.num_tokens + torch.arange(first, len(ANSWER))
-    everything.positions = torch.arange(layout.num_tokens + first)
-    attend = CausalPass(everything, positions)
+    positions = torch.tensor([layout.num_tokens + len(ANSWER) - 1])
+    buffer = written.buffer.copy()
+    attend = CausalPass(buffer, positions)
 
     def watch(layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, spec: LayerSpec) -> torch.Tensor:
         output = attend(layer, query, key, value, spec)
-        if layer < max(1, round(0.5 * decoder.num_layers)):
-            keys = everything.layer(layer)[0].repeat_interleave(query.shape[1] // key.shape[1], dim=1)
-            logits = query @ keys.transpose(-1, -2) * spec.scaling
-            future = torch.ones(query.shape[2], keys.shape[2]).triu(1 + layout.num_tokens + first).bool()
-            weights = logits.masked_fill(future, -torch.inf).softmax(-1)[0]
-            paid.add_(weights[:, :-1, : layout.num_tokens].mean(1).sum(0))
+        if layer >= decoder.num_layers // 2:
+            own = buffer.layer(layer)[0]
+            whole = written.cached(layer, 0)
+            whole[:, :, held] = own[:, :, : written.num_retained]
+            keys = torch.cat((whole, own[:, :, written.num_retained :]), dim=2)
+            keys = keys.repeat_interleave(query.shape[1] // key.shape[1], dim=1)
+            weights = (query @ keys.transpose(-1, -2) * spec.scaling).softmax(-1)
+            paid.add_(weights[0, :, 0, : layout.num_tokens].sum(0))
         return output
 
-    decoder.run_layers(decoder.embed(torch.tensor([ANSWER[first:]])), positions, watch)
-    written.refresher._num_seen = first
+    decoder.run_layers(decoder.embed(torch.tensor([ANSWER[-1:]])), positions, watch)
     written.refresh()
-    middle = written.prefilled.block_scores.blocks.positions  # type: ignore[union-attr]
-    num_blocks = int(held[middle].sum())
-    best = middle[paid[middle].topk(num_blocks).indices]
+    assert written.prefilled.block_scores is not None
+    middle = written.prefilled.block_scores.blocks.positions
+    best = middle[paid[middle].topk(int(held[middle].sum())).indices]
     assert set(written.refresher.arrivals[0][1].tolist()) == set(best.tolist()) - set(held.nonzero()[:, 0].tolist())
 
 
@@ -153,55 +142,6 @@ def test_refreshes_are_counted_and_explained(engine: SamKVEngine) -> None:
     assert (plain.metrics.refreshes, plain.metrics.refresh_bytes_read) == (0, 0)
     assert not any(use.arrivals for use in plain.chunks)
     assert metrics.kv_bytes_resident == plain.metrics.kv_bytes_resident
-
-
-def test_others_go_on_between_the_layers_of_a_refresh(engine: SamKVEngine, monkeypatch: pytest.MonkeyPatch) -> None:
-    refreshing: list[Refresher] = []
-    stepped: list[list[Refresher | None]] = []
-    refresh = Refresher.refresh
-
-    def watched_refresh(self: Refresher, *arguments: Any) -> None:
-        refreshing.append(self)
-        refresh(self, *arguments)
-        refreshing.remove(self)
-
-    def watched_step(decoder: Decoder, sequences: list[Sequence]) -> None:
-        refreshers = [sequence.state.refresher for sequence in sequences if sequence.state]
-        assert not {*refreshers} & {*refreshing}
-        stepped.extend([refreshers] if refreshing else [])
-        step(decoder, sequences)
-
-    monkeypatch.setattr(Refresher, "refresh", watched_refresh)
-    monkeypatch.setattr(worker, "step", watched_step)
-    monkeypatch.setattr(worker, "_STEP_EVERY", 1)  # a refresh of so small a model is over before a step was due
-    lengths = (40, 60)  # the second is still answering when the first ends
-    asked = [{"prompt": prompt, "max_new_tokens": n} for prompt, n in zip(prompts(), lengths, strict=False)]
-    assert all(result.metrics.refreshes for result in together(engine, asked, method=scout()))
-    assert stepped
-
-
-def test_an_answer_that_is_given_up_while_it_is_refreshed_ends(
-    engine: SamKVEngine, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    refresh, ended = Refresher.refresh, threading.Event()
-    finished: list[Refresher] = []
-    stream = engine.stream(prompts()[0], method=scout(), max_new_tokens=60)
-
-    def given_up(self: Refresher, *arguments: Any) -> None:
-        stream.close()
-        try:
-            refresh(self, *arguments)
-            finished.append(self)
-        finally:
-            ended.set()
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Refresher, "refresh", given_up)
-        next(stream)
-        assert ended.wait(30)
-    assert not finished
-    assert engine.generate(prompts()[0], method=scout(), max_new_tokens=14).metrics.refreshes == 3
-    assert not engine._runtime._scheduler.has_work
 
 
 def test_a_chunk_that_cannot_be_read_again_ends_the_refreshes_only(
