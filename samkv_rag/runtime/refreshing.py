@@ -130,10 +130,12 @@ class Refresher:
         The buffer's positions do not change: without windows only their order matters.
         """
         mask = torch.zeros_like(self._layout.is_chunk).index_fill_(0, arriving, True)
-        read = LayerReader(self._decoder, make_plan(self._layout, mask))
+        plan = make_plan(self._layout, mask)
+        rotate, layers = self._decoder.rotation_by(plan.rotate_offsets), range(self._decoder.num_layers)
         # Read everything before writing, so that an error does not leave layers with different tokens.
-        layers = [[states.clone() for states in read(layer)] for layer in range(self._decoder.num_layers)]
-        for layer, arrived in enumerate(layers):
-            for held, states in zip(self._buffer.layer(layer), arrived, strict=True):
-                held[:, :, leaving] = states
+        read = [[source.reader.layer(layer, source.tokens) for layer in layers] for source in plan.sources]
+        for layer, of_sources in enumerate(zip(*read, strict=True)):
+            keys, values = (torch.cat(states, dim=1)[None].to(mask.device) for states in zip(*of_sources, strict=True))
+            held_keys, held_values = self._buffer.layer(layer)
+            held_keys[:, :, leaving], held_values[:, :, leaving] = rotate[layer](keys), values
         self._slots[leaving] = arriving
