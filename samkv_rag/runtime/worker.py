@@ -10,6 +10,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cache
 from typing import Any, TypeVar
 
 import torch
@@ -71,7 +72,7 @@ class Runtime:
         self.start_over()
         decoder.between_layers = self._make_way
         start_over_in_forks(self)
-        atexit.register(_close, weakref.ref(self))  # or the interpreter exits under a running thread
+        _open_runtimes().add(self)
 
     def submit(self, sequence: Sequence) -> None:
         """Queue a sequence; its ``deliver`` gets the answer.
@@ -99,6 +100,7 @@ class Runtime:
 
     def close(self) -> None:
         """Cancel all sequences and end the threads."""
+        _open_runtimes().discard(self)
         with self._changed:
             self._closed = True
             error = EngineClosedError("the engine was closed before the answer was finished")
@@ -258,6 +260,14 @@ class Runtime:
         self._next_step_at = 0.0
 
 
-def _close(runtime: weakref.ref[Runtime]) -> None:
-    if (alive := runtime()) is not None:
-        alive.close()
+@cache
+def _open_runtimes() -> weakref.WeakSet[Runtime]:
+    """Return the open ones, which are closed at exit, or the interpreter would end under a running thread."""
+    runtimes: weakref.WeakSet[Runtime] = weakref.WeakSet()
+
+    @atexit.register
+    def close() -> None:
+        for runtime in list(runtimes):
+            runtime.close()
+
+    return runtimes

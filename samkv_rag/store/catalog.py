@@ -205,10 +205,14 @@ class Catalog:
                 self._connection.close()
         self._connection, self._seen = None, {}
         aside = path.with_name(f"{path.name}.damaged-{time.time_ns()}")
-        with suppress(FileNotFoundError):
-            path.replace(aside)
-        for suffix in ("-wal", "-shm"):
-            Path(f"{path}{suffix}").unlink(missing_ok=True)
+        try:
+            with suppress(FileNotFoundError):
+                path.replace(aside)
+            for suffix in ("-wal", "-shm"):
+                Path(f"{path}{suffix}").unlink(missing_ok=True)
+        except OSError as refused:
+            reason = f"{path} is damaged ({error}) and cannot be put aside: {refused.strerror}"
+            raise StoreError(f"{reason}; delete it, and it is made again") from refused
         warnings.warn(
             f"{path} was damaged ({error}) and is made again from the stored chunks; which documents they came from is "
             f"lost. The damaged file is {aside.name}",

@@ -194,6 +194,22 @@ def test_a_damaged_catalog_is_made_again_from_the_chunks(make_engine: MakeEngine
     assert again.sources() == ["new"]
 
 
+def test_a_damaged_catalog_that_cannot_be_put_aside_is_named(
+    make_engine: MakeEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_engine(store=tmp_path / "kv", chunks=CHUNKS).close()
+    DAMAGES["garbage"](tmp_path / "kv" / "catalog.sqlite")
+
+    def refused(*_: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "replace", refused)
+    with pytest.raises(
+        StoreError, match=r"catalog.sqlite is damaged .* cannot be put aside: Permission denied; delete"
+    ):
+        make_engine(store=tmp_path / "kv")
+
+
 @pytest.mark.parametrize("change", ["num_chars = 'many'", "suffix = x'00'", "digest = x'00'", "model_name = x'ff'"])
 def test_a_row_of_wrong_types_is_ignored(make_engine: MakeEngine, tmp_path: Path, change: str) -> None:
     """SQLite returns what a damaged page has: any type in any column."""
