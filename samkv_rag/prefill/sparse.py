@@ -48,7 +48,7 @@ class SparsePrefill(CachedPrefill):
             ``"chunk"``; or ``"all"`` tokens before them.
         update: recomputed KV replaces the cached (``"overwrite"``), or is mixed with it (``"fusion"``).
         fusion_theta: weight of the recomputed KV in a fusion, in [0, 1].
-        refresh_tokens: after so many answer tokens, the last ones select again, and the blocks that they attend to
+        refresh_tokens: after so many answer tokens, the newest one selects again, and the blocks that it attends to
             replace others. None: the retained tokens stay for the whole answer. Refused for models with windows and
             for chunks stored as an index.
 

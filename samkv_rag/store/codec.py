@@ -174,6 +174,7 @@ class StoredChunk:
         """Bytes read from the store so far."""
         self.checked: set[str] = set()
         """Names of tensors whose checksum was compared. The next reader of the same blob may reuse the set."""
+        self._latest: tuple[torch.Tensor, _Rows] | None = None
         try:
             self.identity = _identity(body)
             self._dtype, self._checksums = _FLOATS[body["dtype"]], body["checksums"]
@@ -270,8 +271,9 @@ class StoredChunk:
     def _decoded(self, *names: str, tokens: torch.Tensor | None = None) -> list[torch.Tensor]:
         """Return tensors of all tokens or some; quantised ones become float32."""
         scaled = [f"{name}.scales" for name in names] if self.kv_dtype == "int8" else []
-        if tokens is not None and self.checked.issuperset(names) and _is_sparse(tokens, self.tensors[names[0]]):
-            stored = self._read_rows(names, tokens) | self._read(*scaled)
+        rows = None if tokens is None else self._runs_of(tokens)
+        if rows is not None and self.checked.issuperset(names) and _is_sparse(rows, self.tensors[names[0]]):
+            stored = self._read_rows(names, rows) | self._read(*scaled)
         else:  # a checksum needs the whole tensor, too
             stored = self._read(*names, *scaled)
             if tokens is not None:
@@ -311,29 +313,44 @@ class StoredChunk:
                 raise DamagedChunkError(f"{name} holds a value that is not finite")
             self.checked.add(name)
 
-    def _read_rows(self, names: Sequence[str], tokens: torch.Tensor) -> dict[str, torch.Tensor]:
+    def _read_rows(self, names: Sequence[str], rows: _Rows) -> dict[str, torch.Tensor]:
         """Return ``[kv_heads, tokens, head_dim]`` of each name, without reading other tokens."""
         parts: list[tuple[int, Buffer]] = []
         found: dict[str, torch.Tensor] = {}
-        wanted, breaks = tokens.tolist(), (torch.nonzero(tokens.diff() != 1).flatten() + 1).tolist()
-        runs = list(pairwise([0, *breaks, len(wanted)]))  # of adjacent tokens
         for name in names:
             span = self.tensors[name]
             heads, num_tokens, head_dim = span.shape
             row_bytes = head_dim * span.dtype.itemsize
-            found[name] = torch.empty(heads, len(tokens), head_dim, dtype=span.dtype)
+            found[name] = torch.empty(heads, len(rows.tokens), head_dim, dtype=span.dtype)
             (buffer,) = _buffers(found[name])
             for head in range(heads):
-                start = span.start + head * num_tokens * row_bytes
-                own = buffer[head * len(wanted) * row_bytes :]
-                parts += [(start + wanted[i] * row_bytes, own[i * row_bytes : j * row_bytes]) for i, j in runs]
+                start, own = span.start + head * num_tokens * row_bytes, head * len(rows.tokens)
+                for first, last in rows.runs:
+                    place = buffer[(own + first) * row_bytes : (own + last) * row_bytes]
+                    parts.append((start + rows.tokens[first] * row_bytes, place))
         self._request(parts)
         return found
+
+    def _runs_of(self, tokens: torch.Tensor) -> _Rows:
+        """Return ``tokens`` as runs; computed once for all layers, whose readers pass the same object."""
+        known = self._latest
+        if known is None or known[0] is not tokens:
+            numbers, breaks = tokens.tolist(), (torch.nonzero(tokens.diff() != 1).flatten() + 1).tolist()
+            self._latest = known = tokens, _Rows(numbers, list(pairwise([0, *breaks, len(numbers)])))
+        return known[1]
 
     def _request(self, parts: list[tuple[int, Buffer]]) -> None:
         self._data.read(parts)
         if self._data is self.blob:
             self.bytes_read += sum(buffer.nbytes for _, buffer in parts)
+
+
+class _Rows(NamedTuple):
+    """Tokens to read, ascending."""
+
+    tokens: list[int]
+    runs: list[tuple[int, int]]
+    """Which of them are adjacent, from and to."""
 
 
 class _Span(NamedTuple):
@@ -445,10 +462,9 @@ def _expected(wanted: ChunkShape, num_tokens: int, kv_dtype: str) -> dict[str, t
     return expected
 
 
-def _is_sparse(tokens: torch.Tensor, span: _Span) -> bool:
-    """Whether the runs of ``tokens`` are further apart than a page, the least that a disk reads."""
-    num_runs = 1 + int((tokens.diff() != 1).sum())
-    return span.shape[1] * span.shape[2] * span.dtype.itemsize > num_runs * _PAGE_BYTES
+def _is_sparse(rows: _Rows, span: _Span) -> bool:
+    """Whether the runs are further apart than a page, the least that a disk reads."""
+    return span.shape[1] * span.shape[2] * span.dtype.itemsize > len(rows.runs) * _PAGE_BYTES
 
 
 def _checksum(tensor: torch.Tensor) -> str:
