@@ -24,6 +24,8 @@ _SENTINEL = "\n"
 _PRIVATE_USE = range(0xE000, 0xF900)
 _PREAMBLE = "Answer the question from these passages of a document.\n\n"
 _SENTENCE_END = re.compile(r"[.!?\n。！？।؟]")
+_THOUGHTS = ("<think>", "</think>")
+"""Around what a model thinks before it answers. Only its own messages may have them."""
 
 
 @dataclass(frozen=True)
@@ -173,6 +175,9 @@ class PromptTokenizer:
         given = [[*map(dict, messages)], [*map(dict, tools)], [*map(dict, documents)]]
         mark = self._unused_mark(given)
         marked_messages, marked_tools, marked_documents = self._marked(given, mark)
+        for message, marked in zip(messages, marked_messages, strict=True):
+            if message.get("role") == "assistant" and isinstance(said := message.get("content"), str):
+                marked["content"] = self._marked(said, mark, _THOUGHTS)  # templates drop former turns' thoughts
         text = self._rendered(marked_messages, marked_tools, marked_documents)
         if tools and text == self._rendered(marked_messages, [], marked_documents):
             raise ToolsUnsupportedError(
@@ -215,10 +220,12 @@ class PromptTokenizer:
                 return mark
         raise ChatTemplateError("the messages hold every private-use character; leave one out")
 
-    def _marked(self, value: Any, mark: str) -> Any:
-        """Return a copy in which ``mark`` breaks every control token that a text spells out."""
+    def _marked(self, value: Any, mark: str, but: Sequence[str] = ()) -> Any:
+        """Return a copy in which ``mark`` breaks every control token that a text spells out, ``but`` for some."""
         if isinstance(value, str):
-            return self._control_pattern.sub(lambda found: found[0][0] + mark + found[0][1:], value)
+            return self._control_pattern.sub(
+                lambda found: found[0] if found[0] in but else found[0][0] + mark + found[0][1:], value
+            )
         if isinstance(value, Mapping):
             return {self._marked(key, mark): self._marked(item, mark) for key, item in value.items()}
         if isinstance(value, (list, tuple)):

@@ -93,8 +93,7 @@ class PromptAssembler:
         segments = [self._segment(prompt, span, next(opened) if span.text_digest else None) for span in prompt.spans]
         segments = self._with_prefix(segments)
         if with_history:
-            digests = frozenset(segment.digest for segment in segments if segment.kind == "chunk")
-            segments = [part for segment in segments for part in self._with_history(segment, digests)]
+            segments = [part for segment in segments for part in self._with_history(segment, segments)]
         return PromptLayout(segments, self.decoder.device)
 
     def of_question(self, texts: Sequence[str], question: str) -> PromptLayout:
@@ -139,9 +138,9 @@ class PromptAssembler:
                 self._prefixes.popitem(last=False)
         return [replace(first, kind="prefix", reader=cache, hit=known is not None), *others]
 
-    def _with_history(self, segment: Segment, digests: frozenset[str]) -> list[Segment]:
-        """Split a text that begins with a former turn into the turn, with its KV, and the rest."""
-        turn = self.history.find(segment.token_ids, digests) if segment.kind == "text" else None
+    def _with_history(self, segment: Segment, segments: Sequence[Segment]) -> list[Segment]:
+        """Split a text of the prompt that begins with a former turn into the turn, with its KV, and the rest."""
+        turn = self.history.find(segment.token_ids, segments) if segment.kind == "text" else None
         if turn is None:
             return [segment]
         said, new = segment.token_ids[: turn.cache.num_tokens], segment.token_ids[turn.cache.num_tokens :]

@@ -14,7 +14,7 @@ import torch
 
 from samkv_rag.chunk_cache import ChunkCache
 from samkv_rag.model.kv_buffer import KVBuffer
-from samkv_rag.prompt.layout import PromptLayout
+from samkv_rag.prompt.layout import PromptLayout, Segment
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,8 @@ class Turn:
     """Tokens before the answer."""
     digests: frozenset[str] = frozenset()
     """Of the chunks before it, which its KV has seen."""
+    before: tuple[int, ...] = ()
+    """Token ids of the text before the first chunk, such as instructions and a user's name, which it has seen too."""
 
     def shared(self, token_ids: torch.Tensor) -> int:
         """Return how many first tokens the turn has in common with ``token_ids`` ``[tokens]``; 0 for another chat.
@@ -40,6 +42,11 @@ class Turn:
         room = min(len(own), len(token_ids))
         num_shared = int((own[:room] == token_ids[:room]).cumprod(0).sum())
         return num_shared if num_shared > (self.num_asked + len(own)) / 2 else 0
+
+    def replaces(self, other: Turn) -> bool:
+        """Return whether both are the same words after the same chunks and text."""
+        is_same = (self.digests, self.before) == (other.digests, other.before)
+        return is_same and torch.equal(self.cache.token_ids, other.cache.token_ids)
 
 
 class History:
@@ -60,25 +67,26 @@ class History:
             return  # too long, or a layer's window has dropped some of it
         keys, values = (torch.cat([kv[:, :, -num_tokens:] for kv in kind]).cpu() for kind in zip(*layers, strict=True))
         digests = frozenset(chunk.digest for chunk in layout.chunks)
-        token_ids = token_ids[:num_tokens]
-        turn = Turn(ChunkCache(token_ids, keys, values), start, layout.num_tokens - start, digests)
+        before, own = _text_before_chunks(layout.segments), ChunkCache(token_ids[:num_tokens], keys, values)
+        turn = Turn(own, start, layout.num_tokens - start, digests, before)
         with self._lock:
-            others = (t for t in self._turns if t.digests != digests or not torch.equal(t.cache.token_ids, token_ids))
-            self._turns = [*others, turn]
+            self._turns = [*(other for other in self._turns if not turn.replaces(other)), turn]
             while sum(kept.cache.num_tokens for kept in self._turns) > self._max_tokens:
                 del self._turns[0]
 
-    def find(self, token_ids: torch.Tensor, digests: frozenset[str]) -> Turn | None:
+    def find(self, token_ids: torch.Tensor, segments: Sequence[Segment]) -> Turn | None:
         """Return the turn that a prompt's text ``[tokens]`` begins with, cut to what both share, or None.
 
-        At least the text's last token is left over. ``digests`` are those of the prompt's chunks, one of which the
-        turn must have seen: another user's chat over other documents may have the same words.
+        At least the text's last token is left over. The turn must have seen one of the chunks in the prompt's
+        ``segments``, and the text before them: another user's chat may have the same words.
         """
+        digests = frozenset(segment.digest for segment in segments if segment.kind == "chunk")
+        before = _text_before_chunks(segments)
         with self._lock:
             found = [
                 (turn.shared(token_ids[:-1]), len(turn.digests & digests), number)
                 for number, turn in enumerate(self._turns)
-                if turn.digests & digests or turn.digests == digests
+                if turn.before == before and (turn.digests & digests or turn.digests == digests)
             ]
             num_tokens, _, number = max(found, default=(0, 0, -1))
             if not num_tokens:
@@ -88,3 +96,9 @@ class History:
         cache, shared = turn.cache, slice(num_tokens)  # their KV does not depend on later tokens
         cut = ChunkCache(cache.token_ids[shared], cache.keys[:, :, shared], cache.values[:, :, shared])
         return replace(turn, cache=cut)
+
+
+def _text_before_chunks(segments: Sequence[Segment]) -> tuple[int, ...]:
+    """Return the token ids of the prompt's first text; none if there is no chunk behind it."""
+    has_chunks = any(segment.kind == "chunk" for segment in segments)
+    return tuple(segments[0].token_ids.tolist()) if has_chunks and segments[0].kind != "chunk" else ()

@@ -73,8 +73,11 @@ class DecodingState:
 class Sequence:
     """A request with its state and its answer so far. Only the worker thread changes it, except by :meth:`cancel`."""
 
-    deliver: Callable[[Delivery], None]
-    """Called with every piece, then once with the result or an error; must not block. Its reader sets it."""
+    deliver: Callable[[Delivery | None], None]
+    """Called with every piece, then once with the result or an error; must not block. Its reader sets it.
+
+    A reader that gives up calls it with None, to wake whoever waits.
+    """
 
     def __init__(self, request: Request, tokenizer: PromptTokenizer, end_ids: frozenset[int]) -> None:
         self.request = request

@@ -8,7 +8,6 @@ from collections import abc
 
 import torch
 
-from samkv_rag.exceptions import DamagedChunkError
 from samkv_rag.model.attention import Attend, LayerSpec
 from samkv_rag.model.decoder import CausalPass, Decoder
 from samkv_rag.runtime.sequence import Sequence
@@ -44,8 +43,8 @@ def refresh(decoder: Decoder, sequences: abc.Sequence[Sequence]) -> None:
     for sequence, refresher in zip(sequences, refreshers, strict=True):
         try:
             refresher.refresh(len(sequence.text), ahead_s)
-        except DamagedChunkError as error:  # the answer goes on with what is retained
-            logger.warning("a chunk could not be read again (%s); its answer is not refreshed any more", error)
+        except Exception as error:  # a chunk cannot be read again, say; the answer goes on with what is retained
+            logger.warning("a refresh failed (%s); its answer is not refreshed any more", error)
             refresher.stop()
 
 

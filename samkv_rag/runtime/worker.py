@@ -94,8 +94,8 @@ class Runtime:
         future: Future[T] = Future()
         with self._changed:
             self._require_open()
-            self._jobs.append((function, future))
             self._wake()
+            self._jobs.append((function, future))
         return future.result()
 
     def close(self) -> None:
@@ -122,16 +122,16 @@ class Runtime:
                 sequence.num_readings += 1
                 with torch.inference_mode():
                     sequence.read = self._read_prompt(sequence)
+            with self._changed:
+                self._scheduler.reading.discard(sequence)
+                if not sequence.cancelled:
+                    self._wake()
+                    sequence.ready_at = time.perf_counter()
+                    self._scheduler.ready.append(sequence)
         except BaseException as error:
             with self._changed:  # first, so that its place is free when the reader knows
                 self._scheduler.reading.discard(sequence)
             sequence.fail(error)
-        with self._changed:
-            self._scheduler.reading.discard(sequence)
-            if not sequence.cancelled:
-                sequence.ready_at = time.perf_counter()
-                self._scheduler.ready.append(sequence)
-                self._wake()
 
     # In the worker thread
 
@@ -245,8 +245,9 @@ class Runtime:
     def _wake(self) -> None:
         """Notify the worker thread of new work, and start it if it is not running."""
         if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name="samkv-worker", daemon=True)
-            self._thread.start()
+            thread = threading.Thread(target=self._run, name="samkv-worker", daemon=True)
+            thread.start()  # may fail; the thread itself waits for the lock that we hold
+            self._thread = thread
         self._changed.notify_all()
 
     def start_over(self) -> None:

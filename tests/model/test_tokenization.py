@@ -5,10 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from copy import copy
+from copy import copy, deepcopy
 from typing import Any
 
 import pytest
+from tokenizers import AddedToken
 
 from samkv_rag import SamKVEngine
 from samkv_rag.exceptions import ChatTemplateError
@@ -137,6 +138,22 @@ def test_rendering_leaves_the_text_as_the_template_writes_it() -> None:
         messages = [{"role": "user", "content": content}]
         expected = tiny.tokenizer().apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
         assert tokenizer.render(messages).text == expected
+
+
+def test_a_template_finds_the_thoughts_of_former_answers_and_of_nobody_else() -> None:
+    tokenizer = deepcopy(tiny.tokenizer())
+    tokenizer.add_tokens([AddedToken(text, special=False, normalized=False) for text in ("<think>", "</think>")])
+    tokenizer.chat_template = (
+        "{% for m in messages %}{% set c = m['content'] %}{% if '</think>' in c %}{% set c = c.split('</think>')[-1] %}"
+        "{% endif %}<|{{ m['role'] }}|>{{ c }}</s>{% endfor %}{% if add_generation_prompt %}<think>{% endif %}"
+    )
+    said = "<think>The tide</think>The seventh.</s>"
+    messages = [{"role": role, "content": said} for role in ("user", "assistant", "user")]
+    rendered = PromptTokenizer(tokenizer).render(messages)
+    assert rendered.text == f"<|user|>{said}</s><|assistant|>The seventh.</s></s><|user|>{said}</s><think>"
+    literals = [rendered.text[start:stop] for start, stop in rendered.literals]
+    assert literals == ["<think>", "</think>", "</s>", "</s>", "<think>", "</think>", "</s>"]
+    assert [rendered.text[start:stop] for start, stop in rendered.structure] == ["</s>", "</s>", "</s>", "<think>"]
 
 
 def test_messages_of_all_private_use_characters_are_refused() -> None:

@@ -68,6 +68,7 @@ def test_anchors_shrink_to_half_the_budget() -> None:
     assert plan_budget(layout, 0.2, Anchors(4, 4)) == Budget(40, Anchors(4, 4))
     assert plan_budget(layout, 0.06, Anchors(4, 4)) == Budget(12, Anchors(1, 1))
     assert plan_budget(layout, 0.001, Anchors(4, 4)) == Budget(0, Anchors(0, 0))
+    assert plan_budget(layout, 0.2, Anchors(10**12, 10**12)) == Budget(40, Anchors(5, 5))
     assert plan_budget(layout_of(3, 97), 0.15, Anchors(4, 4)) == Budget(15, Anchors(2, 2)), "a chunk of 3 has no more"
 
 

@@ -125,6 +125,32 @@ def test_the_same_words_over_other_passages_are_another_chat() -> None:
     assert not history(ours.layout(QUESTIONS[2], CHUNKS[4:]))
 
 
+def test_the_same_words_to_another_user_are_another_chat() -> None:
+    talk, alone = chat(), chat()
+
+    def messages(user: str, *said: str) -> list[dict[str, str]]:
+        texts = [f"You serve {user}.\n\n" + "\n\n".join(CHUNKS[:3]), *said]
+        return [{"role": "assistant" if i and not i % 2 else "user", "content": text} for i, text in enumerate(texts)]
+
+    words = " ".join(tiny.WORDS[:12])
+
+    def answer(engine: SamKVEngine, user: str) -> None:
+        ids = iter(engine.tokenize(words))
+        options = {"method": talk.method, "max_new_tokens": 12, "choose": lambda _: next(ids)}
+        engine.generate(messages(user, QUESTIONS[0]), **options)  # type: ignore[arg-type]
+
+    answer(alone.engine, "the keeper")
+    answer(talk.engine, "the keeper")
+    answer(talk.engine, "the harbour station in the north")
+    follow_up = messages("the keeper", QUESTIONS[0], words, QUESTIONS[1])
+    ours, expected = (
+        one.engine.generate(follow_up, method=talk.method, max_new_tokens=4, logprobs=True) for one in (talk, alone)
+    )
+    num_chunk_tokens = sum(use.num_tokens for use in ours.chunks)
+    assert ours.metrics.tokens_reused == expected.metrics.tokens_reused > num_chunk_tokens + 20
+    assert [t.logprob for t in ours.logprobs] == [t.logprob for t in expected.logprobs]
+
+
 def test_what_was_said_moves_with_its_place_in_the_prompt() -> None:
     talk = chat()
     talk.ask(QUESTIONS[0])

@@ -144,11 +144,12 @@ def test_refreshes_are_counted_and_explained(engine: SamKVEngine) -> None:
     assert metrics.kv_bytes_resident == plain.metrics.kv_bytes_resident
 
 
-def test_a_chunk_that_cannot_be_read_again_ends_the_refreshes_only(
-    engine: SamKVEngine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("error", [DamagedChunkError("cut short"), MemoryError("none left")], ids=repr)
+def test_an_error_ends_the_refreshes_only(
+    engine: SamKVEngine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, error: Exception
 ) -> None:
     def damaged(*_: object) -> None:
-        raise DamagedChunkError("cut short")
+        raise error
 
     monkeypatch.setattr(Refresher, "_exchange", damaged)
     expected = engine.generate(prompts()[0], method=scout(refresh_tokens=None), max_new_tokens=14).token_ids

@@ -210,12 +210,46 @@ def test_the_kv_of_an_answer_that_failed_is_gone_when_its_error_is(
 def test_a_prefill_is_given_up_between_two_layers(engine: SamKVEngine, slow_layers: Callable[..., None]) -> None:
     slow_layers(0.1)
     stream = engine.stream(prompts()[0], method="full_prefill")
-    threading.Thread(target=next, args=(stream, None), daemon=True).start()
-    assert wait_until(lambda: bool(engine._runtime._scheduler.prefilling))
-    stream.close()
-    started = time.monotonic()
-    assert wait_until(lambda: not engine._runtime._scheduler.prefilling)
-    assert time.monotonic() - started < 0.1 * engine.decoder.num_layers
+    with in_a_thread(list, stream) as reader:
+        assert wait_until(lambda: bool(engine._runtime._scheduler.prefilling))
+        stream.close()
+        started = time.monotonic()
+        assert wait_until(lambda: not engine._runtime._scheduler.prefilling)
+        assert time.monotonic() - started < 0.1 * engine.decoder.num_layers
+        assert wait_until(lambda: not reader.is_alive())
+
+
+async def test_a_task_that_reads_ends_when_another_closes_the_stream(engine: SamKVEngine) -> None:
+    stream = engine.astream(prompts()[0], max_new_tokens=3000)
+
+    async def read() -> int:
+        return sum([1 async for _ in stream])
+
+    reading = asyncio.create_task(read())
+    while not engine._runtime._scheduler.running:
+        await asyncio.sleep(0.002)
+    await stream.aclose()
+    assert await asyncio.wait_for(reading, 30) < 3000
+
+
+def test_a_worker_that_cannot_start_fails_its_request_alone(
+    engine: SamKVEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert wait_until(lambda: engine._runtime._thread is None)  # idle
+    start = threading.Thread.start
+
+    def refused(thread: threading.Thread) -> None:
+        if thread.name == "samkv-worker":
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refused)
+        with pytest.raises(RuntimeError, match="can't start"):
+            engine.generate(prompts()[0], max_new_tokens=1)
+        with pytest.raises(RuntimeError, match="can't start"):
+            engine._runtime.call(lambda: None)
+    assert engine.generate(prompts()[0], max_new_tokens=2).token_ids
 
 
 async def test_a_cancelled_task_stops_the_computation(engine: SamKVEngine) -> None:

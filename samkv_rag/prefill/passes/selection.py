@@ -31,6 +31,7 @@ def plan_budget(layout: PromptLayout, sequence_ratio: float, anchors: Anchors) -
     """Return the token budget for ``sequence_ratio``, with anchors shrunk to at most half of it."""
     num_tokens = int(sequence_ratio * layout.num_chunk_tokens + 1e-6)
     lengths = [chunk.num_tokens for chunk in layout.chunks]  # on the host
+    anchors = Anchors(*(min(number, max(lengths, default=0)) for number in anchors))
     while sum(min(length, sum(anchors)) for length in lengths) > num_tokens / 2:
         anchors = Anchors(max(0, anchors.initial_tokens - 1), max(0, anchors.local_tokens - 1))
     return Budget(num_tokens, anchors)
