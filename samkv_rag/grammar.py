@@ -14,6 +14,8 @@ from samkv_rag.exceptions import ConfigurationError
 _AS_JSON_DUMPS = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 """Fixed white space: small models that may write white space write nothing else."""
 _OF_OTHER_PROPERTIES = frozenset(("$ref", "additionalProperties", "patternProperties"))
+_JOINED = frozenset(("$ref", "anyOf", "oneOf"))
+"""Schemas whose properties come to an object's own; closed, each would forbid the other's."""
 _WITH_SCHEMAS = frozenset(("anyOf", "items", "oneOf", "prefixItems"))
 _WITH_NAMED_SCHEMAS = frozenset(("$defs", "definitions", "properties"))
 
@@ -75,7 +77,7 @@ def _closed(schema: Any) -> Any:
     """
     if isinstance(schema, list):
         return [_closed(one) for one in schema]
-    if not isinstance(schema, dict):
+    if not isinstance(schema, dict) or ("properties" in schema and schema.keys() & _JOINED):
         return schema
     closed = {name: _closed(one) if name in _WITH_SCHEMAS else one for name, one in schema.items()}
     for name in _WITH_NAMED_SCHEMAS & schema.keys():

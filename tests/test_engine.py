@@ -280,7 +280,7 @@ def test_messages_that_the_template_refuses(engine: SamKVEngine, monkeypatch: py
         ({"stop": 3}, "3 is not a list of texts"),
         ({"top_k": -1}, "top_k is -1"),
         ({"min_p": 2}, "min_p is 2"),
-        ({"repetition_penalty": 0}, "it must be above 0, and 1 changes nothing"),
+        ({"repetition_penalty": 0}, "it must be a number from 0.01 to 100"),
         ({"n": 0}, "n is 0"),
         ({"logprobs": 5}, "logprobs is 5; it must be True or False"),
         ({"logprobs": True, "top_logprobs": 21}, "top_logprobs is 21"),

@@ -62,9 +62,7 @@ class Sampling:
             raise ConfigurationError("top_p is 0; it must be above 0 and at most 1")
         require_integer("top_k", self.top_k, 0)
         require_number("min_p", self.min_p, 0, 1)
-        require_number("repetition_penalty", self.repetition_penalty, 0)
-        if self.repetition_penalty == 0:
-            raise ConfigurationError("repetition_penalty is 0; it must be above 0, and 1 changes nothing")
+        require_number("repetition_penalty", self.repetition_penalty, 0.01, 100)
         require_integer("n", self.n, 1)
         require_bool("logprobs", self.logprobs)
         require_integer("top_logprobs", self.top_logprobs, 0, _MAX_TOP_LOGPROBS)

@@ -193,8 +193,10 @@ A: dict[str, Any] = {"type": "object", "properties": {"a": {"const": 1}}, "requi
         A | {"additionalProperties": {"const": 2}},
         A | {"patternProperties": {"^b$": {"const": 2}}},
         A,
+        A | {"anyOf": [{"properties": {"b": {"const": 2}}}, {"properties": {"c": {"const": 3}}}]},
+        A | {"$ref": "#/$defs/B", "$defs": {"B": {"properties": {"b": {"const": 2}}}}},
     ],
-    ids=["allOf", "additionalProperties", "patternProperties", "required"],
+    ids=["allOf", "additionalProperties", "patternProperties", "required", "anyOf", "ref"],
 )
 def test_properties_that_the_schema_mentions_stay_allowed(tiny_engine: SamKVEngine, schema: dict[str, Any]) -> None:
     matcher = tiny_engine._guide.matcher(Grammar.json_schema(schema))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -22,9 +24,11 @@ from samkv_apps.ask.reading import cached_tokenizer, read_documents
 from samkv_apps.terminal import open_chroma
 from samkv_rag import SamKVEngine
 from samkv_rag.cli.store import format_bytes, parse_bytes
-from samkv_rag.exceptions import ModelNotFoundError, StoreFullError
+from samkv_rag.exceptions import ConfigurationError, ModelNotFoundError, StoreFullError
 
 CHUNK_TOKENS = 256
+_PROBE = "The tide turns at noon."
+"""Its embedding tells whether two names are of one model."""
 Compute = Callable[[Sequence[str]], object]
 """Computes the KV of texts and writes it to the library's store."""
 
@@ -65,11 +69,20 @@ class Library:
             Settings.embed_model = HuggingFaceEmbedding(model_name=embedding)
         except OSError as error:
             raise ModelNotFoundError(f"no embedding model could be loaded: {error}; give --embedding demo") from error
+        probe = Settings.embed_model.get_text_embedding(_PROBE)
         collection = open_chroma(folder.resolve() / "chroma").get_or_create_collection(
-            "documents", metadata={"hnsw:space": "cosine"}
+            "documents", metadata={"hnsw:space": "cosine", "embedding": embedding, "probe": json.dumps(probe)}
         )
+        known = collection.metadata
+        if not _is_near(json.loads(known["probe"]), probe):
+            raise ConfigurationError(
+                f"the embeddings in {folder} were made with {known['embedding']}, and those of {embedding} differ; "
+                "give --embedding as then, or another --store"
+            )
         self._vectors = SamKVVectorStore(ChromaVectorStore(chroma_collection=collection), self.llm)
         self._docstore_file = folder / "documents.json"
+        self._unfinished_file = folder / "unfinished.json"
+        """Names of documents that an update deletes and adds, until it ends."""
 
     def update(self, files: Sequence[Path], max_bytes: str | None = None, compute: Compute | None = None) -> int:
         """Ingest what is new or changed in ``files``, and return the number of new chunks.
@@ -97,7 +110,8 @@ class Library:
         documents = list(read_documents(files))
         self._forget(docstore, files, {document.doc_id: document.hash for document in documents})
         num_new = len(pipeline.run(documents=documents))
-        docstore.persist(str(self._docstore_file))
+        self._persist(docstore)
+        self._unfinished_file.unlink(missing_ok=True)
         return num_new
 
     def ask(self, question: str, files: Sequence[Path], top_k: int) -> Any:
@@ -113,13 +127,38 @@ class Library:
         return query_engine.query(question)
 
     def _forget(self, docstore: SimpleDocumentStore, files: Sequence[Path], there: Mapping[str, str]) -> None:
-        """Delete the documents that these files no longer contain; ``there`` has the hashes of those they do."""
+        """Delete the documents that these files no longer contain; ``there`` has the hashes of those they do.
+
+        What an interrupted update may have deleted or added in part is deleted, too, and so added again.
+        """
         prefixes = tuple(f"{file}#" for file in files)
         own = [doc_id for doc_id in docstore.docs if doc_id.startswith(prefixes)]
-        gone = [doc_id for doc_id in own if docstore.get_document_hash(doc_id) != there.get(doc_id)]
+        gone = {doc_id for doc_id in own if docstore.get_document_hash(doc_id) != there.get(doc_id)}
+        if self._unfinished_file.exists():
+            gone |= set(json.loads(self._unfinished_file.read_text("utf-8"))) - docstore.docs.keys()
+        new = there.keys() - docstore.docs.keys()
+        if gone or new:
+            _write(self._unfinished_file, lambda file: file.write_text(json.dumps(sorted(gone | new)), "utf-8"))
         for doc_id in gone:
-            docstore.delete_document(doc_id)
+            docstore.delete_document(doc_id, raise_error=False)
         if gone:  # first: what fails from here on is new at the next run, not lost
-            docstore.persist(str(self._docstore_file))
+            self._persist(docstore)
         for doc_id in gone:
             self._vectors.delete(doc_id)
+
+    def _persist(self, docstore: SimpleDocumentStore) -> None:
+        _write(self._docstore_file, lambda file: docstore.persist(str(file)))
+
+
+def _is_near(one: Sequence[float], other: Sequence[float]) -> bool:
+    """Return whether two embeddings of a text are one model's, to within rounding."""
+    return len(one) == len(other) and sum(a * b for a, b in zip(one, other, strict=True)) > 0.99 * (
+        math.hypot(*one) * math.hypot(*other)
+    )
+
+
+def _write(file: Path, write: Callable[[Path], object]) -> None:
+    """Write a file by way of another, so that it is whole at any time."""
+    temporary = file.with_name(f"{file.name}.new")
+    write(temporary)
+    temporary.replace(file)

@@ -8,10 +8,12 @@ from typing import Any
 
 import pytest
 from llama_index.core import MockEmbedding, Settings
+from llama_index.core.storage.docstore import SimpleDocumentStore
+from llama_index.vector_stores.chroma import ChromaVectorStore
 
 from samkv_apps.ask import library
 from samkv_apps.ask.library import Library
-from samkv_rag.exceptions import StoreFullError
+from samkv_rag.exceptions import ConfigurationError, StoreFullError
 from support import tiny
 
 Open = Callable[[], Library]
@@ -77,6 +79,57 @@ def test_answers_come_from_the_files_given(open_library: Open, files: list[Path]
     metrics = opened.llm.last_metrics
     assert metrics is not None
     assert (metrics.chunks_hit, metrics.chunks_missed) == (1, 0)
+
+
+@pytest.mark.parametrize("place", [(SimpleDocumentStore, "persist"), (ChromaVectorStore, "delete")], ids=str)
+def test_an_interrupted_update_leaves_nothing_old_and_nothing_twice(
+    open_library: Open, files: list[Path], place: tuple[type, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    open_library().update(files[:2])
+    files[1].write_text(tiny.text(7))
+
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(*place, interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            open_library().update(files)
+    opened = open_library()
+    opened.update(files)
+    found = [node.text for node in opened.ask("Which tide?", files, top_k=20).source_nodes]
+    assert sorted(found) == sorted([tiny.text(0), tiny.text(7), tiny.text(2)])
+    assert opened.update(files) == 0
+
+
+def test_a_kill_between_the_vectors_and_their_list_doubles_nothing(
+    open_library: Open, files: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Library, "_persist", killed)
+        with pytest.raises(KeyboardInterrupt):
+            open_library().update(files)
+    opened = open_library()
+    assert opened.update(files) == 3
+    assert len(opened.ask("Which tide?", files, top_k=20).source_nodes) == 3
+
+
+def test_embeddings_of_another_model_are_refused(
+    open_library: Open, files: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    open_library().update(files)
+    for other in (MockEmbedding(embed_dim=5), OppositeEmbedding(embed_dim=4)):
+        monkeypatch.setattr(library, "HuggingFaceEmbedding", lambda model_name, other=other: other)
+        with pytest.raises(ConfigurationError, match="made with mock"):
+            open_library()
+
+
+class OppositeEmbedding(MockEmbedding):
+    def _get_vector(self) -> list[float]:
+        return [-0.5] * self.embed_dim
 
 
 def test_a_refused_update_loses_no_document(open_library: Open, files: list[Path]) -> None:
