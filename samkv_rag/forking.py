@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import weakref
 from functools import cache
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 
 class StartsOver(Protocol):
@@ -13,6 +13,17 @@ class StartsOver(Protocol):
 
     def start_over(self) -> None:
         """Make new ones, and forget what the old ones worked on."""
+
+
+@runtime_checkable
+class LetsGo(StartsOver, Protocol):
+    """Also has something that no child may inherit."""
+
+    def before_fork(self) -> None:
+        """Let go of it."""
+
+    def after_fork(self) -> None:
+        """In the parent, whether or not a child was made: go on."""
 
 
 _living: weakref.WeakSet[StartsOver] = weakref.WeakSet()
@@ -27,7 +38,19 @@ def start_over_in_forks(one: StartsOver) -> None:
 @cache
 def _hook() -> None:
     if hasattr(os, "register_at_fork"):
-        os.register_at_fork(after_in_child=_start_all_over)
+        os.register_at_fork(before=_let_all_go, after_in_parent=_go_all_on, after_in_child=_start_all_over)
+
+
+def _let_all_go() -> None:
+    for one in list(_living):
+        if isinstance(one, LetsGo):
+            one.before_fork()
+
+
+def _go_all_on() -> None:
+    for one in list(_living):
+        if isinstance(one, LetsGo):
+            one.after_fork()
 
 
 def _start_all_over() -> None:

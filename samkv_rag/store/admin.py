@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import io
+import lzma
 import os
 import tarfile
 import time
+import zlib
 from collections.abc import Callable, Collection
 from contextlib import closing, suppress
 from dataclasses import dataclass
@@ -193,11 +195,17 @@ def import_chunks(store: Store, source: Path) -> tuple[Amount, dict[str, str]]:
                     store.put(chunk.identity.key, bytes(read_bytes(chunk.blob)))
                     identities.append(chunk.identity)
                     copied = copied.plus(chunk.blob.size)
-    except (OSError, tarfile.TarError) as error:
+            # tarfile takes a damaged header for the end, which two blocks of zeros mark.
+            assert tar.fileobj is not None
+            tar.fileobj.seek(tar.offset)
+            if tar.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+                raise tarfile.ReadError(f"it is cut or damaged behind {len(identities)} sound chunks")
+    except (OSError, tarfile.TarError, EOFError, ValueError, zlib.error, lzma.LZMAError) as error:
         raise StoreError(f"{source} cannot be read as an exported file: {error}") from error
-    store.flush()
-    with closing(Catalog(store)) as catalog:
-        catalog.add(identities)
+    finally:
+        store.flush()
+        with closing(Catalog(store)) as catalog:
+            catalog.add(identities)
     return copied, refused
 
 

@@ -107,6 +107,9 @@ class Store(ABC):
     def close(self) -> None:  # noqa: B027 - most stores hold nothing open
         """Close connections and threads. The store must not be used afterwards."""
 
+    def touch(self, key: str) -> None:  # noqa: B027 - for stores that know the last use of a key
+        """Count a use of ``key``, which was read from a nearer tier."""
+
     # Slow stores override these
 
     def get_beginning(self, key: str, num_bytes: int) -> Blob | None:

@@ -45,7 +45,10 @@ CREATE TABLE IF NOT EXISTS sources (
     PRIMARY KEY (fingerprint, source)) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS sources_of ON sources (key);
 """
-_OPTIONS: dict[str, Any] = {"check_same_thread": False, "isolation_level": None, "timeout": 60.0}
+_BUSY_S = 60.0
+_FORK_S = 5.0
+"""A fork waits so long for another thread's use of the catalog."""
+_OPTIONS: dict[str, Any] = {"check_same_thread": False, "isolation_level": None, "timeout": _BUSY_S}
 _DAMAGE = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR, sqlite3.SQLITE_SCHEMA)
 _COLUMNS = {field.name: field.type for field in fields(ChunkIdentity)}
 
@@ -68,14 +71,30 @@ class Catalog:
         self._path = store.catalog_path
         self._lock = threading.RLock()
         self._connection: sqlite3.Connection | None = None
+        self._file_id: tuple[int, int] | None = None
+        """Device and number of the file that the connection has open."""
         self._inherited: list[sqlite3.Connection | None] = []
+        self._is_held = False
+        """Whether a fork in progress has the lock."""
         self._seen: dict[str, tuple[int, int]] = {}
         """Maps a fingerprint to the last id that was read, and the database's version at that time."""
         self._run(lambda connection: None)
         start_over_in_forks(self)
 
+    def before_fork(self) -> None:
+        """Close the connection to a file: SQLite's locks of it would be wrong in the child."""
+        self._is_held = self._lock.acquire(timeout=_FORK_S)
+        if self._is_held and self._path and self._connection:
+            self._connection.close()
+            self._connection = None
+            self._seen = {fingerprint: (last, -1) for fingerprint, (last, _) in self._seen.items()}
+
+    def after_fork(self) -> None:
+        if self._is_held:
+            self._lock.release()
+
     def start_over(self) -> None:
-        """In a forked process: leave the parent's connection to a file alone, which must not even be closed here."""
+        """In a forked process. A connection that was in use then is left alone; it must not even be closed here."""
         self._lock = threading.RLock()
         if self._path:
             self._inherited.append(self._connection)
@@ -179,11 +198,13 @@ class Catalog:
         except OSError as error:
             raise StoreError(f"{self._path} cannot be made: {error.strerror}; the store needs a catalog") from error
         if os.access(self._path, os.W_OK) and os.access(self._path.parent, os.W_OK):
+            self._file_id = _file_id(self._path)
             self._connection = _prepared(sqlite3.connect(self._path, **_OPTIONS))
             if is_new and not self._store.shared:
                 self._add_stored()
         else:
-            self._connection = sqlite3.connect(f"{self._path.as_uri()}?mode=ro&immutable=1", uri=True, **_OPTIONS)
+            address = self._path.absolute().as_uri()
+            self._connection = sqlite3.connect(f"{address}?mode=ro&immutable=1", uri=True, **_OPTIONS)
             self._connection.execute("SELECT 1 FROM chunks LIMIT 1")
         return self._connection
 
@@ -204,6 +225,8 @@ class Catalog:
             with suppress(sqlite3.Error):
                 self._connection.close()
         self._connection, self._seen = None, {}
+        if _file_id(path) != self._file_id:  # another process has put it aside; its new file is sound
+            return
         aside = path.with_name(f"{path.name}.damaged-{time.time_ns()}")
         try:
             with suppress(FileNotFoundError):
@@ -256,7 +279,15 @@ class Catalog:
 
 
 def _prepared(connection: sqlite3.Connection) -> sqlite3.Connection:
-    connection.execute("PRAGMA journal_mode = WAL")
+    until = time.monotonic() + _BUSY_S
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+            break
+        except sqlite3.OperationalError as error:  # SQLite does not wait here
+            if _code(error) != sqlite3.SQLITE_BUSY or time.monotonic() > until:
+                raise
+            time.sleep(0.01)
     connection.execute("PRAGMA synchronous = NORMAL")
     version = connection.execute("PRAGMA user_version").fetchone()[0]
     if version not in (0, _SCHEMA_VERSION):
@@ -264,6 +295,13 @@ def _prepared(connection: sqlite3.Connection) -> sqlite3.Connection:
     if version == 0:
         connection.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} PRAGMA user_version = {_SCHEMA_VERSION}; COMMIT")
     return connection
+
+
+def _file_id(path: Path) -> tuple[int, int] | None:
+    with suppress(OSError):
+        found = os.stat(path)
+        return found.st_dev, found.st_ino
+    return None
 
 
 def _code(error: Exception) -> int:

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import IO
 
 from samkv_rag.exceptions import ConfigurationError, DamagedChunkError, StoreError, StoreFormatError, StoreFullError
+from samkv_rag.forking import start_over_in_forks
 from samkv_rag.store.base import Blob, Buffer, Store, StoredBytes, require_key
 
 logger = logging.getLogger(__name__)
@@ -59,8 +60,13 @@ class DiskStore(Store):
         self._chunks = self.folder / "chunks"
         self._num_bytes = 0
         self._counted_at = float("-inf")
-        self._lock = threading.Lock()
+        self.start_over()
+        start_over_in_forks(self)
         self._open_folder()
+
+    def start_over(self) -> None:
+        """Make the lock: at first, and in a forked process, where another thread may have held it."""
+        self._lock = threading.Lock()
 
     def contains(self, keys: Iterable[str]) -> set[str]:
         return {key for key in keys if os.path.isfile(self._path(key))}
@@ -73,9 +79,13 @@ class DiskStore(Store):
             return None
         except OSError as error:
             raise DamagedChunkError(f"unreadable ({error.strerror})") from error
-        with suppress(OSError):  # a read-only mount
-            os.utime(path, ns=(time.time_ns(), blob.mtime_ns))
+        self._set_last_use(path, blob.mtime_ns)
         return blob
+
+    def touch(self, key: str) -> None:
+        path = self._path(key)
+        with suppress(OSError):
+            self._set_last_use(path, os.stat(path).st_mtime_ns)
 
     def put(self, key: str, data: bytes) -> None:
         path = self._path(key)
@@ -162,6 +172,11 @@ class DiskStore(Store):
                 f"{self.folder} can be written by other users, who could change stored chunks; chmod go-w it",
                 stacklevel=4,
             )
+
+    @staticmethod
+    def _set_last_use(path: Path, mtime_ns: int) -> None:
+        with suppress(OSError):  # a read-only mount
+            os.utime(path, ns=(time.time_ns(), mtime_ns))
 
     def _path(self, key: str) -> Path:
         return self._chunks / require_key(key)[:2] / f"{key}.safetensors"
@@ -253,7 +268,14 @@ def _opened(path: Path) -> FileIO:
 
 def _read_at(file: FileIO, start: int, buffers: Sequence[Buffer]) -> int:
     if hasattr(os, "preadv"):
-        return os.preadv(file.fileno(), buffers, start)
+        views, total = [memoryview(buffer).cast("B") for buffer in buffers], 0
+        while views and (found := os.preadv(file.fileno(), views, start + total)):  # at most 2 GiB at once
+            total += found
+            while views and found >= len(views[0]):
+                found -= len(views.pop(0))
+            if views:
+                views[0] = views[0][found:]
+        return total
     file.seek(start)
     return sum(file.readinto(buffer) or 0 for buffer in buffers)
 

@@ -8,6 +8,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 
 from samkv_rag.exceptions import StoreFullError
+from samkv_rag.forking import start_over_in_forks
 from samkv_rag.store.base import Blob, BytesBlob, Store, StoredBytes, require_key
 
 
@@ -22,6 +23,11 @@ class MemoryStore(Store):
         self.budget_bytes = budget_bytes
         self._entries: OrderedDict[str, tuple[BytesBlob, float]] = OrderedDict()
         self._num_bytes = 0
+        self.start_over()
+        start_over_in_forks(self)
+
+    def start_over(self) -> None:
+        """Make the lock: at first, and in a forked process, where another thread may have held it."""
         self._lock = threading.Lock()
 
     def contains(self, keys: Iterable[str]) -> set[str]:

@@ -53,8 +53,7 @@ class TieredStore(Store):
         wanted = set(keys)
         with self._changed:
             found = wanted & self._pending.keys()
-        found |= self.near.contains(wanted - found)
-        return found | (self.far.contains(wanted - found) if wanted - found else set())
+        return found | (self.far.contains(wanted - found) if wanted - found else set())  # near alone is not stored
 
     def get(self, key: str) -> Blob | None:
         with self._changed:
@@ -64,7 +63,13 @@ class TieredStore(Store):
         if fetching is not None:
             with suppress(SamKVError, CancelledError):
                 fetching.result()
-        return self.near.get(key) or self._fetch(key)
+        if blob := self.near.get(key):
+            self.far.touch(key)
+        return blob or self._fetch(key)
+
+    def touch(self, key: str) -> None:
+        self.near.touch(key)
+        self.far.touch(key)
 
     def put(self, key: str, data: bytes) -> None:
         try:

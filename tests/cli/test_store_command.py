@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import errno
+import gzip
 import json
 import os
 import re
 import tarfile
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from samkv_rag.cli.store import format_bytes, parse_bytes, parse_seconds
 from samkv_rag.sources import source_names
+from samkv_rag.store.catalog import Catalog
+from samkv_rag.store.disk import DiskStore
 from support import tiny
 from support.commands import Run, only_line, run
 from support.crafting import rewritten
@@ -112,6 +116,28 @@ def test_export_and_import_omit_damaged_chunks(run: Run, folder: Path, tmp_path:
     engine = make_engine(store=tmp_path / "other")
     assert engine.generate(tiny.rag_prompt(CHUNKS), max_new_tokens=1).metrics.chunks_hit == 3
     assert f"damaged: {crafted.stem}" in run("store", "verify", "--store", folder)[1]
+
+
+@pytest.mark.parametrize("damage", ["header", "cut", "gz"])
+def test_a_damaged_archive_is_told_and_its_sound_chunks_are_known(
+    run: Run, folder: Path, tmp_path: Path, damage: str
+) -> None:
+    archive, other = tmp_path / "kv.tar", tmp_path / "other"
+    run("store", "export", archive, "--store", folder)
+    whole = archive.read_bytes()
+    with tarfile.open(archive) as tar:
+        second = tar.getmembers()[1].offset
+    if damage == "header":
+        archive.write_bytes(whole[: second + 150] + b"\xff" + whole[second + 151 :])
+    elif damage == "cut":
+        archive.write_bytes(whole[: second + 100])
+    else:
+        archive.write_bytes(gzip.compress(whole)[:-400])
+    status, _, err = run("store", "import", archive, "--store", other)
+    assert status
+    assert "cannot be read as an exported file" in only_line(err)
+    with DiskStore(other) as store, closing(Catalog(store)) as catalog:
+        assert len(catalog.chunks()) == len(list(store.keys()))
 
 
 def test_a_failed_export_leaves_no_file(

@@ -141,6 +141,53 @@ def test_a_fork_gets_a_connection_of_its_own(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_what_a_fork_writes_outlives_its_parents_connection(tmp_path: Path) -> None:
+    """SQLite's locks are the parent's: a child with an inherited connection would write into a deleted log."""
+    catalog = Catalog(DiskStore(tmp_path / "kv"))
+    catalog.add([identity(0)])
+    go, went = os.pipe()
+    child = os.fork()
+    if child == 0:
+        signal.alarm(20)
+        catalog.add([identity(1)])
+        os.read(go, 1)
+        for number in range(3, 9):
+            catalog.add([identity(number)])
+        os._exit(0 if len(catalog.chunks()) == 9 else 1)
+    add = f"""
+        from pathlib import Path
+        from samkv_rag.store.catalog import Catalog
+        from samkv_rag.store.codec import ChunkIdentity
+        from samkv_rag.store.disk import DiskStore
+        catalog = Catalog(DiskStore(Path({str(tmp_path / "kv")!r})))
+        catalog.add([ChunkIdentity("f", "2" * 64, 100, "text", "ends", 20)])
+        catalog.close()
+    """
+    time.sleep(0.5)  # the child has written its first entry
+    catalog.close()
+    subprocess.run([sys.executable, "-c", textwrap.dedent(add)], check=True)
+    os.write(went, b"!")
+    assert os.waitpid(child, 0)[1] == 0
+    assert len(Catalog(DiskStore(tmp_path / "kv")).chunks()) == 9
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+@pytest.mark.parametrize("make", [MemoryStore, DiskStore])
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded")
+def test_a_fork_is_not_stopped_by_a_lock_of_its_parent(make: Any, tmp_path: Path) -> None:
+    store = make(tmp_path) if make is DiskStore else make()
+    with ThreadPoolExecutor() as pool:
+        pool.submit(store._lock.acquire).result()
+        child = os.fork()
+        if child == 0:
+            signal.alarm(10)  # ends it if it hangs
+            store.put("0" * 64, b"bytes")
+            os._exit(0)
+        assert os.waitpid(child, 0)[1] == 0
+        pool.submit(store._lock.release).result()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded")
 def test_a_fork_does_not_wait_for_a_thread_of_its_parent(tmp_path: Path) -> None:
     catalog = Catalog(DiskStore(tmp_path / "kv"))
@@ -192,6 +239,36 @@ def test_a_damaged_catalog_is_made_again_from_the_chunks(make_engine: MakeEngine
     assert again.generate(tiny.rag_prompt(CHUNKS), max_new_tokens=1).metrics.chunks_hit == len(CHUNKS)
     again.add_chunks([tiny.text(50)], sources=["new"])
     assert again.sources() == ["new"]
+
+
+def test_a_new_catalog_of_another_process_is_not_put_aside(tmp_path: Path) -> None:
+    store = DiskStore(tmp_path / "kv")
+    late, first = Catalog(store), Catalog(store)
+    late.add([identity(0)])
+    assert first._path is not None
+    with pytest.warns(DamagedCatalogWarning):
+        first._put_aside(first._path, ValueError("damaged"))
+    first.add([identity(1)])
+    late._put_aside(first._path, ValueError("damaged"))
+    assert [chunk.key for chunk in late.chunks()] == [chunk.key for chunk in first.chunks()] == [identity(1).key]
+    assert len(list(store.folder.glob("catalog.sqlite.damaged-*"))) == 1
+
+
+def test_many_processes_may_open_a_new_folder_at_once(tmp_path: Path) -> None:
+    code = f"""
+        import sys
+        from pathlib import Path
+        from samkv_rag.store.catalog import Catalog
+        from samkv_rag.store.disk import DiskStore
+        sys.stdin.read(1)
+        for number in range(40):
+            Catalog(DiskStore(Path({str(tmp_path)!r}) / str(number)))
+    """
+    command = [sys.executable, "-c", textwrap.dedent(code)]
+    opening = [subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE) for _ in range(4)]
+    with ThreadPoolExecutor(len(opening)) as pool:
+        errors = list(pool.map(lambda process: process.communicate(b"!")[1], opening))
+    assert errors == [b""] * 4
 
 
 def test_a_damaged_catalog_that_cannot_be_put_aside_is_named(

@@ -52,6 +52,28 @@ def test_a_chunk_read_from_far_is_kept_near(tiers: TieredStore, far: Remote) -> 
     assert far.requests == [(key_of(1), 1000)]
 
 
+def test_what_is_near_alone_is_not_stored_and_can_be_put_again(tiers: TieredStore, far: Remote) -> None:
+    tiers.near.put(key_of(1), data_of(1))
+    assert not tiers.contains([key_of(1)])
+    tiers.put(key_of(1), data_of(1))
+    tiers.flush()
+    assert tiers.contains([key_of(1)]) == far.kept.contains([key_of(1)]) == {key_of(1)}
+
+
+def test_a_chunk_read_from_memory_is_used_on_disk_too(tmp_path: Path) -> None:
+    disk = DiskStore(tmp_path, budget_bytes=3500)
+    with TieredStore(MemoryStore(), disk) as tiers:
+        for number in range(3):
+            tiers.put(key_of(number), data_of(number))
+            tiers.flush()
+            for path in tmp_path.glob("chunks/*/*"):
+                os.utime(path, (number, number))
+        assert tiers.get(key_of(0)) is not None
+        tiers.put(key_of(3), data_of(3))
+        tiers.flush()
+        assert disk.get(key_of(0)) is not None
+
+
 def test_putting_does_not_wait_for_the_far_store(tiers: TieredStore, far: Remote) -> None:
     far.go.clear()
     started = time.monotonic()
