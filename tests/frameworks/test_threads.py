@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import gc
 import threading
+from collections.abc import Generator
 from typing import Any
 
 import pytest
 
-from samkv_rag.frameworks.threads import run_in_thread_shielded
+from samkv_rag.frameworks.threads import aiter_in_thread, cancellable, run_in_thread_shielded
+from support.engines import CHUNKS, PROMPT, MakeEngine
 
 
 async def test_returns_and_raises_what_the_function_does_elsewhere() -> None:
@@ -47,3 +49,21 @@ async def test_cancellation_waits_for_the_thread(fails: bool) -> None:
     gc.collect()
     await asyncio.sleep(0)
     assert unheard == []
+
+
+async def test_a_cancelled_reader_ends_a_step_that_would_go_on_for_long(make_engine: MakeEngine) -> None:
+    """As with tools: what may become a call is held back until the answer ends."""
+    engine = make_engine(chunks=CHUNKS)
+    counted: list[int] = []
+
+    def answer() -> Generator[int, None, None]:
+        counted.append(sum(1 for _ in cancellable(engine.stream(PROMPT, max_new_tokens=3000, temperature=1.0))))
+        yield counted[0]
+
+    reading = asyncio.create_task(anext(aiter_in_thread(answer())))
+    while not engine._runtime._scheduler.running:
+        await asyncio.sleep(0.01)
+    reading.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await reading
+    assert counted[0] < 3000

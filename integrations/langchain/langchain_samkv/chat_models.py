@@ -37,7 +37,7 @@ from samkv_rag.frameworks.options import (
     parse_bool,
     plain_refusals,
 )
-from samkv_rag.frameworks.threads import aiter_in_thread
+from samkv_rag.frameworks.threads import aiter_in_thread, cancellable
 from samkv_rag.frameworks.tools import chosen_tool, prompt_and_grammar
 from samkv_rag.store.unreachable import without_secrets
 
@@ -186,7 +186,7 @@ class ChatSamKV(EngineOptions, CallOptions, BaseChatModel):
             engine, engine_messages(messages), tools, given.get("tool_choice"), schema, parallel
         )
         options = {"grammar": grammar} | options if grammar else options
-        with closing(engine.stream(prompt, **options)) as stream:
+        with closing(cancellable(engine.stream(prompt, **options))) as stream:
             yield from message_chunks(stream, engine.model_name, bool(tools), explain)
 
     # Tools and structured answers

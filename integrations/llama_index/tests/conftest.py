@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -64,7 +65,8 @@ class WatchedStream:
         return self._stream.result
 
     def close(self) -> None:
-        self._pieces.close()  # type: ignore[attr-defined]
+        with suppress(ValueError):  # it is being read; its reader closes it
+            self._pieces.close()  # type: ignore[attr-defined]
         self._stream.close()
 
 

@@ -50,7 +50,7 @@ from samkv_rag.frameworks.options import (
     parse_bool,
     plain_refusals,
 )
-from samkv_rag.frameworks.threads import aiter_in_thread
+from samkv_rag.frameworks.threads import aiter_in_thread, cancellable
 from samkv_rag.frameworks.tools import ToolCalls, answer_grammar, prompt_and_grammar
 from samkv_rag.results import GenerationMetrics
 
@@ -378,7 +378,7 @@ class SamKVLLM(EngineOptions, CallOptions, CustomLLM, FunctionCallingLLM):
         else:
             asked, grammar = prompt, answer_grammar("", schema=schema)
         options = {"grammar": grammar} | options if grammar else options
-        stream, reader = self.engine.stream(asked, **options), ToolCalls(expected=bool(tools))
+        stream, reader = cancellable(self.engine.stream(asked, **options)), ToolCalls(expected=bool(tools))
         nodes = uncited.get([])  # now: the stream may be read in another context
         return growing_answers(stream, reader, self._record, partial(cite, nodes) if explain else None)
 
