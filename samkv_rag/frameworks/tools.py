@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+import sys
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
@@ -112,22 +113,27 @@ def _call_terms(function: Mapping[str, Any], is_marked: bool) -> str:
     return f'{opening} {json_terms(schema)} "}}"'
 
 
+def most_calls(tools: Sequence[object], parallel: bool) -> int:
+    """Return how many calls an answer may have."""
+    return 0 if not tools else sys.maxsize if parallel else 1
+
+
 class ToolCalls:
     """Finds tool calls in a streamed answer; holds back text that may become a call.
 
     Args:
-        expected: whether the model was shown tools; if not, all is text.
+        most: how many calls are wanted; further ones are dropped. With 0 all is text.
     """
 
-    def __init__(self, expected: bool = True) -> None:
-        self._expected = expected
+    def __init__(self, most: int = sys.maxsize) -> None:
+        self._most = most
         self._held = ""
         self._num_calls = 0
         self._has_text = False
 
     def add(self, text: str) -> Iterator[str | ToolCall]:
         """Add a piece, and yield the text and calls that are now certain."""
-        if not self._expected:
+        if not self._most:
             yield from self._text(text)
             return
         self._held += text
@@ -135,7 +141,7 @@ class ToolCalls:
             before, _, rest = self._held.partition(_OPEN)
             call, _, self._held = rest.partition(_CLOSE)
             yield from self._text(before.rstrip())
-            yield self._call(call)
+            yield from self._calls([self._as_call(call)])
         is_first = not (self._has_text or self._num_calls)
         may_be_plain_call = is_first and self._held.lstrip()[:1] in ("{", "[", "`")
         if _OPEN not in self._held and not may_be_plain_call:
@@ -146,11 +152,11 @@ class ToolCalls:
     def finish(self) -> Iterator[str | ToolCall]:
         """Yield what was held back, at the end of the answer."""
         if calls := _plain_calls(self._held):
-            yield from (self._numbered(*call) for call in calls)
+            yield from self._calls(calls)
         elif _OPEN in self._held:
             before, _, unfinished = self._held.partition(_OPEN)
             yield from self._text(before.rstrip())
-            yield self._call(unfinished)
+            yield from self._calls([self._as_call(unfinished)])
         else:
             yield from self._text(self._held.rstrip() if self._num_calls else self._held)
 
@@ -159,12 +165,14 @@ class ToolCalls:
             self._has_text = True
             yield text
 
-    def _call(self, text: str) -> ToolCall:
-        return self._numbered(*(_as_call(_parsed(text)) or (None, _OPEN + text)))
+    def _as_call(self, text: str) -> tuple[str | None, str]:
+        return _as_call(_parsed(text)) or (None, _OPEN + text)
 
-    def _numbered(self, name: str | None, arguments: str) -> ToolCall:
-        self._num_calls += 1
-        return ToolCall(self._num_calls - 1, name, arguments, uuid4().hex[:_ID_LENGTH])
+    def _calls(self, calls: Iterable[tuple[str | None, str]]) -> Iterator[ToolCall]:
+        for name, arguments in calls:
+            self._num_calls += 1
+            if self._num_calls <= self._most:
+                yield ToolCall(self._num_calls - 1, name, arguments, uuid4().hex[:_ID_LENGTH])
 
 
 def _length_held_back(text: str) -> int:

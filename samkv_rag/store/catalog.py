@@ -187,21 +187,24 @@ class Catalog:
 
     def _connect(self) -> sqlite3.Connection:
         if self._path is None:
-            self._connection = _prepared(sqlite3.connect(":memory:", **_OPTIONS))
+            self._connection = sqlite3.connect(":memory:", **_OPTIONS)
+            _prepare(self._connection)
             return self._connection
-        is_new = True
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             self._path.touch(0o600, exist_ok=False)  # for its owner alone
         except FileExistsError:
-            is_new = False
+            pass
         except OSError as error:
             raise StoreError(f"{self._path} cannot be made: {error.strerror}; the store needs a catalog") from error
         if os.access(self._path, os.W_OK) and os.access(self._path.parent, os.W_OK):
             self._file_id = _file_id(self._path)
-            self._connection = _prepared(sqlite3.connect(self._path, **_OPTIONS))
-            if is_new and not self._store.shared:
-                self._add_stored()
+            self._connection = sqlite3.connect(self._path, **_OPTIONS)
+            if _prepare(self._connection):
+                if not self._store.shared:
+                    self._add_stored()
+                # Last: whoever opens what was interrupted begins again.
+                self._connection.execute(f"PRAGMA user_version = {_SCHEMA_VERSION}")
         else:
             address = self._path.absolute().as_uri()
             self._connection = sqlite3.connect(f"{address}?mode=ro&immutable=1", uri=True, **_OPTIONS)
@@ -278,7 +281,8 @@ class Catalog:
         return StoreError(f"{place} cannot be used: {error}")
 
 
-def _prepared(connection: sqlite3.Connection) -> sqlite3.Connection:
+def _prepare(connection: sqlite3.Connection) -> bool:
+    """Make the tables if they are missing, and return whether the file is new."""
     until = time.monotonic() + _BUSY_S
     while True:
         try:
@@ -293,8 +297,8 @@ def _prepared(connection: sqlite3.Connection) -> sqlite3.Connection:
     if version not in (0, _SCHEMA_VERSION):
         raise sqlite3.DatabaseError(f"its schema is {version}, expected {_SCHEMA_VERSION}")
     if version == 0:
-        connection.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} PRAGMA user_version = {_SCHEMA_VERSION}; COMMIT")
-    return connection
+        connection.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} COMMIT")
+    return bool(version == 0)
 
 
 def _file_id(path: Path) -> tuple[int, int] | None:

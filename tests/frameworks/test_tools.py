@@ -9,7 +9,7 @@ import pytest
 
 from samkv_rag import Grammar, SamKVEngine
 from samkv_rag.exceptions import ConfigurationError
-from samkv_rag.frameworks.tools import ToolCall, ToolCalls, answer_grammar, chosen_tool
+from samkv_rag.frameworks.tools import ToolCall, ToolCalls, answer_grammar, chosen_tool, most_calls
 
 ADD = '{"name": "add", "arguments": {"a": 1, "b": "é"}}'
 MARKED = f"<tool_call>\n{ADD}\n</tool_call>"
@@ -63,6 +63,15 @@ def test_calls_are_found_however_the_answer_is_cut(case: str, piece_chars: int) 
 def test_a_call_that_cannot_be_read_has_no_name_and_keeps_its_text(body: str, end: str, piece_chars: int) -> None:
     said, (call,) = read(f"Well.<tool_call>{body}{end}", piece_chars)
     assert (said, call.name, call.arguments) == ("Well.", None, f"<tool_call>{body}")
+
+
+@pytest.mark.parametrize("case", ["plain list", "two calls"])
+def test_of_calls_that_should_not_be_parallel_the_first_counts(case: str) -> None:
+    answer = ANSWERS[case][0]
+    for reader, num_calls in ((ToolCalls(most_calls(TOOLS, False)), 1), (ToolCalls(most_calls([], True)), 0)):
+        said = [*reader.add(answer), *reader.finish()]
+        assert sum(isinstance(one, ToolCall) for one in said) == num_calls
+        assert num_calls or "".join(map(str, said)) == answer
 
 
 def test_text_is_passed_on_as_soon_as_it_is_certain() -> None:

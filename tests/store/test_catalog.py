@@ -287,6 +287,23 @@ def test_a_damaged_catalog_that_cannot_be_put_aside_is_named(
         make_engine(store=tmp_path / "kv")
 
 
+def test_an_interrupted_rebuild_is_made_up_for(
+    make_engine: MakeEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_engine(store=tmp_path / "kv", chunks=CHUNKS).close()
+    for file in (tmp_path / "kv").glob("catalog.sqlite*"):
+        file.unlink()
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Catalog, "add", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            Catalog(DiskStore(tmp_path / "kv"))
+    assert len(Catalog(DiskStore(tmp_path / "kv")).chunks()) == len(CHUNKS)
+
+
 @pytest.mark.parametrize("change", ["num_chars = 'many'", "suffix = x'00'", "digest = x'00'", "model_name = x'ff'"])
 def test_a_row_of_wrong_types_is_ignored(make_engine: MakeEngine, tmp_path: Path, change: str) -> None:
     """SQLite returns what a damaged page has: any type in any column."""

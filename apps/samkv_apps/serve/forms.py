@@ -16,7 +16,7 @@ from samkv_apps.serve.schema import ChatRequest, CompletionRequest, Document
 from samkv_rag import GenerationResult, Piece, TokenLogprob
 from samkv_rag.explanation import Explanation
 from samkv_rag.frameworks.logprobs import logprobs_content
-from samkv_rag.frameworks.tools import ToolCall, ToolCalls
+from samkv_rag.frameworks.tools import ToolCall, ToolCalls, most_calls
 
 DONE = b"data: [DONE]\n\n"
 
@@ -37,8 +37,10 @@ class Form:
         self.model = model
         self._is_chat = isinstance(request, ChatRequest)
         self._num_answers = request.n or 1
-        has_tools = isinstance(request, ChatRequest) and bool(request.function_schemas)
-        self._readers = defaultdict[int, ToolCalls](partial(ToolCalls, has_tools))
+        most = 0
+        if isinstance(request, ChatRequest):
+            most = most_calls(request.function_schemas, request.parallel_tool_calls is not False)
+        self._readers = defaultdict[int, ToolCalls](partial(ToolCalls, most))
         self._num_calls: dict[int, int] = defaultdict(int)
         self._num_chars: dict[int, int] = defaultdict(int)
         self._id = uuid4().hex

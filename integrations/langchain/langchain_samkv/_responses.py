@@ -21,13 +21,13 @@ if TYPE_CHECKING:
 
 
 def message_chunks(
-    stream: AnswerStream, model_name: str, has_tools: bool, explain: bool
+    stream: AnswerStream, model_name: str, most_calls: int, explain: bool
 ) -> Generator[tuple[int, AIMessageChunk], None, None]:
     """Yield the answers chunk by chunk, each with the answer's number; an answer's last chunk has usage and metrics.
 
     With ``explain``, content is a block of text, and the last chunk also has its citations.
     """
-    readers = defaultdict[int, ToolCalls](partial(ToolCalls, has_tools))
+    readers = defaultdict[int, ToolCalls](partial(ToolCalls, most_calls))
     for piece in stream:
         yield from ((piece.index, _chunk(said, explain)) for said in readers[piece.index].add(piece.text))
     for index, result in enumerate((stream.result, *stream.result.others)):

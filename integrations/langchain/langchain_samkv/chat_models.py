@@ -38,7 +38,7 @@ from samkv_rag.frameworks.options import (
     plain_refusals,
 )
 from samkv_rag.frameworks.threads import aiter_in_thread, cancellable
-from samkv_rag.frameworks.tools import chosen_tool, prompt_and_grammar
+from samkv_rag.frameworks.tools import chosen_tool, most_calls, prompt_and_grammar
 from samkv_rag.store.unreachable import without_secrets
 
 if TYPE_CHECKING:
@@ -187,7 +187,7 @@ class ChatSamKV(EngineOptions, CallOptions, BaseChatModel):
         )
         options = {"grammar": grammar} | options if grammar else options
         with closing(cancellable(engine.stream(prompt, **options))) as stream:
-            yield from message_chunks(stream, engine.model_name, bool(tools), explain)
+            yield from message_chunks(stream, engine.model_name, most_calls(tools, parallel), explain)
 
     # Tools and structured answers
 

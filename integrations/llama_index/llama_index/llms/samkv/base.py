@@ -51,7 +51,7 @@ from samkv_rag.frameworks.options import (
     plain_refusals,
 )
 from samkv_rag.frameworks.threads import aiter_in_thread, cancellable
-from samkv_rag.frameworks.tools import ToolCalls, answer_grammar, prompt_and_grammar
+from samkv_rag.frameworks.tools import ToolCalls, answer_grammar, most_calls, prompt_and_grammar
 from samkv_rag.results import GenerationMetrics
 
 if TYPE_CHECKING:
@@ -367,8 +367,8 @@ class SamKVLLM(EngineOptions, CallOptions, CustomLLM, FunctionCallingLLM):
         options, tools, schema = self._options(kwargs), kwargs.get("tools") or [], kwargs.get("json_schema")
         explain = parse_bool("explain", kwargs.get("explain"), self.explain)
         asked: str | RenderedPrompt
+        parallel = parse_bool("parallel_tool_calls", kwargs.get("parallel_tool_calls"), True)
         if not isinstance(prompt, str):
-            parallel = parse_bool("parallel_tool_calls", kwargs.get("parallel_tool_calls"), True)
             asked, grammar = prompt_and_grammar(self.engine, prompt, tools, kwargs.get("tool_choice"), schema, parallel)
         elif tools:
             raise ToolsUnsupportedError(
@@ -378,7 +378,7 @@ class SamKVLLM(EngineOptions, CallOptions, CustomLLM, FunctionCallingLLM):
         else:
             asked, grammar = prompt, answer_grammar("", schema=schema)
         options = {"grammar": grammar} | options if grammar else options
-        stream, reader = cancellable(self.engine.stream(asked, **options)), ToolCalls(expected=bool(tools))
+        stream, reader = cancellable(self.engine.stream(asked, **options)), ToolCalls(most_calls(tools, parallel))
         nodes = uncited.get([])  # now: the stream may be read in another context
         return growing_answers(stream, reader, self._record, partial(cite, nodes) if explain else None)
 
