@@ -197,7 +197,7 @@ class Catalog:
             pass
         except OSError as error:
             raise StoreError(f"{self._path} cannot be made: {error.strerror}; the store needs a catalog") from error
-        if os.access(self._path, os.W_OK) and os.access(self._path.parent, os.W_OK):
+        if _is_writable(self._path):
             self._file_id = _file_id(self._path)
             self._connection = sqlite3.connect(self._path, **_OPTIONS)
             if _prepare(self._connection):
@@ -206,9 +206,7 @@ class Catalog:
                 # Last: whoever opens what was interrupted begins again.
                 self._connection.execute(f"PRAGMA user_version = {_SCHEMA_VERSION}")
         else:
-            address = self._path.absolute().as_uri()
-            self._connection = sqlite3.connect(f"{address}?mode=ro&immutable=1", uri=True, **_OPTIONS)
-            self._connection.execute("SELECT 1 FROM chunks LIMIT 1")
+            self._connection = _read_only(self._path)
         return self._connection
 
     def _add_stored(self) -> None:
@@ -267,7 +265,7 @@ class Catalog:
             except sqlite3.ProgrammingError as error:
                 raise StoreError(f"the store was closed ({error})") from error
             except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
-                if is_again or self._path is None or _code(error) not in _DAMAGE:
+                if is_again or self._path is None or _code(error) not in _DAMAGE or not _is_writable(self._path):
                     raise self._as_store_error(error) from error
                 self._put_aside(self._path, error)
                 return self._run(function, is_again=True)
@@ -279,6 +277,23 @@ class Catalog:
         if _code(error) == sqlite3.SQLITE_READONLY:
             return StoreError(f"{place} can only be read; chunks cannot be added or removed here")
         return StoreError(f"{place} cannot be used: {error}")
+
+
+def _is_writable(path: Path) -> bool:
+    return os.access(path, os.W_OK) and os.access(path.parent, os.W_OK)
+
+
+def _read_only(path: Path) -> sqlite3.Connection:
+    """Open a file in a folder that can only be read."""
+    # "immutable" does not read a writer's log, but needs no files beside the database.
+    for options in ("mode=ro", "mode=ro&immutable=1"):
+        address = f"{path.absolute().as_uri()}?{options}"
+        connection: sqlite3.Connection = sqlite3.connect(address, uri=True, **_OPTIONS)
+        with suppress(sqlite3.OperationalError):
+            connection.execute("SELECT 1 FROM chunks LIMIT 1")
+            return connection
+        connection.close()
+    raise StoreError(f"{path} cannot be read, and its folder is read-only; open it once where it can be written")
 
 
 def _prepare(connection: sqlite3.Connection) -> bool:

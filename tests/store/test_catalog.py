@@ -334,6 +334,25 @@ def test_files_are_their_owners_alone(make_engine: MakeEngine, tmp_path: Path) -
         assert mode == (0o700 if path.is_dir() else 0o600), path
 
 
+def test_a_reader_that_cannot_write_sees_a_writers_entries(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    store = DiskStore("kv")
+    writer = Catalog(store)
+    writer.add([identity(0)])
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "access", lambda *_: False)
+        reader = Catalog(store)
+        assert len(reader.chunks()) == 1
+        writer.add([identity(1)])
+        assert len(reader.chunks()) == 2
+        reader.close()
+        writer.close()
+        DAMAGES["garbage"](tmp_path / "kv" / "catalog.sqlite")
+        with pytest.raises(StoreError, match=r"catalog\.sqlite cannot be"):
+            Catalog(store)
+    assert not list((tmp_path / "kv").glob("*.damaged-*"))
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
 def test_a_read_only_folder_answers(make_engine: MakeEngine, tmp_path: Path) -> None:
     folder = tmp_path / "kv"

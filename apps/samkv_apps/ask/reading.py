@@ -11,6 +11,7 @@ from pathlib import Path
 from llama_index.core import SimpleDirectoryReader
 from llama_index.core.schema import Document
 
+from samkv_rag.checks import half_pair_at
 from samkv_rag.exceptions import ConfigurationError
 
 SUFFIXES = (".txt", ".md", ".markdown", ".pdf")
@@ -31,10 +32,18 @@ def find_files(paths: Iterable[Path]) -> list[Path]:
         if not path.exists():
             raise ConfigurationError(f"{path} does not exist; give files or folders")
         inside = sorted(path.rglob("*")) if path.is_dir() else [path]
-        found += [file for file in inside if file.is_file() and (file.suffix.lower() in SUFFIXES or file == path)]
+        files = [file for file in inside if file.is_file() and (file.suffix.lower() in SUFFIXES or file == path)]
+        found += [file for file in files if _has_unicode_name(file)]
     if not found:
         raise ConfigurationError(f"there are no files with {', '.join(SUFFIXES)}; give other files or folders")
     return list(dict.fromkeys(file.resolve() for file in found))
+
+
+def _has_unicode_name(file: Path) -> bool:
+    if half_pair_at(str(file)) is None:
+        return True
+    warnings.warn(f"{str(file)!a} is left out: its name is not UTF-8; rename it", stacklevel=3)
+    return False
 
 
 def read_documents(files: Sequence[Path]) -> Iterator[Document]:

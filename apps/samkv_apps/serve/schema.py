@@ -233,7 +233,7 @@ class AnswerRequest(_Checked):
 
     model_config = ConfigDict(extra="allow")
     model: Text
-    stream: bool = False
+    stream: bool | None = False
     stream_options: StreamOptions | None = None
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = Field(None, description="0, the default: likeliest token")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 
@@ -33,6 +34,16 @@ def test_files_are_found_in_folders_and_once(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(ConfigurationError, match="no files with"):
         find_files([tmp_path / "empty"])
+
+
+def test_a_name_that_is_not_utf8_is_warned_of_and_left_out(tmp_path: Path) -> None:
+    good = write(tmp_path, "a.txt", "text")
+    try:
+        Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.txt")).write_text("text")
+    except OSError:
+        pytest.skip("the file system takes no such names")
+    with pytest.warns(UserWarning, match=r"caf.*is left out: its name is not UTF-8"):
+        assert find_files([tmp_path]) == [good]
 
 
 def test_text_markdown_and_pdf_are_read_and_a_model_reads_the_text_alone(tmp_path: Path) -> None:
