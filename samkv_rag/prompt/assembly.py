@@ -15,7 +15,7 @@ from samkv_rag.ingestion.library import ChunkLibrary, Run
 from samkv_rag.ingestion.recognition import Match, TextSpan, split_prompt, text_digest
 from samkv_rag.model.decoder import Decoder
 from samkv_rag.model.tokenization import PromptTokenizer, RenderedPrompt
-from samkv_rag.prompt.history import History
+from samkv_rag.prompt.history import History, Seen
 from samkv_rag.prompt.labels import split_labels
 from samkv_rag.prompt.layout import PromptLayout, Segment
 
@@ -93,7 +93,8 @@ class PromptAssembler:
         segments = [self._segment(prompt, span, next(opened) if span.text_digest else None) for span in prompt.spans]
         segments = self._with_prefix(segments)
         if with_history:
-            segments = [part for segment in segments for part in self._with_history(segment, segments)]
+            seen = Seen.of(segments)
+            segments = [part for segment in segments for part in self._with_history(segment, seen)]
         return PromptLayout(segments, self.decoder.device)
 
     def of_question(self, texts: Sequence[str], question: str) -> PromptLayout:
@@ -138,9 +139,9 @@ class PromptAssembler:
                 self._prefixes.popitem(last=False)
         return [replace(first, kind="prefix", reader=cache, hit=known is not None), *others]
 
-    def _with_history(self, segment: Segment, segments: Sequence[Segment]) -> list[Segment]:
+    def _with_history(self, segment: Segment, seen: Seen) -> list[Segment]:
         """Split a text of the prompt that begins with a former turn into the turn, with its KV, and the rest."""
-        turn = self.history.find(segment.token_ids, segments) if segment.kind == "text" else None
+        turn = self.history.find(segment.token_ids, seen) if segment.kind == "text" else None
         if turn is None:
             return [segment]
         said, new = segment.token_ids[: turn.cache.num_tokens], segment.token_ids[turn.cache.num_tokens :]

@@ -9,12 +9,28 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 
 from samkv_rag.chunk_cache import ChunkCache
 from samkv_rag.model.kv_buffer import KVBuffer
 from samkv_rag.prompt.layout import PromptLayout, Segment
+
+
+class Seen(NamedTuple):
+    """What the text after a prompt's chunks has seen."""
+
+    digests: frozenset[str]
+    """Of the chunks."""
+    before: tuple[int, ...]
+    """Token ids of the text before the first chunk, such as instructions and a user's name; none without chunks."""
+
+    @classmethod
+    def of(cls, segments: Sequence[Segment]) -> Seen:
+        digests = frozenset(segment.digest for segment in segments if segment.kind == "chunk")
+        has_text = bool(digests) and segments[0].kind != "chunk"
+        return cls(digests, tuple(segments[0].token_ids.tolist()) if has_text else ())
 
 
 @dataclass(frozen=True)
@@ -27,10 +43,7 @@ class Turn:
     """Position of the first token in the prompt."""
     num_asked: int
     """Tokens before the answer."""
-    digests: frozenset[str] = frozenset()
-    """Of the chunks before it, which its KV has seen."""
-    before: tuple[int, ...] = ()
-    """Token ids of the text before the first chunk, such as instructions and a user's name, which it has seen too."""
+    seen: Seen
 
     def shared(self, token_ids: torch.Tensor) -> int:
         """Return how many first tokens the turn has in common with ``token_ids`` ``[tokens]``; 0 for another chat.
@@ -45,8 +58,7 @@ class Turn:
 
     def replaces(self, other: Turn) -> bool:
         """Return whether both are the same words after the same chunks and text."""
-        is_same = (self.digests, self.before) == (other.digests, other.before)
-        return is_same and torch.equal(self.cache.token_ids, other.cache.token_ids)
+        return self.seen == other.seen and torch.equal(self.cache.token_ids, other.cache.token_ids)
 
 
 class History:
@@ -66,27 +78,25 @@ class History:
         if num_tokens > self._max_tokens or any(keys.shape[2] < num_tokens for keys, _ in layers):
             return  # too long, or a layer's window has dropped some of it
         keys, values = (torch.cat([kv[:, :, -num_tokens:] for kv in kind]).cpu() for kind in zip(*layers, strict=True))
-        digests = frozenset(chunk.digest for chunk in layout.chunks)
-        before, own = _text_before_chunks(layout.segments), ChunkCache(token_ids[:num_tokens], keys, values)
-        turn = Turn(own, start, layout.num_tokens - start, digests, before)
+        own = ChunkCache(token_ids[:num_tokens], keys, values)
+        turn = Turn(own, start, layout.num_tokens - start, Seen.of(layout.segments))
         with self._lock:
             self._turns = [*(other for other in self._turns if not turn.replaces(other)), turn]
             while sum(kept.cache.num_tokens for kept in self._turns) > self._max_tokens:
                 del self._turns[0]
 
-    def find(self, token_ids: torch.Tensor, segments: Sequence[Segment]) -> Turn | None:
+    def find(self, token_ids: torch.Tensor, seen: Seen) -> Turn | None:
         """Return the turn that a prompt's text ``[tokens]`` begins with, cut to what both share, or None.
 
-        At least the text's last token is left over. The turn must have seen one of the chunks in the prompt's
-        ``segments``, and the text before them: another user's chat may have the same words.
+        At least the text's last token is left over. The turn must have ``seen`` one of the prompt's chunks, and the
+        text before them: another user's chat may have the same words.
         """
-        digests = frozenset(segment.digest for segment in segments if segment.kind == "chunk")
-        before = _text_before_chunks(segments)
         with self._lock:
             found = [
-                (turn.shared(token_ids[:-1]), len(turn.digests & digests), number)
+                (turn.shared(token_ids[:-1]), len(turn.seen.digests & seen.digests), number)
                 for number, turn in enumerate(self._turns)
-                if turn.before == before and (turn.digests & digests or turn.digests == digests)
+                if turn.seen.before == seen.before
+                and (turn.seen.digests & seen.digests or turn.seen.digests == seen.digests)
             ]
             num_tokens, _, number = max(found, default=(0, 0, -1))
             if not num_tokens:
@@ -96,9 +106,3 @@ class History:
         cache, shared = turn.cache, slice(num_tokens)  # their KV does not depend on later tokens
         cut = ChunkCache(cache.token_ids[shared], cache.keys[:, :, shared], cache.values[:, :, shared])
         return replace(turn, cache=cut)
-
-
-def _text_before_chunks(segments: Sequence[Segment]) -> tuple[int, ...]:
-    """Return the token ids of the prompt's first text; none if there is no chunk behind it."""
-    has_chunks = any(segment.kind == "chunk" for segment in segments)
-    return tuple(segments[0].token_ids.tolist()) if has_chunks and segments[0].kind != "chunk" else ()

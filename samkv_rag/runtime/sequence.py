@@ -23,8 +23,8 @@ from samkv_rag.runtime.guiding import Matcher
 from samkv_rag.runtime.refreshing import Refresher
 from samkv_rag.runtime.sampling import AnswerText, Sampling, TokenChooser, token_logprob
 
-Delivery = Piece | GenerationResult | BaseException
-"""Sent to a reader: pieces, then a result or an error."""
+Delivery = Piece | GenerationResult | BaseException | None
+"""Sent to a reader: pieces, then a result or an error; None if the reader gave up."""
 Choose = Callable[[torch.Tensor], int]
 """Chooses the next token's id from logits ``[1, vocab]``."""
 
@@ -73,11 +73,8 @@ class DecodingState:
 class Sequence:
     """A request with its state and its answer so far. Only the worker thread changes it, except by :meth:`cancel`."""
 
-    deliver: Callable[[Delivery | None], None]
-    """Called with every piece, then once with the result or an error; must not block. Its reader sets it.
-
-    A reader that gives up calls it with None, to wake whoever waits.
-    """
+    deliver: Callable[[Delivery], None]
+    """Called with every piece, then once with the result or an error; must not block. Its reader sets it."""
 
     def __init__(self, request: Request, tokenizer: PromptTokenizer, end_ids: frozenset[int]) -> None:
         self.request = request

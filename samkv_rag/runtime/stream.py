@@ -33,7 +33,7 @@ class _Stream:
             raise ConfigurationError("the answer is not finished; read the stream to its end, then ask for its result")
         return self._result
 
-    def _begin(self, deliver: Callable[[Delivery | None], None]) -> None:
+    def _begin(self, deliver: Callable[[Delivery], None]) -> None:
         if not self._begun:
             self._begun = True
             self._sequence.deliver = deliver
@@ -46,7 +46,7 @@ class _Stream:
             if self._begun:
                 self._sequence.deliver(None)  # another thread or task may wait for the next piece
 
-    def _piece(self, delivery: Delivery | None, at_end: type[Exception]) -> Piece:
+    def _piece(self, delivery: Delivery, at_end: type[Exception]) -> Piece:
         """Return the piece delivered; at the answer's end raise ``at_end``, or the error that ended it.
 
         No frame may keep the error: its traceback has the frame, and both would hold the KV until a collection.
@@ -76,14 +76,14 @@ class AnswerStream(_Stream, Iterator[Piece], AbstractContextManager["AnswerStrea
 
     def __init__(self, sequence: Sequence, submit: Callable[[Sequence], None]) -> None:
         super().__init__(sequence, submit)
-        self._inbox: SimpleQueue[Delivery | None] = SimpleQueue()
+        self._inbox: SimpleQueue[Delivery] = SimpleQueue()
 
     def __next__(self) -> Piece:
         if self._ended:
             raise StopIteration
         return self._piece(self._next_delivery(), StopIteration)
 
-    def _next_delivery(self) -> Delivery | None:
+    def _next_delivery(self) -> Delivery:
         try:
             self._begin(self._inbox.put)
             return self._inbox.get()
@@ -104,14 +104,14 @@ class AsyncAnswerStream(_Stream, AsyncIterator[Piece], AbstractAsyncContextManag
 
     def __init__(self, sequence: Sequence, submit: Callable[[Sequence], None]) -> None:
         super().__init__(sequence, submit)
-        self._inbox: asyncio.Queue[Delivery | None] = asyncio.Queue()
+        self._inbox: asyncio.Queue[Delivery] = asyncio.Queue()
 
     async def __anext__(self) -> Piece:
         if self._ended:
             raise StopAsyncIteration
         return self._piece(await self._next_delivery(), StopAsyncIteration)
 
-    async def _next_delivery(self) -> Delivery | None:
+    async def _next_delivery(self) -> Delivery:
         try:
             self._begin(self._deliver_to(asyncio.get_running_loop()))
             return await self._inbox.get()
@@ -126,10 +126,10 @@ class AsyncAnswerStream(_Stream, AsyncIterator[Piece], AbstractAsyncContextManag
     async def __aexit__(self, *_: object) -> None:
         self._end()
 
-    def _deliver_to(self, loop: asyncio.AbstractEventLoop) -> Callable[[Delivery | None], None]:
+    def _deliver_to(self, loop: asyncio.AbstractEventLoop) -> Callable[[Delivery], None]:
         inbox = self._inbox  # not self, so that a dropped stream is collected and closed
 
-        def deliver(delivery: Delivery | None) -> None:
+        def deliver(delivery: Delivery) -> None:
             with suppress(RuntimeError):  # the loop is closed, and its readers with it
                 loop.call_soon_threadsafe(inbox.put_nowait, delivery)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 import typer
 from llama_index.core import Settings, VectorStoreIndex
+from llama_index.core.base.embeddings.base import similarity
 from llama_index.core.ingestion import DocstoreStrategy, IngestionPipeline
 from llama_index.core.node_parser import SentenceSplitter
 from llama_index.core.schema import BaseNode, TransformComponent
@@ -25,6 +25,7 @@ from samkv_apps.terminal import open_chroma
 from samkv_rag import SamKVEngine
 from samkv_rag.cli.store import format_bytes, parse_bytes
 from samkv_rag.exceptions import ConfigurationError, ModelNotFoundError, StoreFullError
+from samkv_rag.store.disk import written_whole
 
 CHUNK_TOKENS = 256
 _PROBE = "The tide turns at noon."
@@ -138,7 +139,7 @@ class Library:
             gone |= set(json.loads(self._unfinished_file.read_text("utf-8"))) - docstore.docs.keys()
         new = there.keys() - docstore.docs.keys()
         if gone or new:
-            _write(self._unfinished_file, lambda file: file.write_text(json.dumps(sorted(gone | new)), "utf-8"))
+            _write_json(self._unfinished_file, sorted(gone | new))
         for doc_id in gone:
             docstore.delete_document(doc_id, raise_error=False)
         if gone:  # first: what fails from here on is new at the next run, not lost
@@ -147,18 +148,14 @@ class Library:
             self._vectors.delete(doc_id)
 
     def _persist(self, docstore: SimpleDocumentStore) -> None:
-        _write(self._docstore_file, lambda file: docstore.persist(str(file)))
+        _write_json(self._docstore_file, docstore.to_dict())
 
 
 def _is_near(one: Sequence[float], other: Sequence[float]) -> bool:
     """Return whether two embeddings of a text are one model's, to within rounding."""
-    return len(one) == len(other) and sum(a * b for a, b in zip(one, other, strict=True)) > 0.99 * (
-        math.hypot(*one) * math.hypot(*other)
-    )
+    return len(one) == len(other) and similarity([*one], [*other]) > 0.99
 
 
-def _write(file: Path, write: Callable[[Path], object]) -> None:
-    """Write a file by way of another, so that it is whole at any time."""
-    temporary = file.with_name(f"{file.name}.new")
-    write(temporary)
-    temporary.replace(file)
+def _write_json(file: Path, value: object) -> None:
+    with written_whole(file) as written:
+        written.write(json.dumps(value).encode())

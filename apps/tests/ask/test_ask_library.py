@@ -81,7 +81,7 @@ def test_answers_come_from_the_files_given(open_library: Open, files: list[Path]
     assert (metrics.chunks_hit, metrics.chunks_missed) == (1, 0)
 
 
-@pytest.mark.parametrize("place", [(SimpleDocumentStore, "persist"), (ChromaVectorStore, "delete")], ids=str)
+@pytest.mark.parametrize("place", [(SimpleDocumentStore, "to_dict"), (ChromaVectorStore, "delete")], ids=str)
 def test_an_interrupted_update_leaves_nothing_old_and_nothing_twice(
     open_library: Open, files: list[Path], place: tuple[type, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
