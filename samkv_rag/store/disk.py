@@ -268,7 +268,8 @@ def _opened(path: Path) -> FileIO:
 
 def _read_at(file: FileIO, start: int, buffers: Sequence[Buffer]) -> int:
     if hasattr(os, "preadv"):
-        views, total = [memoryview(buffer).cast("B") for buffer in buffers], 0
+        whole = [memoryview(buffer) for buffer in buffers]
+        views, total = [view.cast("B") for view in whole if view.nbytes], 0  # a buffer of no bytes cannot be cast
         while views and (found := os.preadv(file.fileno(), views, start + total)):  # at most 2 GiB at once
             total += found
             while views and found >= len(views[0]):

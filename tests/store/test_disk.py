@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from samkv_rag import open_store
 from samkv_rag.exceptions import ConfigurationError, StoreError, StoreFormatError, StoreFullError
@@ -199,3 +200,13 @@ def test_a_prompt_of_many_chunks_opens_few_files(make_engine: MakeEngine, tmp_pa
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     assert metrics.chunks_hit == 150
+
+
+def test_a_tensor_of_no_bytes_is_read(tmp_path: Path) -> None:
+    store = DiskStore(tmp_path)
+    store.put("0" * 64, b"abcdef")
+    blob = store.get("0" * 64)
+    assert blob is not None
+    tensors = [torch.zeros(rows, 2, dtype=torch.uint8) for rows in (1, 0, 2)]
+    blob.read([(start, tensor.numpy().data) for start, tensor in zip((0, 2, 2), tensors, strict=True)])
+    assert [bytes(tensor.flatten().tolist()) for tensor in tensors] == [b"ab", b"", b"cdef"]
