@@ -1,20 +1,21 @@
 """Refreshes: every few tokens of a long answer, its newest token selects again what to retain.
 
-The token runs ahead, over what is retained, up to the layers that score. There its queries meet the keys of the whole
-prompt as cached. The blocks that it attends to come in with their cached KV and replace as many tokens, as in RefreshKV
-(arXiv 2411.05787). Then the token runs as any other. The answer's own KV does not change.
+In the layers that score, its queries meet the keys of the whole prompt as cached, as the question's do in scouting. In
+the last of these layers the blocks that it attends to come in with their cached KV and replace as many tokens, as in
+RefreshKV (arXiv 2411.05787). That layer and those above it see them at once. The answer's own KV does not change.
 """
 
 from __future__ import annotations
 
 import copy
+import logging
 import time
 from functools import cached_property
 from math import inf
 
 import torch
 
-from samkv_rag.model.attention import LayerSpec, attention
+from samkv_rag.model.attention import Attend, LayerSpec
 from samkv_rag.model.decoder import Decoder
 from samkv_rag.model.kv_buffer import KVBuffer
 from samkv_rag.prefill import Prefilled, Scout, SparsePrefill
@@ -22,6 +23,8 @@ from samkv_rag.prefill.passes.plan import Plan, make_plan
 from samkv_rag.prefill.passes.planned_pass import LayerReader
 from samkv_rag.prefill.scout import AttentionScores, credit_sentences
 from samkv_rag.prompt.layout import PromptLayout
+
+logger = logging.getLogger(__name__)
 
 
 class Refresher:
@@ -44,24 +47,20 @@ class Refresher:
         self._scout = method if isinstance(method, Scout) else Scout()
         self._every = method.refresh_tokens or inf
         self.layers = self._scout.layers_that_score(decoder)
-        self._asked: dict[int, tuple[torch.Tensor, torch.Tensor, LayerSpec]] = {}
-        """For each of these layers: query and key of the token that runs ahead, and how the layer attends."""
         self._slots = prefilled.retained.nonzero()[:, 0]
         """``[retained]``, prompt position of the token in each of the buffer's first places"""
-        self._num_seen = 0
-        """Answer tokens that were in the buffer at the last refresh."""
         self.arrivals: list[tuple[int, torch.Tensor]] = []
         """For each refresh: characters of the answer by then, and positions of the tokens that came in."""
         self.seconds = 0.0
 
     def is_due(self, num_answer_tokens: int) -> bool:
-        """Return whether enough of the answer was decoded since the last refresh."""
-        return num_answer_tokens - 1 - self._num_seen >= self._every
+        """Return whether the newest of so many tokens of the answer selects again."""
+        return num_answer_tokens % self._every == 0
 
     def over(self, buffer: KVBuffer) -> Refresher:
         """Return a refresher for another answer, which decodes from ``buffer``, a copy, and was not refreshed yet."""
         other = copy.copy(self)
-        other._buffer, other._slots, other._asked, other.arrivals = buffer, self._slots.clone(), {}, []
+        other._buffer, other._slots, other.arrivals = buffer, self._slots.clone(), []
         return other
 
     @property
@@ -69,56 +68,51 @@ class Refresher:
         """Bytes of stored chunks read by refreshes."""
         return self._layout.count_bytes_read() - self._bytes_before
 
-    def stop(self) -> None:
-        """Disable further refreshes."""
-        self._every = inf
+    def during(self, attend: Attend, num_chars: int) -> Attend:
+        """Return ``attend``, of a step of one token, with a refresh; ``num_chars`` of text precede the token."""
+        scores = AttentionScores(self._decoder, self._scout, self._layout.num_tokens + self._num_answer_tokens, 1)
+        read = LayerReader(self._decoder, self._everything, self.layers, keys_only=True)
 
-    def attend(
-        self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, spec: LayerSpec
-    ) -> torch.Tensor:
-        """Attention of the token that runs ahead: it sees the buffer and itself, and is not added to the buffer."""
-        if layer in self.layers:
-            self._asked[layer] = query, key, spec
-        held = zip(self._buffer.layer(layer), (key, value), strict=True)
-        keys, values = (torch.cat((states, own), dim=2) for states, own in held)
-        return attention(query, keys, values, spec)
+        def refreshing(
+            layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, spec: LayerSpec
+        ) -> torch.Tensor:
+            if layer in self.layers and self._every < inf:
+                started = time.perf_counter()
+                try:
+                    scores(layer, query, self._all_keys(layer, read, key), spec)
+                    if layer == self.layers[-1]:
+                        self._select(scores.scores, num_chars)
+                except Exception as error:  # a chunk cannot be read again, say; the answer goes on as it is
+                    logger.warning("a refresh failed (%s); its answer is not refreshed any more", error)
+                    self._every = inf
+                self.seconds += time.perf_counter() - started
+            return attend(layer, query, key, value, spec)
 
-    def refresh(self, num_chars: int, ahead_s: float) -> None:
-        """Exchange retained tokens for those that the token attends to that ran ahead, in ``ahead_s`` seconds.
+        return refreshing
 
-        ``num_chars`` is the length of the answer's text so far.
+    @property
+    def _num_answer_tokens(self) -> int:
+        """Tokens of the answer that have run, the one that runs now included."""
+        return len(self._buffer.positions) - len(self._slots)
 
-        Raises:
-            DamagedChunkError: a chunk can no longer be read; the answer can go on unchanged.
-        """
-        started = time.perf_counter()
-        held = torch.zeros_like(self._layout.is_chunk).index_fill_(0, self._slots, True)
-        middle = torch.zeros_like(held).index_fill_(0, self._blocks.positions, True)
-        best = self._blocks.best_within(self._score(), int((held & middle).sum()))
-        wanted = (held & ~middle) | best
+    def _all_keys(self, layer: int, read: LayerReader, key: torch.Tensor) -> torch.Tensor:
+        """Return the keys of prompt and answer: those in the buffer as they are there, the others as cached."""
+        num_retained, cached, held = len(self._slots), read(layer)[0], self._buffer.layer(layer)[0]
+        cached.index_copy_(2, self._slots, held[:, :, :num_retained])
+        return torch.cat((cached, held[:, :, num_retained:], key), dim=2)
+
+    def _select(self, token_scores: torch.Tensor, num_chars: int) -> None:
+        """Exchange retained tokens for those of the best blocks, by the scores of prompt and answer, ``[tokens]``."""
+        layout, blocks = self._layout, self._blocks
+        credited = credit_sentences(token_scores[: layout.num_tokens], layout, self._scout.sentence_credit)
+        scores = blocks.top_token_mean(credited, self._scout.block_top_tokens)
+        held = torch.zeros_like(layout.is_chunk).index_fill_(0, self._slots, True)
+        middle = torch.zeros_like(held).index_fill_(0, blocks.positions, True)
+        wanted = (held & ~middle) | blocks.best_within(scores, int((held & middle).sum()))
         arriving, leaving = (wanted & ~held).nonzero()[:, 0], (~wanted[self._slots]).nonzero()[:, 0]
         if len(arriving):
             self._exchange(leaving, arriving)
-        self._num_seen = len(self._buffer.positions) - len(self._slots)
         self.arrivals.append((num_chars, arriving))
-        self.seconds += ahead_s + time.perf_counter() - started
-
-    def _score(self) -> torch.Tensor:
-        """Return the attention of the token that ran ahead to each block, ``[blocks]``.
-
-        It sees the whole prompt: retained tokens as they are in the buffer, the others as they are cached.
-        """
-        layout, slots = self._layout, self._slots
-        num_columns = layout.num_tokens + len(self._buffer.positions) - len(slots) + 1
-        scores = AttentionScores(self._decoder, self._scout, num_columns, 1)
-        read = LayerReader(self._decoder, self._everything, self.layers, keys_only=True)
-        for layer in self.layers:
-            query, key, spec = self._asked[layer]
-            cached, held = read(layer)[0], self._buffer.layer(layer)[0]
-            cached.index_copy_(2, slots, held[:, :, : len(slots)])
-            scores(layer, query, torch.cat((cached, held[:, :, len(slots) :], key), dim=2), spec)
-        own = credit_sentences(scores.scores[: layout.num_tokens], layout, self._scout.sentence_credit)
-        return self._blocks.top_token_mean(own, self._scout.block_top_tokens)
 
     @cached_property
     def _everything(self) -> Plan:

@@ -115,11 +115,6 @@ class Sequence:
         """Position of the last token, which runs next. It follows the whole prompt, not the shorter cache."""
         return self.num_prompt_tokens + len(self.token_ids) - 1
 
-    @property
-    def needs_refresh(self) -> bool:
-        """Whether a refresh is due before the next token."""
-        return bool(self.state and self.state.refresher and self.state.refresher.is_due(len(self.token_ids)))
-
     def cancel(self) -> None:
         """End the computation at the next step. Thread-safe; may be called any number of times."""
         self._cancelled.set()

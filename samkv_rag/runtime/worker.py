@@ -21,7 +21,7 @@ from samkv_rag.generation_result import GenerationResult
 from samkv_rag.model.decoder import Decoder
 from samkv_rag.runtime.scheduler import Scheduler
 from samkv_rag.runtime.sequence import ReadPrompt, Sequence
-from samkv_rag.runtime.step import refresh, step
+from samkv_rag.runtime.step import step
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
@@ -202,8 +202,6 @@ class Runtime:
             return
         self._stepping, started = True, time.perf_counter()
         try:
-            if due := [sequence for sequence in running if sequence.needs_refresh]:
-                refresh(self._decoder, due)
             step(self._decoder, running)
         except BaseException as error:
             for sequence in running:

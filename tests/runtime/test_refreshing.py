@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
 
 from samkv_rag import SamKVEngine
 from samkv_rag.exceptions import ConfigurationError, DamagedChunkError
-from samkv_rag.model.attention import LayerSpec
+from samkv_rag.model.attention import LayerSpec, attention
 from samkv_rag.model.decoder import CausalPass
 from samkv_rag.prefill import Scout, SparsePrefill
 from samkv_rag.runtime.refreshing import Refresher
@@ -38,10 +38,9 @@ class Written:
         self.decoder.run_layers(hidden, positions, CausalPass(self.buffer, positions))
 
     def refresh(self, token_id: int = ANSWER[-1]) -> None:
-        position = torch.tensor([self.layout.num_tokens + len(ANSWER) - 1])
-        layers = range(self.refresher.layers[-1] + 1)
-        self.decoder.run_layers(self.decoder.embed(torch.tensor([[token_id]])), position, self.refresher.attend, layers)
-        self.refresher.refresh(0, 0.0)
+        position = torch.tensor([self.layout.num_tokens + len(self.buffer.positions) - self.num_retained])
+        attend = self.refresher.during(CausalPass(self.buffer, position), 0)
+        self.decoder.run_layers(self.decoder.embed(torch.tensor([[token_id]])), position, attend)
 
     def layers(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
         pairs = [self.buffer.layer(layer) for layer in range(self.decoder.num_layers)]
@@ -68,15 +67,16 @@ def test_blocks_come_in_with_their_cached_kv_and_as_many_tokens_go_out(engine: S
     assert isinstance(method, SparsePrefill)
     written = Written(engine, method)
     places = written.prefilled.retained.nonzero()[:, 0]
-    for token_id in (ANSWER[-1], 99):
+    for num_run, token_id in enumerate((ANSWER[-1], 99)):
         before = written.layers()
         written.refresh(token_id)
         arrived = written.refresher.arrivals[-1][1]
         assert 0 < len(arrived) < written.num_retained
         assert not torch.isin(arrived, places).any()
         assert written.layout.is_chunk[arrived].all()
-        assert len(written.buffer.positions) == written.num_retained + len(ANSWER) - 1
+        assert len(written.buffer.positions) == written.num_retained + len(ANSWER) + num_run
         for layer, (old, new) in enumerate(zip(before, written.layers(), strict=True)):
+            new = new[0][:, :, : old[0].shape[2]], new[1][:, :, : old[0].shape[2]]
             changed = (old[0] != new[0]).any(-1).any(1)[0].nonzero()[:, 0]
             assert written.layout.is_chunk[places[changed]].all()
             for which in (0, 1):
@@ -117,6 +117,28 @@ def test_a_refresh_adds_what_the_newest_token_attends_to(engine: SamKVEngine, op
     assert set(written.refresher.arrivals[0][1].tolist()) == set(best.tolist()) - set(held.nonzero()[:, 0].tolist())
 
 
+@torch.inference_mode()
+def test_from_the_last_layer_that_scores_on_the_token_sees_what_came_in(engine: SamKVEngine) -> None:
+    """Compare with the plain way: the lower layers over what was retained before, the others over what is now."""
+    written = Written(engine, scout(score_layers=(0.0, 0.5)))
+    decoder, last = written.decoder, written.refresher.layers[-1]
+    before = written.buffer.copy()
+    written.refresh()
+    after = written.buffer.copy()
+    position = torch.tensor([written.layout.num_tokens + len(ANSWER) - 1])
+    hidden = decoder.run_layers(
+        decoder.embed(torch.tensor([ANSWER[-1:]])), position, CausalPass(before, position), range(last)
+    )
+    for layer in range(last, decoder.num_layers):
+        own = after.layer(layer)[0][:, :, -1:]
+        torch.testing.assert_close(own, decoder.project(hidden, position, layer)[0], atol=1e-5, rtol=0)
+
+        def attend(layer: int, query: torch.Tensor, *_: object) -> torch.Tensor:
+            return attention(query, *after.layer(layer), cast("LayerSpec", _[-1]))
+
+        hidden = decoder.run_layers(hidden, position, attend, [layer])
+
+
 # -- in the runtime ------------------------------------------------------------------------------
 
 
@@ -129,7 +151,7 @@ def test_refreshes_are_counted_and_explained(engine: SamKVEngine) -> None:
     result = engine.generate(prompts()[0], method=scout(), max_new_tokens=14, choose=lambda logits: next(ids))
     assert result.token_ids == (*ANSWER, 5, 6)
     metrics = result.metrics
-    assert metrics.refreshes == 3  # after 4, 8 and 12 tokens; the last token never runs
+    assert metrics.refreshes == 3  # by tokens 4, 8 and 12
     assert 0 < metrics.refresh_s < metrics.total_s - metrics.ttft_s
     assert metrics.refresh_bytes_read > 0
     arrivals = [arrival for use in result.chunks for arrival in use.arrivals]
