@@ -117,7 +117,8 @@ class Decoder:
 
     def rotation_by(self, offsets: torch.Tensor) -> list[Callable[[torch.Tensor], torch.Tensor]]:
         """Return for each layer a function that moves cached keys by ``offsets`` ``[tokens]`` positions."""
-        made = {rope: rope.by(self._base.rotary_emb, offsets.to(self.device)) for rope in set(self._ropes) if rope}
+        rotary, offsets = self._base.rotary_emb, offsets.to(self.device)
+        made = {rope: rope.by(rotary, offsets, self.dtype) for rope in set(self._ropes) if rope}
         return [made[rope] if rope else lambda keys: keys for rope in self._ropes]
 
     @cached_property
@@ -144,7 +145,7 @@ class Decoder:
             return None
         name, one = f"{self._rope_kinds[layer]}_inv_freq".lstrip("_"), torch.ones(1, device=self.device)
         ropes = [Rope(name, of_neighbours) for of_neighbours in (False, True)]
-        return min(ropes, key=lambda rope: float((rope.by(self._base.rotary_emb, one)(here) - there).norm()))
+        return min(ropes, key=lambda rope: float((rope.by(self._base.rotary_emb, one, torch.float32)(here) - there).norm()))
 
     @torch.inference_mode()
     def _probe(self, layer: int, position: int) -> _LeftError:

@@ -15,9 +15,9 @@ import torch
 
 @dataclass(frozen=True)
 class Rotation:
-    """A rotation per token: cosines and sines of its angles, each ``[tokens, rotary_dim / 2]``, float32.
+    """A rotation per token: cosines and sines of its angles, each ``[tokens, rotary_dim / 2]``.
 
-    It computes in the dtype of its argument, as the model's own RoPE does: in bfloat16 twice as fast as in float32.
+    It computes in their dtype, the model's, as the model's own RoPE does: in bfloat16 twice as fast as in float32.
     """
 
     cos: torch.Tensor
@@ -31,7 +31,7 @@ class Rotation:
         Dimensions past ``rotary_dim`` (partial RoPE) pass through.
         """
         half = self.cos.shape[-1]
-        cos, sin = self.cos.to(states.dtype), self.sin.to(states.dtype)
+        cos, sin = self.cos, self.sin
         halves = slice(half), slice(half, 2 * half)
         neighbours = slice(0, 2 * half, 2), slice(1, 2 * half, 2)
         at_first, at_second = neighbours if self.of_neighbours else halves
@@ -50,7 +50,7 @@ class Rope(NamedTuple):
     """Attribute of the model's rotary module that has the angles of one position, ``[rotary_dim / 2]``."""
     of_neighbours: bool = False
 
-    def by(self, rotary: torch.nn.Module, offsets: torch.Tensor) -> Rotation:
+    def by(self, rotary: torch.nn.Module, offsets: torch.Tensor, dtype: torch.dtype) -> Rotation:
         """Return the rotation by ``offsets`` ``[tokens]`` positions. Cached keys already include yarn's factor."""
         angles = offsets.float()[:, None] * getattr(rotary, self.frequencies).float()
-        return Rotation(angles.cos(), angles.sin(), self.of_neighbours)
+        return Rotation(angles.cos().to(dtype), angles.sin().to(dtype), self.of_neighbours)

@@ -125,11 +125,11 @@ class Refresher:
         """
         mask = torch.zeros_like(self._layout.is_chunk).index_fill_(0, arriving, True)
         plan = make_plan(self._layout, mask)
-        rotate, layers = self._decoder.rotation_by(plan.rotate_offsets), range(self._decoder.num_layers)
         # Read everything before writing, so that an error does not leave layers with different tokens.
-        read = [[source.reader.layer(layer, source.tokens) for layer in layers] for source in plan.sources]
-        for layer, of_sources in enumerate(zip(*read, strict=True)):
-            keys, values = (torch.cat(states, dim=1)[None].to(mask.device) for states in zip(*of_sources, strict=True))
-            held_keys, held_values = self._buffer.layer(layer)
-            held_keys[:, :, leaving], held_values[:, :, leaving] = rotate[layer](keys), values
+        read = zip(*(source.reader.rows(source.tokens) for source in plan.sources), strict=True)
+        all_keys, all_values = (torch.cat(states, dim=2).to(mask.device) for states in read)
+        rotate = self._decoder.rotation_by(plan.rotate_offsets)
+        for layer, (keys, values) in enumerate(zip(all_keys, all_values, strict=True)):
+            for held, states in zip(self._buffer.layer(layer), (rotate[layer](keys), values), strict=True):
+                held.index_copy_(2, leaving, states[None])
         self._slots[leaving] = arriving

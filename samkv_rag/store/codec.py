@@ -11,6 +11,7 @@ assembled prompt. A tensor is compared with its checksum when it is first read.
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from collections.abc import Sequence
@@ -204,6 +205,12 @@ class StoredChunk:
         keys, values = self._decoded(*_layer(layer), tokens=tokens)
         return keys.to(self._dtype), values.to(self._dtype)
 
+    def rows(self, tokens: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+        names = sorted(name for name in self.tensors if name.endswith((".keys", ".values")))
+        self._read(*(name for name in names if name not in self.checked))
+        states = torch.stack(self._decoded(*names, tokens=tokens)).to(self._dtype)
+        return states[::2], states[1::2]
+
     def fill_layer(self, layer: int, keys: torch.Tensor, values: torch.Tensor | None) -> None:
         if self.storage == "index" and values is not None:
             raise LookupError(_ANCHORS_ALONE)
@@ -314,22 +321,20 @@ class StoredChunk:
             self.checked.add(name)
 
     def _read_rows(self, names: Sequence[str], rows: _Rows) -> dict[str, torch.Tensor]:
-        """Return ``[kv_heads, tokens, head_dim]`` of each name, without reading other tokens."""
-        parts: list[tuple[int, Buffer]] = []
-        found: dict[str, torch.Tensor] = {}
-        for name in names:
-            span = self.tensors[name]
-            heads, num_tokens, head_dim = span.shape
-            row_bytes = head_dim * span.dtype.itemsize
-            found[name] = torch.empty(heads, len(rows.tokens), head_dim, dtype=span.dtype)
-            (buffer,) = _buffers(found[name])
-            for head in range(heads):
-                start, own = span.start + head * num_tokens * row_bytes, head * len(rows.tokens)
-                for first, last in rows.runs:
-                    place = buffer[(own + first) * row_bytes : (own + last) * row_bytes]
-                    parts.append((start + rows.tokens[first] * row_bytes, place))
+        """Return ``[kv_heads, tokens, head_dim]`` of each name, all of one shape, without reading other tokens."""
+        span = self.tensors[names[0]]
+        heads, num_tokens, head_dim = span.shape
+        found = torch.empty(len(names), heads, len(rows.tokens), head_dim, dtype=span.dtype)
+        (buffer,) = _buffers(found)
+        row_bytes, own, parts = head_dim * span.dtype.itemsize, 0, []
+        for name, head in itertools.product(names, range(heads)):
+            start = self.tensors[name].start + head * num_tokens * row_bytes
+            for first, last in rows.runs:
+                place = buffer[(own + first) * row_bytes : (own + last) * row_bytes]
+                parts.append((start + rows.tokens[first] * row_bytes, place))
+            own += len(rows.tokens)
         self._request(parts)
-        return found
+        return dict(zip(names, found, strict=True))
 
     def _runs_of(self, tokens: torch.Tensor) -> _Rows:
         """Return ``tokens`` as runs; computed once for all layers, whose readers pass the same object."""
