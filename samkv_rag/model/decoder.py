@@ -145,7 +145,8 @@ class Decoder:
             return None
         name, one = f"{self._rope_kinds[layer]}_inv_freq".lstrip("_"), torch.ones(1, device=self.device)
         ropes = [Rope(name, of_neighbours) for of_neighbours in (False, True)]
-        return min(ropes, key=lambda rope: float((rope.by(self._base.rotary_emb, one, torch.float32)(here) - there).norm()))
+        moved = {rope: rope.by(self._base.rotary_emb, one, here.dtype)(here) for rope in ropes}
+        return min(ropes, key=lambda rope: float((moved[rope] - there).norm()))
 
     @torch.inference_mode()
     def _probe(self, layer: int, position: int) -> _LeftError:
