@@ -451,6 +451,9 @@ class SamKVEngine:
         return prefill(self.decoder, sequence, self._spec)
 
     def _finish(self, sequence: RunningSequence) -> GenerationResult:
+        refresher = sequence.state and sequence.state.refresher
+        if sequence.read and refresher and isinstance(refresher.error, DamagedChunkError):
+            self._library.distrust(sequence.read.prompt.chunk_texts)
         is_chat = bool(sequence.request.prompt.structure)  # rendered from messages, so more turns may follow
         if is_chat and sequence.read and sequence.state and sequence.read.method.needs:
             self._history.remember(sequence.read.layout, sequence.token_ids, sequence.state.buffer)

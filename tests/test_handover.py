@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import stat
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import safetensors.torch
 import torch
 
 from samkv_rag import Grammar, SamKVEngine, SamKVError
+from samkv_rag.prefill import SparsePrefill
 from support import handovers, tiny
 from support.engines import CHUNKS, PROMPT, MakeEngine
 
@@ -26,7 +28,9 @@ def logits_here(engine: SamKVEngine) -> tuple[list[int], torch.Tensor]:
         seen.append(logits[0].float().clone())
         return int(logits.argmax())
 
-    return list(engine.generate(PROMPT, max_new_tokens=NUM_TOKENS, choose=greedy).token_ids), torch.stack(seen)
+    method = replace(engine.method, refresh_tokens=None) if isinstance(engine.method, SparsePrefill) else engine.method
+    result = engine.generate(PROMPT, method=method, max_new_tokens=NUM_TOKENS, choose=greedy)
+    return list(result.token_ids), torch.stack(seen)
 
 
 @pytest.mark.parametrize("method", ["scout", "samkv", "full_prefill"])

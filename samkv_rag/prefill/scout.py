@@ -67,6 +67,7 @@ class Scout(SparsePrefill):
     match_power: float = 1.0
     sentence_credit: float = 3.0
     scouted: Scouted | None = None
+    refresh_tokens: int | Literal["auto"] | None = "auto"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -88,7 +89,8 @@ class Scout(SparsePrefill):
     @property
     def needs(self) -> frozenset[Need]:
         recomputes_all = self.recompute and self.computed_ratio == self.sequence_ratio
-        plainly = self.recompute_view == "retained" and self.update == "overwrite" and self.refresh_tokens is None
+        plainly = self.recompute_view == "retained" and self.update == "overwrite"
+        plainly = plainly and self.refresh_tokens in ("auto", None)
         scouts_index = self.scouted != "all" and self.score_layers == SCORE_LAYERS
         return frozenset({"index" if recomputes_all and plainly and scouts_index else "kv"})
 

@@ -21,6 +21,7 @@ from samkv_rag.prompt.layout import PromptLayout
 from samkv_rag.results import Diagnostic
 
 Update = Literal["overwrite", "fusion"]
+_AUTO_REFRESH_TOKENS = 8
 
 
 @dataclass(frozen=True)
@@ -48,9 +49,9 @@ class SparsePrefill(CachedPrefill):
             ``"chunk"``; or ``"all"`` tokens before them.
         update: recomputed KV replaces the cached (``"overwrite"``), or is mixed with it (``"fusion"``).
         fusion_theta: weight of the recomputed KV in a fusion, in [0, 1].
-        refresh_tokens: after so many answer tokens, the newest one selects again, and the blocks that it attends to
-            replace others. None: the retained tokens stay for the whole answer. Refused for models with windows and
-            for chunks stored as an index.
+        refresh_tokens: each of the answer's first n tokens, and every n-th after them, selects again, and the blocks
+            that it attends to replace others. None: the retained tokens stay for the whole answer. Refused for models
+            with windows and for chunks stored as an index. ``"auto"``: 8 on a CPU, None where it would be refused.
 
     Raises:
         ConfigurationError: a value is out of range.
@@ -62,7 +63,7 @@ class SparsePrefill(CachedPrefill):
     recompute_view: View = "retained"
     update: Update = "overwrite"
     fusion_theta: float = 0.9
-    refresh_tokens: int | None = None
+    refresh_tokens: int | Literal["auto"] | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -73,16 +74,24 @@ class SparsePrefill(CachedPrefill):
         require_choice("recompute_view", self.recompute_view, get_args(View))
         require_choice("update", self.update, get_args(Update))
         require_number("fusion_theta", self.fusion_theta, 0.0, 1.0)
-        if self.refresh_tokens is not None:
+        if self.refresh_tokens not in ("auto", None):
             require_integer("refresh_tokens", self.refresh_tokens, 1)
 
     def require(self, storage: Storage, decoder: Decoder) -> None:
         super().require(storage, decoder)
-        if self.refresh_tokens and set(decoder.windows) != {None}:
+        if self.refresh_tokens not in ("auto", None) and set(decoder.windows) != {None}:
             raise ConfigurationError(
                 f"refresh_tokens is {self.refresh_tokens}, and layers of the model see a window of the text, which "
                 "moves with the answer anyway; leave it out"
             )
+
+    def refreshes_every(self, storage: str, decoder: Decoder) -> int | None:
+        """Return how many tokens of the answer lie between refreshes; None: there are none."""
+        if self.refresh_tokens != "auto":
+            return self.refresh_tokens
+        # A device would have to read the scoring layers' keys from the host each time.
+        is_possible = storage == "full" and set(decoder.windows) == {None} and decoder.device.type == "cpu"
+        return _AUTO_REFRESH_TOKENS if is_possible else None
 
     @property
     def computed_ratio(self) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 
 import torch
 from torch.nn.functional import cross_entropy
@@ -10,6 +11,7 @@ from torch.nn.functional import cross_entropy
 from samkv_rag.chunk_cache import SummarySpec
 from samkv_rag.exceptions import PromptTooLongError
 from samkv_rag.handover import hand_over
+from samkv_rag.model.attention import Attend
 from samkv_rag.model.decoder import CausalPass, Decoder
 from samkv_rag.model.kv_buffer import KVBuffer
 from samkv_rag.prefill import CachedPrefill, FullPrefill, PrefillContext, PrefillMethod, SparsePrefill
@@ -74,8 +76,9 @@ def prefill(decoder: Decoder, sequence: Sequence, spec: SummarySpec) -> list[Seq
     buffer.narrow(decoder.windows)
     layout = prefilled.layout or layout
     refresher = None
-    if isinstance(method, SparsePrefill) and method.refresh_tokens and prefilled.block_scores:
-        refresher = Refresher(decoder, method, layout, prefilled, buffer)
+    if isinstance(method, SparsePrefill) and prefilled.block_scores and not sequence.request.handover:
+        every = method.refreshes_every(spec.storage, decoder)
+        refresher = Refresher(decoder, method, layout, prefilled, buffer, every) if every else None
     layout.release()
     sequence.read = replace(sequence.read, layout=layout)
     logits = decoder.logits(prefilled.hidden)[:, -1]
@@ -85,23 +88,33 @@ def prefill(decoder: Decoder, sequence: Sequence, spec: SummarySpec) -> list[Seq
     if sequence.request.handover and sequence.finish_reason == "length":
         sequence.handover = hand_over(decoder, buffer, layout.token_ids, sequence.token_ids[0], sequence.end_ids)
     if expected := sequence.request.reference_ids:
-        nll = _reference_nll(decoder, prefilled.hidden, buffer, layout.num_tokens, expected)
+        nll = _reference_nll(decoder, prefilled.hidden, buffer, layout.num_tokens, expected, refresher)
         for answer in answers:
             answer.reference_nll = nll
     return answers
 
 
 def _reference_nll(
-    decoder: Decoder, hidden: torch.Tensor, buffer: KVBuffer, num_prompt_tokens: int, reference_ids: tuple[int, ...]
+    decoder: Decoder,
+    hidden: torch.Tensor,
+    buffer: KVBuffer,
+    num_prompt_tokens: int,
+    reference_ids: tuple[int, ...],
+    refresher: Refresher | None,
 ) -> float:
     """Return the mean negative log-likelihood of a reference answer, in nats per token, teacher-forced.
 
-    ``hidden`` is ``[1, 1, hidden]`` of the prompt's last token, ``buffer`` the prompt's KV.
+    ``hidden`` is ``[1, 1, hidden]`` of the prompt's last token, ``buffer`` the prompt's KV. Refreshes happen as they
+    would while the reference was decoded.
     """
-    expected = torch.tensor(reference_ids, device=decoder.device)
-    if len(expected) > 1:
-        position_ids = num_prompt_tokens + torch.arange(len(expected) - 1)
-        attend = CausalPass(buffer.copy(), position_ids)
-        forced = decoder.run_layers(decoder.embed(expected[None, :-1]), position_ids, attend)
+    expected, buffer = torch.tensor(reference_ids, device=decoder.device), buffer.copy()
+    refresher = refresher and refresher.over(buffer)
+    due = {number for number in range(1, len(expected)) if refresher and refresher.is_due(number)}
+    cuts = sorted({0, len(expected) - 1, *due, *(number - 1 for number in due)})  # those tokens run alone
+    for start, stop in pairwise(cuts):
+        position_ids = num_prompt_tokens + torch.arange(start, stop)
+        attend: Attend = CausalPass(buffer, position_ids)
+        attend = refresher.during(attend, 0) if refresher and stop in due else attend
+        forced = decoder.run_layers(decoder.embed(expected[None, start:stop]), position_ids, attend)
         hidden = torch.cat((hidden, forced), dim=1)
     return float(cross_entropy(decoder.logits(hidden)[0].float(), expected))

@@ -1,4 +1,4 @@
-"""Refreshes: every few tokens of a long answer, its newest token selects again what to retain.
+"""Refreshes: at its beginning and every few tokens, the answer's newest token selects again what to retain.
 
 In the layers that score, its queries meet the keys of the whole prompt as cached, as the question's do in scouting. In
 the last of these layers the blocks that it attends to come in with their cached KV and replace as many tokens, as in
@@ -11,7 +11,6 @@ import copy
 import logging
 import time
 from functools import cached_property
-from math import inf
 
 import torch
 
@@ -34,10 +33,17 @@ class Refresher:
         method: the method that prefilled; if it is not ``Scout``, refreshes use ``Scout``'s defaults.
         layout: the prompt as it was prefilled; this object keeps its readers open.
         prefilled: what is retained, and the blocks.
+        every: each of the answer's first so many tokens refreshes, and then one in every so many.
     """
 
     def __init__(
-        self, decoder: Decoder, method: SparsePrefill, layout: PromptLayout, prefilled: Prefilled, buffer: KVBuffer
+        self,
+        decoder: Decoder,
+        method: SparsePrefill,
+        layout: PromptLayout,
+        prefilled: Prefilled,
+        buffer: KVBuffer,
+        every: int,
     ) -> None:
         assert prefilled.block_scores is not None
         self._decoder, self._buffer = decoder, buffer
@@ -45,7 +51,9 @@ class Refresher:
         self._bytes_before = layout.bytes_read
         self._blocks = prefilled.block_scores.blocks
         self._scout = method if isinstance(method, Scout) else Scout()
-        self._every = method.refresh_tokens or inf
+        self._every = every
+        self.error: Exception | None = None
+        """Why a refresh failed; there are no more then."""
         self.layers = self._scout.layers_that_score(decoder)
         self._slots = prefilled.retained.nonzero()[:, 0]
         """``[retained]``, prompt position of the token in each of the buffer's first places"""
@@ -55,7 +63,7 @@ class Refresher:
 
     def is_due(self, num_answer_tokens: int) -> bool:
         """Return whether the newest of so many tokens of the answer selects again."""
-        return num_answer_tokens % self._every == 0
+        return self.error is None and (num_answer_tokens <= self._every or num_answer_tokens % self._every == 0)
 
     def over(self, buffer: KVBuffer) -> Refresher:
         """Return a refresher for another answer, which decodes from ``buffer``, a copy, and was not refreshed yet."""
@@ -76,7 +84,7 @@ class Refresher:
         def refreshing(
             layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, spec: LayerSpec
         ) -> torch.Tensor:
-            if layer in self.layers and self._every < inf:
+            if layer in self.layers and self.error is None:
                 started = time.perf_counter()
                 try:
                     scores(layer, query, self._all_keys(layer, read, key), spec)
@@ -84,7 +92,7 @@ class Refresher:
                         self._select(scores.scores, num_chars)
                 except Exception as error:  # a chunk cannot be read again, say; the answer goes on as it is
                     logger.warning("a refresh failed (%s); its answer is not refreshed any more", error)
-                    self._every = inf
+                    self.error = error
                 self.seconds += time.perf_counter() - started
             return attend(layer, query, key, value, spec)
 

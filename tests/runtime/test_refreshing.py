@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
 import torch
 
 from samkv_rag import SamKVEngine
-from samkv_rag.exceptions import ConfigurationError, DamagedChunkError
+from samkv_rag.exceptions import ConfigurationError, DamagedChunkError, DamagedChunkWarning
 from samkv_rag.model.attention import LayerSpec, attention
 from samkv_rag.model.decoder import CausalPass
 from samkv_rag.prefill import Scout, SparsePrefill
 from samkv_rag.runtime.refreshing import Refresher
+from samkv_rag.store.base import BytesBlob
+from samkv_rag.store.codec import StoredChunk
 from support import tiny
 from support.engines import MakeEngine, prefill
 
@@ -32,7 +35,7 @@ class Written:
         self.decoder = engine.decoder
         self.prefilled, self.layout, _, self.buffer = prefill(engine, method, tiny.rag_prompt(CHUNKS))
         self.num_retained = len(self.buffer.positions)
-        self.refresher = Refresher(self.decoder, method, self.layout, self.prefilled, self.buffer)
+        self.refresher = Refresher(self.decoder, method, self.layout, self.prefilled, self.buffer, 4)
         positions = self.layout.num_tokens + torch.arange(len(ANSWER) - 1)
         hidden = self.decoder.embed(torch.tensor([ANSWER[:-1]]))
         self.decoder.run_layers(hidden, positions, CausalPass(self.buffer, positions))
@@ -151,7 +154,7 @@ def test_refreshes_are_counted_and_explained(engine: SamKVEngine) -> None:
     result = engine.generate(prompts()[0], method=scout(), max_new_tokens=14, choose=lambda logits: next(ids))
     assert result.token_ids == (*ANSWER, 5, 6)
     metrics = result.metrics
-    assert metrics.refreshes == 3  # by tokens 4, 8 and 12
+    assert metrics.refreshes == 6  # by tokens 1 to 4, 8 and 12
     assert 0 < metrics.refresh_s < metrics.total_s - metrics.ttft_s
     assert metrics.refresh_bytes_read > 0
     arrivals = [arrival for use in result.chunks for arrival in use.arrivals]
@@ -179,6 +182,20 @@ def test_an_error_ends_the_refreshes_only(
     assert result.token_ids == expected
     assert result.metrics.refreshes == 0
     assert caplog.text.count("not refreshed any more") == 1
+
+
+def test_damage_that_a_refresh_meets_is_mended_at_the_next_read(make_engine: MakeEngine, tmp_path: Path) -> None:
+    engine = make_engine(store=tmp_path, chunks=CHUNKS)
+    expected = engine.generate(prompts()[0], method=scout(), max_new_tokens=14)
+    engine = make_engine(store=tmp_path)
+    for path in tmp_path.rglob("*.safetensors"):
+        data = bytearray(path.read_bytes())
+        data[StoredChunk(BytesBlob(data)).tensors["layer.003.keys"].start] ^= 1  # only refreshes read the last layer
+        path.write_bytes(data)
+    engine.generate(prompts()[0], method=scout(), max_new_tokens=14)
+    with pytest.warns(DamagedChunkWarning):
+        again = engine.generate(prompts()[0], method=scout(), max_new_tokens=14)
+    assert (again.token_ids, again.metrics.refreshes) == (expected.token_ids, expected.metrics.refreshes)
 
 
 @pytest.mark.parametrize("options", [{"family": "gemma3"}, {"storage": "index"}], ids=str)
