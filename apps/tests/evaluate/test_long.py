@@ -21,11 +21,12 @@ LONG = {"task": "long", "group": 2, "max_new_tokens": 10}
 
 
 def test_a_method_that_keeps_all_is_full_prefill_along_its_answer(options: Make) -> None:
-    full, scout, reuse = compare_long_answers(options(sequence_ratios=[1.0], **LONG))
+    full, scout, refreshed, reuse = compare_long_answers(options(sequence_ratios=[1.0], **LONG))
     assert (full.method, full.kl, full.agreement) == ("full_prefill", 0.0, 1.0)
     assert (scout.method, scout.agreement) == ("scout 1", 1.0)
     assert scout.kl == pytest.approx(0, abs=1e-4)
-    assert scout.answer == full.answer
+    assert refreshed.method == "scout 1, refresh_tokens=auto"
+    assert refreshed.answer == scout.answer == full.answer
     assert reuse.method == "naive_reuse"
     assert reuse.kl > 1e-3
     assert reuse.num_tokens == full.num_tokens == 10

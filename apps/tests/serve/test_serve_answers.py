@@ -154,7 +154,8 @@ def test_what_was_read_is_cited_by_characters(ask: Ask) -> None:
     assert [(one["document"], one["id"], one["title"]) for one in cited] == [(0, "eight", ""), (1, None, "Nine")]
     for citation, chunk, document in zip(cited, explanation["chunks"], documents, strict=True):
         spans = [document["text"][span["start_char"] : span["stop_char"]] for span in citation["spans"]]
-        assert {chunk["text"][run["start_char"] : run["stop_char"]] for run in chunk["retained"]} == set(spans)
+        runs = [*chunk["retained"], *chunk["arrivals"]]
+        assert {chunk["text"][run["start_char"] : run["stop_char"]] for run in runs} == set(spans)
         assert all(spans)
     *_, end = ask(body, max_tokens=4, stream=True)
     assert end.samkv["explanation"]["chunks"] == [c | {"hit": True} for c in explanation["chunks"]]
@@ -212,7 +213,8 @@ def test_bytes_read_and_evictions_are_counted(serve: Any) -> None:
     read = []
     for _ in range(2):  # computed, then read
         answer = running.http.post("/v1/chat/completions", json=body).json()
-        read.append(answer["samkv"]["metrics"]["bytes_read"])
+        metrics = answer["samkv"]["metrics"]
+        read.append(metrics["bytes_read"] + metrics["refresh_bytes_read"])
         assert running.figure("samkv_bytes_read_total") == sum(read)
     assert read[0] == 0 < read[1]
     running.http.post("/v1/samkv/documents", json={"documents": texts(31, 32, 33)})
