@@ -102,7 +102,7 @@ def test_a_refresh_adds_what_the_newest_token_attends_to(engine: SamKVEngine, op
 
     def watch(layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, spec: LayerSpec) -> torch.Tensor:
         output = attend(layer, query, key, value, spec)
-        if layer >= decoder.num_layers // 2:
+        if layer in written.refresher.layers:
             own = buffer.layer(layer)[0]
             whole = written.cached(layer, 0)
             whole[:, :, held] = own[:, :, : written.num_retained]
