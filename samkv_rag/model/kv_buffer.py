@@ -45,6 +45,11 @@ class KVBuffer:
         self._lengths[layer] = stop
         return self.layer(layer)
 
+    def drop_last(self, num_tokens: int) -> None:
+        """Drop the last tokens of all layers."""
+        self._lengths = [length - num_tokens for length in self._lengths]
+        self.positions = self.positions[: len(self.positions) - num_tokens]
+
     def layer(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Return views of a layer's keys and values."""
         states = self._states[layer]

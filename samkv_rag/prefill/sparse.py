@@ -52,6 +52,8 @@ class SparsePrefill(CachedPrefill):
         refresh_tokens: each of the answer's first n tokens, and every n-th after them, selects again, and the blocks
             that it attends to replace others. None: the retained tokens stay for the whole answer. Refused for models
             with windows and for chunks stored as an index. ``"auto"``: 8 on a CPU, None where it would be refused.
+        revise_tokens: how many answer tokens before it run again with a token that refreshes, over what is retained then
+            (Retrospective Sparse Attention, arXiv 2508.09001, completes their outputs instead).
 
     Raises:
         ConfigurationError: a value is out of range.
@@ -64,6 +66,7 @@ class SparsePrefill(CachedPrefill):
     update: Update = "overwrite"
     fusion_theta: float = 0.9
     refresh_tokens: int | Literal["auto"] | None = None
+    revise_tokens: int = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -76,6 +79,7 @@ class SparsePrefill(CachedPrefill):
         require_number("fusion_theta", self.fusion_theta, 0.0, 1.0)
         if self.refresh_tokens not in ("auto", None):
             require_integer("refresh_tokens", self.refresh_tokens, 1)
+        require_integer("revise_tokens", self.revise_tokens, 0)
 
     def require(self, storage: Storage, decoder: Decoder) -> None:
         super().require(storage, decoder)

@@ -110,11 +110,13 @@ def _reference_nll(
     expected, buffer = torch.tensor(reference_ids, device=decoder.device), buffer.copy()
     refresher = refresher and refresher.over(buffer)
     due = {number for number in range(1, len(expected)) if refresher and refresher.is_due(number)}
-    cuts = sorted({0, len(expected) - 1, *due, *(number - 1 for number in due)})  # those tokens run alone
+    cuts = sorted({0, len(expected) - 1, *due, *(number - 1 for number in due)})  # those tokens run by themselves
     for start, stop in pairwise(cuts):
-        position_ids = num_prompt_tokens + torch.arange(start, stop)
+        first = stop - refresher.num_rows(stop) if refresher and stop in due else start
+        buffer.drop_last(start - first)
+        position_ids = num_prompt_tokens + torch.arange(first, stop)
         attend: Attend = CausalPass(buffer, position_ids)
         attend = refresher.during(attend, 0) if refresher and stop in due else attend
-        forced = decoder.run_layers(decoder.embed(expected[None, start:stop]), position_ids, attend)
-        hidden = torch.cat((hidden, forced), dim=1)
+        forced = decoder.run_layers(decoder.embed(expected[None, first:stop]), position_ids, attend)
+        hidden = torch.cat((hidden, forced[:, start - first :]), dim=1)
     return float(cross_entropy(decoder.logits(hidden)[0].float(), expected))

@@ -2,7 +2,8 @@
 
 In layers that score, its queries meet the keys of the whole prompt as cached, as the question's do in scouting. In
 the last of these layers the blocks that it attends to come in with their cached KV and replace as many tokens, as in
-RefreshKV (arXiv 2411.05787). That layer and those above it see them at once. The answer's own KV does not change.
+RefreshKV (arXiv 2411.05787). That layer and those above it see them at once. With ``revise_tokens`` the tokens before it
+run again in the same pass, which corrects their KV; else the answer's own KV does not change.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ class Refresher:
         self._bytes_before = layout.bytes_read
         self._blocks = prefilled.block_scores.blocks
         self._scout = method if isinstance(method, Scout) else Scout()
-        self._every = every
+        self._every, self._num_revised = every, method.revise_tokens
         self.error: Exception | None = None
         """Why a refresh failed; there are no more then."""
         self.layers = self._scout.layers_that_score(decoder)[::-2][::-1]
@@ -66,6 +67,10 @@ class Refresher:
         """Return whether the newest of so many tokens of the answer selects again."""
         return self.error is None and (num_answer_tokens <= self._every or num_answer_tokens % self._every == 0)
 
+    def num_rows(self, num_answer_tokens: int) -> int:
+        """Return how many of the answer's last tokens run in the step of the newest one, itself included."""
+        return 1 + min(self._num_revised, num_answer_tokens - 1) if self.is_due(num_answer_tokens) else 1
+
     def over(self, buffer: KVBuffer) -> Refresher:
         """Return a refresher for another answer, which decodes from ``buffer``, a copy, and was not refreshed yet."""
         other = copy.copy(self)
@@ -78,7 +83,7 @@ class Refresher:
         return self._layout.count_bytes_read() - self._bytes_before
 
     def during(self, attend: Attend, num_chars: int) -> Attend:
-        """Return ``attend``, of a step of one token, with a refresh; ``num_chars`` of text precede the token."""
+        """Return ``attend``, of a step, with a refresh by the last token; ``num_chars`` of text precede it."""
         scores = AttentionScores(self._decoder, self._scout, self._layout.num_tokens + self._num_answer_tokens, 1)
         read = LayerReader(self._decoder, self._everything, self.layers, keys_only=True)
 
@@ -101,7 +106,7 @@ class Refresher:
 
     @property
     def _num_answer_tokens(self) -> int:
-        """Tokens of the answer that have run, the one that runs now included."""
+        """Tokens of the answer, those included that run now."""
         return len(self._buffer.positions) - len(self._slots)
 
     def _all_keys(self, layer: int, read: LayerReader, key: torch.Tensor) -> torch.Tensor:

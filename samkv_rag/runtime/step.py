@@ -15,12 +15,20 @@ def step(decoder: Decoder, sequences: abc.Sequence[Sequence]) -> None:
     """Run each sequence's last token and accept the next one.
 
     Everything but attention runs as one batch ``[sequences, 1, hidden]``, so the weights are read once for all
-    sequences. Caches have different lengths, and gaps in their positions.
+    sequences. Caches have different lengths, and gaps in their positions. A sequence that revises tokens runs alone.
     """
-    token_ids = torch.tensor([[sequence.token_ids[-1]] for sequence in sequences])
-    position_ids = torch.tensor([[sequence.next_position_id] for sequence in sequences])
+    alone = [sequence for sequence in sequences if _num_rows(sequence) > 1]
+    for batch in ([one for one in sequences if one not in alone], *([one] for one in alone)):
+        if batch:
+            _run(decoder, batch, _num_rows(batch[0]))
+
+
+def _run(decoder: Decoder, sequences: abc.Sequence[Sequence], num_rows: int) -> None:
+    token_ids = torch.tensor([sequence.token_ids[-num_rows:] for sequence in sequences])
+    positions = [sequence.next_position_id for sequence in sequences]
+    position_ids = torch.tensor([list(range(position + 1 - num_rows, position + 1)) for position in positions])
     attend = RowByRow([_attend(*row) for row in zip(sequences, position_ids, strict=True)])
-    logits = decoder.logits(decoder.run_layers(decoder.embed(token_ids), position_ids, attend))[:, -1]
+    logits = decoder.logits(decoder.run_layers(decoder.embed(token_ids), position_ids, attend)[:, -1:])[:, -1]
     for row, sequence in enumerate(sequences):
         try:
             sequence.accept(logits[row : row + 1])
@@ -29,15 +37,21 @@ def step(decoder: Decoder, sequences: abc.Sequence[Sequence]) -> None:
 
 
 def _attend(sequence: Sequence, position_ids: torch.Tensor) -> Attend:
-    """Return the attention of a sequence's last token, at ``position_ids`` ``[1]``."""
+    """Return the attention of a sequence's last tokens, at ``position_ids`` ``[rows]``."""
     assert sequence.state is not None
+    sequence.state.buffer.drop_last(len(position_ids) - 1)
     attend, refresher = CausalPass(sequence.state.buffer, position_ids), sequence.state.refresher
     is_due = refresher is not None and refresher.is_due(len(sequence.token_ids))
     return refresher.during(attend, len(sequence.text)) if refresher is not None and is_due else attend
 
 
+def _num_rows(sequence: Sequence) -> int:
+    refresher = sequence.state and sequence.state.refresher
+    return refresher.num_rows(len(sequence.token_ids)) if refresher else 1
+
+
 class RowByRow:
-    """Attention of one token per row of a batch, each by a function of its own."""
+    """Attention of a batch, each row by a function of its own."""
 
     def __init__(self, attends: abc.Sequence[Attend]) -> None:
         self._attends = attends

@@ -142,6 +142,28 @@ def test_from_the_last_layer_that_scores_on_the_token_sees_what_came_in(engine: 
         hidden = decoder.run_layers(hidden, position, attend, [layer])
 
 
+@torch.inference_mode()
+def test_revised_tokens_have_the_kv_of_decoding_over_what_is_retained_now(engine: SamKVEngine) -> None:
+    written = Written(engine, scout(score_layers=(0.0, 0.1), revise_tokens=len(ANSWER)))
+    stale = written.layers()
+    rows = written.refresher.num_rows(len(ANSWER))
+    assert rows == len(ANSWER)
+    written.buffer.drop_last(rows - 1)
+    positions = written.layout.num_tokens + torch.arange(rows)
+    attend = written.refresher.during(CausalPass(written.buffer, positions), 0)
+    written.decoder.run_layers(written.decoder.embed(torch.tensor([ANSWER])), positions, attend)
+    assert len(written.refresher.arrivals[0][1])
+    expected = written.buffer.copy()
+    expected.drop_last(rows)
+    attend = CausalPass(expected, positions)
+    written.decoder.run_layers(written.decoder.embed(torch.tensor([ANSWER])), positions, attend)
+    for layer, (keys, values) in enumerate(written.layers()):
+        torch.testing.assert_close((keys, values), expected.layer(layer), atol=1e-4, rtol=0)
+    last = written.num_retained + len(ANSWER) - 1
+    changed = (stale[-1][0] - keys[:, :, :last]).abs().amax((0, 1, 3))[written.num_retained :]
+    assert (changed > 1e-3).all(), "nothing was revised"
+
+
 # -- in the runtime ------------------------------------------------------------------------------
 
 

@@ -88,6 +88,7 @@ def wait_until(holds: Callable[[], bool]) -> bool:
 GREEDY: dict[str, Any] = {}
 SAMPLED = {"temperature": 1.2, "top_p": 0.9, "seed": 3}
 REFRESHED = tiny.method("scout", sequence_ratio=0.3, refresh_tokens=3)
+REVISED = tiny.method("scout", sequence_ratio=0.3, refresh_tokens=3, revise_tokens=5)
 
 
 @pytest.mark.parametrize(
@@ -97,6 +98,7 @@ REFRESHED = tiny.method("scout", sequence_ratio=0.3, refresh_tokens=3)
         *((name, tiny.method(), GREEDY) for name in ("qwen3", "phi3-partial-rope", "granite", *tiny.WINDOWED)),
         ("llama", tiny.method(), SAMPLED),
         ("llama", REFRESHED, SAMPLED),
+        ("llama", REVISED, SAMPLED),
     ],
 )
 def test_batched_equals_alone(
@@ -428,3 +430,21 @@ def test_the_likelihood_of_a_reference_is_that_of_a_direct_forward(make_engine: 
     assert result.reference_nll == pytest.approx(float(expected), abs=1e-4)
     assert result.metrics.kv_bytes_resident == result.metrics.kv_bytes_full, "a window's layer holds what it sees"
     assert result.token_ids == engine.generate(prompt, method="full_prefill", max_new_tokens=5).token_ids
+
+
+@pytest.mark.parametrize("method", [tiny.method(), REFRESHED, REVISED], ids=tiny.method_id)
+def test_the_likelihood_of_a_reference_is_that_of_decoding_it(engine: SamKVEngine, method: PrefillMethod) -> None:
+    prompt, reference = prompts()[0], " the keeper of the north who wrote in winter"
+    ids = iter(engine.tokenize(reference))
+    log_probs = []
+
+    def forced(logits: torch.Tensor) -> int:
+        token_id = next(ids)
+        log_probs.append(float(logits.log_softmax(-1)[0, token_id]))
+        return token_id
+
+    num_tokens = len(engine.tokenize(reference))
+    assert num_tokens > 7
+    engine.generate(prompt, method=method, max_new_tokens=num_tokens, choose=forced)
+    result = engine.generate_scored(prompt, reference, method=method, max_new_tokens=1)
+    assert result.reference_nll == pytest.approx(-sum(log_probs) / num_tokens, abs=1e-4)
