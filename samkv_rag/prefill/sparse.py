@@ -52,8 +52,8 @@ class SparsePrefill(CachedPrefill):
         refresh_tokens: each of the answer's first n tokens, and every n-th after them, selects again, and the blocks
             that it attends to replace others. None: the retained tokens stay for the whole answer. Refused for models
             with windows and for chunks stored as an index. ``"auto"``: 8 on a CPU, None where it would be refused.
-        revise_tokens: how many answer tokens before it run again with a token that refreshes, over what is retained then
-            (Retrospective Sparse Attention, arXiv 2508.09001, completes their outputs instead).
+        revise_tokens: how many answer tokens before it run again with a token that refreshes, over what is retained
+            then. (Retrospective Sparse Attention, arXiv 2508.09001, completes their outputs instead.)
 
     Raises:
         ConfigurationError: a value is out of range.

@@ -2,8 +2,8 @@
 
 In layers that score, its queries meet the keys of the whole prompt as cached, as the question's do in scouting. In
 the last of these layers the blocks that it attends to come in with their cached KV and replace as many tokens, as in
-RefreshKV (arXiv 2411.05787). That layer and those above it see them at once. With ``revise_tokens`` the tokens before it
-run again in the same pass, which corrects their KV; else the answer's own KV does not change.
+RefreshKV (arXiv 2411.05787). That layer and those above it see them at once. The answer's KV stays as it is, unless
+``revise_tokens`` run again in the same pass.
 """
 
 from __future__ import annotations
