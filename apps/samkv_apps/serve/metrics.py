@@ -49,6 +49,7 @@ class Metrics:
         self._chunks = counter("chunks", "Chunks in prompts: KV in the store (hit) or not (miss)", "result")
         self._kv = counter("kv_bytes", "Size of the prompts' KV, as used and as with full prefill", "kind")
         self._bytes_read = counter("bytes_read", "Bytes read of stored chunks")
+        self._refresh_s = counter("refresh_seconds", "Seconds of selecting again while answers were written")
         self._fallbacks = counter("fallbacks", "Prompts that fell back to full prefill")
         self._ingested = counter("ingested_chunks", "Chunks ingested, by result", "result")
 
@@ -74,6 +75,7 @@ class Metrics:
         self._kv.labels("resident").inc(metrics.kv_bytes_resident)
         self._kv.labels("full").inc(metrics.kv_bytes_full)
         self._bytes_read.inc(metrics.bytes_read + metrics.refresh_bytes_read)
+        self._refresh_s.inc(metrics.refresh_s)
         if metrics.fallback_reason is not None:
             self._fallbacks.inc()
 

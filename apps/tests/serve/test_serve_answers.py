@@ -211,12 +211,14 @@ def test_bytes_read_and_evictions_are_counted(serve: Any) -> None:
     room = 2 * tiny_engine().estimate_chunks(texts(30)).num_bytes + 10_000  # for two chunks, not for three
     running = serve({"store": open_store(":memory:", memory_bytes=room)})
     body = {"model": MODEL, "messages": ASKED, "max_tokens": 2, "documents": texts(30), "explain": True}
-    read = []
+    read, refresh_s = [], []
     for _ in range(2):  # computed, then read
         answer = running.http.post("/v1/chat/completions", json=body).json()
         metrics = answer["samkv"]["metrics"]
         read.append(metrics["bytes_read"] + metrics["refresh_bytes_read"])
+        refresh_s.append(metrics["refresh_s"])
         assert running.figure("samkv_bytes_read_total") == sum(read)
+    assert running.figure("samkv_refresh_seconds_total") == pytest.approx(sum(refresh_s)) > 0
     assert read[0] == 0 < read[1]
     running.http.post("/v1/samkv/documents", json={"documents": texts(31, 32, 33)})
     assert running.figure("samkv_evictions_total") == 2
