@@ -218,7 +218,8 @@ def test_bytes_read_and_evictions_are_counted(serve: Any) -> None:
         read.append(metrics["bytes_read"] + metrics["refresh_bytes_read"])
         refresh_s.append(metrics["refresh_s"])
         assert running.figure("samkv_bytes_read_total") == sum(read)
-    assert running.figure("samkv_refresh_seconds_total") == pytest.approx(sum(refresh_s)) > 0
+    assert min(refresh_s) > 0
+    assert running.figure("samkv_refresh_seconds_total") == pytest.approx(sum(refresh_s))
     assert read[0] == 0 < read[1]
     running.http.post("/v1/samkv/documents", json={"documents": texts(31, 32, 33)})
     assert running.figure("samkv_evictions_total") == 2
