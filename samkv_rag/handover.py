@@ -58,7 +58,7 @@ _OF_OUR_OWN = {"n": 1, "logprobs": False, "repetition_penalty": 1, "grammar": No
 def options_of_our_own(options: Mapping[str, Any], method: object) -> list[str]:
     """Return the names of the options, of the answer and its method, that other engines cannot apply."""
     own = [name for name, left_out in _OF_OUR_OWN.items() if (options.get(name) or left_out) != left_out]
-    return [*own, "refresh_tokens"] if getattr(method, "refresh_tokens", None) not in ("auto", None) else own
+    return [*own, "refresh_tokens"] if getattr(method, "must_refresh", False) else own
 
 
 def require_dense(decoder: Decoder) -> None:

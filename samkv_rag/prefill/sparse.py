@@ -77,17 +77,22 @@ class SparsePrefill(CachedPrefill):
         require_choice("recompute_view", self.recompute_view, get_args(View))
         require_choice("update", self.update, get_args(Update))
         require_number("fusion_theta", self.fusion_theta, 0.0, 1.0)
-        if self.refresh_tokens not in ("auto", None):
+        if self.must_refresh:
             require_integer("refresh_tokens", self.refresh_tokens, 1)
         require_integer("revise_tokens", self.revise_tokens, 0)
 
     def require(self, storage: Storage, decoder: Decoder) -> None:
         super().require(storage, decoder)
-        if self.refresh_tokens not in ("auto", None) and set(decoder.windows) != {None}:
+        if self.must_refresh and set(decoder.windows) != {None}:
             raise ConfigurationError(
                 f"refresh_tokens is {self.refresh_tokens}, and layers of the model see a window of the text, which "
                 "moves with the answer anyway; leave it out"
             )
+
+    @property
+    def must_refresh(self) -> bool:
+        """Whether refreshes were asked for, so that an answer without them would be another."""
+        return self.refresh_tokens not in ("auto", None)
 
     def refreshes_every(self, storage: str, decoder: Decoder) -> int | None:
         """Return how many tokens of the answer lie between refreshes; None: there are none."""

@@ -11,7 +11,6 @@ from torch.nn.functional import cross_entropy
 from samkv_rag.chunk_cache import SummarySpec
 from samkv_rag.exceptions import PromptTooLongError
 from samkv_rag.handover import hand_over
-from samkv_rag.model.attention import Attend
 from samkv_rag.model.decoder import CausalPass, Decoder
 from samkv_rag.model.kv_buffer import KVBuffer
 from samkv_rag.prefill import CachedPrefill, FullPrefill, PrefillContext, PrefillMethod, SparsePrefill
@@ -112,11 +111,10 @@ def _reference_nll(
     due = {number for number in range(1, len(expected)) if refresher and refresher.is_due(number)}
     cuts = sorted({0, len(expected) - 1, *due, *(number - 1 for number in due)})  # those tokens run by themselves
     for start, stop in pairwise(cuts):
-        first = stop - refresher.num_rows(stop) if refresher and stop in due else start
-        buffer.drop_last(start - first)
+        refreshing = refresher if stop in due else None
+        first = stop - refreshing.num_rows(stop) if refreshing else start
         position_ids = num_prompt_tokens + torch.arange(first, stop)
-        attend: Attend = CausalPass(buffer, position_ids)
-        attend = refresher.during(attend, 0) if refresher and stop in due else attend
+        attend = refreshing.attend(position_ids, 0) if refreshing else CausalPass(buffer, position_ids)
         forced = decoder.run_layers(decoder.embed(expected[None, first:stop]), position_ids, attend)
         hidden = torch.cat((hidden, forced[:, start - first :]), dim=1)
     return float(cross_entropy(decoder.logits(hidden)[0].float(), expected))

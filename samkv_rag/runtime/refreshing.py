@@ -16,7 +16,7 @@ from functools import cached_property
 import torch
 
 from samkv_rag.model.attention import Attend, LayerSpec
-from samkv_rag.model.decoder import Decoder
+from samkv_rag.model.decoder import CausalPass, Decoder
 from samkv_rag.model.kv_buffer import KVBuffer
 from samkv_rag.prefill import Prefilled, Scout, SparsePrefill
 from samkv_rag.prefill.passes.plan import Plan, make_plan
@@ -82,8 +82,13 @@ class Refresher:
         """Bytes of stored chunks read by refreshes."""
         return self._layout.count_bytes_read() - self._bytes_before
 
-    def during(self, attend: Attend, num_chars: int) -> Attend:
-        """Return ``attend``, of a step, with a refresh by the last token; ``num_chars`` of text precede it."""
+    def attend(self, position_ids: torch.Tensor, num_chars: int) -> Attend:
+        """Return the attention of the answer's last tokens, at ``position_ids`` ``[rows]``, with a refresh by the last.
+
+        All but the last are in the buffer and run again. ``num_chars`` of text precede the last.
+        """
+        self._buffer.drop_last(len(position_ids) - 1)
+        attend = CausalPass(self._buffer, position_ids)
         scores = AttentionScores(self._decoder, self._scout, self._layout.num_tokens + self._num_answer_tokens, 1)
         read = LayerReader(self._decoder, self._everything, self.layers, keys_only=True)
 

@@ -39,10 +39,10 @@ def _run(decoder: Decoder, sequences: abc.Sequence[Sequence], num_rows: int) -> 
 def _attend(sequence: Sequence, position_ids: torch.Tensor) -> Attend:
     """Return the attention of a sequence's last tokens, at ``position_ids`` ``[rows]``."""
     assert sequence.state is not None
-    sequence.state.buffer.drop_last(len(position_ids) - 1)
-    attend, refresher = CausalPass(sequence.state.buffer, position_ids), sequence.state.refresher
-    is_due = refresher is not None and refresher.is_due(len(sequence.token_ids))
-    return refresher.during(attend, len(sequence.text)) if refresher is not None and is_due else attend
+    refresher = sequence.state.refresher
+    if refresher is not None and refresher.is_due(len(sequence.token_ids)):
+        return refresher.attend(position_ids, len(sequence.text))
+    return CausalPass(sequence.state.buffer, position_ids)
 
 
 def _num_rows(sequence: Sequence) -> int:

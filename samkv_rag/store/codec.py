@@ -206,9 +206,8 @@ class StoredChunk:
         return keys.to(self._dtype), values.to(self._dtype)
 
     def rows(self, tokens: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
-        names = sorted(name for name in self.tensors if name.endswith((".keys", ".values")))
-        self._read(*(name for name in names if name not in self.checked))
-        states = torch.stack(self._decoded(*names, tokens=tokens)).to(self._dtype)
+        self._read(*(name for name in self._kv_names if name not in self.checked))
+        states = torch.stack(self._decoded(*self._kv_names, tokens=tokens)).to(self._dtype)
         return states[::2], states[1::2]
 
     def fill_layer(self, layer: int, keys: torch.Tensor, values: torch.Tensor | None) -> None:
@@ -236,6 +235,11 @@ class StoredChunk:
         if layer < len(below):
             return below[layer][:, places], values[layer][:, places]
         return self._decoded(_layer(layer)[0], tokens=tokens)[0].to(self._dtype), values[layer][:, places]
+
+    @cached_property
+    def _kv_names(self) -> list[str]:
+        """Names of the layers' keys and values, in turn."""
+        return sorted(name for name in self.tensors if name.endswith((".keys", ".values")))
 
     @cached_property
     def _anchor_kv(self) -> list[torch.Tensor]:

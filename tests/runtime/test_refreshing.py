@@ -42,7 +42,7 @@ class Written:
 
     def refresh(self, token_id: int = ANSWER[-1]) -> None:
         position = torch.tensor([self.layout.num_tokens + len(self.buffer.positions) - self.num_retained])
-        attend = self.refresher.during(CausalPass(self.buffer, position), 0)
+        attend = self.refresher.attend(position, 0)
         self.decoder.run_layers(self.decoder.embed(torch.tensor([[token_id]])), position, attend)
 
     def layers(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
@@ -148,9 +148,8 @@ def test_revised_tokens_have_the_kv_of_decoding_over_what_is_retained_now(engine
     stale = written.layers()
     rows = written.refresher.num_rows(len(ANSWER))
     assert rows == len(ANSWER)
-    written.buffer.drop_last(rows - 1)
     positions = written.layout.num_tokens + torch.arange(rows)
-    attend = written.refresher.during(CausalPass(written.buffer, positions), 0)
+    attend = written.refresher.attend(positions, 0)
     written.decoder.run_layers(written.decoder.embed(torch.tensor([ANSWER])), positions, attend)
     assert len(written.refresher.arrivals[0][1])
     expected = written.buffer.copy()

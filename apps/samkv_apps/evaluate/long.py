@@ -74,7 +74,7 @@ class LongAnswer:
 def compare_long_answers(options: EvaluationOptions) -> list[LongAnswer]:
     """Run every method on every prompt; write ``config.json``, ``long.jsonl`` and ``long.md`` into the folder.
 
-    ``options.limit`` counts prompts. A method with ``refresh_tokens`` also runs without it.
+    ``options.limit`` counts prompts. A method that refreshes also runs without refreshes.
 
     Raises:
         CaseFileError: a case file cannot be read.
@@ -121,20 +121,20 @@ def _compare(engine: SamKVEngine, options: EvaluationOptions, data: str, case: L
     leader = _Leader()
     full = answer(options.method(FULL), leader)
     answers = [_scored(data, case, FULL.method, _Follower(leader), full)]
-    for label, method in _methods(options):
+    for label, method in _methods(engine, options):
         follower = _Follower(leader)
         answer(method, follower)
         answers.append(_scored(data, case, label, follower, answer(method)))
     return answers
 
 
-def _methods(options: EvaluationOptions) -> list[tuple[str, PrefillMethod]]:
+def _methods(engine: SamKVEngine, options: EvaluationOptions) -> list[tuple[str, PrefillMethod]]:
     """Return the methods to run and their names in the report."""
     methods: dict[str, PrefillMethod] = {}
     for task in options.tasks()[1:]:
         method = options.method(task)
         name = task.method if task.ratio is None else f"{task.method} {task.ratio:g}"
-        if isinstance(method, SparsePrefill) and method.refresh_tokens:
+        if isinstance(method, SparsePrefill) and method.refreshes_every(engine.config.storage, engine.decoder):
             methods[name] = replace(method, refresh_tokens=None)
             name += f", refresh_tokens={method.refresh_tokens}"
         methods[name] = method
