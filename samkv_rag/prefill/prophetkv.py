@@ -30,6 +30,6 @@ class ProphetKV(RecomputingPrefill):
 
     def prefill(self, context: PrefillContext) -> Prefilled:
         with context.clock.phase("select"):
-            scores = _SCAN.score_tokens(context.decoder, context.layout)
+            scores, _ = _SCAN.score_tokens(context.decoder, context.layout)
             recomputed = best_tokens(scores, context.layout, self.recompute_ratio)
         return recompute(context, torch.ones_like(recomputed), recomputed)

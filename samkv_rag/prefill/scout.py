@@ -19,7 +19,7 @@ from samkv_rag.model.attention import LayerSpec, additive, attention_weights, fo
 from samkv_rag.model.decoder import Decoder
 from samkv_rag.prefill.base import Need, PrefillContext
 from samkv_rag.prefill.passes.plan import Plan, make_plan
-from samkv_rag.prefill.passes.planned_pass import LayerReader, Observer, PlannedPass
+from samkv_rag.prefill.passes.planned_pass import KV, LayerReader, Observer, PlannedPass, TextStates
 from samkv_rag.prefill.passes.selection import Anchors, Blocks, BlockScores, Budget, anchor_mask
 from samkv_rag.prefill.sparse import Selected, SparsePrefill
 from samkv_rag.prompt.layout import PromptLayout, Segment
@@ -51,6 +51,9 @@ class Scout(SparsePrefill):
         scouted: what the question runs over: ``"all"`` cached KV, or a tenth of each chunk, its ``"anchors"``
             (QCFuse, arXiv 2606.05875); all tokens get scores either way. None: all, or the anchors if only an index
             is stored.
+        long_question_tokens: a question of more tokens, in all the text after the chunks, is not run again over what
+            is retained. It goes on as it was when it scouted, so it has seen all cached KV, which a request for several
+            things needs. Otherwise the text that runs again sees less, and better evidence.
 
     Other arguments: see :class:`SparsePrefill`.
     """
@@ -67,6 +70,7 @@ class Scout(SparsePrefill):
     match_power: float = 1.0
     sentence_credit: float = 3.0
     scouted: Scouted | None = None
+    long_question_tokens: int = 96
     refresh_tokens: int | Literal["auto"] | None = "auto"
 
     def __post_init__(self) -> None:
@@ -77,6 +81,7 @@ class Scout(SparsePrefill):
         require_integer("emphasis_tokens", self.emphasis_tokens, 0)
         require_number("emphasis_weight", self.emphasis_weight, 0.0, 1e6)
         require_choice("placement", self.placement, get_args(Placement))
+        require_integer("long_question_tokens", self.long_question_tokens, 0)
         require_number("match_power", self.match_power, 0.0, 10.0)
         require_number("sentence_credit", self.sentence_credit, 0.0, 1e6)
         require_choice("scouted", self.scouted, (*get_args(Scouted), None))
@@ -104,12 +109,14 @@ class Scout(SparsePrefill):
     def select(self, context: PrefillContext, budget: Budget) -> Selected:
         layout, match = self.place(context)
         over_anchors = self.scouted == "anchors" or context.spec.storage == "index"
-        token_scores = self.score_tokens(context.decoder, layout, over_anchors) * match
-        token_scores = credit_sentences(token_scores, layout, self.sentence_credit)
+        token_scores, text = self.score_tokens(context.decoder, layout, over_anchors)
+        token_scores = credit_sentences(token_scores * match, layout, self.sentence_credit)
         anchors, blocks = anchor_mask(layout, budget.anchors), Blocks(layout, budget.anchors, self.block_tokens)
         scores = blocks.top_token_mean(token_scores, self.block_top_tokens)
         retained = anchors | blocks.best_within(scores, budget.num_tokens - int(anchors.sum()))
-        return Selected(retained, BlockScores(blocks, scores), layout)
+        is_long = layout.tail.stop - layout.tail.start > self.long_question_tokens
+        goes_on = is_long and not over_anchors and len(text.kv) < context.decoder.num_layers
+        return Selected(retained, BlockScores(blocks, scores), layout, text if goes_on else None)
 
     def place(self, context: PrefillContext) -> tuple[PromptLayout, torch.Tensor | float]:
         """Return the prompt with its chunks placed, and the factor of each position's score, ``[tokens]`` or one."""
@@ -121,18 +128,21 @@ class Scout(SparsePrefill):
         weights = match[order].clamp(min=_MIN_MATCH) ** self.match_power
         return placed, torch.where(placed.is_chunk, weights[placed.chunk_number], 1.0)
 
-    def score_tokens(self, decoder: Decoder, layout: PromptLayout, over_anchors: bool = False) -> torch.Tensor:
+    def score_tokens(
+        self, decoder: Decoder, layout: PromptLayout, over_anchors: bool = False
+    ) -> tuple[torch.Tensor, TextStates]:
         """Run the prompt's text over the cached KV, all or the anchors'; return each position's score, ``[tokens]``.
 
         The score is the attention of the question's tokens to the position, summed over heads and the layers of
-        ``score_layers``. Only text is computed.
+        ``score_layers``. Only text is computed, up to the last of them; its states are returned as well.
         """
         plan = make_plan(layout, retained=_all_anchors(layout) if over_anchors else torch.ones_like(layout.is_text))
         scores = AttentionScores(decoder, self, layout.num_tokens, layout.tail.stop - layout.tail.start)
         observer: Observer = _AllKeys(decoder, layout, plan, scores) if over_anchors else scores
         layers = range(scores.layers[-1] + 1)
-        PlannedPass(decoder, plan, observer=observer, layers=layers).run()
-        return scores.scores
+        computed: list[KV] = []
+        hidden = PlannedPass(decoder, plan, observer=observer, layers=layers, computed=computed).run()
+        return scores.scores, TextStates(computed, hidden)
 
 
 def rank_chunks(decoder: Decoder, layout: PromptLayout) -> torch.Tensor:

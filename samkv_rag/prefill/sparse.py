@@ -15,6 +15,7 @@ from samkv_rag.exceptions import ConfigurationError
 from samkv_rag.model.decoder import Decoder
 from samkv_rag.prefill.base import CachedPrefill, PrefillContext, Prefilled
 from samkv_rag.prefill.passes.plan import View
+from samkv_rag.prefill.passes.planned_pass import TextStates
 from samkv_rag.prefill.passes.recomputation import recompute
 from samkv_rag.prefill.passes.selection import Anchors, BlockScores, Budget, plan_budget
 from samkv_rag.prompt.layout import PromptLayout
@@ -32,6 +33,8 @@ class Selected:
     block_scores: BlockScores | None = None
     layout: PromptLayout | None = None
     """The prompt with its chunks reordered, to which ``tokens`` refers; None: not reordered."""
+    text: TextStates | None = None
+    """The prompt's text as far as the selection has computed it; None: it is computed from the bottom."""
     diagnostics: tuple[Diagnostic, ...] = ()
 
 
@@ -130,6 +133,7 @@ class SparsePrefill(CachedPrefill):
             recomputed=self._recomputed(layout, selected),
             view=self.recompute_view,
             fusion_theta=self.fusion_theta if self.update == "fusion" else None,
+            text=selected.text,
         )
         return replace(
             prefilled, diagnostics=selected.diagnostics, block_scores=selected.block_scores, layout=selected.layout

@@ -80,9 +80,9 @@ def test_scores_are_those_of_the_selection(tiny_engine: SamKVEngine, monkeypatch
     score_tokens = Scout.score_tokens
 
     def watched(self: Scout, decoder: Decoder, layout: PromptLayout, over_anchors: bool) -> Any:
-        scores = score_tokens(self, decoder, layout, over_anchors)
+        scores, text = score_tokens(self, decoder, layout, over_anchors)
         seen.append((layout, scores.tolist()))
-        return scores
+        return scores, text
 
     monkeypatch.setattr(Scout, "score_tokens", watched)
     explained = explain(tiny_engine, sequence_ratio=0.4, placement="prompt", sentence_credit=0.0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from transformers import DynamicCache
 from samkv_rag import SamKVEngine
 from samkv_rag.model.attention import additive
 from samkv_rag.model.decoder import CausalPass, Decoder
-from samkv_rag.prefill import PrefillMethod
+from samkv_rag.prefill import PrefillMethod, Scout
 from samkv_rag.runtime.step import RowByRow
 from support import tiny
 from support.engines import MakeEngine, Prefill, chunks_apart, layout_of, prefill
@@ -133,21 +134,48 @@ def mask(found: Prefill, view: str) -> torch.Tensor:
     return torch.cat((torch.cat((alone, nobody), 1), torch.cat((stale, fresh), 1)))
 
 
+@pytest.mark.parametrize("recompute", [True, False])
+@pytest.mark.parametrize("view", VIEWS)
+@pytest.mark.parametrize("family", ["llama", "mistral-window"])
+def test_a_long_question_goes_on_from_where_it_scouted(
+    make_engine: MakeEngine, family: str, view: Any, recompute: bool
+) -> None:
+    """In the layers that scouting runs, the text has seen all chunks as cached, and no recomputed token."""
+    engine = make_engine(family, chunks=CHUNKS, preamble="")
+    method = Scout(
+        min_chunk_tokens=0, long_question_tokens=3, recompute_view=view, sequence_ratio=0.3, recompute=recompute
+    )
+    found = prefill(engine, method, PROMPT)
+    above, is_text = mask(found, view), found.layout.is_text
+    causal = torch.ones(len(is_text), len(is_text), dtype=torch.bool).tril()
+    beneath = above.clone()
+    beneath[len(is_text) :][is_text] = torch.cat((causal & ~is_text, causal & is_text), 1)[is_text]
+    num_beneath = method.layers_that_score(engine.decoder)[-1] + 1
+    assert 0 < num_beneath < engine.decoder.num_layers
+    masks = [beneath] * num_beneath + [above] * (engine.decoder.num_layers - num_beneath)
+    torch.testing.assert_close(found.logits, slow_recomputation(found, masks, family)[0], atol=1e-4, rtol=0)
+    again = prefill(engine, replace(method, long_question_tokens=1000), PROMPT)
+    assert torch.equal(again.prefilled.retained, found.prefilled.retained)
+    assert not torch.allclose(again.logits, found.logits, atol=1e-3)
+
+
 @torch.inference_mode()
 def slow_recomputation(
-    found: Prefill, mask: torch.Tensor, family: str = "llama", answer_ids: Sequence[int] = ()
+    found: Prefill, masks: torch.Tensor | Sequence[torch.Tensor], family: str = "llama", answer_ids: Sequence[int] = ()
 ) -> torch.Tensor:
     """Return logits ``[1 + answered, vocab]`` of the prompt's last token and of the answer's, from one dense forward
-    over both copies of the prompt and the answer, which sees what the prompt's last token sees."""
+    over both copies of the prompt and the answer, which sees what the prompt's last token sees. ``masks``: one for all
+    layers, or one for each."""
     model, n, m = tiny.model(family), found.layout.num_tokens, len(answer_ids)
     position = torch.cat((torch.arange(n).repeat(2), torch.arange(n, n + m)))
-    answered = torch.cat((mask[-1].expand(m, -1), torch.ones(m, m, dtype=torch.bool).tril()), 1)
-    seen = torch.cat((torch.cat((mask, torch.zeros(2 * n, m, dtype=torch.bool)), 1), answered))
+    answers = torch.ones(m, m, dtype=torch.bool).tril()
     hidden = model.model.embed_tokens(
         torch.cat((found.layout.token_ids.repeat(2), torch.tensor(answer_ids, dtype=torch.int64)))[None]
     )
     for number, (layer, window) in enumerate(zip(model.model.layers, tiny.windows(model, position), strict=True)):
-        own = seen & window
+        mask = masks if isinstance(masks, torch.Tensor) else masks[number]
+        answered = torch.cat((mask[-1].expand(m, -1), answers), 1)
+        own = torch.cat((torch.cat((mask, torch.zeros(2 * n, m, dtype=torch.bool)), 1), answered)) & window
         own |= torch.eye(len(own), dtype=torch.bool) & ~own.any(1)  # dropped: sees nothing, seen by none
         rotation = tiny.rotary(model, number, hidden, position[None])
         hidden = layer(hidden, attention_mask=additive(own, torch.float32)[None, None], position_embeddings=rotation)

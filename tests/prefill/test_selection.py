@@ -147,7 +147,7 @@ def test_scouting_scores_are_the_questions_attention(
     method = Scout(emphasis_tokens=3, emphasis_weight=2.0, score_layers=(0.5, 1.0))
     layout = engines.layout_of(engine, tiny.rag_prompt(chunks))
     with torch.inference_mode():
-        found = method.score_tokens(engine.decoder, layout)
+        found, _ = method.score_tokens(engine.decoder, layout)
     attention = engines.attention_of_tail(layout, family)
     weights = torch.full((attention.shape[2],), 1 / (attention.shape[2] - 3))
     weights[-3:] = 2.0 / 3

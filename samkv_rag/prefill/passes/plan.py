@@ -67,8 +67,9 @@ def make_plan(
     recomputed: torch.Tensor | None = None,
     view: View = "retained",
     reads_recomputed: bool = False,
+    with_text: bool = True,
 ) -> Plan:
-    """Plan a pass that computes all text and the ``recomputed`` chunk tokens.
+    """Plan a pass that computes all text (unless not ``with_text``) and the ``recomputed`` chunk tokens.
 
     ``retained`` and ``recomputed`` are ``[tokens]`` masks over the prompt, the second within the first. Text and
     recomputed tokens see the retained tokens before them. With ``view="chunk"`` recomputed tokens also see their
@@ -78,7 +79,7 @@ def make_plan(
     recomputed = torch.zeros_like(retained) if recomputed is None else recomputed
     # Planned on the host: loops over chunks would synchronise with the device at every step.
     retained, recomputed, is_text = torch.stack((retained, recomputed, layout.is_text)).cpu()
-    computed = is_text | recomputed
+    computed = is_text | recomputed if with_text else recomputed
     wide = view != "retained" and bool(recomputed.any())
     drops = wide and not bool(retained.all())
     present = torch.ones_like(retained) if wide else retained
@@ -87,7 +88,7 @@ def make_plan(
     rows = row_positions.to(layout.device)
     wanted = present if wide or reads_recomputed else present & ~computed
     if wide:
-        groups = _wide_groups(layout, retained, is_text, row_positions, view)
+        groups = _wide_groups(layout, retained, is_text & computed, row_positions, view)
     else:
         groups = [Group(slice(0, len(row_positions)), None, Visibility(row_positions, retained_positions))]
     return Plan(

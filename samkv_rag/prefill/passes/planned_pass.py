@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import pairwise
+from typing import NamedTuple
 
 import torch
 
@@ -23,13 +24,23 @@ Observer = Callable[[int, torch.Tensor, torch.Tensor, LayerSpec], None]
 """
 
 
+class TextStates(NamedTuple):
+    """What a pass computed of a prompt's text."""
+
+    kv: Sequence[KV]
+    """Of each layer from the bottom, each ``[1, kv_heads, rows, head_dim]``"""
+    hidden: torch.Tensor
+    """``[1, rows, hidden]``, after these layers"""
+
+
 @dataclass
 class PlannedPass:
     """Attention of a pass that follows ``plan``.
 
     It holds keys and values, ``[batch, kv_heads, columns, head_dim]``, of one layer and of the next one in ``layers``
     (None: all) at a time, and appends the retained ones to ``buffer``. With ``fusion_theta`` it mixes recomputed KV
-    with the cached. A layer's KV in ``fresh``, of all columns, replaces the cached.
+    with the cached. A layer's KV in ``fresh``, of all columns, replaces the cached. ``text`` are the columns of text
+    that the plan does not compute, and its KV. The rows' own KV is added to ``computed``, layer by layer.
     """
 
     decoder: Decoder
@@ -39,6 +50,8 @@ class PlannedPass:
     fusion_theta: float | None = None
     layers: Sequence[int] | None = None
     fresh: Mapping[int, KV] = field(default_factory=dict)
+    text: tuple[torch.Tensor, Sequence[KV]] | None = None
+    computed: list[KV] | None = None
 
     def __post_init__(self) -> None:
         self._read_cached = LayerReader(self.decoder, self.plan, self.layers)
@@ -48,6 +61,8 @@ class PlannedPass:
     def __call__(
         self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, spec: LayerSpec
     ) -> torch.Tensor:
+        if self.computed is not None:
+            self.computed.append((key, value))
         states = self._assemble(layer, key, value)
         retained = self._retain(layer, states)
         if self.observer is not None:
@@ -75,6 +90,10 @@ class PlannedPass:
             if self.fusion_theta is not None:
                 computed = fuse(computed, cached[:, :, columns], self.plan.row_is_chunk, self.fusion_theta)
             cached.index_copy_(2, columns, computed)
+        if self.text is not None:
+            text_columns, text_kv = self.text
+            for cached, known in zip(states, text_kv[layer], strict=True):
+                cached.index_copy_(2, text_columns, known)
         return states
 
     def _retain(self, layer: int, states: KV) -> KV:

@@ -7,7 +7,7 @@ import torch
 from samkv_rag.model.attention import Visibility, causal_attention
 from samkv_rag.prefill.base import PrefillContext, Prefilled
 from samkv_rag.prefill.passes.plan import View, make_plan
-from samkv_rag.prefill.passes.planned_pass import PlannedPass
+from samkv_rag.prefill.passes.planned_pass import PlannedPass, TextStates
 
 
 def recompute(
@@ -16,17 +16,33 @@ def recompute(
     recomputed: torch.Tensor,
     view: View = "all",
     fusion_theta: float | None = None,
+    text: TextStates | None = None,
 ) -> Prefilled:
     """Compute all text and the ``recomputed`` chunk tokens; fill the buffer with the KV of the ``retained``.
 
     Both are ``[tokens]`` masks, the second within the first. ``fusion_theta`` is the weight of recomputed KV in a
-    mix with the cached; None: it replaces the cached.
+    mix with the cached; None: it replaces the cached. ``text`` goes on from where another pass has brought it.
     """
     decoder, buffer, last_layer = context.decoder, context.buffer, context.decoder.num_layers - 1
     with context.clock.phase("recompute"):
         plan = make_plan(context.layout, retained, recomputed, view, reads_recomputed=fusion_theta is not None)
-        planned = PlannedPass(decoder, plan, buffer, fusion_theta=fusion_theta)
-        hidden = planned.run(range(last_layer))
+        hidden, first_layer = decoder.embed(plan.row_ids[None]), 0
+        if text is not None:
+            first_layer = len(text.kv)
+            beneath = make_plan(
+                context.layout, retained, recomputed, view, reads_recomputed=fusion_theta is not None, with_text=False
+            )
+            known = plan.row_columns[~plan.row_is_chunk], text.kv
+            chunks = PlannedPass(decoder, beneath, buffer, None, fusion_theta, range(first_layer), text=known)
+            hidden[:, ~plan.row_is_chunk] = text.hidden
+            if bool(recomputed.any()):
+                hidden[:, plan.row_is_chunk] = chunks.run()
+            else:  # the layers of transformers cannot run no rows
+                for layer, states in enumerate(text.kv):
+                    chunks.keep(layer, *(of_rows[:, :, :0] for of_rows in states))
+        layers = range(first_layer, decoder.num_layers)
+        planned = PlannedPass(decoder, plan, buffer, fusion_theta=fusion_theta, layers=layers)
+        hidden = decoder.run_layers(hidden, plan.row_positions, planned, layers[:-1])
         # The last layer computes KV alone, and only the prompt's last token, which sees all retained ones, goes on.
         planned.keep(last_layer, *decoder.project(hidden, plan.row_positions, last_layer))
         visibility = Visibility(buffer.positions[-1:], buffer.positions)
