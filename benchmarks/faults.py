@@ -27,12 +27,12 @@ import torch
 
 from benchmarks.machine import describe_machine
 from benchmarks.synthetic import byte_tokenizer, chunk_text, prompt, random_model
+from samkv_apps.store.admin import verify
 from samkv_rag import EngineConfig, SamKVEngine
 from samkv_rag.config import Storage
 from samkv_rag.exceptions import DamagedChunkError, StoreFullError
 from samkv_rag.prefill import Scout
 from samkv_rag.store import Store, open_store
-from samkv_rag.store.admin import verify
 from samkv_rag.store.base import read_bytes
 
 _REFERENCE = "the seventh keeper"

@@ -180,7 +180,7 @@ def _fillers(model: str) -> Iterator[dict[str, Any]]:
 def _samkv(model: str, *options: str) -> Iterator[tuple[str, int]]:
     """Run `samkv serve` and yield its address and process id."""
     with tempfile.TemporaryDirectory() as folder:
-        command = ["samkv_rag.cli.main", "serve", "--model", model, "--store", f"{folder}/kv", "--port", "0", *options]
+        command = ["samkv_apps.main", "serve", "--model", model, "--store", f"{folder}/kv", "--port", "0", *options]
         with _process(command, Path(folder) / "log") as (process, log):
             yield _said(r"http://[\d.]+:\d+", process, log), process.pid
 

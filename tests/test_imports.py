@@ -21,13 +21,13 @@ LAYERS = [
     {"prefill"},
     {"runtime"},
     {"engine"},
-    {"frameworks", "cli"},
+    {"frameworks"},
 ]
 STORE_LAYERS = [
     {"base", "quantization"},
     {"codec", "disk", "memory", "testing", "tiers", "unreachable"},
     {"catalog", "objects", "redis"},
-    {"admin", "open"},
+    {"open"},
 ]
 MODULES = sorted({*PACKAGE.rglob("*.py")} - {PACKAGE / "__init__.py"})
 

@@ -76,7 +76,7 @@ def run_demo(folder: Path, *more: str) -> tuple[str, dict[str, Any]]:
     """Return the demo's output and its figures."""
     options = f"--store {folder / 'store'} --model demo-small --questions 2 --json {folder / 'figures.json'}"
     finished = subprocess.run(
-        [sys.executable, "-m", "samkv_rag.cli.main", "demo", *options.split(), *more],
+        [sys.executable, "-m", "samkv_apps.main", "demo", *options.split(), *more],
         capture_output=True,
         text=True,
         timeout=600,

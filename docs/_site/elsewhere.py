@@ -87,6 +87,6 @@ def _from_project(
 
 def _cli_reference() -> str:
     """What typer itself says of the commands."""
-    command = [sys.executable, "-m", "typer", "samkv_rag.cli.main", "utils", "docs", "--name", "samkv"]
+    command = [sys.executable, "-m", "typer", "samkv_apps.main", "utils", "docs", "--name", "samkv"]
     done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
     return done.stdout.replace("# `samkv`", "# Command line", 1)

@@ -6,7 +6,6 @@ quantization.py  keys and values in 8 bits
 catalog.py       the known texts, and the documents they came from
 memory.py, disk.py, objects.py, redis.py, tiers.py
 open.py          opens a store by its location
-admin.py         inspect, check, prune, copy
 testing.py       a test suite of the contract, for your own stores
 """
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from samkv_rag.cli import main as cli
+from samkv_apps import main as cli
 from support import tiny
 
 Run = Callable[..., tuple[int, str, str]]

@@ -21,9 +21,9 @@ from llama_index.llms.samkv import SamKVLLM, SamKVPostprocessor, SamKVVectorStor
 from llama_index.vector_stores.chroma import ChromaVectorStore
 
 from samkv_apps.ask.reading import cached_tokenizer, read_documents
+from samkv_apps.store.command import format_bytes, parse_bytes
 from samkv_apps.terminal import open_chroma
 from samkv_rag import SamKVEngine
-from samkv_rag.cli.store import format_bytes, parse_bytes
 from samkv_rag.exceptions import ConfigurationError, ModelNotFoundError, StoreFullError
 from samkv_rag.store.disk import written_whole
 

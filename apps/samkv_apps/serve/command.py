@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from samkv_apps import terminal
-from samkv_rag.cli.store import parse_bytes
+from samkv_apps.store.command import parse_bytes
 from samkv_rag.exceptions import ConfigurationError
 
 if TYPE_CHECKING:

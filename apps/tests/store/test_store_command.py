@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from samkv_rag.cli.store import format_bytes, parse_bytes, parse_seconds
+from samkv_apps.store.command import format_bytes, parse_bytes, parse_seconds
 from samkv_rag.sources import source_names
 from samkv_rag.store.catalog import Catalog
 from samkv_rag.store.disk import DiskStore

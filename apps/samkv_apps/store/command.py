@@ -14,9 +14,9 @@ import typer
 from samkv_rag.exceptions import ConfigurationError
 
 if TYPE_CHECKING:
-    from samkv_rag.store.admin import Amount
+    from samkv_apps.store.admin import Amount
 
-app = typer.Typer()
+app = typer.Typer(name="store", add_completion=False)
 
 _Store = Annotated[str, typer.Option("--store", metavar="DIR", help="Folder with chunk KV.")]
 _Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
@@ -38,7 +38,7 @@ def store_commands(context: typer.Context) -> None:
 @app.command()
 def stat(store: _Store, as_json: _Json = False) -> None:
     """Show the number and size of chunks by namespace and model, and the bytes per character of text."""
-    from samkv_rag.store import admin
+    from samkv_apps.store import admin
 
     with admin.open_existing(store) as opened:
         groups = admin.amounts(opened)
@@ -55,7 +55,7 @@ def stat(store: _Store, as_json: _Json = False) -> None:
 @app.command()
 def ls(store: _Store, namespace: _Namespace = None, model: _Model = None, as_json: _Json = False) -> None:
     """List the chunks, least recently used first."""
-    from samkv_rag.store import admin
+    from samkv_apps.store import admin
 
     with admin.open_existing(store) as opened:
         found = admin.entries(opened, namespace, model)
@@ -75,7 +75,7 @@ def verify(
     as_json: _Json = False,
 ) -> None:
     """Check every file in full; exit with 1 if one is damaged. Checksums find damage, not forgery."""
-    from samkv_rag.store import admin
+    from samkv_apps.store import admin
 
     with admin.open_existing(store) as opened:
         found = admin.verify(opened, remove_damaged)
@@ -106,8 +106,8 @@ def prune(
     as_json: _Json = False,
 ) -> None:
     """Delete the chunks that any option names, within --namespace and --model."""
+    from samkv_apps.store import admin
     from samkv_rag.sources import source_names
-    from samkv_rag.store import admin
 
     if keep_sources is not None and not id_scope:
         raise ConfigurationError("--keep-sources needs --id-scope, the id_scope of the ingestion step or vector store")
@@ -143,7 +143,7 @@ def export_(
     model: _Model = None,
 ) -> None:
     """Copy the chunks into a .tar file, without damaged ones."""
-    from samkv_rag.store import admin
+    from samkv_apps.store import admin
 
     with admin.open_existing(store) as opened:
         typer.echo(f"exported {_in_words(admin.export_chunks(opened, target, namespace, model))}")
@@ -154,7 +154,7 @@ def import_(
     source: Annotated[Path, typer.Argument(metavar="FILE", help="A file of `samkv store export`.")], store: _Store
 ) -> None:
     """Add the chunks of an exported file; refuse damaged ones and exit with 1."""
-    from samkv_rag.store import admin
+    from samkv_apps.store import admin
     from samkv_rag.store.disk import DiskStore
 
     with DiskStore(store) as opened:

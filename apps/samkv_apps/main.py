@@ -1,6 +1,6 @@
-"""The command `samkv`: `samkv store`, and the commands of other packages in the entry point group `samkv.commands`.
+"""The command `samkv`.
 
-Heavy modules are imported when a command needs them. Results go to standard output; progress goes to standard error,
+A command's module is imported when it is called. Results go to standard output; progress goes to standard error,
 on a terminal only. Exit status: 0, 1 for a failure with a one-line message, 2 for wrong usage.
 """
 
@@ -9,40 +9,45 @@ from __future__ import annotations
 import io
 import sys
 import warnings
-from importlib.metadata import entry_points
+from importlib import import_module
 from typing import Annotated, Any, NoReturn
 
 import typer
 from typer.core import TyperGroup
 
 from samkv_rag import __version__
-from samkv_rag.cli import store
 from samkv_rag.exceptions import SamKVError
 
-_GROUP = "samkv.commands"
-"""Entry points: map a command's name to its function, or to a ``typer.Typer`` with subcommands."""
+_COMMANDS = {
+    "ask": "ask.command",
+    "demo": "demo.command",
+    "evaluate": "evaluate.cli",
+    "ingest": "ask.command",
+    "serve": "serve.command",
+    "store": "store.command",
+}
+"""Maps a command to the module that has it: a function of the same name, or ``app`` with subcommands."""
 _UsageError: Any = typer.BadParameter.__base__  # click's, or that of typer's own copy
 
 
 class _Commands(TyperGroup):
-    """Our own commands, then those of other packages, which are imported when they are used."""
+    """Commands that are imported when they are used."""
 
     def list_commands(self, ctx: Any) -> list[str]:
-        return [*super().list_commands(ctx), *sorted(entry_points(group=_GROUP).names)]
+        return list(_COMMANDS)
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        own, others = super().get_command(ctx, cmd_name), entry_points(group=_GROUP)
-        if own is not None or cmd_name not in others.names:
-            return own
-        loaded = others[cmd_name].load()
-        if not isinstance(loaded, typer.Typer):
-            function, loaded = loaded, typer.Typer(add_completion=False)
-            loaded.command(cmd_name)(function)
-        return typer.main.get_command(loaded)
+        if cmd_name not in _COMMANDS:
+            return None
+        module = import_module(f"samkv_apps.{_COMMANDS[cmd_name]}")
+        group = getattr(module, "app", None)
+        if group is None:
+            group = typer.Typer(add_completion=False)
+            group.command(cmd_name)(getattr(module, cmd_name))
+        return typer.main.get_command(group)
 
 
 app = typer.Typer(cls=_Commands, add_completion=False, pretty_exceptions_enable=False)
-app.add_typer(store.app, name="store")
 
 
 def main() -> NoReturn:

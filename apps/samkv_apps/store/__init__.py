@@ -1,0 +1,1 @@
+"""`samkv store`: what is stored, checked, pruned and copied."""

@@ -1,1 +1,0 @@
-"""The command line. ``main.py`` finds the commands, ``store.py`` is `samkv store`."""
