@@ -52,6 +52,8 @@ class PrefillContext:
     spec: SummarySpec
     """How the engine summarised chunks at ingestion."""
     clock: Clock
+    question: str = ""
+    """The user's last message without the chunks and what is before them."""
 
 
 @dataclass(frozen=True)

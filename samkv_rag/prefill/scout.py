@@ -28,6 +28,8 @@ Placement = Literal["by_score", "prompt"]
 Scouted = Literal["all", "anchors"]
 _MIN_MATCH = 1e-3
 """If all chunks match alike, attention alone scores their blocks."""
+_QUESTION_MARKS = "?\uff1f\u061f"
+"""Also the full-width one of Chinese and Japanese, and the Arabic one."""
 MAX_SCORING_TOKENS = 128
 """Only the last tokens of a long tail (a chat history) rank and score; all of them are run."""
 
@@ -51,9 +53,10 @@ class Scout(SparsePrefill):
         scouted: what the question runs over: ``"all"`` cached KV, or a tenth of each chunk, its ``"anchors"``
             (QCFuse, arXiv 2606.05875); all tokens get scores either way. None: all, or the anchors if only an index
             is stored.
-        long_question_tokens: a question of more tokens, in all the text after the chunks, is not run again over what
-            is retained. It goes on as it was when it scouted, so it has seen all cached KV, which a request for several
-            things needs. Otherwise the text that runs again sees less, and better evidence.
+        several_questions: a message with so many question marks asks for more than the retained tokens can hold. So it
+            is not run again over them, but goes on as it was when it scouted and saw all cached KV. A single question
+            answers better from what was selected for it. Chunks stored as an index are not seen whole by scouting,
+            and every question runs again.
 
     Other arguments: see :class:`SparsePrefill`.
     """
@@ -70,7 +73,7 @@ class Scout(SparsePrefill):
     match_power: float = 1.0
     sentence_credit: float = 3.0
     scouted: Scouted | None = None
-    long_question_tokens: int = 96
+    several_questions: int = 3
     refresh_tokens: int | Literal["auto"] | None = "auto"
 
     def __post_init__(self) -> None:
@@ -81,7 +84,7 @@ class Scout(SparsePrefill):
         require_integer("emphasis_tokens", self.emphasis_tokens, 0)
         require_number("emphasis_weight", self.emphasis_weight, 0.0, 1e6)
         require_choice("placement", self.placement, get_args(Placement))
-        require_integer("long_question_tokens", self.long_question_tokens, 0)
+        require_integer("several_questions", self.several_questions, 0)
         require_number("match_power", self.match_power, 0.0, 10.0)
         require_number("sentence_credit", self.sentence_credit, 0.0, 1e6)
         require_choice("scouted", self.scouted, (*get_args(Scouted), None))
@@ -114,8 +117,8 @@ class Scout(SparsePrefill):
         anchors, blocks = anchor_mask(layout, budget.anchors), Blocks(layout, budget.anchors, self.block_tokens)
         scores = blocks.top_token_mean(token_scores, self.block_top_tokens)
         retained = anchors | blocks.best_within(scores, budget.num_tokens - int(anchors.sum()))
-        is_long = layout.tail.stop - layout.tail.start > self.long_question_tokens
-        goes_on = is_long and not over_anchors and len(text.kv) < context.decoder.num_layers
+        asks_several = sum(map(context.question.count, _QUESTION_MARKS)) >= self.several_questions
+        goes_on = asks_several and not over_anchors and len(text.kv) < context.decoder.num_layers
         return Selected(retained, BlockScores(blocks, scores), layout, text if goes_on else None)
 
     def place(self, context: PrefillContext) -> tuple[PromptLayout, torch.Tensor | float]:

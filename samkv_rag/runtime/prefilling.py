@@ -67,11 +67,11 @@ def prefill(decoder: Decoder, sequence: Sequence, spec: SummarySpec) -> list[Seq
     Decoding only reads the buffer, so the chunks' readers are released, except for refreshes.
     """
     assert sequence.read is not None
-    layout, method = sequence.read.layout, sequence.read.method
+    layout, method, question = sequence.read.layout, sequence.read.method, sequence.read.prompt.question
     wanted = 1 if sequence.request.handover else sequence.request.sampling.max_new_tokens
     max_tokens = min(wanted, decoder.context_window - layout.num_tokens)
     buffer = KVBuffer(decoder.num_layers, reserve_tokens=min(max_tokens, _RESERVED_TOKENS))
-    prefilled = method.prefill(PrefillContext(decoder, layout, buffer, spec, sequence.clock))
+    prefilled = method.prefill(PrefillContext(decoder, layout, buffer, spec, sequence.clock, question))
     buffer.narrow(decoder.windows)
     layout = prefilled.layout or layout
     refresher = None

@@ -137,13 +137,13 @@ def mask(found: Prefill, view: str) -> torch.Tensor:
 @pytest.mark.parametrize("recompute", [True, False])
 @pytest.mark.parametrize("view", VIEWS)
 @pytest.mark.parametrize("family", ["llama", "mistral-window"])
-def test_a_long_question_goes_on_from_where_it_scouted(
+def test_several_questions_go_on_from_where_they_scouted(
     make_engine: MakeEngine, family: str, view: Any, recompute: bool
 ) -> None:
     """In the layers that scouting runs, the text has seen all chunks as cached, and no recomputed token."""
     engine = make_engine(family, chunks=CHUNKS, preamble="")
     method = Scout(
-        min_chunk_tokens=0, long_question_tokens=3, recompute_view=view, sequence_ratio=0.3, recompute=recompute
+        min_chunk_tokens=0, several_questions=0, recompute_view=view, sequence_ratio=0.3, recompute=recompute
     )
     found = prefill(engine, method, PROMPT)
     above, is_text = mask(found, view), found.layout.is_text
@@ -154,9 +154,38 @@ def test_a_long_question_goes_on_from_where_it_scouted(
     assert 0 < num_beneath < engine.decoder.num_layers
     masks = [beneath] * num_beneath + [above] * (engine.decoder.num_layers - num_beneath)
     torch.testing.assert_close(found.logits, slow_recomputation(found, masks, family)[0], atol=1e-4, rtol=0)
-    again = prefill(engine, replace(method, long_question_tokens=1000), PROMPT)
+    again = prefill(engine, replace(method, several_questions=3), PROMPT)
     assert torch.equal(again.prefilled.retained, found.prefilled.retained)
     assert not torch.allclose(again.logits, found.logits, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("earlier", "question", "goes_on"),
+    [
+        ("", "Who came? When? Why?", True),
+        ("", "\u8c01\uff1f\u51e0\u65f6\uff1f\u4e3a\u4ec0\u4e48\uff1f", True),
+        ("", "Who came, when, and why?", False),
+        ("Who was it? Where? Why?", "And when?", False),
+    ],
+)
+def test_the_last_message_alone_says_whether_it_asks_several_things(
+    make_engine: MakeEngine, earlier: str, question: str, goes_on: bool
+) -> None:
+    engine = make_engine(chunks=CHUNKS)
+    messages = [
+        {"role": "system", "content": "What do these say? " + "\n\n".join(CHUNKS)},
+        *(
+            [{"role": "user", "content": earlier}, {"role": "assistant", "content": "I do not know."}]
+            if earlier
+            else []
+        ),
+        {"role": "user", "content": question},
+    ]
+    likelihoods = [
+        engine.generate_scored(messages, "a keeper", method=tiny.method(several_questions=number)).reference_nll
+        for number in (3, 0, 1000)
+    ]
+    assert (likelihoods[0] == likelihoods[1], likelihoods[0] == likelihoods[2]) == (goes_on, not goes_on)
 
 
 @torch.inference_mode()
