@@ -26,21 +26,20 @@ def recompute(
     decoder, buffer, last_layer = context.decoder, context.buffer, context.decoder.num_layers - 1
     with context.clock.phase("recompute"):
         plan = make_plan(context.layout, retained, recomputed, view, reads_recomputed=fusion_theta is not None)
-        hidden, first_layer = decoder.embed(plan.row_ids[None]), 0
+        hidden, layers = decoder.embed(plan.row_ids[None]), range(decoder.num_layers)
         if text is not None:
-            first_layer = len(text.kv)
             beneath = make_plan(
                 context.layout, retained, recomputed, view, reads_recomputed=fusion_theta is not None, with_text=False
             )
             known = plan.row_columns[~plan.row_is_chunk], text.kv
-            chunks = PlannedPass(decoder, beneath, buffer, None, fusion_theta, range(first_layer), text=known)
+            chunks = PlannedPass(decoder, beneath, buffer, None, fusion_theta, layers[: len(text.kv)], text=known)
             hidden[:, ~plan.row_is_chunk] = text.hidden
             if bool(recomputed.any()):
                 hidden[:, plan.row_is_chunk] = chunks.run()
             else:  # the layers of transformers cannot run no rows
                 for layer, states in enumerate(text.kv):
                     chunks.keep(layer, *(of_rows[:, :, :0] for of_rows in states))
-        layers = range(first_layer, decoder.num_layers)
+            layers = layers[len(text.kv) :]
         planned = PlannedPass(decoder, plan, buffer, fusion_theta=fusion_theta, layers=layers)
         hidden = decoder.run_layers(hidden, plan.row_positions, planned, layers[:-1])
         # The last layer computes KV alone, and only the prompt's last token, which sees all retained ones, goes on.
