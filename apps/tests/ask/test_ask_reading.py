@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from pathlib import Path
 
 import pytest
@@ -86,10 +85,16 @@ def test_pieces_lose_nothing_and_nul_is_dropped(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("text", ["lantern granite keeper " * 440_000, "a" * 10_000_000], ids=["words", "letters"])
 def test_ten_megabytes_on_a_line_are_split_soon(tmp_path: Path, text: str) -> None:
-    file, tokenizer = write(tmp_path, "long.txt", text), tiny.tokenizer()
-    splitter = SentenceSplitter(chunk_size=256, chunk_overlap=0, tokenizer=cached_tokenizer(tokenizer.encode))
-    started = time.process_time()
+    """Tokenizers and splitters take longer than linear for long texts, and some split the same text over and over."""
+    file, tokenizer, lengths = write(tmp_path, "long.txt", text), tiny.tokenizer(), list[int]()
+
+    def encode(piece: str) -> list[int]:
+        lengths.append(len(piece))
+        return tokenizer.encode(piece)  # type: ignore[no-any-return]
+
+    splitter = SentenceSplitter(chunk_size=256, chunk_overlap=0, tokenizer=cached_tokenizer(encode))
     nodes = splitter.get_nodes_from_documents(list(read_documents([file])))
-    assert time.process_time() - started < 20
+    assert sum(lengths) < 4 * len(text)
+    assert max(lengths) <= 100_000
     assert sum(len(node.get_content()) for node in nodes) > 0.95 * len(text)
     assert all(len(tokenizer.encode(node.get_content())) < 2 * 256 for node in nodes[:50])
