@@ -136,7 +136,7 @@ def _wide_groups(
     """Return one group for all text, which sees the retained, and one per chunk's rows. Columns are positions."""
     text_rows = _positions(is_text[row_positions])
     visibility = Visibility(row_positions[text_rows], _positions(retained))
-    groups = [Group(text_rows.to(layout.device), None, visibility)]
+    groups = [Group(text_rows.to(layout.device), None, visibility)] if len(text_rows) else []
     for (start, stop), segment in zip(_ranges(row_positions, layout.chunks), layout.chunks, strict=True):
         if stop > start:
             seen = torch.arange(segment.stop)

@@ -74,10 +74,10 @@ class PlannedPass:
             output[:, :, group.rows] = causal_attention(rows, keys, values, spec, group.visibility)
         return output
 
-    def run(self, layers: Sequence[int] | None = None) -> torch.Tensor:
-        """Run the plan's rows through ``layers`` (None: all of the pass) from layer 0; return ``[1, rows, hidden]``."""
+    def run(self) -> torch.Tensor:
+        """Run the plan's rows through the layers of the pass, from layer 0; return ``[1, rows, hidden]``."""
         hidden = self.decoder.embed(self.plan.row_ids[None])
-        return self.decoder.run_layers(hidden, self.plan.row_positions, self, self.layers if layers is None else layers)
+        return self.decoder.run_layers(hidden, self.plan.row_positions, self, self.layers)
 
     def keep(self, layer: int, key: torch.Tensor, value: torch.Tensor) -> None:
         """Retain a layer's KV as a call would, with rows computed elsewhere, but without attention."""

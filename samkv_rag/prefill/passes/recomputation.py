@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 
 from samkv_rag.model.attention import Visibility, causal_attention
@@ -25,15 +27,15 @@ def recompute(
     """
     decoder, buffer, last_layer = context.decoder, context.buffer, context.decoder.num_layers - 1
     with context.clock.phase("recompute"):
-        plan = make_plan(context.layout, retained, recomputed, view, reads_recomputed=fusion_theta is not None)
+        is_fusion = fusion_theta is not None
+        plan_pass = partial(make_plan, context.layout, retained, recomputed, view, reads_recomputed=is_fusion)
+        plan = plan_pass()
         hidden, layers = decoder.embed(plan.row_ids[None]), range(decoder.num_layers)
         if text is not None:
-            beneath = make_plan(
-                context.layout, retained, recomputed, view, reads_recomputed=fusion_theta is not None, with_text=False
-            )
-            known = plan.row_columns[~plan.row_is_chunk], text.kv
+            is_text = ~plan.row_is_chunk
+            beneath, known = plan_pass(with_text=False), (plan.row_columns[is_text], text.kv)
             chunks = PlannedPass(decoder, beneath, buffer, None, fusion_theta, layers[: len(text.kv)], text=known)
-            hidden[:, ~plan.row_is_chunk] = text.hidden
+            hidden[:, is_text] = text.hidden
             if bool(recomputed.any()):
                 hidden[:, plan.row_is_chunk] = chunks.run()
             else:  # the layers of transformers cannot run no rows
