@@ -1,4 +1,4 @@
-"""The two evaluation domains are well formed, answerable from their chunks, and up to date with their sources."""
+"""The evaluation domains are well formed, answerable from their chunks, and up to date with their sources."""
 
 from __future__ import annotations
 
@@ -8,12 +8,24 @@ from typing import Any
 
 import pytest
 
-from benchmarks.domains.build import CHUNKS_PER_CASE, DOMAINS, HERE, build, questions
+from benchmarks.domains.build import (
+    CHUNKS_PER_CASE,
+    CHUNKS_PER_LONG_CASE,
+    DOMAINS,
+    HERE,
+    LONG_DOMAINS,
+    LONG_KINDS,
+    build,
+    build_long,
+    questions,
+    requests,
+)
 from benchmarks.domains.code.parcelkit.labels import label_width_dots
 from benchmarks.domains.code.parcelkit.pricing import base_price_cents
 from benchmarks.domains.code.parcelkit.retry import NamedPolicies, backoff_delay_s
 from benchmarks.domains.code.parcelkit.schedule import makes_todays_van
-from samkv_apps.evaluate.datasets import load_cases
+from samkv_apps.evaluate.datasets import load_cases, load_long_cases
+from samkv_apps.evaluate.scoring import normalise
 
 FIELDS = {"id", "question", "answers", "chunks", "supporting"}
 FEWEST_QUESTIONS = 36
@@ -76,6 +88,29 @@ def test_a_case_has_the_fields_of_the_format_and_its_answer_in_one_supporting_ch
         assert len(supporting) == 2
     else:
         assert sum(normalised(case["answers"][0]) in text for text in supporting) == 1
+
+
+@pytest.mark.parametrize("kind", LONG_KINDS)
+def test_the_files_of_long_answers_are_fresh_and_read_by_evaluation(kind: str) -> None:
+    file = HERE / f"{kind}.jsonl"
+    assert file.read_text(encoding="utf-8") == build_long(kind), "run: python -m benchmarks.domains.build"
+    rows = [row for domain in LONG_DOMAINS for row in requests(domain, kind)]
+    assert [case.case_id for case in load_long_cases(file)] == [row["id"] for row in rows]
+    assert len(rows) >= 16
+
+
+@pytest.mark.parametrize("case", [pytest.param(case, id=case["id"]) for kind in LONG_KINDS for case in cases(kind)])
+def test_every_item_stands_in_the_chunks_and_only_there(case: dict[str, Any]) -> None:
+    assert len(case["chunks"]) == CHUNKS_PER_LONG_CASE
+    assert len(case["items"]) >= 8
+    texts = " ".join(f" {normalise(chunk['text'])} " for chunk in case["chunks"])
+    question = f" {normalise(case['question'])} "
+    wordings = [[f" {normalise(wording)} " for wording in item] for item in case["items"]]
+    for number, item in enumerate(wordings):
+        assert any(wording in texts for wording in item)
+        assert not any(wording in question for wording in item)
+        others = [wording for other in wordings[:number] + wordings[number + 1 :] for wording in other]
+        assert not any(wording in other for wording in item for other in others), "one wording would count twice"
 
 
 @pytest.mark.parametrize(

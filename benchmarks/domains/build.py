@@ -1,4 +1,4 @@
-"""Build the evaluation files of both domains from their sources: ``python -m benchmarks.domains.build``.
+"""Build the evaluation files of the domains from their sources: ``python -m benchmarks.domains.build``.
 
 Equal sources give equal bytes: no random generator is involved, hashes decide order and distractors.
 """
@@ -9,13 +9,15 @@ import ast
 import hashlib
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
+HANDBOOK = HERE.parents[1] / "apps" / "samkv_apps" / "demo" / "corpus"
 CHUNKS_PER_CASE = 10
+CHUNKS_PER_LONG_CASE = 16
 SIBLINGS_PER_CASE = 4
 
 
@@ -55,7 +57,17 @@ def _sections(path: Path) -> list[Chunk]:
     return [Chunk(title.strip(), text.strip(), path.name) for title, _, text in parts]
 
 
+def skerrow_chunks() -> list[Chunk]:
+    """Every page of the demo's handbook, titled by its heading."""
+    pages = [(path.name, path.read_text(encoding="utf-8")) for path in sorted(HANDBOOK.glob("*.md"))]
+    parts = [(name, text.removeprefix("# ").partition("\n")) for name, text in pages]
+    return [Chunk(title.strip(), text.strip(), name) for name, (title, _, text) in parts]
+
+
 DOMAINS: dict[str, Callable[[], list[Chunk]]] = {"code": code_chunks, "manual": manual_chunks}
+LONG_DOMAINS: dict[str, Callable[[], list[Chunk]]] = {"skerrow": skerrow_chunks, "manual": manual_chunks}
+LONG_KINDS = {"lists": "-list-", "summaries": "-summary-"}
+"""The files of long answers; the words are part of their cases' ids."""
 
 
 def questions(domain: str) -> list[dict[str, Any]]:
@@ -63,24 +75,45 @@ def questions(domain: str) -> list[dict[str, Any]]:
 
     ``derived`` is true where the answer follows from the chunks but stands in none of them.
     """
-    text = (HERE / domain / "questions.jsonl").read_text(encoding="utf-8")
-    return [json.loads(line) for line in text.splitlines()]
+    return _rows(HERE / domain / "questions.jsonl")
+
+
+def requests(domain: str, kind: str) -> list[dict[str, Any]]:
+    """Rows of the domain's requests for long answers: id, question, items, titles or sources in ``supporting``."""
+    return [row for row in _rows(HERE / "long" / f"{domain}.jsonl") if LONG_KINDS[kind] in row["id"]]
 
 
 def build(domain: str) -> str:
     """Content of the domain's evaluation file, one case a line."""
     chunks = DOMAINS[domain]()
-    return "".join(json.dumps(_case(question, chunks), ensure_ascii=False) + "\n" for question in questions(domain))
+    return _lines(_case(question, "answers", chunks, CHUNKS_PER_CASE) for question in questions(domain))
 
 
-def _case(question: dict[str, Any], chunks: list[Chunk]) -> dict[str, Any]:
-    by_title = {chunk.title: chunk for chunk in chunks}
-    supporting = [by_title[title] for title in question["supporting"]]
-    chosen = supporting + _distractors(question["id"], supporting, chunks)
+def build_long(kind: str) -> str:
+    """Content of the file of lists or of summaries, over all domains that have some."""
+    return _lines(
+        _case(request, "items", chunks(), CHUNKS_PER_LONG_CASE)
+        for domain, chunks in LONG_DOMAINS.items()
+        for request in requests(domain, kind)
+    )
+
+
+def _rows(file: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+
+
+def _lines(cases: Iterable[dict[str, Any]]) -> str:
+    return "".join(json.dumps(case, ensure_ascii=False) + "\n" for case in cases)
+
+
+def _case(question: dict[str, Any], right: str, chunks: list[Chunk], num_chunks: int) -> dict[str, Any]:
+    """Return a case; ``right`` names the field with its right answers."""
+    supporting = [chunk for chunk in chunks if {chunk.title, chunk.source} & set(question["supporting"])]
+    chosen = supporting + _distractors(question["id"], supporting, chunks, num_chunks)
     return {
         "id": question["id"],
         "question": question["question"],
-        "answers": question["answers"],
+        right: question[right],
         "chunks": [
             {"title": chunk.title, "text": chunk.text} for chunk in _shuffled(chosen, f"{question['id']} order")
         ],
@@ -88,13 +121,13 @@ def _case(question: dict[str, Any], chunks: list[Chunk]) -> dict[str, Any]:
     }
 
 
-def _distractors(case_id: str, supporting: list[Chunk], chunks: list[Chunk]) -> list[Chunk]:
+def _distractors(case_id: str, supporting: list[Chunk], chunks: list[Chunk], num_chunks: int) -> list[Chunk]:
     """Chunks beside the supporting ones: some from the same files, which look alike, the rest from anywhere."""
     others = _shuffled([chunk for chunk in chunks if chunk not in supporting], f"{case_id} distractors")
     sources = {chunk.source for chunk in supporting}
     siblings = [chunk for chunk in others if chunk.source in sources][:SIBLINGS_PER_CASE]
     rest = [chunk for chunk in others if chunk not in siblings]
-    return (siblings + rest)[: CHUNKS_PER_CASE - len(supporting)]
+    return (siblings + rest)[: num_chunks - len(supporting)]
 
 
 def _shuffled(chunks: list[Chunk], seed: str) -> list[Chunk]:
@@ -102,10 +135,9 @@ def _shuffled(chunks: list[Chunk], seed: str) -> list[Chunk]:
 
 
 def main() -> None:
-    for domain in DOMAINS:
-        path = HERE / f"{domain}.jsonl"
-        path.write_text(build(domain), encoding="utf-8", newline="\n")
-        print(f"{path.name}: {len(questions(domain))} questions over {len(DOMAINS[domain]())} chunks")
+    for name, text in [(d, build(d)) for d in DOMAINS] + [(k, build_long(k)) for k in LONG_KINDS]:
+        (HERE / f"{name}.jsonl").write_text(text, encoding="utf-8", newline="\n")
+        print(f"{name}.jsonl: {len(text.splitlines())} cases")
 
 
 if __name__ == "__main__":

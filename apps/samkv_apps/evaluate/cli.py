@@ -51,10 +51,8 @@ def evaluate(
         Path | None,
         typer.Option(metavar="FILE", help="Your prompt, with {passages} and {question}.", show_default="built in"),
     ] = None,
-    task: Annotated[
-        str, typer.Option(help="short, or long: several questions per prompt, with answers of a page.")
-    ] = "short",
-    group: Annotated[int, typer.Option(min=1, help="With --task long: questions per prompt.")] = 5,
+    task: Annotated[str, typer.Option(help="short, or long: answers of a page.")] = "short",
+    group: Annotated[int, typer.Option(min=1, help="With --task long: questions per prompt, if the file has any.")] = 5,
     limit: Annotated[int | None, typer.Option(min=1, help="Cases of each file.", show_default="all")] = None,
     seed: Annotated[
         int | None,

@@ -2,7 +2,7 @@
 
 A file has one JSON object per line: ``id``, ``question``, ``answers`` (any of them is right), ``chunks``
 (``title``, ``text`` and an optional ``source`` each) and optionally ``supporting`` (titles or sources of the chunks
-with the answer).
+with the answer). A case for a long answer has ``items`` in place of ``answers``: facts, each a list of its wordings.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, TypeVar
 
 from samkv_apps.evaluate.errors import CaseFileError
 
@@ -40,6 +40,21 @@ class Case:
         return list(dict.fromkeys((*self.chunks, *self.more)))
 
 
+@dataclass(frozen=True)
+class LongCase:
+    """A request for a long answer, with its chunks."""
+
+    case_id: str
+    question: str
+    items: tuple[tuple[str, ...], ...]
+    """The facts that the answer should contain. Any wording of a fact is right."""
+    chunks: tuple[str, ...]
+    """The texts in the prompt, with their titles."""
+
+
+AnyCase = TypeVar("AnyCase", bound="Case | LongCase")
+
+
 def load_cases(file: Path, limit: int | None = None, seed: int | None = None) -> list[Case]:
     """Return the first ``limit`` cases (default: all), or with a seed a random sample.
 
@@ -48,12 +63,22 @@ def load_cases(file: Path, limit: int | None = None, seed: int | None = None) ->
     Raises:
         CaseFileError: the file cannot be read, has no case, or a line is not a case.
     """
-    cases = list(_read_cases(file))
-    if not cases:
-        raise CaseFileError(f"{file} holds no cases; it must have one JSON object per line")
+    return _drawn(list(_read_cases(file, _as_case)), seed)[:limit]
+
+
+def load_long_cases(file: Path, seed: int | None = None) -> list[Case | LongCase]:
+    """Return all cases, of both kinds; with a seed in random order.
+
+    Raises:
+        CaseFileError: as ``load_cases``.
+    """
+    return _drawn(list(_read_cases(file, _as_any_case)), seed)
+
+
+def _drawn(cases: list[AnyCase], seed: int | None) -> list[AnyCase]:
     if seed is not None:
         random.Random(seed).shuffle(cases)
-    return cases[:limit]
+    return cases
 
 
 def retrieval_recall(cases: Sequence[Case]) -> dict[str, float] | None:
@@ -62,19 +87,21 @@ def retrieval_recall(cases: Sequence[Case]) -> dict[str, float] | None:
     return {"n": len(shares), "share": fmean(shares)} if shares else None
 
 
-def _read_cases(file: Path) -> Iterator[Case]:
+def _read_cases(file: Path, as_case: Callable[[Any], AnyCase]) -> Iterator[AnyCase]:
     seen: set[str] = set()
     for number, line in enumerate(_read_lines(file), start=1):
         if not line.strip():
             continue
         try:
-            case = _as_case(json.loads(line))
+            case = as_case(json.loads(line))
         except (ValueError, _NotACase) as error:
             raise CaseFileError(f"{file}, line {number}: {error}") from error
         if case.case_id in seen:
             raise CaseFileError(f"{file}, line {number}: id {case.case_id!r} was given before; ids must differ")
         seen.add(case.case_id)
         yield case
+    if not seen:
+        raise CaseFileError(f"{file} holds no cases; it must have one JSON object per line")
 
 
 def _read_lines(file: Path) -> list[str]:
@@ -88,16 +115,23 @@ class _NotACase(Exception):  # noqa: N818  # caught where file and line are know
     """A line is not a case."""
 
 
+def _as_any_case(record: Any) -> Case | LongCase:
+    if not isinstance(record, dict) or "items" not in record:
+        return _as_case(record)
+    items = _list(record, "items", _is_texts, "lists of texts that are not empty")
+    return LongCase(
+        case_id=_text(record, "id"),
+        question=_text(record, "question"),
+        items=tuple(map(tuple, items)),
+        chunks=tuple(text for text, _ in _chunks(record)),
+    )
+
+
 def _as_case(record: Any) -> Case:
     if not isinstance(record, dict):
         raise _NotACase("the line is not a JSON object")
-    chunks = _list(record, "chunks", lambda value: isinstance(value, dict), "objects with 'title' and 'text'")
-    titled = [(_text(chunk, "title", may_be_empty=True), _text(chunk, "text")) for chunk in chunks]
-    texts = tuple(f"{title}: {text}" if title else text for title, text in titled)
-    names = [
-        {title, _text(chunk, "source") if "source" in chunk else title}
-        for (title, _), chunk in zip(titled, chunks, strict=True)
-    ]
+    chunks = _chunks(record)
+    texts = tuple(text for text, _ in chunks)
     wanted = set(_texts(record, "supporting")) if record.get("supporting") else set()
     return Case(
         case_id=_text(record, "id"),
@@ -105,9 +139,19 @@ def _as_case(record: Any) -> Case:
         answers=tuple(_texts(record, "answers")),
         chunks=texts,
         # None, too, if the retriever missed them all.
-        supporting=frozenset(text for text, own in zip(texts, names, strict=True) if own & wanted) or None,
-        retrieved=len(wanted & set().union(*names)) / len(wanted) if wanted else None,
+        supporting=frozenset(text for text, names in chunks if names & wanted) or None,
+        retrieved=len(wanted & set().union(*(names for _, names in chunks))) / len(wanted) if wanted else None,
     )
+
+
+def _chunks(record: dict[str, Any]) -> list[tuple[str, set[str]]]:
+    """Return the text, with its title, and the names of each chunk."""
+    chunks = []
+    for chunk in _list(record, "chunks", lambda value: isinstance(value, dict), "objects with 'title' and 'text'"):
+        title, text = _text(chunk, "title", may_be_empty=True), _text(chunk, "text")
+        names = {title, _text(chunk, "source") if "source" in chunk else title}
+        chunks.append((f"{title}: {text}" if title else text, names))
+    return chunks
 
 
 def _text(record: dict[str, Any], key: str, may_be_empty: bool = False) -> str:
@@ -118,7 +162,15 @@ def _text(record: dict[str, Any], key: str, may_be_empty: bool = False) -> str:
 
 
 def _texts(record: dict[str, Any], key: str) -> list[str]:
-    return _list(record, key, lambda value: isinstance(value, str) and bool(value.strip()), "texts that are not empty")
+    return _list(record, key, _is_text, "texts that are not empty")
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and bool(value.strip())
+
+
+def _is_texts(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(map(_is_text, value))
 
 
 def _list(record: dict[str, Any], key: str, is_right: Callable[[Any], bool], of: str) -> list[Any]:

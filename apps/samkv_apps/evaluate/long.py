@@ -1,8 +1,9 @@
-"""Long answers: several questions in one prompt, and the distance from full prefill along its answer.
+"""Long answers: lists, summaries, several questions in one prompt, and the distance from full prefill along its answer.
 
-Benchmarks ask for short answers. The tokens retained for a short answer may not be enough for a page. So consecutive
-cases share a prompt, and every method follows full prefill's own answer: at each token its distribution of the next
-token is compared with full prefill's. Then the method answers freely, and its text is searched for the right answers.
+Benchmarks ask for short answers. The tokens retained for a short answer may not be enough for a page. A case with
+``items`` asks for a list or a summary; consecutive cases with ``answers`` share a prompt. Every method follows full
+prefill's own answer: at each token its distribution of the next token is compared with full prefill's. Then the method
+answers freely, and its text is searched for the items.
 """
 
 from __future__ import annotations
@@ -10,13 +11,15 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from statistics import fmean
 
 import torch
 from tqdm import tqdm
 
-from samkv_apps.evaluate.datasets import Case, load_cases
+from samkv_apps.evaluate.datasets import Case, LongCase, load_long_cases
 from samkv_apps.evaluate.environment import describe_run, open_engine
+from samkv_apps.evaluate.errors import CaseFileError
 from samkv_apps.evaluate.options import FULL, EvaluationOptions
 from samkv_apps.evaluate.prompts import build_messages
 from samkv_apps.evaluate.records import RunFolder
@@ -35,17 +38,6 @@ _NGRAM_WORDS = 4
 
 
 @dataclass(frozen=True)
-class LongCase:
-    """Several cases in one prompt."""
-
-    case_id: str
-    question: str
-    items: tuple[tuple[str, ...], ...]
-    """The right answers of each question; any of them is right."""
-    chunks: tuple[str, ...]
-
-
-@dataclass(frozen=True)
 class LongAnswer:
     """The result of one method on one prompt."""
 
@@ -61,7 +53,7 @@ class LongAnswer:
     answer: str
     """The method's own answer."""
     item_recall: float
-    """Share of the questions that ``answer`` contains a right answer to."""
+    """Share of the items, or of the questions' right answers, that ``answer`` contains."""
     repetition: float
     """Share of the four-word runs of ``answer`` that occur earlier in it."""
     decode_s_per_token: float
@@ -80,7 +72,7 @@ def compare_long_answers(options: EvaluationOptions) -> list[LongAnswer]:
         CaseFileError: a case file cannot be read.
         ConfigurationError: the folder is not empty.
     """
-    data_sets = {file.stem: grouped(load_cases(file, seed=options.seed), options) for file in options.data}
+    data_sets = {file.stem: long_cases(file, options) for file in options.data}
     folder = RunFolder(options.output_dir)
     folder.require_new()
     engine = open_engine(options)
@@ -95,10 +87,23 @@ def compare_long_answers(options: EvaluationOptions) -> list[LongAnswer]:
     return answers
 
 
-def grouped(cases: Sequence[Case], options: EvaluationOptions) -> list[LongCase]:
-    """Put ``options.group`` consecutive cases into one prompt, with their chunks in an arbitrary fixed order."""
-    size = options.group
-    groups = [cases[i : i + size] for i in range(0, len(cases) - size + 1, size)][: options.limit]
+def long_cases(file: Path, options: EvaluationOptions) -> list[LongCase]:
+    """Return the file's first ``options.limit`` prompts.
+
+    Raises:
+        CaseFileError: the file cannot be read, or it has too few cases for a group.
+    """
+    cases = load_long_cases(file, options.seed)
+    short = [case for case in cases if isinstance(case, Case)]
+    prompts = [*(case for case in cases if isinstance(case, LongCase)), *grouped(short, options.group)]
+    if not prompts:
+        raise CaseFileError(f"{file} has {len(cases)} cases, fewer than --group {options.group}; lower --group")
+    return prompts[: options.limit]
+
+
+def grouped(cases: Sequence[Case], size: int) -> list[LongCase]:
+    """Put ``size`` consecutive cases into one prompt, with their chunks in an arbitrary fixed order."""
+    groups = [cases[i : i + size] for i in range(0, len(cases) - size + 1, size)]
     return [
         LongCase(
             case_id="+".join(case.case_id for case in group),

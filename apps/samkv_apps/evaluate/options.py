@@ -49,8 +49,8 @@ class EvaluationOptions:
     output_dir: a new or empty folder, or one with an evaluation to continue.
     methods: names of methods, compressors and controls; full_prefill always runs, as the reference.
     sequence_ratios: every method with a budget runs at each ratio.
-    task: ``"short"``: one case per prompt; ``"long"``: ``group`` cases per prompt, see ``compare_long_answers``.
-    group: questions per prompt of the task long.
+    task: ``"short"``, or ``"long"``: answers of a page, see ``compare_long_answers``.
+    group: with the task long, questions per prompt, where a file has questions.
     limit: number of cases per file (prompts, in the task long); default all.
     seed: seed of the sample that ``limit`` takes, and of the bootstrap; without it, ``limit`` takes the first cases.
     store: folder for the chunks' KV, by default ``kv`` in ``output_dir``.

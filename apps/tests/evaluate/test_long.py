@@ -13,7 +13,8 @@ from evaluating import config_of, write_cases
 
 from samkv_apps.evaluate import EvaluationOptions, LongAnswer, compare_long_answers
 from samkv_apps.evaluate.datasets import load_cases
-from samkv_apps.evaluate.long import _Follower, _Leader, grouped, repetition, report
+from samkv_apps.evaluate.errors import CaseFileError
+from samkv_apps.evaluate.long import _Follower, _Leader, grouped, long_cases, repetition, report
 from samkv_rag.exceptions import ConfigurationError
 
 Make = Callable[..., EvaluationOptions]
@@ -54,15 +55,46 @@ def test_the_command_line(command: Callable[..., str], cases: Path, tmp_path: Pa
 
 def test_cases_are_put_together(options: Make, tmp_path: Path) -> None:
     cases = load_cases(write_cases(tmp_path / "cases.jsonl"))
-    (case,) = grouped(cases, options(**LONG))
+    (case,) = grouped(cases, 2)
     assert case.case_id == "case-0+case-1"
     assert case.question.endswith("1. Which tide?\n2. Which tide?")
     assert case.items == (("seven winters", "ebb"),) * 2
     assert set(case.chunks) == {*cases[0].chunks, *cases[1].chunks}
     assert case.chunks != (*cases[0].chunks, *cases[1].chunks)
-    shared = grouped([cases[0], replace(cases[0], case_id="again")], options(**LONG))
+    shared = grouped([cases[0], replace(cases[0], case_id="again")], 2)
     assert len(shared[0].chunks) == len(cases[0].chunks)
-    assert len(grouped(cases, options(**LONG | {"group": 1, "limit": 2}))) == 2
+
+
+def test_a_file_of_lists_and_questions(options: Make, tmp_path: Path) -> None:
+    file = write_cases(tmp_path / "cases.jsonl")
+    record = {
+        "id": "list",
+        "question": "List the tides.",
+        "items": [["ebb", "the ebb"], ["flood"]],
+        "chunks": [{"title": "", "text": "Ebb and flood."}],
+    }
+    file.write_text(file.read_text() + json.dumps(record) + "\n")
+    asked, *groups = long_cases(file, options(**LONG))
+    assert (asked.question, asked.items, asked.chunks) == (
+        "List the tides.", (("ebb", "the ebb"), ("flood",)), ("Ebb and flood.",)
+    )  # fmt: skip
+    assert [len(group.items) for group in groups] == [2]
+    assert long_cases(file, options(**LONG | {"limit": 1})) == [asked]
+    with pytest.raises(CaseFileError, match="'answers' is missing"):
+        load_cases(file)
+
+
+def test_too_few_questions_for_a_group(options: Make, tmp_path: Path) -> None:
+    with pytest.raises(CaseFileError, match="fewer than --group 9"):
+        long_cases(write_cases(tmp_path / "cases.jsonl"), options(**LONG | {"group": 9}))
+
+
+@pytest.mark.parametrize("items", [[], [[]], ["ebb"], [[" "]], None])
+def test_items_are_lists_of_wordings(options: Make, tmp_path: Path, items: object) -> None:
+    record = {"id": "1", "question": "List.", "items": items, "chunks": [{"title": "", "text": "Ebb."}]}
+    (tmp_path / "cases.jsonl").write_text(json.dumps(record))
+    with pytest.raises(CaseFileError, match=r"'items' is .*must be a list of lists of texts"):
+        long_cases(tmp_path / "cases.jsonl", options(**LONG))
 
 
 def test_divergence_is_that_of_the_distributions() -> None:
