@@ -99,7 +99,7 @@ class PrefillMethod(ABC):
             raise ConfigurationError(
                 f"method {self.name!r} with these options needs a chunk's {' and '.join(more)}, storage='index' keeps "
                 "what Scout() reads; open the engine with storage='full', or use Scout and leave out recompute, "
-                "recompute_ratio, recompute_view, update, score_layers, scouted and refresh_tokens"
+                "recompute_ratio, recompute_view, update, score_layers and scouted"
             )
 
     @abstractmethod

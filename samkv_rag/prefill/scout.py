@@ -97,7 +97,7 @@ class Scout(SparsePrefill):
     @property
     def needs(self) -> frozenset[Need]:
         recomputes_all = self.recompute and self.computed_ratio == self.sequence_ratio
-        plainly = self.recompute_view == "retained" and self.update == "overwrite" and not self.must_refresh
+        plainly = self.recompute_view == "retained" and self.update == "overwrite"
         scouts_index = self.scouted != "all" and self.score_layers == SCORE_LAYERS
         return frozenset({"index" if recomputes_all and plainly and scouts_index else "kv"})
 

@@ -54,7 +54,7 @@ class SparsePrefill(CachedPrefill):
         fusion_theta: weight of the recomputed KV in a fusion, in [0, 1].
         refresh_tokens: each of the answer's first n tokens, and every n-th after them, selects again, and the blocks
             that it attends to replace others. None: the retained tokens stay for the whole answer. Refused for models
-            with windows and for chunks stored as an index. ``"auto"``: 8 on a CPU, None where it would be refused.
+            with windows. ``"auto"``: 8 on a CPU, None where it would be refused.
         revise_tokens: how many answer tokens before it run again with a token that refreshes, over what is retained
             then. (Retrospective Sparse Attention, arXiv 2508.09001, completes their outputs instead.)
 
@@ -97,12 +97,12 @@ class SparsePrefill(CachedPrefill):
         """Whether refreshes were asked for, so that an answer without them would be another."""
         return self.refresh_tokens not in ("auto", None)
 
-    def refreshes_every(self, storage: str, decoder: Decoder) -> int | None:
+    def refreshes_every(self, decoder: Decoder) -> int | None:
         """Return how many tokens of the answer lie between refreshes; None: there are none."""
         if self.refresh_tokens != "auto":
             return self.refresh_tokens
         # A device would have to read the scoring layers' keys from the host each time.
-        is_possible = storage == "full" and set(decoder.windows) == {None} and decoder.device.type == "cpu"
+        is_possible = set(decoder.windows) == {None} and decoder.device.type == "cpu"
         return _AUTO_REFRESH_TOKENS if is_possible else None
 
     @property

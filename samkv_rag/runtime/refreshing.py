@@ -15,16 +15,19 @@ from functools import cached_property
 
 import torch
 
-from samkv_rag.model.attention import Attend, LayerSpec
+from samkv_rag.model.attention import Attend, LayerSpec, additive, attention
 from samkv_rag.model.decoder import CausalPass, Decoder
 from samkv_rag.model.kv_buffer import KVBuffer
 from samkv_rag.prefill import Prefilled, Scout, SparsePrefill
 from samkv_rag.prefill.passes.plan import Plan, make_plan
-from samkv_rag.prefill.passes.planned_pass import LayerReader
+from samkv_rag.prefill.passes.planned_pass import KV, LayerReader
 from samkv_rag.prefill.scout import AttentionScores, credit_sentences
 from samkv_rag.prompt.layout import PromptLayout
 
 logger = logging.getLogger(__name__)
+
+_MEMORY = 0.5
+"""Share of the earlier scores in a refresh. By its own alone, a token exchanges half of the blocks at a time."""
 
 
 class Refresher:
@@ -34,6 +37,7 @@ class Refresher:
         method: the method that prefilled; if it is not ``Scout``, refreshes use ``Scout``'s defaults.
         layout: the prompt as it was prefilled; this object keeps its readers open.
         prefilled: what is retained, and the blocks.
+        storage: how the chunks are stored.
         every: each of the answer's first so many tokens refreshes, and then one in every so many.
     """
 
@@ -44,12 +48,14 @@ class Refresher:
         layout: PromptLayout,
         prefilled: Prefilled,
         buffer: KVBuffer,
+        storage: str,
         every: int,
     ) -> None:
         assert prefilled.block_scores is not None
         self._decoder, self._buffer = decoder, buffer
         self._layout = PromptLayout(layout.segments, layout.device)  # a copy: the sequence releases its own
         self._bytes_before = layout.bytes_read
+        self._is_index = storage == "index"
         self._blocks = prefilled.block_scores.blocks
         self._scout = method if isinstance(method, Scout) else Scout()
         self._every, self._num_revised = every, method.revise_tokens
@@ -57,6 +63,8 @@ class Refresher:
         """Why a refresh failed; there are no more then."""
         self.layers = self._scout.layers_that_score(decoder)[::-2][::-1]
         """Every second layer that scores, with the last one: they select as well as all, in half of the time."""
+        self._scores = prefilled.block_scores.scores if isinstance(method, Scout) else None
+        """``[blocks]``: the question's, then their averages with those of each refresh; None: another measure"""
         self._slots = prefilled.retained.nonzero()[:, 0]
         """``[retained]``, prompt position of the token in each of the buffer's first places"""
         self.arrivals: list[tuple[int, torch.Tensor]] = []
@@ -125,6 +133,10 @@ class Refresher:
         layout, blocks = self._layout, self._blocks
         credited = credit_sentences(token_scores[: layout.num_tokens], layout, self._scout.sentence_credit)
         scores = blocks.top_token_mean(credited, self._scout.block_top_tokens)
+        if self._scores is not None:  # brought to the same sum
+            earlier = self._scores * (scores.sum() / self._scores.sum().clamp(min=1e-9))
+            scores = _MEMORY * earlier + (1 - _MEMORY) * scores
+        self._scores = scores
         held = torch.zeros_like(layout.is_chunk).index_fill_(0, self._slots, True)
         middle = torch.zeros_like(held).index_fill_(0, blocks.positions, True)
         wanted = (held & ~middle) | blocks.best_within(scores, int((held & middle).sum()))
@@ -138,17 +150,40 @@ class Refresher:
         return make_plan(self._layout, torch.ones_like(self._layout.is_chunk))
 
     def _exchange(self, leaving: torch.Tensor, arriving: torch.Tensor) -> None:
-        """Write the cached KV of prompt tokens ``arriving`` over the buffer's places ``leaving``, both ``[tokens]``.
+        """Write the KV of prompt tokens ``arriving`` over the buffer's places ``leaving``, both ``[tokens]``.
 
         The buffer's positions do not change: without windows only their order matters.
         """
+        slots = self._slots.index_copy(0, leaving, arriving)
+        # All layers before any is written, so that an error does not leave layers with different tokens.
+        kv = self._computed(slots, leaving, arriving) if self._is_index else self._cached(arriving)
+        for layer, states in enumerate(kv):
+            for held, own in zip(self._buffer.layer(layer), states, strict=True):
+                held.index_copy_(2, leaving, own)
+        self._slots = slots
+
+    def _cached(self, arriving: torch.Tensor) -> list[KV]:
+        """Return the cached KV of prompt tokens in every layer."""
         mask = torch.zeros_like(self._layout.is_chunk).index_fill_(0, arriving, True)
         plan = make_plan(self._layout, mask)
-        # Read everything before writing, so that an error does not leave layers with different tokens.
         read = zip(*(source.reader.rows(source.tokens) for source in plan.sources), strict=True)
         all_keys, all_values = (torch.cat(states, dim=2).to(mask.device) for states in read)
         rotate = self._decoder.rotation_by(plan.rotate_offsets)
-        for layer, (keys, values) in enumerate(zip(all_keys, all_values, strict=True)):
-            for held, states in zip(self._buffer.layer(layer), (rotate[layer](keys), values), strict=True):
-                held.index_copy_(2, leaving, states[None])
-        self._slots[leaving] = arriving
+        pairs = enumerate(zip(all_keys, all_values, strict=True))
+        return [(rotate[layer](keys)[None], values[None]) for layer, (keys, values) in pairs]
+
+    def _computed(self, slots: torch.Tensor, leaving: torch.Tensor, arriving: torch.Tensor) -> list[KV]:
+        """Compute the KV of prompt tokens in every layer, in view of the tokens that are then in ``slots``."""
+        mask = additive(slots <= arriving[:, None], self._decoder.dtype)
+        computed: list[KV] = []
+
+        def attend(
+            layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, spec: LayerSpec
+        ) -> torch.Tensor:
+            computed.append((key, value))
+            held = (states[:, :, : len(slots)] for states in self._buffer.layer(layer))
+            keys, values = (one.index_copy(2, leaving, own) for one, own in zip(held, (key, value), strict=True))
+            return attention(query, keys, values, spec, mask)
+
+        self._decoder.run_layers(self._decoder.embed(self._layout.token_ids[None, arriving]), arriving, attend)
+        return computed

@@ -10,7 +10,7 @@ import torch
 
 from samkv_rag import SamKVEngine
 from samkv_rag.exceptions import ConfigurationError, DamagedChunkError, DamagedChunkWarning
-from samkv_rag.model.attention import LayerSpec, attention
+from samkv_rag.model.attention import Attend, LayerSpec, Visibility, attention, causal_attention
 from samkv_rag.model.decoder import CausalPass
 from samkv_rag.prefill import Scout, SparsePrefill
 from samkv_rag.runtime.refreshing import Refresher
@@ -35,7 +35,8 @@ class Written:
         self.decoder = engine.decoder
         self.prefilled, self.layout, _, self.buffer = prefill(engine, method, tiny.rag_prompt(CHUNKS))
         self.num_retained = len(self.buffer.positions)
-        self.refresher = Refresher(self.decoder, method, self.layout, self.prefilled, self.buffer, 4)
+        storage = engine.config.storage
+        self.refresher = Refresher(self.decoder, method, self.layout, self.prefilled, self.buffer, storage, 4)
         positions = self.layout.num_tokens + torch.arange(len(ANSWER) - 1)
         hidden = self.decoder.embed(torch.tensor([ANSWER[:-1]]))
         self.decoder.run_layers(hidden, positions, CausalPass(self.buffer, positions))
@@ -89,8 +90,41 @@ def test_blocks_come_in_with_their_cached_kv_and_as_many_tokens_go_out(engine: S
 
 
 @torch.inference_mode()
+def test_from_an_index_tokens_come_in_computed_in_view_of_what_is_retained(make_engine: MakeEngine) -> None:
+    written = Written(make_engine(chunks=CHUNKS, storage="index"), scout())
+    decoder = written.decoder
+    places = written.prefilled.retained.nonzero()[:, 0]
+    for token_id in (ANSWER[-1], 99):
+        before = written.layers()
+        written.refresh(token_id)
+        arrived = written.refresher.arrivals[-1][1]
+        assert len(arrived)
+        number = {position: row for row, position in enumerate(arrived.tolist())}
+        hidden = decoder.embed(written.layout.token_ids[None, arrived])
+        for layer, (old, new) in enumerate(zip(before, written.layers(), strict=True)):
+            changed = (old[0] != new[0][:, :, : old[0].shape[2]]).any(-1).any(1)[0].nonzero()[:, 0]
+            expected = decoder.project(hidden, arrived, layer)
+            for which in (0, 1):
+                found = new[which][:, :, changed]
+                rows = [number[position] for position in written.refresher._slots[changed].tolist()]
+                torch.testing.assert_close(found, expected[which][:, :, rows], atol=1e-5, rtol=0)
+            places[changed] = written.refresher._slots[changed]
+            order = places.argsort()
+            keys, values = (states[:, :, : len(places)][:, :, order] for states in new)
+            attend = _over(keys, values, Visibility(arrived, places[order]))
+            hidden = decoder.run_layers(hidden, arrived, attend, [layer])
+
+
+def _over(keys: torch.Tensor, values: torch.Tensor, seen: Visibility) -> Attend:
+    def attend(layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, spec: LayerSpec) -> Any:
+        return causal_attention(query, keys, values, spec, seen)
+
+    return attend
+
+
+@torch.inference_mode()
 @pytest.mark.parametrize("options", [{}, {"recompute_view": "all"}, {"recompute": False}], ids=str)
-def test_a_refresh_adds_what_the_newest_token_attends_to(engine: SamKVEngine, options: dict[str, Any]) -> None:
+def test_a_refresh_adds_what_question_and_newest_token_attend_to(engine: SamKVEngine, options: dict[str, Any]) -> None:
     """Compare with the plain way: the token's queries on all keys of the prompt and of the answer."""
     by_token = {"score_layers": (0.5, 1.0), "sentence_credit": 0.0, "block_tokens": 1, "block_top_tokens": 1}
     written = Written(engine, scout(**by_token, **options))
@@ -115,8 +149,10 @@ def test_a_refresh_adds_what_the_newest_token_attends_to(engine: SamKVEngine, op
     decoder.run_layers(decoder.embed(torch.tensor([ANSWER[-1:]])), positions, watch)
     written.refresh()
     assert written.prefilled.block_scores is not None
-    middle = written.prefilled.block_scores.blocks.positions
-    best = middle[paid[middle].topk(int(held[middle].sum())).indices]
+    blocks, asked = written.prefilled.block_scores
+    middle = blocks.positions
+    both = paid[middle] / paid[middle].sum() + asked / asked.sum()
+    best = middle[both.topk(int(held[middle].sum())).indices]
     assert set(written.refresher.arrivals[0][1].tolist()) == set(best.tolist()) - set(held.nonzero()[:, 0].tolist())
 
 
@@ -219,13 +255,18 @@ def test_damage_that_a_refresh_meets_is_mended_at_the_next_read(make_engine: Mak
     assert (again.token_ids, again.metrics.refreshes) == (expected.token_ids, expected.metrics.refreshes)
 
 
-@pytest.mark.parametrize("options", [{"family": "gemma3"}, {"storage": "index"}], ids=str)
-def test_where_dropped_tokens_cannot_come_back_refreshes_are_refused(
-    make_engine: MakeEngine, options: dict[str, Any]
-) -> None:
-    engine = make_engine(**options)
+def test_an_index_refreshes(make_engine: MakeEngine, tmp_path: Path) -> None:
+    engine = make_engine(store=tmp_path, chunks=CHUNKS, storage="index")
+    result = engine.generate(prompts()[0], method=scout(), max_new_tokens=14)
+    assert result.metrics.refreshes == 6
+    assert result.metrics.refresh_bytes_read == 0  # scouting has read all of it
+    assert any(use.arrivals for use in result.chunks)
+
+
+def test_with_windows_refreshes_are_refused(make_engine: MakeEngine) -> None:
+    engine = make_engine(family="gemma3")
     with pytest.raises(ConfigurationError, match="refresh_tokens"):
         engine.generate(tiny.rag_prompt(CHUNKS), method=scout())
     assert engine.generate(tiny.rag_prompt(CHUNKS), method=scout(refresh_tokens=None), max_new_tokens=2)
     with pytest.raises(ConfigurationError, match="refresh_tokens"):
-        make_engine(**options, method=scout())
+        make_engine(family="gemma3", method=scout())

@@ -112,7 +112,7 @@ def test_batched_equals_alone(
     assert [result.chunks for result in batched] == [result.chunks for result in alone]
     assert len({result.token_ids for result in alone}) > 1, "nothing could have been mixed up"
     assert any(result.metrics.refreshes for result in alone) == (
-        isinstance(method, SparsePrefill) and bool(method.refreshes_every("full", engine.decoder))
+        isinstance(method, SparsePrefill) and bool(method.refreshes_every(engine.decoder))
     )
 
 

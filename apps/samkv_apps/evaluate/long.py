@@ -139,7 +139,7 @@ def _methods(engine: SamKVEngine, options: EvaluationOptions) -> list[tuple[str,
     for task in options.tasks()[1:]:
         method = options.method(task)
         name = task.method if task.ratio is None else f"{task.method} {task.ratio:g}"
-        if isinstance(method, SparsePrefill) and method.refreshes_every(engine.config.storage, engine.decoder):
+        if isinstance(method, SparsePrefill) and method.refreshes_every(engine.decoder):
             methods[name] = replace(method, refresh_tokens=None)
             name += f", refresh_tokens={method.refresh_tokens}"
         methods[name] = method
