@@ -99,12 +99,6 @@ class ChunkReader(Protocol):
         With ``tokens`` ``[n]``, ascending, only these are read. An index has its anchors only.
         """
 
-    def rows(self, tokens: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return keys and values of some tokens (None: all), each ``[layers, kv_heads, tokens, head_dim]``.
-
-        An index does not have them.
-        """
-
     def fill_layer(self, layer: int, keys: torch.Tensor, values: torch.Tensor | None) -> None:
         """Write the result of :meth:`layer` into ``keys`` and ``values``, on the host, of any strides.
 
@@ -137,9 +131,6 @@ class ChunkCache:
     def layer(self, layer: int, tokens: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
         keys, values = self.keys[layer], self.values[layer]
         return (keys, values) if tokens is None else (keys[:, tokens], values[:, tokens])
-
-    def rows(self, tokens: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
-        return (self.keys, self.values) if tokens is None else (self.keys[:, :, tokens], self.values[:, :, tokens])
 
     def fill_layer(self, layer: int, keys: torch.Tensor, values: torch.Tensor | None) -> None:
         keys.copy_(self.keys[layer])

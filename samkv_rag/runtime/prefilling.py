@@ -77,7 +77,7 @@ def prefill(decoder: Decoder, sequence: Sequence, spec: SummarySpec) -> list[Seq
     refresher = None
     if isinstance(method, SparsePrefill) and prefilled.block_scores and not sequence.request.handover:
         every = method.refreshes_every(decoder)
-        refresher = Refresher(decoder, method, layout, prefilled, buffer, spec.storage, every) if every else None
+        refresher = Refresher(decoder, method, layout, prefilled, buffer, every) if every else None
     layout.release()
     sequence.read = replace(sequence.read, layout=layout)
     logits = decoder.logits(prefilled.hidden)[:, -1]

@@ -1,9 +1,9 @@
 """Refreshes: at its beginning and every few tokens, the answer's newest token selects again what to retain.
 
 In layers that score, its queries meet the keys of the whole prompt as cached, as the question's do in scouting. In
-the last of these layers the blocks that it attends to come in with their cached KV and replace as many tokens, as in
-RefreshKV (arXiv 2411.05787). That layer and those above it see them at once. The answer's KV stays as it is, unless
-``revise_tokens`` run again in the same pass.
+the last of these layers the blocks that question and answer attend to come in and replace as many tokens, as in
+RefreshKV (arXiv 2411.05787). They are computed in view of what stays. That layer and those above it see them at once.
+The answer's KV stays as it is, unless ``revise_tokens`` run again in the same pass.
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ logger = logging.getLogger(__name__)
 
 _MEMORY = 0.5
 """Share of the earlier scores in a refresh. By its own alone, a token exchanges half of the blocks at a time."""
+_MAX_ARRIVING = 64
+"""Tokens that come in at a time. So few rows take little longer than one, because the weights are read anyway."""
 
 
 class Refresher:
@@ -37,7 +39,6 @@ class Refresher:
         method: the method that prefilled; if it is not ``Scout``, refreshes use ``Scout``'s defaults.
         layout: the prompt as it was prefilled; this object keeps its readers open.
         prefilled: what is retained, and the blocks.
-        storage: how the chunks are stored.
         every: each of the answer's first so many tokens refreshes, and then one in every so many.
     """
 
@@ -48,14 +49,12 @@ class Refresher:
         layout: PromptLayout,
         prefilled: Prefilled,
         buffer: KVBuffer,
-        storage: str,
         every: int,
     ) -> None:
         assert prefilled.block_scores is not None
         self._decoder, self._buffer = decoder, buffer
         self._layout = PromptLayout(layout.segments, layout.device)  # a copy: the sequence releases its own
         self._bytes_before = layout.bytes_read
-        self._is_index = storage == "index"
         self._blocks = prefilled.block_scores.blocks
         self._scout = method if isinstance(method, Scout) else Scout()
         self._every, self._num_revised = every, method.revise_tokens
@@ -141,6 +140,11 @@ class Refresher:
         middle = torch.zeros_like(held).index_fill_(0, blocks.positions, True)
         wanted = (held & ~middle) | blocks.best_within(scores, int((held & middle).sum()))
         arriving, leaving = (wanted & ~held).nonzero()[:, 0], (~wanted[self._slots]).nonzero()[:, 0]
+        if len(arriving) > _MAX_ARRIVING:  # the best take the places of the worst
+            of_token = scores.new_zeros(layout.num_tokens).index_copy(0, blocks.positions, scores[blocks.of_token])
+            best = of_token[arriving].argsort(descending=True, stable=True)[:_MAX_ARRIVING]
+            worst = of_token[self._slots[leaving]].argsort(stable=True)[:_MAX_ARRIVING]
+            arriving, leaving = arriving[best].sort().values, leaving[worst].sort().values
         if len(arriving):
             self._exchange(leaving, arriving)
         self.arrivals.append((num_chars, arriving))
@@ -150,30 +154,11 @@ class Refresher:
         return make_plan(self._layout, torch.ones_like(self._layout.is_chunk))
 
     def _exchange(self, leaving: torch.Tensor, arriving: torch.Tensor) -> None:
-        """Write the KV of prompt tokens ``arriving`` over the buffer's places ``leaving``, both ``[tokens]``.
+        """Compute prompt tokens ``arriving`` in view of what stays, and write their KV over the places ``leaving``.
 
-        The buffer's positions do not change: without windows only their order matters.
+        Both are ``[tokens]``. The buffer's positions do not change: without windows only their order matters.
         """
         slots = self._slots.index_copy(0, leaving, arriving)
-        # All layers before any is written, so that an error does not leave layers with different tokens.
-        kv = self._computed(slots, leaving, arriving) if self._is_index else self._cached(arriving)
-        for layer, states in enumerate(kv):
-            for held, own in zip(self._buffer.layer(layer), states, strict=True):
-                held.index_copy_(2, leaving, own)
-        self._slots = slots
-
-    def _cached(self, arriving: torch.Tensor) -> list[KV]:
-        """Return the cached KV of prompt tokens in every layer."""
-        mask = torch.zeros_like(self._layout.is_chunk).index_fill_(0, arriving, True)
-        plan = make_plan(self._layout, mask)
-        read = zip(*(source.reader.rows(source.tokens) for source in plan.sources), strict=True)
-        all_keys, all_values = (torch.cat(states, dim=2).to(mask.device) for states in read)
-        rotate = self._decoder.rotation_by(plan.rotate_offsets)
-        pairs = enumerate(zip(all_keys, all_values, strict=True))
-        return [(rotate[layer](keys)[None], values[None]) for layer, (keys, values) in pairs]
-
-    def _computed(self, slots: torch.Tensor, leaving: torch.Tensor, arriving: torch.Tensor) -> list[KV]:
-        """Compute the KV of prompt tokens in every layer, in view of the tokens that are then in ``slots``."""
         mask = additive(slots <= arriving[:, None], self._decoder.dtype)
         computed: list[KV] = []
 
@@ -186,4 +171,7 @@ class Refresher:
             return attention(query, keys, values, spec, mask)
 
         self._decoder.run_layers(self._decoder.embed(self._layout.token_ids[None, arriving]), arriving, attend)
-        return computed
+        for layer, states in enumerate(computed):  # at the end, so that an error leaves all layers as they were
+            for place, own in zip(self._buffer.layer(layer), states, strict=True):
+                place.index_copy_(2, leaving, own)
+        self._slots = slots

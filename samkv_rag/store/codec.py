@@ -205,11 +205,6 @@ class StoredChunk:
         keys, values = self._decoded(*_layer(layer), tokens=tokens)
         return keys.to(self._dtype), values.to(self._dtype)
 
-    def rows(self, tokens: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
-        self._read(*(name for name in self._kv_names if name not in self.checked))
-        states = torch.stack(self._decoded(*self._kv_names, tokens=tokens)).to(self._dtype)
-        return states[::2], states[1::2]
-
     def fill_layer(self, layer: int, keys: torch.Tensor, values: torch.Tensor | None) -> None:
         if self.storage == "index" and values is not None:
             raise LookupError(_ANCHORS_ALONE)
@@ -235,11 +230,6 @@ class StoredChunk:
         if layer < len(below):
             return below[layer][:, places], values[layer][:, places]
         return self._decoded(_layer(layer)[0], tokens=tokens)[0].to(self._dtype), values[layer][:, places]
-
-    @cached_property
-    def _kv_names(self) -> list[str]:
-        """Names of the layers' keys and values, in turn."""
-        return sorted(name for name in self.tensors if name.endswith((".keys", ".values")))
 
     @cached_property
     def _anchor_kv(self) -> list[torch.Tensor]:
