@@ -36,8 +36,8 @@ them: a step of many answers takes little longer than one of few."""
 _MAX_READINGS = 2
 
 
-class _CancelledError(Exception):
-    """Unwinds the prefill of a cancelled sequence."""
+class _CancelledError(BaseException):
+    """Unwinds the prefill of a cancelled sequence, through everything that handles errors."""
 
 
 class Runtime:
