@@ -38,7 +38,7 @@ def test_an_answer_makes_one_request_per_chunk_all_at_once(
     remote.at_once = threading.Barrier(len(long))
     for _ in range(2):
         remote.requests.clear()
-        result = engine.generate(tiny.rag_prompt(long), method=tiny.method(refresh_tokens=None), max_new_tokens=2)
+        result = engine.generate(tiny.rag_prompt(long), method=tiny.method(refresh_tokens=4), max_new_tokens=2)
         assert result.metrics.chunks_hit == len(long)
         assert {key for key, _ in remote.requests} == sizes.keys()
         assert len(remote.requests) == len(long)
@@ -47,7 +47,7 @@ def test_an_answer_makes_one_request_per_chunk_all_at_once(
 
 @pytest.mark.parametrize(
     "method",
-    [tiny.method("naive_reuse"), tiny.method(recompute=False), tiny.method(refresh_tokens=4)],
+    [tiny.method("naive_reuse"), tiny.method(recompute=False)],
     ids=tiny.method_id,
 )
 def test_a_method_that_reads_all_layers_requests_the_whole_chunk_once(
