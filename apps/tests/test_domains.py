@@ -100,7 +100,7 @@ def test_the_files_of_long_answers_are_fresh_and_read_by_evaluation(kind: str) -
 
 
 @pytest.mark.parametrize("case", [pytest.param(case, id=case["id"]) for kind in LONG_KINDS for case in cases(kind)])
-def test_every_item_stands_in_the_chunks_and_only_there(case: dict[str, Any]) -> None:
+def test_every_item_stands_in_the_chunks_and_not_in_the_question(case: dict[str, Any]) -> None:
     assert len(case["chunks"]) == CHUNKS_PER_LONG_CASE
     assert len(case["items"]) >= 8
     texts = " ".join(f" {normalise(chunk['text'])} " for chunk in case["chunks"])

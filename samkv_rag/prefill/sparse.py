@@ -53,8 +53,8 @@ class SparsePrefill(CachedPrefill):
         update: recomputed KV replaces the cached (``"overwrite"``), or is mixed with it (``"fusion"``).
         fusion_theta: weight of the recomputed KV in a fusion, in [0, 1].
         refresh_tokens: each of the answer's first n tokens, and every n-th after them, selects again, and the blocks
-            that it attends to replace others. None: the retained tokens stay for the whole answer. Refused for models
-            with windows. ``"auto"``: 8 on a CPU, None where it would be refused.
+            that it and the question attend to replace others. None: the retained tokens stay for the whole answer.
+            Refused for models with windows. ``"auto"``: 8 on a CPU, None where it would be refused.
         revise_tokens: how many answer tokens before it run again with a token that refreshes, over what is retained
             then. (Retrospective Sparse Attention, arXiv 2508.09001, completes their outputs instead.)
 

@@ -80,6 +80,7 @@ def test_a_file_of_lists_and_questions(options: Make, tmp_path: Path) -> None:
     )  # fmt: skip
     assert [len(group.items) for group in groups] == [2]
     assert long_cases(file, options(**LONG | {"limit": 1})) == [asked]
+    assert len(long_cases(file, options(**LONG | {"group": 1, "limit": 2}))) == 2
     with pytest.raises(CaseFileError, match="'answers' is missing"):
         load_cases(file)
 
