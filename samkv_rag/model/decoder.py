@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -187,6 +187,16 @@ class CausalPass:
     ) -> torch.Tensor:
         keys, values = self._buffer.append(layer, key, value)
         return causal_attention(query, keys, values, spec, self._visibility)
+
+
+class Rows(NamedTuple):
+    """Tokens that run in one pass, and their attention."""
+
+    token_ids: torch.Tensor
+    """``[rows]``, on the host"""
+    position_ids: torch.Tensor
+    """``[rows]``, on the host"""
+    attend: Attend
 
 
 class _LeftError(Exception):

@@ -11,7 +11,7 @@ from torch.nn.functional import cross_entropy
 from samkv_rag.chunk_cache import SummarySpec
 from samkv_rag.exceptions import PromptTooLongError
 from samkv_rag.handover import hand_over
-from samkv_rag.model.decoder import CausalPass, Decoder
+from samkv_rag.model.decoder import CausalPass, Decoder, Rows
 from samkv_rag.model.kv_buffer import KVBuffer
 from samkv_rag.prefill import CachedPrefill, FullPrefill, PrefillContext, PrefillMethod, SparsePrefill
 from samkv_rag.prompt.assembly import PromptAssembler, SplitPrompt
@@ -106,15 +106,15 @@ def _reference_nll(
     ``hidden`` is ``[1, 1, hidden]`` of the prompt's last token, ``buffer`` the prompt's KV. Refreshes happen as they
     would while the reference was decoded.
     """
-    expected, buffer = torch.tensor(reference_ids, device=decoder.device), buffer.copy()
+    expected, buffer = torch.tensor(reference_ids), buffer.copy()
     refresher = refresher and refresher.over(buffer)
     due = {number for number in range(1, len(expected)) if refresher and refresher.is_due(number)}
-    cuts = sorted({0, len(expected) - 1, *due, *(number - 1 for number in due)})  # those tokens run by themselves
-    for start, stop in pairwise(cuts):
-        refreshing = refresher if stop in due else None
-        first = stop - refreshing.num_rows(stop) if refreshing else start
-        position_ids = num_prompt_tokens + torch.arange(first, stop)
-        attend = refreshing.attend(position_ids, 0) if refreshing else CausalPass(buffer, position_ids)
-        forced = decoder.run_layers(decoder.embed(expected[None, first:stop]), position_ids, attend)
-        hidden = torch.cat((hidden, forced[:, start - first :]), dim=1)
-    return float(cross_entropy(decoder.logits(hidden)[0].float(), expected))
+    for start, stop in pairwise(sorted({0, len(expected) - 1, *due})):
+        position_ids = num_prompt_tokens + torch.arange(start, stop)
+        if refresher:
+            rows = refresher.rows(expected[:stop], stop - start, 0)
+        else:
+            rows = Rows(expected[start:stop], position_ids, CausalPass(buffer, position_ids))
+        forced = decoder.run_layers(decoder.embed(rows.token_ids[None]), rows.position_ids, rows.attend)
+        hidden = torch.cat((hidden, forced[:, start - stop :]), dim=1)
+    return float(cross_entropy(decoder.logits(hidden)[0].float().cpu(), expected))

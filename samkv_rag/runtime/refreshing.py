@@ -1,9 +1,9 @@
 """Refreshes: at its beginning and every few tokens, the answer's newest token selects again what to retain.
 
-In layers that score, its queries meet the keys of the whole prompt as cached, as the question's do in scouting. In
-the last of these layers the blocks that question and answer attend to come in and replace as many tokens, as in
-RefreshKV (arXiv 2411.05787). They are computed in view of what stays. That layer and those above it see them at once.
-The answer's KV stays as it is, unless ``revise_tokens`` run again in the same pass.
+In layers that score, its queries meet the keys of the whole prompt as cached, as the question's do in scouting. The
+blocks that question and answer attend to replace as many tokens, as in RefreshKV (arXiv 2411.05787). They are computed
+together with the next token, in view of what stays, and it sees them. The answer's KV stays as it is, unless its last
+``revise_tokens`` run again in the same pass.
 """
 
 from __future__ import annotations
@@ -12,15 +12,16 @@ import copy
 import logging
 import time
 from functools import cached_property
+from typing import NamedTuple
 
 import torch
 
 from samkv_rag.model.attention import Attend, LayerSpec, additive, attention
-from samkv_rag.model.decoder import CausalPass, Decoder
+from samkv_rag.model.decoder import CausalPass, Decoder, Rows
 from samkv_rag.model.kv_buffer import KVBuffer
 from samkv_rag.prefill import Prefilled, Scout, SparsePrefill
 from samkv_rag.prefill.passes.plan import Plan, make_plan
-from samkv_rag.prefill.passes.planned_pass import KV, LayerReader
+from samkv_rag.prefill.passes.planned_pass import LayerReader
 from samkv_rag.prefill.scout import AttentionScores, credit_sentences
 from samkv_rag.prompt.layout import PromptLayout
 
@@ -30,6 +31,15 @@ _MEMORY = 0.5
 """Share of the earlier scores in a refresh. By its own alone, a token exchanges half of the blocks at a time."""
 _MAX_ARRIVING = 64
 """Tokens that come in at a time. So few rows take little longer than one, because the weights are read anyway."""
+
+
+class _Exchange(NamedTuple):
+    leaving: torch.Tensor
+    """``[tokens]``, their places in the buffer"""
+    arriving: torch.Tensor
+    """``[tokens]``, positions in the prompt, rising, on the host"""
+    num_chars: int
+    """Characters of the answer when it was selected"""
 
 
 class Refresher:
@@ -68,15 +78,13 @@ class Refresher:
         """``[retained]``, prompt position of the token in each of the buffer's first places"""
         self.arrivals: list[tuple[int, torch.Tensor]] = []
         """For each refresh: characters of the answer by then, and positions of the tokens that came in."""
+        self._next: _Exchange | None = None
+        """Selected; runs with the next token."""
         self.seconds = 0.0
 
     def is_due(self, num_answer_tokens: int) -> bool:
         """Return whether the newest of so many tokens of the answer selects again."""
         return self.error is None and (num_answer_tokens <= self._every or num_answer_tokens % self._every == 0)
-
-    def num_rows(self, num_answer_tokens: int) -> int:
-        """Return how many of the answer's last tokens run in the step of the newest one, itself included."""
-        return 1 + min(self._num_revised, num_answer_tokens - 1) if self.is_due(num_answer_tokens) else 1
 
     def over(self, buffer: KVBuffer) -> Refresher:
         """Return a refresher for another answer, which decodes from ``buffer``, a copy, and was not refreshed yet."""
@@ -89,46 +97,84 @@ class Refresher:
         """Bytes of stored chunks read by refreshes."""
         return self._layout.count_bytes_read() - self._bytes_before
 
-    def attend(self, position_ids: torch.Tensor, num_chars: int) -> Attend:
-        """Return the attention of the answer's last tokens, at ``position_ids`` ``[rows]``, with a refresh by the last.
+    def rows(self, answer_ids: torch.Tensor, num_new: int, num_chars: int) -> Rows:
+        """Return what runs for the last ``num_new`` of ``answer_ids`` ``[tokens]``; the newest selects if it is due.
 
-        All but the last are in the buffer and run again. ``num_chars`` of text precede the last.
+        What was selected last runs before them, with the tokens of the answer that are revised. ``num_chars`` of text
+        precede the newest token.
         """
-        self._buffer.drop_last(len(position_ids) - 1)
-        attend = CausalPass(self._buffer, position_ids)
+        exchange, self._next = self._next, None
+        num_tokens, num_again = len(answer_ids), 0
+        if exchange is not None:
+            self.arrivals.append((exchange.num_chars, exchange.arriving))
+            num_again = min(self._num_revised, num_tokens - num_new) if len(exchange.arriving) else 0
+        self._buffer.drop_last(num_again)
+        first = num_tokens - num_new - num_again
+        position_ids = self._layout.num_tokens + torch.arange(first, num_tokens)
+        rows = Rows(answer_ids[first:], position_ids, CausalPass(self._buffer, position_ids))
+        if exchange is not None and len(exchange.arriving):
+            rows = self._exchanging(exchange, rows)
+        return rows._replace(attend=self._selecting(rows.attend, num_chars)) if self.is_due(num_tokens) else rows
+
+    def _exchanging(self, exchange: _Exchange, rows: Rows) -> Rows:
+        """Compute the tokens that come in before ``rows``, and write their KV over the places of those that leave.
+
+        The buffer's positions do not change: without windows only their order matters.
+        """
+        leaving, arriving, _ = exchange
+        self._slots = self._slots.index_copy(0, leaving, arriving.to(leaving.device))
+        num_retained, num_arriving = len(self._slots), len(arriving)
+        mask = additive(self._slots <= arriving.to(leaving.device)[:, None], self._decoder.dtype)
+
+        def attend(
+            layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, spec: LayerSpec
+        ) -> torch.Tensor:
+            keys, values = (states[:, :, :num_retained] for states in self._buffer.layer(layer))
+            keys.index_copy_(2, leaving, key[:, :, :num_arriving])
+            values.index_copy_(2, leaving, value[:, :, :num_arriving])
+            first = attention(query[:, :, :num_arriving], keys, values, spec, mask)
+            query, key, value = (states[:, :, num_arriving:] for states in (query, key, value))
+            return torch.cat((first, rows.attend(layer, query, key, value, spec)), dim=2)
+
+        token_ids = self._layout.token_ids[arriving.to(self._layout.device)].cpu()
+        return Rows(torch.cat((token_ids, rows.token_ids)), torch.cat((arriving, rows.position_ids)), attend)
+
+    def _selecting(self, attend: Attend, num_chars: int) -> Attend:
+        """Return ``attend``, after which the last of its rows selects."""
         scores = AttentionScores(self._decoder, self._scout, self._layout.num_tokens + self._num_answer_tokens, 1)
         read = LayerReader(self._decoder, self._everything, self.layers, keys_only=True)
 
-        def refreshing(
+        def selecting(
             layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, spec: LayerSpec
         ) -> torch.Tensor:
+            output = attend(layer, query, key, value, spec)
             if layer in self.layers and self.error is None:
                 started = time.perf_counter()
                 try:
-                    scores(layer, query, self._all_keys(layer, read, key), spec)
+                    scores(layer, query, self._all_keys(layer, read), spec)
                     if layer == self.layers[-1]:
-                        self._select(scores.scores, num_chars)
+                        self._next = self._select(scores.scores, num_chars)
                 except Exception as error:  # a chunk cannot be read again, say; the answer goes on as it is
                     logger.warning("a refresh failed (%s); its answer is not refreshed any more", error)
                     self.error = error
                 self.seconds += time.perf_counter() - started
-            return attend(layer, query, key, value, spec)
+            return output
 
-        return refreshing
+        return selecting
 
     @property
     def _num_answer_tokens(self) -> int:
         """Tokens of the answer, those included that run now."""
         return len(self._buffer.positions) - len(self._slots)
 
-    def _all_keys(self, layer: int, read: LayerReader, key: torch.Tensor) -> torch.Tensor:
+    def _all_keys(self, layer: int, read: LayerReader) -> torch.Tensor:
         """Return the keys of prompt and answer: those in the buffer as they are there, the others as cached."""
         num_retained, cached, held = len(self._slots), read(layer)[0], self._buffer.layer(layer)[0]
         cached.index_copy_(2, self._slots, held[:, :, :num_retained])
-        return torch.cat((cached, held[:, :, num_retained:], key), dim=2)
+        return torch.cat((cached, held[:, :, num_retained:]), dim=2)
 
-    def _select(self, token_scores: torch.Tensor, num_chars: int) -> None:
-        """Exchange retained tokens for those of the best blocks, by the scores of prompt and answer, ``[tokens]``."""
+    def _select(self, token_scores: torch.Tensor, num_chars: int) -> _Exchange:
+        """Select the best blocks by the scores of prompt and answer, ``[tokens]``, and which tokens make room."""
         layout, blocks = self._layout, self._blocks
         credited = credit_sentences(token_scores[: layout.num_tokens], layout, self._scout.sentence_credit)
         scores = blocks.top_token_mean(credited, self._scout.block_top_tokens)
@@ -145,33 +191,8 @@ class Refresher:
             best = of_token[arriving].argsort(descending=True, stable=True)[:_MAX_ARRIVING]
             worst = of_token[self._slots[leaving]].argsort(stable=True)[:_MAX_ARRIVING]
             arriving, leaving = arriving[best].sort().values, leaving[worst].sort().values
-        if len(arriving):
-            self._exchange(leaving, arriving)
-        self.arrivals.append((num_chars, arriving))
+        return _Exchange(leaving, arriving.cpu(), num_chars)
 
     @cached_property
     def _everything(self) -> Plan:
         return make_plan(self._layout, torch.ones_like(self._layout.is_chunk))
-
-    def _exchange(self, leaving: torch.Tensor, arriving: torch.Tensor) -> None:
-        """Compute prompt tokens ``arriving`` in view of what stays, and write their KV over the places ``leaving``.
-
-        Both are ``[tokens]``. The buffer's positions do not change: without windows only their order matters.
-        """
-        slots = self._slots.index_copy(0, leaving, arriving)
-        mask = additive(slots <= arriving[:, None], self._decoder.dtype)
-        computed: list[KV] = []
-
-        def attend(
-            layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, spec: LayerSpec
-        ) -> torch.Tensor:
-            computed.append((key, value))
-            held = (states[:, :, : len(slots)] for states in self._buffer.layer(layer))
-            keys, values = (one.index_copy(2, leaving, own) for one, own in zip(held, (key, value), strict=True))
-            return attention(query, keys, values, spec, mask)
-
-        self._decoder.run_layers(self._decoder.embed(self._layout.token_ids[None, arriving]), arriving, attend)
-        for layer, states in enumerate(computed):  # at the end, so that an error leaves all layers as they were
-            for place, own in zip(self._buffer.layer(layer), states, strict=True):
-                place.index_copy_(2, leaving, own)
-        self._slots = slots

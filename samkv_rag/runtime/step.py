@@ -7,28 +7,22 @@ from collections import abc
 import torch
 
 from samkv_rag.model.attention import Attend, LayerSpec
-from samkv_rag.model.decoder import CausalPass, Decoder
+from samkv_rag.model.decoder import CausalPass, Decoder, Rows
 from samkv_rag.runtime.sequence import Sequence
 
 
 def step(decoder: Decoder, sequences: abc.Sequence[Sequence]) -> None:
-    """Run each sequence's last token and accept the next one.
+    """Run each sequence's last token, with what a refresh adds, and accept the next one.
 
-    Everything but attention runs as one batch ``[sequences, 1, hidden]``, so the weights are read once for all
-    sequences. Caches have different lengths, and gaps in their positions. A sequence that revises tokens runs alone.
+    Everything but attention runs as one batch of rows, ``[1, rows, hidden]``, so the weights are read once for all
+    sequences. Caches have different lengths, and gaps in their positions.
     """
-    alone = [sequence for sequence in sequences if _num_rows(sequence) > 1]
-    for batch in ([one for one in sequences if one not in alone], *([one] for one in alone)):
-        if batch:
-            _run(decoder, batch, _num_rows(batch[0]))
-
-
-def _run(decoder: Decoder, sequences: abc.Sequence[Sequence], num_rows: int) -> None:
-    token_ids = torch.tensor([sequence.token_ids[-num_rows:] for sequence in sequences])
-    positions = [sequence.next_position_id for sequence in sequences]
-    position_ids = torch.tensor([list(range(position + 1 - num_rows, position + 1)) for position in positions])
-    attend = RowByRow([_attend(*row) for row in zip(sequences, position_ids, strict=True)])
-    logits = decoder.logits(decoder.run_layers(decoder.embed(token_ids), position_ids, attend)[:, -1:])[:, -1]
+    rows = [_rows(sequence) for sequence in sequences]
+    token_ids = torch.cat([one.token_ids for one in rows])
+    position_ids = torch.cat([one.position_ids for one in rows])
+    last = torch.tensor([len(one.token_ids) for one in rows]).cumsum(0) - 1
+    hidden = decoder.run_layers(decoder.embed(token_ids[None]), position_ids, side_by_side(rows))
+    logits = decoder.logits(hidden[:, last.to(hidden.device)])[0]
     for row, sequence in enumerate(sequences):
         try:
             sequence.accept(logits[row : row + 1])
@@ -36,28 +30,23 @@ def _run(decoder: Decoder, sequences: abc.Sequence[Sequence], num_rows: int) -> 
             sequence.fail(error)
 
 
-def _attend(sequence: Sequence, position_ids: torch.Tensor) -> Attend:
-    """Return the attention of a sequence's last tokens, at ``position_ids`` ``[rows]``."""
+def _rows(sequence: Sequence) -> Rows:
+    """Return what runs for a sequence."""
     assert sequence.state is not None
-    refresher = sequence.state.refresher
-    if refresher is not None and refresher.is_due(len(sequence.token_ids)):
-        return refresher.attend(position_ids, len(sequence.text))
-    return CausalPass(sequence.state.buffer, position_ids)
+    if refresher := sequence.state.refresher:
+        return refresher.rows(torch.tensor(sequence.token_ids), 1, len(sequence.text))
+    position_ids = torch.tensor([sequence.next_position_id])
+    return Rows(torch.tensor(sequence.token_ids[-1:]), position_ids, CausalPass(sequence.state.buffer, position_ids))
 
 
-def _num_rows(sequence: Sequence) -> int:
-    refresher = sequence.state and sequence.state.refresher
-    return refresher.num_rows(len(sequence.token_ids)) if refresher else 1
+def side_by_side(rows: abc.Sequence[Rows]) -> Attend:
+    """Return the attention of a pass over all ``rows``, one after the other, each by its own."""
+    lengths = [len(one.token_ids) for one in rows]
 
-
-class RowByRow:
-    """Attention of a batch, each row by a function of its own."""
-
-    def __init__(self, attends: abc.Sequence[Attend]) -> None:
-        self._attends = attends
-
-    def __call__(
-        self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, spec: LayerSpec
+    def attend(
+        layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, spec: LayerSpec
     ) -> torch.Tensor:
-        rows = zip(self._attends, torch.split(query, 1), torch.split(key, 1), torch.split(value, 1), strict=True)
-        return torch.cat([attend(layer, q, k, v, spec) for attend, q, k, v in rows])
+        parts = zip(rows, *(torch.split(states, lengths, dim=2) for states in (query, key, value)), strict=True)
+        return torch.cat([one.attend(layer, q, k, v, spec) for one, q, k, v in parts], dim=2)
+
+    return attend

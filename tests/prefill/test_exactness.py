@@ -15,7 +15,6 @@ from samkv_rag import SamKVEngine
 from samkv_rag.model.attention import additive
 from samkv_rag.model.decoder import CausalPass, Decoder
 from samkv_rag.prefill import PrefillMethod, Scout
-from samkv_rag.runtime.step import RowByRow
 from support import tiny
 from support.engines import MakeEngine, Prefill, chunks_apart, layout_of, prefill
 
@@ -106,10 +105,8 @@ def test_recomputing_and_decoding_equal_a_forward_over_the_mask_they_mean(
     found.kv.narrow(decoder.windows)
     with torch.inference_mode():
         for position, token_id in enumerate(answer_ids, found.layout.num_tokens):
-            hidden, at = decoder.embed(torch.tensor([[token_id]])), torch.tensor([[position]])
-            logits.append(
-                decoder.logits(decoder.run_layers(hidden, at, RowByRow([CausalPass(found.kv, at[0])])))[0, -1]
-            )
+            hidden, at = decoder.embed(torch.tensor([[token_id]])), torch.tensor([position])
+            logits.append(decoder.logits(decoder.run_layers(hidden, at, CausalPass(found.kv, at)))[0, -1])
     expected = slow_recomputation(found, mask(found, view), family, answer_ids)
     torch.testing.assert_close(torch.stack(logits), expected, atol=1e-4, rtol=0)
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pytest
 import torch
 
 from samkv_rag import SamKVEngine
 from samkv_rag.exceptions import ConfigurationError, DamagedChunkError
-from samkv_rag.model.attention import Attend, LayerSpec, Visibility, attention, causal_attention
+from samkv_rag.model.attention import Attend, LayerSpec, Visibility, causal_attention
 from samkv_rag.model.decoder import CausalPass
 from samkv_rag.prefill import Scout, SparsePrefill
 from samkv_rag.runtime.refreshing import Refresher
@@ -33,15 +33,15 @@ class Written:
         self.decoder = engine.decoder
         self.prefilled, self.layout, _, self.buffer = prefill(engine, method, tiny.rag_prompt(CHUNKS))
         self.num_retained = len(self.buffer.positions)
-        self.refresher = Refresher(self.decoder, method, self.layout, self.prefilled, self.buffer, 4)
+        self.refresher = Refresher(self.decoder, method, self.layout, self.prefilled, self.buffer, 100)
         positions = self.layout.num_tokens + torch.arange(len(ANSWER) - 1)
         hidden = self.decoder.embed(torch.tensor([ANSWER[:-1]]))
         self.decoder.run_layers(hidden, positions, CausalPass(self.buffer, positions))
 
-    def refresh(self, token_id: int = ANSWER[-1]) -> None:
-        position = torch.tensor([self.layout.num_tokens + len(self.buffer.positions) - self.num_retained])
-        attend = self.refresher.attend(position, 0)
-        self.decoder.run_layers(self.decoder.embed(torch.tensor([[token_id]])), position, attend)
+    def run(self, *answer_ids: int) -> None:
+        """Run the last token of the answer; it selects, after what the last one selected has come in."""
+        rows = self.refresher.rows(torch.tensor(answer_ids), 1, 0)
+        self.decoder.run_layers(self.decoder.embed(rows.token_ids[None]), rows.position_ids, rows.attend)
 
     def layers(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
         pairs = [self.buffer.layer(layer) for layer in range(self.decoder.num_layers)]
@@ -63,33 +63,41 @@ def scout(**options: Any) -> Scout:
 
 @torch.inference_mode()
 @pytest.mark.parametrize(("name", "storage"), [("scout", "full"), ("scout", "index"), ("samkv", "full")])
-def test_blocks_come_in_computed_in_view_of_what_stays_and_as_many_tokens_go_out(
+def test_blocks_come_in_computed_in_view_of_what_stays_and_the_next_token_sees_them(
     make_engine: MakeEngine, name: str, storage: str
 ) -> None:
     method = tiny.method(name, sequence_ratio=0.3, refresh_tokens=4)
     assert isinstance(method, SparsePrefill)
-    written = Written(make_engine(chunks=CHUNKS, storage=storage), method)
+    written, answer = Written(make_engine(chunks=CHUNKS, storage=storage), method), ANSWER
     decoder, places = written.decoder, written.prefilled.retained.nonzero()[:, 0]
-    for num_run, token_id in enumerate((ANSWER[-1], 99)):
-        before = written.layers()
-        written.refresh(token_id)
+    written.run(*answer)
+    assert not written.refresher.arrivals
+    for token_id in (99, 5):
+        before, answer = written.layers(), [*answer, token_id]
+        written.run(*answer)
         arrived = written.refresher.arrivals[-1][1]
         assert 0 < len(arrived) <= min(64, written.num_retained - 1)
         assert not torch.isin(arrived, places).any()
         assert written.layout.is_chunk[arrived].all()
-        assert len(written.buffer.positions) == written.num_retained + len(ANSWER) + num_run
+        assert len(written.buffer.positions) == written.num_retained + len(answer)
         changed = (before[0][0] != written.layers()[0][0][:, :, : before[0][0].shape[2]]).any(-1).any(1)[0].nonzero()
         assert written.layout.is_chunk[places[changed[:, 0]]].all()
         places[changed[:, 0]] = arrived
+        new_position = torch.tensor([written.layout.num_tokens + len(answer) - 1])
         order, hidden = places.argsort(), decoder.embed(written.layout.token_ids[None, arrived])
+        new_hidden = decoder.embed(torch.tensor([[token_id]]))
         for layer, (old, new) in enumerate(zip(before, written.layers(), strict=True)):
             for found, expected in zip(new, decoder.project(hidden, arrived, layer), strict=True):
                 torch.testing.assert_close(found[:, :, changed[:, 0]], expected, atol=1e-5, rtol=0)
+            for found, expected in zip(new, decoder.project(new_hidden, new_position, layer), strict=True):
+                torch.testing.assert_close(found[:, :, -1:], expected, atol=1e-5, rtol=0)
             stays = torch.ones(old[0].shape[2], dtype=torch.bool).index_fill_(0, changed[:, 0], False)
             assert torch.equal(new[0][:, :, : len(stays)][:, :, stays], old[0][:, :, stays])
             keys, values = (states[:, :, : len(places)][:, :, order] for states in new)
             attend = _over(keys, values, Visibility(arrived, places[order]))
             hidden = decoder.run_layers(hidden, arrived, attend, [layer])
+            seen = Visibility(new_position, new_position - torch.arange(new[0].shape[2]).flip(0))
+            new_hidden = decoder.run_layers(new_hidden, new_position, _over(*new, seen), [layer])
 
 
 def _over(keys: torch.Tensor, values: torch.Tensor, seen: Visibility) -> Attend:
@@ -124,7 +132,8 @@ def test_a_refresh_adds_what_question_and_newest_token_attend_to(engine: SamKVEn
         return output
 
     decoder.run_layers(decoder.embed(torch.tensor([ANSWER[-1:]])), positions, watch)
-    written.refresh()
+    written.run(*ANSWER)
+    written.run(*ANSWER, 99)
     assert written.prefilled.block_scores is not None
     blocks, asked = written.prefilled.block_scores
     middle = blocks.positions
@@ -134,45 +143,20 @@ def test_a_refresh_adds_what_question_and_newest_token_attend_to(engine: SamKVEn
 
 
 @torch.inference_mode()
-def test_from_the_last_layer_that_scores_on_the_token_sees_what_came_in(engine: SamKVEngine) -> None:
-    """Compare with the plain way: the lower layers over what was retained before, the others over what is now."""
-    written = Written(engine, scout(score_layers=(0.0, 0.5)))
-    decoder, last = written.decoder, written.refresher.layers[-1]
-    before = written.buffer.copy()
-    written.refresh()
-    after = written.buffer.copy()
-    position = torch.tensor([written.layout.num_tokens + len(ANSWER) - 1])
-    hidden = decoder.run_layers(
-        decoder.embed(torch.tensor([ANSWER[-1:]])), position, CausalPass(before, position), range(last)
-    )
-    for layer in range(last, decoder.num_layers):
-        own = after.layer(layer)[0][:, :, -1:]
-        torch.testing.assert_close(own, decoder.project(hidden, position, layer)[0], atol=1e-5, rtol=0)
-
-        def attend(layer: int, query: torch.Tensor, *_: object) -> torch.Tensor:
-            return attention(query, *after.layer(layer), cast("LayerSpec", _[-1]))
-
-        hidden = decoder.run_layers(hidden, position, attend, [layer])
-
-
-@torch.inference_mode()
 def test_revised_tokens_have_the_kv_of_decoding_over_what_is_retained_now(engine: SamKVEngine) -> None:
     written = Written(engine, scout(score_layers=(0.0, 0.1), revise_tokens=len(ANSWER)))
+    written.run(*ANSWER)
     stale = written.layers()
-    rows = written.refresher.num_rows(len(ANSWER))
-    assert rows == len(ANSWER)
-    positions = written.layout.num_tokens + torch.arange(rows)
-    attend = written.refresher.attend(positions, 0)
-    written.decoder.run_layers(written.decoder.embed(torch.tensor([ANSWER])), positions, attend)
+    written.run(*ANSWER, 99)
     assert len(written.refresher.arrivals[0][1])
+    positions = written.layout.num_tokens + torch.arange(len(ANSWER) + 1)
     expected = written.buffer.copy()
-    expected.drop_last(rows)
-    attend = CausalPass(expected, positions)
-    written.decoder.run_layers(written.decoder.embed(torch.tensor([ANSWER])), positions, attend)
+    expected.drop_last(len(positions))
+    hidden = written.decoder.embed(torch.tensor([[*ANSWER, 99]]))
+    written.decoder.run_layers(hidden, positions, CausalPass(expected, positions))
     for layer, (keys, values) in enumerate(written.layers()):
         torch.testing.assert_close((keys, values), expected.layer(layer), atol=1e-4, rtol=0)
-    last = written.num_retained + len(ANSWER) - 1
-    changed = (stale[-1][0] - keys[:, :, :last]).abs().amax((0, 1, 3))[written.num_retained :]
+    changed = (stale[-1][0] - keys[:, :, :-1]).abs().amax((0, 1, 3))[written.num_retained :]
     assert (changed > 1e-3).all(), "nothing was revised"
 
 
@@ -210,7 +194,7 @@ def test_an_error_ends_the_refreshes_only(
     def damaged(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr(Refresher, "_exchange", damaged)
+    monkeypatch.setattr(Refresher, "_select", damaged)
     expected = engine.generate(prompts()[0], method=scout(refresh_tokens=None), max_new_tokens=14).token_ids
     result = engine.generate(prompts()[0], method=scout(), max_new_tokens=14)
     assert result.token_ids == expected

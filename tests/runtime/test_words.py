@@ -118,7 +118,7 @@ def test_answers_never_take_more_places_than_there_are(monkeypatch: pytest.Monke
     engine = SamKVEngine.from_pretrained(tiny.model(), tokenizer=tiny.tokenizer(), max_running=3)
     sizes: list[int] = []
     logits = engine.decoder.logits
-    monkeypatch.setattr(engine.decoder, "logits", lambda hidden: sizes.append(len(hidden)) or logits(hidden))
+    monkeypatch.setattr(engine.decoder, "logits", lambda hidden: sizes.append(hidden.shape[1]) or logits(hidden))
     results = together(engine, [{"n": n} for n in (2, 1, 3, 2)], prompt=PROMPT, max_new_tokens=NUM_TOKENS)
     assert [1 + len(result.others) for result in results] == [2, 1, 3, 2]
     assert max(sizes) == 3
