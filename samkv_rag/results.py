@@ -90,6 +90,7 @@ class GenerationMetrics:
     refreshes: int = 0
     """How often the retained tokens were selected again."""
     refresh_s: float = 0.0
+    """Seconds of selecting again. What comes in is computed with the next token."""
     refresh_bytes_read: int = 0
     """Bytes of cached KV that the refreshes read."""
 

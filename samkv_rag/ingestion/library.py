@@ -32,6 +32,7 @@ from samkv_rag.exceptions import (
 from samkv_rag.ingestion.encoder import encode, encode_beginning
 from samkv_rag.ingestion.recognition import ChunkIndex, Match, describe, text_digest
 from samkv_rag.model.decoder import Decoder
+from samkv_rag.model.openmp import compute_alone
 from samkv_rag.model.tokenization import PromptTokenizer, printable
 from samkv_rag.results import IngestionEstimate, IngestionReport
 from samkv_rag.store.base import BytesBlob, Store
@@ -268,7 +269,7 @@ class ChunkLibrary:
         stop_prefetch = self._store.prefetch(self._key(text_digest(text)) for text in texts)
         try:
             if self._store.shared and len(texts) > 1:
-                with ThreadPoolExecutor(min(_PARALLEL, len(texts)), "samkv-open") as pool:
+                with ThreadPoolExecutor(min(_PARALLEL, len(texts)), "samkv-open", compute_alone) as pool:
                     readers = list(pool.map(self._open, texts, repeat(whole)))
             else:
                 readers = [self._open(text, whole) for text in texts]

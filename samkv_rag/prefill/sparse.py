@@ -55,8 +55,8 @@ class SparsePrefill(CachedPrefill):
         refresh_tokens: each of the answer's first n tokens, and every n-th after them, selects again, and the blocks
             that it and the question attend to replace others. None: the retained tokens stay for the whole answer.
             Refused for models with windows. ``"auto"``: 8 on a CPU, None where it would be refused.
-        revise_tokens: how many answer tokens before it run again with a token that refreshes, over what is retained
-            then. (Retrospective Sparse Attention, arXiv 2508.09001, completes their outputs instead.)
+        revise_tokens: how many of the answer's last tokens run again, over what is retained then, when something comes
+            in. (Retrospective Sparse Attention, arXiv 2508.09001, completes their outputs instead.)
 
     Raises:
         ConfigurationError: a value is out of range.
@@ -69,7 +69,7 @@ class SparsePrefill(CachedPrefill):
     update: Update = "overwrite"
     fusion_theta: float = 0.9
     refresh_tokens: int | Literal["auto"] | None = None
-    revise_tokens: int = 0
+    revise_tokens: int = 16
 
     def __post_init__(self) -> None:
         super().__post_init__()

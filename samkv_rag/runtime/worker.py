@@ -19,6 +19,7 @@ from samkv_rag.exceptions import DamagedChunkError, EngineClosedError
 from samkv_rag.forking import start_over_in_forks
 from samkv_rag.generation_result import GenerationResult
 from samkv_rag.model.decoder import Decoder
+from samkv_rag.model.openmp import compute_alone, release_team
 from samkv_rag.runtime.scheduler import Scheduler
 from samkv_rag.runtime.sequence import ReadPrompt, Sequence
 from samkv_rag.runtime.step import step
@@ -81,6 +82,7 @@ class Runtime:
             QueueFullError: too many sequences are waiting.
             EngineClosedError: the engine was closed.
         """
+        release_team()
         with self._changed:
             self._require_open()
             self._scheduler.admit(sequence)
@@ -91,6 +93,7 @@ class Runtime:
         """Run ``function`` on the worker thread, which owns the model, and return its result."""
         if threading.current_thread() is self._thread:
             return function()
+        release_team()
         future: Future[T] = Future()
         with self._changed:
             self._require_open()
@@ -144,6 +147,8 @@ class Runtime:
 
     def _wait_for_work(self) -> bool:
         with self._changed:
+            if not (self._jobs or self._scheduler.has_work):
+                release_team()
             self._changed.wait_for(lambda: self._closed or self._jobs or self._scheduler.has_work, _IDLE_S)
             if self._jobs or self._scheduler.has_work:
                 return True
@@ -248,13 +253,21 @@ class Runtime:
             self._thread = thread
         self._changed.notify_all()
 
+    def before_fork(self) -> None:
+        """Let go of the forking thread's team, whose threads the child would lack."""
+        release_team()
+
+    def after_fork(self) -> None:
+        """Nothing: the next operation starts another team."""
+
     def start_over(self) -> None:
         """Reset everything: at first, and in a forked process, which has none of the parent's threads."""
         self._changed = threading.Condition()
         self._scheduler = Scheduler(*self._limits)
         self._jobs: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
         self._thread = None
-        self._readers = ThreadPoolExecutor(_READING_THREADS, "samkv-read")  # its threads start with the first prompt
+        # Its threads start with the first prompt.
+        self._readers = ThreadPoolExecutor(_READING_THREADS, "samkv-read", compute_alone)
         self._stepping = False
         self._next_step_at = 0.0
 

@@ -66,7 +66,7 @@ def scout(**options: Any) -> Scout:
 def test_blocks_come_in_computed_in_view_of_what_stays_and_the_next_token_sees_them(
     make_engine: MakeEngine, name: str, storage: str
 ) -> None:
-    method = tiny.method(name, sequence_ratio=0.3, refresh_tokens=4)
+    method = tiny.method(name, sequence_ratio=0.3, refresh_tokens=4, revise_tokens=0)
     assert isinstance(method, SparsePrefill)
     written, answer = Written(make_engine(chunks=CHUNKS, storage=storage), method), ANSWER
     decoder, places = written.decoder, written.prefilled.retained.nonzero()[:, 0]

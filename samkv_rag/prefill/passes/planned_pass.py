@@ -14,6 +14,7 @@ from samkv_rag.chunk_cache import ChunkCache
 from samkv_rag.model.attention import LayerSpec, causal_attention
 from samkv_rag.model.decoder import Decoder
 from samkv_rag.model.kv_buffer import KVBuffer
+from samkv_rag.model.openmp import compute_alone
 from samkv_rag.prefill.passes.plan import Plan
 
 KV = tuple[torch.Tensor, torch.Tensor]
@@ -136,7 +137,8 @@ class LayerReader:
         self._following = dict(pairwise(layers))
         # KV that was just computed is in memory and needs no thread.
         is_stored = any(not isinstance(source.reader, ChunkCache) for source in plan.sources)
-        self._thread = ThreadPoolExecutor(1, "samkv-layer") if is_stored and len(layers) > 1 else None
+        reads_ahead = is_stored and len(layers) > 1
+        self._thread = ThreadPoolExecutor(1, "samkv-layer", compute_alone) if reads_ahead else None
         self._ahead: tuple[int, Future[torch.Tensor]] | None = None
 
         # One slot is filled while the other is used or copied. For CUDA they are page-locked: a layer is uploaded in
