@@ -137,13 +137,13 @@ class LayerReader:
         self._following = dict(pairwise(layers))
         # KV that was just computed is in memory and needs no thread.
         is_stored = any(not isinstance(source.reader, ChunkCache) for source in plan.sources)
-        reads_ahead = is_stored and len(layers) > 1
-        self._thread = ThreadPoolExecutor(1, "samkv-layer", compute_alone) if reads_ahead else None
+        on_cuda = decoder.device.type == "cuda"
+        alone = None if on_cuda else compute_alone  # which leaves the cores to the computing thread
+        self._thread = ThreadPoolExecutor(1, "samkv-layer", alone) if is_stored and len(layers) > 1 else None
         self._ahead: tuple[int, Future[torch.Tensor]] | None = None
 
         # One slot is filled while the other is used or copied. For CUDA they are page-locked: a layer is uploaded in
         # one copy, and the host does not wait for it. Zeros, because NaNs would spread from behind a mask.
-        on_cuda = decoder.device.type == "cuda"
         shape = (1 if keys_only else 2, 1, decoder.num_kv_heads, len(plan.rotate_offsets), decoder.head_dim)
         num_slots = 2 if on_cuda or self._thread else 1
         self._slots = [torch.zeros(shape, dtype=decoder.dtype, pin_memory=on_cuda) for _ in range(num_slots)]
