@@ -88,7 +88,7 @@ class GenerationMetrics:
     """Seconds of the phases before the first token: recognise, assemble, wait, then prefill or select and recompute."""
     diagnostics: tuple[Diagnostic, ...] = ()
     refreshes: int = 0
-    """How often the retained tokens were selected again."""
+    """How often the retained tokens were selected again and the next token saw it."""
     refresh_s: float = 0.0
     """Seconds of selecting again. What comes in is computed with the next token."""
     refresh_bytes_read: int = 0

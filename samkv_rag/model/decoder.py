@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -197,6 +197,28 @@ class Rows(NamedTuple):
     position_ids: torch.Tensor
     """``[rows]``, on the host"""
     attend: Attend
+
+
+def causal_rows(buffer: KVBuffer, token_ids: Sequence[int], first_position: int) -> Rows:
+    """Return tokens that follow what ``buffer`` holds, see it and each other, and are added to it."""
+    position_ids = first_position + torch.arange(len(token_ids))
+    return Rows(torch.tensor(token_ids), position_ids, CausalPass(buffer, position_ids))
+
+
+def side_by_side(parts: Sequence[Rows]) -> Rows:
+    """Return all parts for one pass, in which one after the other attends by itself."""
+    if len(parts) == 1:
+        return parts[0]
+    lengths = [len(part.token_ids) for part in parts]
+
+    def attend(
+        layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, spec: LayerSpec
+    ) -> torch.Tensor:
+        states = zip(parts, *(torch.split(state, lengths, dim=2) for state in (query, key, value)), strict=True)
+        return torch.cat([part.attend(layer, q, k, v, spec) for part, q, k, v in states], dim=2)
+
+    token_ids = torch.cat([part.token_ids for part in parts])
+    return Rows(token_ids, torch.cat([part.position_ids for part in parts]), attend)
 
 
 class _LeftError(Exception):

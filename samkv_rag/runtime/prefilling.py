@@ -11,7 +11,7 @@ from torch.nn.functional import cross_entropy
 from samkv_rag.chunk_cache import SummarySpec
 from samkv_rag.exceptions import PromptTooLongError
 from samkv_rag.handover import hand_over
-from samkv_rag.model.decoder import CausalPass, Decoder, Rows
+from samkv_rag.model.decoder import Decoder, causal_rows
 from samkv_rag.model.kv_buffer import KVBuffer
 from samkv_rag.prefill import CachedPrefill, FullPrefill, PrefillContext, PrefillMethod, SparsePrefill
 from samkv_rag.prompt.assembly import PromptAssembler, SplitPrompt
@@ -110,11 +110,10 @@ def _reference_nll(
     refresher = refresher and refresher.over(buffer)
     due = {number for number in range(1, len(expected)) if refresher and refresher.is_due(number)}
     for start, stop in pairwise(sorted({0, len(expected) - 1, *due})):
-        position_ids = num_prompt_tokens + torch.arange(start, stop)
         if refresher:
-            rows = refresher.rows(expected[:stop], stop - start, 0)
+            rows = refresher.rows(reference_ids[:stop], stop - start, 0)
         else:
-            rows = Rows(expected[start:stop], position_ids, CausalPass(buffer, position_ids))
+            rows = causal_rows(buffer, reference_ids[start:stop], num_prompt_tokens + start)
         forced = decoder.run_layers(decoder.embed(rows.token_ids[None]), rows.position_ids, rows.attend)
         hidden = torch.cat((hidden, forced[:, start - stop :]), dim=1)
     return float(cross_entropy(decoder.logits(hidden)[0].float().cpu(), expected))

@@ -147,13 +147,16 @@ class Runtime:
 
     def _wait_for_work(self) -> bool:
         with self._changed:
-            if not (self._jobs or self._scheduler.has_work):
+            if not self._has_work():
                 release_team()
-            self._changed.wait_for(lambda: self._closed or self._jobs or self._scheduler.has_work, _IDLE_S)
-            if self._jobs or self._scheduler.has_work:
+            self._changed.wait_for(lambda: self._closed or self._has_work(), _IDLE_S)
+            if self._has_work():
                 return True
             self._thread = None
             return False
+
+    def _has_work(self) -> bool:
+        return bool(self._jobs or self._scheduler.has_work)
 
     def _prefill_next(self) -> None:
         with self._changed:

@@ -16,14 +16,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from samkv_rag.chunk_cache import ChunkCache, SummarySpec
 from samkv_rag.ingestion.encoder import encode
-from samkv_rag.model.decoder import CausalPass, Decoder, Rows
+from samkv_rag.model.decoder import CausalPass, Decoder, causal_rows, side_by_side
 from samkv_rag.model.kv_buffer import KVBuffer
 from samkv_rag.prefill import Clock, PrefillContext, PrefillMethod, Scout
 from samkv_rag.prefill.passes.plan import Source, make_plan
 from samkv_rag.prefill.passes.planned_pass import LayerReader, PlannedPass
 from samkv_rag.prefill.scout import AttentionScores
 from samkv_rag.prompt.layout import PromptLayout, Segment
-from samkv_rag.runtime.step import side_by_side
 from support import tiny
 
 CPU, META = torch.device("cpu"), torch.device("meta")
@@ -150,9 +149,8 @@ def test_decoding_a_token_reads_nothing_back() -> None:
     buffers = [KVBuffer(2), KVBuffer(2)]
     for buffer in buffers:
         run_on_meta(CausalPass(buffer, torch.arange(5)), torch.arange(5))
-    newest = torch.tensor([5])
-    rows = [Rows(newest, newest, CausalPass(buffer, newest)) for buffer in buffers]
-    run_on_meta(side_by_side(rows), torch.cat((newest, newest)))
+    rows = side_by_side([causal_rows(buffer, [7], 5) for buffer in buffers])
+    run_on_meta(rows.attend, rows.position_ids)
     assert [buffer.layer(1)[0].shape[2] for buffer in buffers] == [6, 6]
 
 

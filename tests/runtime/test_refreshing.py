@@ -40,7 +40,7 @@ class Written:
 
     def run(self, *answer_ids: int) -> None:
         """Run the last token of the answer; it selects, after what the last one selected has come in."""
-        rows = self.refresher.rows(torch.tensor(answer_ids), 1, 0)
+        rows = self.refresher.rows(answer_ids, 1, 0)
         self.decoder.run_layers(self.decoder.embed(rows.token_ids[None]), rows.position_ids, rows.attend)
 
     def layers(self) -> list[tuple[torch.Tensor, torch.Tensor]]:

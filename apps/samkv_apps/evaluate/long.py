@@ -59,7 +59,7 @@ class LongAnswer:
     decode_s_per_token: float
     refreshes: int
     refresh_share: float
-    """Share of the time from the first token to the last that refreshes take."""
+    """Share of the time from the first token to the last in which refreshes select."""
     kv_bytes_resident: int
 
 
@@ -204,7 +204,7 @@ def repetition(text: str) -> float:
 def report(answers: Sequence[LongAnswer], seed: int) -> str:
     """Return a Markdown table, one row per data set and method; intervals are paired with full prefill."""
     header = ("data", "method", "n", "tokens", "KL", "95%", "÷ fixed", "top-1", "item recall", "− full, 95%",
-              "repetition", "s a token ÷ full", "refreshes", "their share of time", "KV MB")  # fmt: skip
+              "repetition", "s a token ÷ full", "refreshes", "selecting, share of time", "KV MB")  # fmt: skip
     rows = [header, ("---",) * len(header)]
     for data, method in dict.fromkeys((answer.data, answer.method) for answer in answers):
         own = [answer for answer in answers if (answer.data, answer.method) == (data, method)]
