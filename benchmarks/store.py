@@ -170,6 +170,8 @@ def measure(store: Store, meter: Meter) -> None:
 class _MeteredBlob:
     """The bytes of a file, read when they are asked for."""
 
+    is_near = True
+
     def __init__(self, blob: Blob, meter: Meter) -> None:
         self.size, self.identity = blob.size, blob.identity
         self._blob, self._meter = blob, meter

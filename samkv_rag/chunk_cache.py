@@ -93,6 +93,10 @@ class ChunkReader(Protocol):
     def token_ids(self) -> torch.Tensor:
         """``[tokens]``, int64."""
 
+    @property
+    def has_all_kv(self) -> bool:
+        """Whether the KV of any token can be read, without a request to a remote store."""
+
     def layer(self, layer: int, tokens: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
         """Return keys and values of one layer, each ``[kv_heads, tokens, head_dim]``, at their computed positions.
 
@@ -127,6 +131,10 @@ class ChunkCache:
     @property
     def num_tokens(self) -> int:
         return int(self.token_ids.shape[0])
+
+    @property
+    def has_all_kv(self) -> bool:
+        return True
 
     def layer(self, layer: int, tokens: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
         keys, values = self.keys[layer], self.values[layer]

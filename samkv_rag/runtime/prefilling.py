@@ -109,7 +109,8 @@ def _reference_nll(
     expected, buffer = torch.tensor(reference_ids), buffer.copy()
     refresher = refresher and refresher.over(buffer)
     due = {number for number in range(1, len(expected)) if refresher and refresher.is_due(number)}
-    for start, stop in pairwise(sorted({0, len(expected) - 1, *due})):
+    alone = {*due, *(number - 1 for number in due)}  # tokens that refresh, so that those before see what they saw
+    for start, stop in pairwise(sorted({0, len(expected) - 1, *alone})):
         if refresher:
             rows = refresher.rows(reference_ids[:stop], stop - start, 0)
         else:

@@ -1,9 +1,9 @@
 """Refreshes: at its beginning and every few tokens, the answer's newest token selects again what to retain.
 
 In layers that score, its queries meet the keys of the whole prompt as cached, as the question's do in scouting. The
-blocks that question and answer attend to replace as many tokens, as in RefreshKV (arXiv 2411.05787). They are computed
-together with the next token, in view of what stays, and it sees them. The answer's KV stays as it is, unless its last
-``revise_tokens`` run again in the same pass.
+blocks that question and answer attend to replace as many tokens, as in RefreshKV (arXiv 2411.05787). Their KV comes in
+as cached, so the layers above see it at once. An index has none: they are computed together with the next token, in
+view of what stays. The answer's KV stays as it is, unless its last ``revise_tokens`` run again with the next token.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from __future__ import annotations
 import copy
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from typing import NamedTuple
 
@@ -29,9 +30,9 @@ from samkv_rag.prompt.layout import PromptLayout
 logger = logging.getLogger(__name__)
 
 _MEMORY = 0.5
-"""Share of the earlier scores in a refresh. By its own alone, a token exchanges half of the blocks at a time."""
-_MAX_ARRIVING = 64
-"""Tokens that come in at a time. With them the next token takes one and a half to two and a half times as long."""
+"""Weight of scores a token later. By its own alone, each of the first tokens would exchange half of the blocks."""
+_MAX_COMPUTED = 64
+"""Tokens computed at a time. With them the next token takes one and a half to two and a half times as long."""
 
 
 class _Exchange(NamedTuple):
@@ -69,6 +70,8 @@ class Refresher:
         self._blocks = prefilled.block_scores.blocks
         self._scout = method if isinstance(method, Scout) else Scout()
         self._every, self._num_revised = every, method.revise_tokens
+        self._computes = not all(segment.reader.has_all_kv for segment in layout.cached if segment.reader)
+        """Whether it computes what comes in, because not all KV is at hand."""
         self.error: Exception | None = None
         """Why a refresh failed; there are no more then."""
         self.layers = self._scout.layers_that_score(decoder)[::-2][::-1]
@@ -80,7 +83,9 @@ class Refresher:
         self.arrivals: list[tuple[int, torch.Tensor]] = []
         """For each refresh: characters of the answer by then, and positions of the tokens that came in."""
         self._next: _Exchange | None = None
-        """Selected; runs with the next token."""
+        """What the newest token has selected."""
+        self._num_scored = 0
+        """Tokens of the answer up to the last that selected."""
         self.seconds = 0.0
 
     def is_due(self, num_answer_tokens: int) -> bool:
@@ -105,25 +110,33 @@ class Refresher:
         precede the newest token.
         """
         exchange, self._next = self._next, None
-        arriving, num_tokens, num_again = [], len(answer_ids), 0
+        parts, num_tokens, num_again = [], len(answer_ids), 0
         if exchange is not None:
             self.arrivals.append((exchange.num_chars, exchange.arriving))
             if len(exchange.arriving):
-                arriving.append(self._arriving(exchange))
+                parts += [self._computing(exchange)] if self._computes else []
                 num_again = min(self._num_revised, num_tokens - num_new)
         self._buffer.drop_last(num_again)
         first = num_tokens - num_new - num_again
-        answering = causal_rows(self._buffer, answer_ids[first:], self._layout.num_tokens + first)
-        rows = side_by_side([*arriving, answering])
+        parts.append(causal_rows(self._buffer, answer_ids[first:], self._layout.num_tokens + first))
+        rows = side_by_side(parts)
         return rows._replace(attend=self._selecting(rows.attend, num_chars)) if self.is_due(num_tokens) else rows
 
-    def _arriving(self, exchange: _Exchange) -> Rows:
-        """Return the tokens that come in; their KV is written over the places of those that leave.
-
-        The buffer's positions do not change: without windows only their order matters.
-        """
+    def _take_cached(self, exchange: _Exchange) -> None:
+        """Write the cached KV of the tokens that come in over that of those that leave."""
         leaving, arriving, _ = exchange
-        self._slots = self._slots.index_copy(0, leaving, arriving.to(leaving.device))
+        wanted = torch.zeros_like(self._layout.is_chunk).index_fill_(0, arriving.to(leaving.device), True)
+        read = LayerReader(self._decoder, make_plan(self._layout, wanted, with_text=False))
+        cached = [tuple(map(torch.clone, read(layer))) for layer in range(self._decoder.num_layers)]
+        for layer, states in enumerate(cached):  # all of it was read before: an error would change nothing
+            for place, own in zip(self._buffer.layer(layer), states, strict=True):
+                place.index_copy_(2, leaving, own)
+        self._place(exchange)
+
+    def _computing(self, exchange: _Exchange) -> Rows:
+        """Return the tokens that come in; they write their KV over that of those that leave."""
+        self._place(exchange)
+        leaving, arriving, _ = exchange
         num_retained = len(self._slots)
         mask = additive(self._slots <= arriving.to(leaving.device)[:, None], self._decoder.dtype)
 
@@ -137,6 +150,10 @@ class Refresher:
 
         return Rows(self._layout.token_ids[arriving.to(self._layout.device)].cpu(), arriving, attend)
 
+    def _place(self, exchange: _Exchange) -> None:
+        """Note which token is where. The buffer's positions stay: without windows only their order matters."""
+        self._slots = self._slots.index_copy(0, exchange.leaving, exchange.arriving.to(exchange.leaving.device))
+
     def _selecting(self, attend: Attend, num_chars: int) -> Attend:
         """Return ``attend``, after which the last of its rows selects."""
         scores = AttentionScores(self._decoder, self._scout, self._layout.num_tokens + self._num_answer_tokens, 1)
@@ -147,18 +164,27 @@ class Refresher:
         ) -> torch.Tensor:
             output = attend(layer, query, key, value, spec)
             if layer in self.layers and self.error is None:
-                started = time.perf_counter()
-                try:
+                with self._last_if_it_fails():
                     scores(layer, query, self._all_keys(layer, read), spec)
                     if layer == self.layers[-1]:
-                        self._next = self._select(scores.scores, num_chars)
-                except Exception as error:  # a chunk cannot be read again, say; the answer goes on as it is
-                    logger.warning("a refresh failed (%s); its answer is not refreshed any more", error)
-                    self.error = error
-                self.seconds += time.perf_counter() - started
+                        exchange = self._select(scores.scores, num_chars)
+                        if not self._computes and len(exchange.arriving):
+                            self._take_cached(exchange)
+                        self._next = exchange
             return output
 
         return selecting
+
+    @contextmanager
+    def _last_if_it_fails(self) -> Iterator[None]:
+        """Count the time of a part of a refresh; after an error there are no more refreshes."""
+        started = time.perf_counter()
+        try:
+            yield
+        except Exception as error:  # a chunk cannot be read again, say; the answer goes on as it is
+            logger.warning("a refresh failed (%s); its answer is not refreshed any more", error)
+            self.error = error
+        self.seconds += time.perf_counter() - started
 
     @property
     def _num_answer_tokens(self) -> int:
@@ -178,16 +204,17 @@ class Refresher:
         scores = blocks.top_token_mean(credited, self._scout.block_top_tokens)
         if self._scores is not None:  # brought to the same sum
             earlier = self._scores * (scores.sum() / self._scores.sum().clamp(min=1e-9))
-            scores = _MEMORY * earlier + (1 - _MEMORY) * scores
-        self._scores = scores
+            weight = _MEMORY ** (self._num_answer_tokens - self._num_scored)
+            scores = weight * earlier + (1 - weight) * scores
+        self._scores, self._num_scored = scores, self._num_answer_tokens
         held = torch.zeros_like(layout.is_chunk).index_fill_(0, self._slots, True)
         middle = torch.zeros_like(held).index_fill_(0, blocks.positions, True)
         wanted = (held & ~middle) | blocks.best_within(scores, int((held & middle).sum()))
         arriving, leaving = (wanted & ~held).nonzero()[:, 0], (~wanted[self._slots]).nonzero()[:, 0]
-        if len(arriving) > _MAX_ARRIVING:  # the best take the places of the worst
+        if self._computes and len(arriving) > _MAX_COMPUTED:  # the best take the places of the worst
             of_token = scores.new_zeros(layout.num_tokens).index_copy(0, blocks.positions, scores[blocks.of_token])
-            best = of_token[arriving].argsort(descending=True, stable=True)[:_MAX_ARRIVING]
-            worst = of_token[self._slots[leaving]].argsort(stable=True)[:_MAX_ARRIVING]
+            best = of_token[arriving].argsort(descending=True, stable=True)[:_MAX_COMPUTED]
+            worst = of_token[self._slots[leaving]].argsort(stable=True)[:_MAX_COMPUTED]
             arriving, leaving = arriving[best].sort().values, leaving[worst].sort().values
         return _Exchange(leaving, arriving.cpu(), num_chars)
 

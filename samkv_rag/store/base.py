@@ -24,6 +24,10 @@ class Blob(Protocol):
     identity: object
     """Equal only for blobs of the same, unchanged bytes."""
 
+    @property
+    def is_near(self) -> bool:
+        """Whether all bytes can be read without a request to a remote store."""
+
     def read(self, parts: Sequence[tuple[int, Buffer]]) -> None:
         """Fill each buffer with the bytes from its start offset on, in one request if the backend can.
 
@@ -34,6 +38,8 @@ class Blob(Protocol):
 
 class BytesBlob:
     """Bytes in memory."""
+
+    is_near = True
 
     def __init__(self, data: bytes | bytearray) -> None:
         self._view = memoryview(data)

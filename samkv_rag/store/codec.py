@@ -199,6 +199,10 @@ class StoredChunk:
     def token_ids(self) -> torch.Tensor:
         return self._read("token_ids")["token_ids"]
 
+    @property
+    def has_all_kv(self) -> bool:
+        return self.storage == "full" and self._data.is_near
+
     def layer(self, layer: int, tokens: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
         if self.storage == "index":
             return self._anchors(layer, tokens)

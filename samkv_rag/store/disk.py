@@ -217,6 +217,8 @@ class FileBlob:
         FileNotFoundError: there is no such file.
     """
 
+    is_near = True
+
     def __init__(self, path: Path) -> None:
         self._path = path
         status = os.stat(path)

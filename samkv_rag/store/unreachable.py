@@ -102,6 +102,10 @@ class _BlobInParts:
         self.size = first.num_bytes
         self.identity: object = first.version or self._here.identity
 
+    @property
+    def is_near(self) -> bool:
+        return self._here.size == self.size
+
     def read(self, parts: Sequence[tuple[int, Buffer]]) -> None:
         if any(start + memoryview(buffer).nbytes > self._here.size for start, buffer in parts):
             with self._lock:

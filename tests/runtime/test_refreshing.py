@@ -29,13 +29,15 @@ def engine(make_engine: MakeEngine) -> SamKVEngine:
 class Written:
     """A prefilled prompt and its answer, with all but the last token in the buffer."""
 
-    def __init__(self, engine: SamKVEngine, method: SparsePrefill) -> None:
+    def __init__(
+        self, engine: SamKVEngine, method: SparsePrefill, answer: list[int] = ANSWER, every: int = len(ANSWER)
+    ) -> None:
         self.decoder = engine.decoder
         self.prefilled, self.layout, _, self.buffer = prefill(engine, method, tiny.rag_prompt(CHUNKS))
         self.num_retained = len(self.buffer.positions)
-        self.refresher = Refresher(self.decoder, method, self.layout, self.prefilled, self.buffer, 100)
-        positions = self.layout.num_tokens + torch.arange(len(ANSWER) - 1)
-        hidden = self.decoder.embed(torch.tensor([ANSWER[:-1]]))
+        self.refresher = Refresher(self.decoder, method, self.layout, self.prefilled, self.buffer, every)
+        positions = self.layout.num_tokens + torch.arange(len(answer) - 1)
+        hidden = self.decoder.embed(torch.tensor([answer[:-1]]))
         self.decoder.run_layers(hidden, positions, CausalPass(self.buffer, positions))
 
     def run(self, *answer_ids: int) -> None:
@@ -47,14 +49,14 @@ class Written:
         pairs = [self.buffer.layer(layer) for layer in range(self.decoder.num_layers)]
         return [(keys.clone(), values.clone()) for keys, values in pairs]
 
-    def cached_keys(self, layer: int) -> torch.Tensor:
-        """Return the whole prompt's cached keys, ``[1, kv_heads, tokens, head_dim]``."""
+    def cached(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the whole prompt's cached keys and values, each ``[1, kv_heads, tokens, head_dim]``."""
         held = self.buffer.layer(layer)[0]
-        whole = torch.zeros(1, held.shape[1], self.layout.num_tokens, held.shape[3])
+        whole = torch.zeros(2, 1, held.shape[1], self.layout.num_tokens, held.shape[3])
         for segment in self.layout.cached:
             assert segment.reader is not None
-            whole[0, :, segment.span] = segment.reader.layer(layer)[0]
-        return self.decoder.rotation_by(self.layout.rotate_offsets)[layer](whole)
+            whole[:, 0, :, segment.span] = torch.stack(segment.reader.layer(layer))
+        return self.decoder.rotation_by(self.layout.rotate_offsets)[layer](whole[0]), whole[1]
 
 
 def scout(**options: Any) -> Scout:
@@ -62,13 +64,41 @@ def scout(**options: Any) -> Scout:
 
 
 @torch.inference_mode()
-@pytest.mark.parametrize(("name", "storage"), [("scout", "full"), ("scout", "index"), ("samkv", "full")])
-def test_blocks_come_in_computed_in_view_of_what_stays_and_the_next_token_sees_them(
-    make_engine: MakeEngine, name: str, storage: str
-) -> None:
+@pytest.mark.parametrize("name", ["scout", "samkv"])
+def test_blocks_come_in_as_cached_and_the_layers_above_see_them(engine: SamKVEngine, name: str) -> None:
     method = tiny.method(name, sequence_ratio=0.3, refresh_tokens=4, revise_tokens=0)
     assert isinstance(method, SparsePrefill)
-    written, answer = Written(make_engine(chunks=CHUNKS, storage=storage), method), ANSWER
+    written = Written(engine, method)
+    before, num_layers = written.buffer.copy(), written.decoder.num_layers
+    written.run(*ANSWER)
+    after = written.buffer.copy()
+    written.run(*ANSWER, 99)
+    ((_, arrived),) = written.refresher.arrivals
+    changed = (before.layer(0)[0] != after.layer(0)[0][:, :, :-1]).any(-1).any(1)[0].nonzero()[:, 0]
+    assert 0 < len(arrived) == len(changed) < written.num_retained
+    assert written.layout.is_chunk[written.prefilled.retained.nonzero()[changed, 0]].all()
+    for layer in range(num_layers):
+        for old, new, cached in zip(before.layer(layer), after.layer(layer), written.cached(layer), strict=True):
+            torch.testing.assert_close(new[:, :, changed], cached[:, :, arrived], atol=1e-5, rtol=0)
+            stays = torch.ones(old.shape[2], dtype=torch.bool).index_fill_(0, changed, False)
+            assert torch.equal(new[:, :, :-1][:, :, stays], old[:, :, stays])
+    position = torch.tensor([written.layout.num_tokens + len(ANSWER) - 1])
+    hidden, found = written.decoder.embed(torch.tensor([ANSWER[-1:]])), [after.layer(i) for i in range(num_layers)]
+    last_selecting = written.refresher.layers[-1]
+    assert last_selecting < num_layers - 1
+    after.drop_last(1)
+    for buffer, layers in ((before, range(last_selecting + 1)), (after, range(last_selecting + 1, num_layers))):
+        hidden = written.decoder.run_layers(hidden, position, CausalPass(buffer, position), layers)
+        for layer in layers:
+            for own, expected in zip(found[layer], buffer.layer(layer), strict=True):
+                torch.testing.assert_close(own[:, :, -1], expected[:, :, -1], atol=1e-5, rtol=0)
+
+
+@torch.inference_mode()
+def test_from_an_index_blocks_come_in_computed_in_view_of_what_stays_and_the_next_token_sees_them(
+    make_engine: MakeEngine,
+) -> None:
+    written, answer = Written(make_engine(chunks=CHUNKS, storage="index"), scout(revise_tokens=0), every=100), ANSWER
     decoder, places = written.decoder, written.prefilled.retained.nonzero()[:, 0]
     written.run(*answer)
     assert not written.refresher.arrivals
@@ -111,11 +141,12 @@ def _over(keys: torch.Tensor, values: torch.Tensor, seen: Visibility) -> Attend:
 @pytest.mark.parametrize("options", [{}, {"recompute_view": "all"}, {"recompute": False}], ids=str)
 def test_a_refresh_adds_what_question_and_newest_token_attend_to(engine: SamKVEngine, options: dict[str, Any]) -> None:
     """Compare with the plain way: the token's queries on all keys of the prompt and of the answer."""
+    answer = ANSWER[:2]
     by_token = {"score_layers": (0.5, 1.0), "sentence_credit": 0.0, "block_tokens": 1, "block_top_tokens": 1}
-    written = Written(engine, scout(**by_token, **options))
+    written = Written(engine, scout(**by_token, **options), answer)
     layout, decoder, held = written.layout, written.decoder, written.prefilled.retained
     paid = torch.zeros(layout.num_tokens)
-    positions = torch.tensor([layout.num_tokens + len(ANSWER) - 1])
+    positions = torch.tensor([layout.num_tokens + len(answer) - 1])
     buffer = written.buffer.copy()
     attend = CausalPass(buffer, positions)
 
@@ -123,7 +154,7 @@ def test_a_refresh_adds_what_question_and_newest_token_attend_to(engine: SamKVEn
         output = attend(layer, query, key, value, spec)
         if layer in written.refresher.layers:
             own = buffer.layer(layer)[0]
-            whole = written.cached_keys(layer)
+            whole = written.cached(layer)[0]
             whole[:, :, held] = own[:, :, : written.num_retained]
             keys = torch.cat((whole, own[:, :, written.num_retained :]), dim=2)
             keys = keys.repeat_interleave(query.shape[1] // key.shape[1], dim=1)
@@ -131,13 +162,13 @@ def test_a_refresh_adds_what_question_and_newest_token_attend_to(engine: SamKVEn
             paid.add_(weights[0, :, 0, : layout.num_tokens].sum(0))
         return output
 
-    decoder.run_layers(decoder.embed(torch.tensor([ANSWER[-1:]])), positions, watch)
-    written.run(*ANSWER)
-    written.run(*ANSWER, 99)
+    decoder.run_layers(decoder.embed(torch.tensor([answer[-1:]])), positions, watch)
+    written.run(*answer)
+    written.run(*answer, 99)
     assert written.prefilled.block_scores is not None
     blocks, asked = written.prefilled.block_scores
     middle = blocks.positions
-    both = paid[middle] / paid[middle].sum() + asked / asked.sum()
+    both = 0.75 * paid[middle] / paid[middle].sum() + 0.25 * asked / asked.sum()  # 0.5 a token
     best = middle[both.topk(int(held[middle].sum())).indices]
     assert set(written.refresher.arrivals[0][1].tolist()) == set(best.tolist()) - set(held.nonzero()[:, 0].tolist())
 
@@ -187,14 +218,15 @@ def test_refreshes_are_counted_and_explained(engine: SamKVEngine) -> None:
     assert metrics.kv_bytes_resident == plain.metrics.kv_bytes_resident
 
 
+@pytest.mark.parametrize("step", ["_select", "_take_cached"])
 @pytest.mark.parametrize("error", [DamagedChunkError("cut short"), MemoryError("none left")], ids=repr)
 def test_an_error_ends_the_refreshes_only(
-    engine: SamKVEngine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, error: Exception
+    engine: SamKVEngine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, error: Exception, step: str
 ) -> None:
     def damaged(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr(Refresher, "_select", damaged)
+    monkeypatch.setattr(Refresher, step, damaged)
     expected = engine.generate(prompts()[0], method=scout(refresh_tokens=None), max_new_tokens=14).token_ids
     result = engine.generate(prompts()[0], method=scout(), max_new_tokens=14)
     assert result.token_ids == expected

@@ -38,7 +38,7 @@ def test_an_answer_makes_one_request_per_chunk_all_at_once(
     remote.at_once = threading.Barrier(len(long))
     for _ in range(2):
         remote.requests.clear()
-        result = engine.generate(tiny.rag_prompt(long), method=tiny.method(refresh_tokens=4), max_new_tokens=2)
+        result = engine.generate(tiny.rag_prompt(long), method=tiny.method(refresh_tokens=4), max_new_tokens=4)
         assert result.metrics.chunks_hit == len(long)
         assert {key for key, _ in remote.requests} == sizes.keys()
         assert len(remote.requests) == len(long)
