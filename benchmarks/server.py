@@ -35,6 +35,7 @@ from benchmarks.serving import SUBJECTS
 from samkv_apps.models import language_model
 
 _TOKENS_PER_WORD = 1.3
+_VARIANTS = {"scout_without_refreshes": {"refresh_tokens": None}}
 _WARM_UP = 1000
 """Hostile requests before memory is measured first."""
 
@@ -71,7 +72,9 @@ def _rows(model: str, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     with ExitStack() as servers:
         url, _ = servers.enter_context(_samkv(model))
         prompts = _ingested(url, options)
-        asked = [(method, url, {"model": Path(model).name, "samkv": method}) for method in options.methods.split(",")]
+        named, asked = {"model": Path(model).name}, list[tuple[str, str, dict[str, Any]]]()
+        for method in options.methods.split(","):
+            asked.append((method, url, named | {"samkv": _VARIANTS.get(method, method)}))
         if options.transformers:
             asked.append(("transformers", servers.enter_context(_transformers(model)), {"model": model}))
         for _, at, more in asked:  # warm up

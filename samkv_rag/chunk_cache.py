@@ -103,6 +103,12 @@ class ChunkReader(Protocol):
         With ``tokens`` ``[n]``, ascending, only these are read. An index has its anchors only.
         """
 
+    def rows(self, layers: range, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return keys and values of ``tokens`` ``[n]``, ascending, each ``[layers, kv_heads, n, head_dim]``.
+
+        They are read at once. An index has none.
+        """
+
     def fill_layer(self, layer: int, keys: torch.Tensor, values: torch.Tensor | None) -> None:
         """Write the result of :meth:`layer` into ``keys`` and ``values``, on the host, of any strides.
 
@@ -139,6 +145,10 @@ class ChunkCache:
     def layer(self, layer: int, tokens: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
         keys, values = self.keys[layer], self.values[layer]
         return (keys, values) if tokens is None else (keys[:, tokens], values[:, tokens])
+
+    def rows(self, layers: range, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        of = slice(layers.start, layers.stop)
+        return self.keys[of, :, tokens], self.values[of, :, tokens]
 
     def fill_layer(self, layer: int, keys: torch.Tensor, values: torch.Tensor | None) -> None:
         keys.copy_(self.keys[layer])

@@ -209,6 +209,13 @@ class StoredChunk:
         keys, values = self._decoded(*_layer(layer), tokens=tokens)
         return keys.to(self._dtype), values.to(self._dtype)
 
+    def rows(self, layers: range, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        if self.storage == "index":
+            raise LookupError(_ANCHORS_ALONE)
+        names = itertools.chain(*zip(*map(_layer, layers), strict=True))  # of all keys, then of all values
+        keys, values = torch.stack(self._decoded(*names, tokens=tokens)).to(self._dtype).chunk(2)
+        return keys, values
+
     def fill_layer(self, layer: int, keys: torch.Tensor, values: torch.Tensor | None) -> None:
         if self.storage == "index" and values is not None:
             raise LookupError(_ANCHORS_ALONE)
@@ -301,6 +308,8 @@ class StoredChunk:
 
     def _fill(self, places: dict[str, torch.Tensor]) -> None:
         """Read whole tensors into ``places`` by one request and check new ones. Each head must be contiguous."""
+        if not places:
+            return
         parts: list[tuple[int, Buffer]] = []
         for name, place in places.items():
             start = self.tensors[name].start

@@ -93,6 +93,9 @@ def test_only_the_wanted_tokens_are_read_if_they_are_far_apart(
     for once, twice, theirs in zip(first, again, whole, strict=True):
         assert torch.equal(once, theirs[:, tokens])
         assert torch.equal(twice, theirs[:, tokens])
+    for _ in range(2):
+        for layer, states in enumerate(zip(*chunk.rows(range(6), torch.tensor(tokens)), strict=True)):
+            assert all(map(torch.equal, states, chunk.layer(layer, torch.tensor(tokens))))
 
 
 @pytest.mark.parametrize("kv_dtype", ["float32", "int8"])
@@ -106,6 +109,7 @@ def test_damage_is_found_when_it_is_read(kv_dtype: str) -> None:
     chunk.fill_layer(1, torch.empty(2, 70, 16), None)
     for spoilt in (
         lambda: chunk.layer(1),
+        lambda: chunk.rows(range(3), tokens),
         lambda: chunk.layer(1, tokens),  # the damaged byte is another token's, but the checksum covers all
         lambda: chunk.layer_values(1),
         lambda: chunk.fill_layer(1, *torch.empty(2, 2, 70, 16)),

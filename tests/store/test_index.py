@@ -43,6 +43,7 @@ def test_an_index_refuses_to_read_what_it_does_not_store() -> None:
         lambda: chunk.layer(0),
         lambda: chunk.layer(0, torch.arange(8)),
         lambda: chunk.layer(scored.stop, index_anchors(70)),
+        lambda: chunk.rows(range(6), index_anchors(70)),
         lambda: chunk.fill_layer(scored.start, keys, keys),
         lambda: chunk.fill_layer(scored.start - 1, keys, None),
         lambda: chunk.fill_layer(scored.stop, keys, None),
