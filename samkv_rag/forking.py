@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import weakref
 from functools import cache
 from typing import Protocol, runtime_checkable
@@ -33,6 +34,23 @@ def start_over_in_forks(one: StartsOver) -> None:
     """Call ``one.start_over()`` in every process that is forked while ``one`` exists."""
     _living.add(one)
     _hook()
+
+
+class ProcessLock:
+    """A reentrant lock that is free in a forked process, whichever thread held it in the parent."""
+
+    def __init__(self) -> None:
+        self.start_over()
+        start_over_in_forks(self)
+
+    def start_over(self) -> None:
+        self._lock = threading.RLock()
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
 
 
 @cache

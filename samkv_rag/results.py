@@ -88,11 +88,11 @@ class GenerationMetrics:
     """Seconds of the phases before the first token: recognise, assemble, wait, then prefill or select and recompute."""
     diagnostics: tuple[Diagnostic, ...] = ()
     refreshes: int = 0
-    """How often the retained tokens were selected again and the next token saw it."""
+    """How often the retained tokens were selected again."""
     refresh_s: float = 0.0
-    """Seconds of selecting again. What comes in is computed with the next token."""
+    """Seconds of selecting again, and of reading what comes in."""
     refresh_bytes_read: int = 0
-    """Bytes of cached KV that the refreshes read."""
+    """Bytes of cached KV that the refreshes of all answers to the prompt have read by then."""
 
     @property
     def chunks_total(self) -> int:

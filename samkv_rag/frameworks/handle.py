@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from samkv_rag.exceptions import ConfigurationError
+from samkv_rag.forking import ProcessLock
 
 if TYPE_CHECKING:
     from samkv_rag import SamKVEngine
@@ -30,7 +30,7 @@ class EngineHandle:
         self.loaded: SamKVEngine | None = None
         """The engine, if it is loaded."""
         self._load = load
-        self._lock = threading.Lock()
+        self._lock = ProcessLock()
 
     @classmethod
     def of(cls, engine: SamKVEngine, origin: object = None) -> EngineHandle:

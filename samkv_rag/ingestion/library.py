@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import threading
 import time
 import warnings
 from collections import OrderedDict
@@ -29,6 +28,7 @@ from samkv_rag.exceptions import (
     StoreFullError,
     StoreUnreachableError,
 )
+from samkv_rag.forking import ProcessLock
 from samkv_rag.ingestion.encoder import encode, encode_beginning
 from samkv_rag.ingestion.recognition import ChunkIndex, Match, describe, text_digest
 from samkv_rag.model.decoder import Decoder
@@ -109,7 +109,7 @@ class ChunkLibrary:
             decoder.dtype,
             spec,
         )
-        self._lock = threading.RLock()
+        self._lock = ProcessLock()
         self._index = ChunkIndex()
         self._announced: OrderedDict[str, bool] = OrderedDict()
         self._announcements: list[Announcement] = []

@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 import json
 import re
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -19,6 +18,7 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from samkv_rag.exceptions import ChatTemplateError, ToolsUnsupportedError
+from samkv_rag.forking import ProcessLock
 
 _SENTINEL = "\n"
 _PRIVATE_USE = range(0xE000, 0xF900)
@@ -334,7 +334,7 @@ class _SlowEncoder:
     def __init__(self, tokenizer: Any, split_special_tokens: bool) -> None:
         self._tokenizer = tokenizer
         self._options = {"add_special_tokens": False, "split_special_tokens": split_special_tokens}
-        self._lock = threading.Lock()
+        self._lock = ProcessLock()
 
     def ids(self, text: str) -> list[int]:
         with self._lock:

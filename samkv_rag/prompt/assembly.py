@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -10,6 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from samkv_rag.chunk_cache import ChunkCache, ChunkReader
+from samkv_rag.forking import ProcessLock
 from samkv_rag.ingestion.encoder import encode_beginning
 from samkv_rag.ingestion.library import ChunkLibrary, Run
 from samkv_rag.ingestion.recognition import Match, TextSpan, split_prompt, text_digest
@@ -55,7 +55,7 @@ class PromptAssembler:
     run: Run
 
     def __post_init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = ProcessLock()
         self._prefixes: OrderedDict[tuple[int, ...], ChunkCache] = OrderedDict()
         """Exact KV of recent prefixes (system prompt and beginning of the template), by their token ids."""
 

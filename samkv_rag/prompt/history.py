@@ -6,7 +6,6 @@ KV that was computed from what was retained then, and are not compressed again.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -14,6 +13,7 @@ from typing import NamedTuple
 import torch
 
 from samkv_rag.chunk_cache import ChunkCache
+from samkv_rag.forking import ProcessLock
 from samkv_rag.model.kv_buffer import KVBuffer
 from samkv_rag.prompt.layout import PromptLayout, Segment
 
@@ -66,7 +66,7 @@ class History:
 
     def __init__(self, max_tokens: int) -> None:
         self._max_tokens = max_tokens
-        self._lock = threading.Lock()
+        self._lock = ProcessLock()
         self._turns: list[Turn] = []
 
     def remember(self, layout: PromptLayout, answer_ids: Sequence[int], buffer: KVBuffer) -> None:
@@ -103,6 +103,6 @@ class History:
                 return None
             turn = self._turns.pop(number)
             self._turns.append(turn)
-        cache, shared = turn.cache, slice(num_tokens)  # their KV does not depend on later tokens
+        cache, shared = turn.cache, slice(num_tokens)
         cut = ChunkCache(cache.token_ids[shared], cache.keys[:, :, shared], cache.values[:, :, shared])
         return replace(turn, cache=cut)

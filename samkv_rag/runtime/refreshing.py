@@ -39,9 +39,7 @@ class _Exchange(NamedTuple):
     leaving: torch.Tensor
     """``[tokens]``, their places in the buffer"""
     arriving: torch.Tensor
-    """``[tokens]``, positions in the prompt, rising, on the host"""
-    num_chars: int
-    """Characters of the answer when it was selected"""
+    """``[tokens]``, positions in the prompt, rising"""
 
 
 class Refresher:
@@ -81,8 +79,8 @@ class Refresher:
         self._slots = prefilled.retained.nonzero()[:, 0]
         """``[retained]``, prompt position of the token in each of the buffer's first places"""
         self.arrivals: list[tuple[int, torch.Tensor]] = []
-        """For each refresh: characters of the answer by then, and positions of the tokens that came in."""
-        self._next: _Exchange | None = None
+        """For each refresh: characters of the answer by then, and positions of the tokens that came in, on the host."""
+        self._latest: _Exchange | None = None
         """What the newest token has selected."""
         self._num_scored = 0
         """Tokens of the answer up to the last that selected."""
@@ -95,7 +93,7 @@ class Refresher:
     def over(self, buffer: KVBuffer) -> Refresher:
         """Return a refresher for another answer, which decodes from ``buffer``, a copy, and was not refreshed yet."""
         other = copy.copy(self)
-        other._buffer, other._slots, other.arrivals = buffer, self._slots.clone(), []
+        other._buffer, other.arrivals = buffer, []
         return other
 
     @property
@@ -106,15 +104,16 @@ class Refresher:
     def rows(self, answer_ids: Sequence[int], num_new: int, num_chars: int) -> Rows:
         """Return what runs for the last ``num_new`` tokens of the answer; the newest selects if it is due.
 
-        What was selected last runs before them, with the tokens of the answer that are revised. ``num_chars`` of text
-        precede the newest token.
+        If something came in, the tokens of the answer that are revised run before them, and before these what is
+        computed of it. The answer's text has ``num_chars`` by now.
         """
-        exchange, self._next = self._next, None
+        exchange, self._latest = self._latest, None
         parts, num_tokens, num_again = [], len(answer_ids), 0
         if exchange is not None:
-            self.arrivals.append((exchange.num_chars, exchange.arriving))
+            if self._computes:
+                parts += [self._computing(exchange)] if len(exchange.arriving) else []
+                self.arrivals.append((num_chars, exchange.arriving.cpu()))
             if len(exchange.arriving):
-                parts += [self._computing(exchange)] if self._computes else []
                 num_again = min(self._num_revised, num_tokens - num_new)
         self._buffer.drop_last(num_again)
         first = num_tokens - num_new - num_again
@@ -124,28 +123,28 @@ class Refresher:
 
     def _take_cached(self, exchange: _Exchange) -> None:
         """Write the cached KV of the tokens that come in over that of those that leave."""
-        leaving, arriving, _ = exchange
+        leaving, arriving = exchange
         decoder, layers = self._decoder, range(self._decoder.num_layers)
-        wanted = torch.zeros_like(self._layout.is_chunk).index_fill_(0, arriving.to(leaving.device), True)
+        wanted = torch.zeros_like(self._layout.is_chunk).index_fill_(0, arriving, True)
         plan = make_plan(self._layout, wanted, with_text=False)
         cached = torch.empty(2, len(layers), decoder.num_kv_heads, len(arriving), decoder.head_dim, dtype=decoder.dtype)
         for source in plan.sources:  # all layers of a chunk at once take half as long as layer by layer
             tokens = torch.arange(len(source.reader.token_ids)) if source.tokens is None else source.tokens
             for states, own in zip(cached, source.reader.rows(layers, tokens), strict=True):
                 states[:, :, source.columns] = own
-        keys, values = cached.to(decoder.device)
-        for layer, rotate in enumerate(decoder.rotation_by(plan.rotate_offsets)):
-            held_keys, held_values = self._buffer.layer(layer)
-            held_keys.index_copy_(2, leaving, rotate(keys[layer : layer + 1]))
-            held_values.index_copy_(2, leaving, values[layer : layer + 1])
+        keys, values = (states.split(1) for states in cached.to(decoder.device))
+        turned = [turn(states) for turn, states in zip(decoder.rotation_by(plan.rotate_offsets), keys, strict=True)]
+        for layer, states in enumerate(zip(turned, values, strict=True)):  # nothing can fail from here on
+            for held, own in zip(self._buffer.layer(layer), states, strict=True):
+                held.index_copy_(2, leaving, own)
         self._place(exchange)
 
     def _computing(self, exchange: _Exchange) -> Rows:
         """Return the tokens that come in; they write their KV over that of those that leave."""
         self._place(exchange)
-        leaving, arriving, _ = exchange
+        leaving, arriving = exchange
         num_retained = len(self._slots)
-        mask = additive(self._slots <= arriving.to(leaving.device)[:, None], self._decoder.dtype)
+        mask = additive(self._slots <= arriving[:, None], self._decoder.dtype)
 
         def attend(
             layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, spec: LayerSpec
@@ -155,16 +154,17 @@ class Refresher:
             values.index_copy_(2, leaving, value)
             return attention(query, keys, values, spec, mask)
 
-        return Rows(self._layout.token_ids[arriving.to(self._layout.device)].cpu(), arriving, attend)
+        return Rows(self._layout.token_ids[arriving].cpu(), arriving.cpu(), attend)
 
     def _place(self, exchange: _Exchange) -> None:
         """Note which token is where. The buffer's positions stay: without windows only their order matters."""
-        self._slots = self._slots.index_copy(0, exchange.leaving, exchange.arriving.to(exchange.leaving.device))
+        self._slots = self._slots.index_copy(0, exchange.leaving, exchange.arriving)
 
     def _selecting(self, attend: Attend, num_chars: int) -> Attend:
         """Return ``attend``, after which the last of its rows selects."""
-        scores = AttentionScores(self._decoder, self._scout, self._layout.num_tokens + self._num_answer_tokens, 1)
-        read = LayerReader(self._decoder, self._everything, self.layers, keys_only=True)
+        with self._last_if_it_fails():
+            scores = AttentionScores(self._decoder, self._scout, self._layout.num_tokens + self._num_answer_tokens, 1)
+            read = LayerReader(self._decoder, self._everything, self.layers, keys_only=True)
 
         def selecting(
             layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, spec: LayerSpec
@@ -174,10 +174,12 @@ class Refresher:
                 with self._last_if_it_fails():
                     scores(layer, query, self._all_keys(layer, read), spec)
                     if layer == self.layers[-1]:
-                        exchange = self._select(scores.scores, num_chars)
-                        if not self._computes and len(exchange.arriving):
-                            self._take_cached(exchange)
-                        self._next = exchange
+                        exchange = self._select(scores.scores)
+                        if not self._computes:
+                            if len(exchange.arriving):
+                                self._take_cached(exchange)
+                            self.arrivals.append((num_chars, exchange.arriving.cpu()))
+                        self._latest = exchange
             return output
 
         return selecting
@@ -190,7 +192,7 @@ class Refresher:
             yield
         except Exception as error:  # a chunk cannot be read again, say; the answer goes on as it is
             logger.warning("a refresh failed (%s); its answer is not refreshed any more", error)
-            self.error = error
+            self.error = error.with_traceback(None)  # whose frames hold this object, and so the buffer
         self.seconds += time.perf_counter() - started
 
     @property
@@ -204,7 +206,7 @@ class Refresher:
         cached.index_copy_(2, self._slots, held[:, :, :num_retained])
         return torch.cat((cached, held[:, :, num_retained:]), dim=2)
 
-    def _select(self, token_scores: torch.Tensor, num_chars: int) -> _Exchange:
+    def _select(self, token_scores: torch.Tensor) -> _Exchange:
         """Select the best blocks by the scores of prompt and answer, ``[tokens]``, and which tokens make room."""
         layout, blocks = self._layout, self._blocks
         credited = credit_sentences(token_scores[: layout.num_tokens], layout, self._scout.sentence_credit)
@@ -223,7 +225,7 @@ class Refresher:
             best = of_token[arriving].argsort(descending=True, stable=True)[:_MAX_COMPUTED]
             worst = of_token[self._slots[leaving]].argsort(stable=True)[:_MAX_COMPUTED]
             arriving, leaving = arriving[best].sort().values, leaving[worst].sort().values
-        return _Exchange(leaving, arriving.cpu(), num_chars)
+        return _Exchange(leaving, arriving)
 
     @cached_property
     def _everything(self) -> Plan:

@@ -87,7 +87,11 @@ class Runtime:
             self._require_open()
             self._scheduler.admit(sequence)
             sequence.submitted_at = time.perf_counter()
-            self._readers.submit(self._read, sequence)
+            try:
+                self._readers.submit(self._read, sequence)
+            except RuntimeError:  # no thread can be started
+                self._scheduler.reading.discard(sequence)
+                raise
 
     def call(self, function: Callable[[], T]) -> T:
         """Run ``function`` on the worker thread, which owns the model, and return its result."""
@@ -174,7 +178,10 @@ class Runtime:
         except _CancelledError:
             sequence.state = None
         except DamagedChunkError as error:
-            self._read_again(sequence, error)
+            try:
+                self._read_again(sequence, error)
+            except RuntimeError:  # no thread can be started
+                sequence.fail(error)
         except BaseException as error:
             sequence.fail(error)
         finally:
@@ -186,8 +193,8 @@ class Runtime:
         """Read a prompt again after a chunk proved damaged, which finds and replaces the chunk."""
         with self._changed:
             if is_again := sequence.num_readings <= _MAX_READINGS and not self._closed:
-                self._scheduler.reading.add(sequence)  # the limit does not apply
                 self._readers.submit(self._read, sequence)
+                self._scheduler.reading.add(sequence)  # the limit does not apply
         if is_again:
             logger.warning("a chunk could not be read (%s); its prompt is read again", error)
         else:

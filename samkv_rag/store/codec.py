@@ -212,6 +212,9 @@ class StoredChunk:
     def rows(self, layers: range, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         if self.storage == "index":
             raise LookupError(_ANCHORS_ALONE)
+        for pair in map(_layer, layers):
+            if not self.checked.issuperset(pair):
+                self._read(*pair)  # checks them, without the whole of a long chunk in memory
         names = itertools.chain(*zip(*map(_layer, layers), strict=True))  # of all keys, then of all values
         keys, values = torch.stack(self._decoded(*names, tokens=tokens)).to(self._dtype).chunk(2)
         return keys, values
@@ -281,7 +284,7 @@ class StoredChunk:
     # Reading
 
     def _decoded(self, *names: str, tokens: torch.Tensor | None = None) -> list[torch.Tensor]:
-        """Return tensors of all tokens or some; quantised ones become float32."""
+        """Return tensors of all tokens or some; quantised ones in the model's dtype."""
         scaled = [f"{name}.scales" for name in names] if self.kv_dtype == "int8" else []
         rows = None if tokens is None else self._runs_of(tokens)
         if rows is not None and self.checked.issuperset(names) and _is_sparse(rows, self.tensors[names[0]]):
@@ -295,9 +298,10 @@ class StoredChunk:
             if (scales := stored.get(f"{name}.scales")) is None:
                 decoded.append(stored[name])
             elif _is_by_channel(name):
-                decoded.append(dequantize_keys(stored[name], scales, tokens))
+                decoded.append(dequantize_keys(stored[name], scales, self._dtype, tokens))
             else:
-                decoded.append(dequantize_rows(stored[name], scales if tokens is None else scales[:, tokens]))
+                scales = scales if tokens is None else scales[:, tokens]
+                decoded.append(dequantize_rows(stored[name], scales, self._dtype))
         return decoded
 
     def _read(self, *names: str) -> dict[str, torch.Tensor]:

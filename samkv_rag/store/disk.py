@@ -16,7 +16,6 @@ import logging
 import os
 import stat
 import tempfile
-import threading
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -26,7 +25,7 @@ from pathlib import Path
 from typing import IO
 
 from samkv_rag.exceptions import ConfigurationError, DamagedChunkError, StoreError, StoreFormatError, StoreFullError
-from samkv_rag.forking import start_over_in_forks
+from samkv_rag.forking import ProcessLock
 from samkv_rag.store.base import Blob, Buffer, Store, StoredBytes, require_key
 
 logger = logging.getLogger(__name__)
@@ -60,13 +59,8 @@ class DiskStore(Store):
         self._chunks = self.folder / "chunks"
         self._num_bytes = 0
         self._counted_at = float("-inf")
-        self.start_over()
-        start_over_in_forks(self)
+        self._lock = ProcessLock()
         self._open_folder()
-
-    def start_over(self) -> None:
-        """Make the lock: at first, and in a forked process, where another thread may have held it."""
-        self._lock = threading.Lock()
 
     def contains(self, keys: Iterable[str]) -> set[str]:
         return {key for key in keys if os.path.isfile(self._path(key))}

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 
 from samkv_rag.exceptions import StoreFullError
-from samkv_rag.forking import start_over_in_forks
+from samkv_rag.forking import ProcessLock
 from samkv_rag.store.base import Blob, BytesBlob, Store, StoredBytes, require_key
 
 
@@ -23,12 +22,7 @@ class MemoryStore(Store):
         self.budget_bytes = budget_bytes
         self._entries: OrderedDict[str, tuple[BytesBlob, float]] = OrderedDict()
         self._num_bytes = 0
-        self.start_over()
-        start_over_in_forks(self)
-
-    def start_over(self) -> None:
-        """Make the lock: at first, and in a forked process, where another thread may have held it."""
-        self._lock = threading.Lock()
+        self._lock = ProcessLock()
 
     def contains(self, keys: Iterable[str]) -> set[str]:
         with self._lock:

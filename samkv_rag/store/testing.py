@@ -44,6 +44,7 @@ class StoreContract:
         for number, num_bytes, asked in ((1, 1000, 10), (1, 1000, 5000), (2, 0, 10)):
             for blob in (store.get(key_of(number)), store.get_beginning(key_of(number), asked)):
                 assert blob is not None
+                assert blob.is_near in (True, False)
                 assert (blob.size, bytes(read_bytes(blob))) == (num_bytes, data_of(number, num_bytes))
 
     def test_any_part_is_read_into_the_callers_buffers(self, store: Store) -> None:

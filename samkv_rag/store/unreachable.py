@@ -109,7 +109,7 @@ class _BlobInParts:
     def read(self, parts: Sequence[tuple[int, Buffer]]) -> None:
         if any(start + memoryview(buffer).nbytes > self._here.size for start, buffer in parts):
             with self._lock:
-                if self._here.size < self.size:
+                if not self.is_near:
                     self._here = BytesBlob(self._first.data + self._rest())
         self._here.read(parts)
 
@@ -118,6 +118,6 @@ class _BlobInParts:
             rest = self._get_part(self._here.size, self.size, self._first.version)
         except StoreUnreachableError as error:
             raise DamagedChunkError(str(error)) from error
-        if rest is None or rest.num_bytes != self.size:
+        if rest is None or rest.num_bytes != self.size or len(rest.data) != self.size - self._here.size:
             raise DamagedChunkError("it was replaced while it was read")
         return rest.data

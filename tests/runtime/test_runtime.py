@@ -27,6 +27,7 @@ from samkv_rag.exceptions import (
 )
 from samkv_rag.model.kv_buffer import KVBuffer
 from samkv_rag.prefill import FullPrefill, PrefillContext, Prefilled, PrefillMethod, SparsePrefill, method_classes
+from samkv_rag.runtime.refreshing import Refresher
 from samkv_rag.runtime.sequence import ReadPrompt, Sequence
 from support import tiny
 from support.engines import MakeEngine, together
@@ -209,6 +210,18 @@ def test_the_kv_of_an_answer_that_failed_is_gone_when_its_error_is(
     with suppress(ZeroDivisionError):
         engine.generate(prompts()[0], choose=lambda logits: 1 // 0)
     assert wait_until(lambda: not buffers)
+
+
+def test_the_kv_of_an_answer_whose_refresh_failed_is_gone(
+    engine: SamKVEngine,
+    buffers: weakref.WeakSet[KVBuffer],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(Refresher, "_take_cached", lambda *_: 1 // 0)
+    engine.generate(prompts()[0], max_new_tokens=4, method=REFRESHED)
+    assert "a refresh failed" in caplog.text
+    assert not buffers
 
 
 def test_a_prefill_is_given_up_between_two_layers(engine: SamKVEngine, slow_layers: Callable[..., None]) -> None:
@@ -404,11 +417,17 @@ def test_a_forked_child_answers_while_the_parent_does(engine: SamKVEngine) -> No
     running = engine.stream(prompts()[1], max_new_tokens=500)
     next(running)
     reading, writing = os.pipe()
-    child = os.fork()
-    if child == 0:
-        found = engine.generate(prompts()[0], max_new_tokens=4).token_ids
-        os.write(writing, bytes([found == expected]))
-        os._exit(0)
+    held = [one._lock for one in (engine._assembler, engine._assembler.library, engine._assembler.history)]
+    with ThreadPoolExecutor(1) as another_thread:
+        for lock in held:
+            another_thread.submit(lock.__enter__).result()
+        child = os.fork()
+        if child == 0:
+            found = engine.generate(prompts()[0], max_new_tokens=4).token_ids
+            os.write(writing, bytes([found == expected]))
+            os._exit(0)
+        for lock in held:
+            another_thread.submit(lock.__exit__).result()
     os.close(writing)
     has_answered, _, _ = select.select([reading], [], [], 30)
     os.kill(child, 9)

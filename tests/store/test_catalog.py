@@ -176,15 +176,15 @@ def test_what_a_fork_writes_outlives_its_parents_connection(tmp_path: Path) -> N
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded")
 def test_a_fork_is_not_stopped_by_a_lock_of_its_parent(make: Any, tmp_path: Path) -> None:
     store = make(tmp_path) if make is DiskStore else make()
-    with ThreadPoolExecutor() as pool:
-        pool.submit(store._lock.acquire).result()
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(store._lock.__enter__).result()
         child = os.fork()
         if child == 0:
             signal.alarm(10)  # ends it if it hangs
             store.put("0" * 64, b"bytes")
             os._exit(0)
         assert os.waitpid(child, 0)[1] == 0
-        pool.submit(store._lock.release).result()
+        pool.submit(store._lock.__exit__).result()
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
