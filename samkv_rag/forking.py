@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import threading
 import weakref
+from collections.abc import Callable
 from functools import cache
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
+
+T = TypeVar("T")
 
 
 class StartsOver(Protocol):
@@ -51,6 +55,14 @@ class ProcessLock:
 
     def __exit__(self, *_: object) -> None:
         self._lock.release()
+
+
+class cached_property(functools.cached_property[T]):  # noqa: N801 - named as the one that it replaces
+    """As in Python 3.12. In 3.11 a property has one lock for all objects, which a forked process may find taken."""
+
+    def __init__(self, function: Callable[[Any], T]) -> None:
+        super().__init__(function)
+        self.lock = ProcessLock()
 
 
 @cache

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
 
+from samkv_rag.forking import cached_property
 from samkv_rag.model import attention
 from samkv_rag.model.attention import Attend, LayerSpec, Visibility, causal_attention
 from samkv_rag.model.kv_buffer import KVBuffer

@@ -11,14 +11,13 @@ import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from itertools import accumulate, pairwise
 from typing import Any
 
 from tokenizers import Tokenizer
 
 from samkv_rag.exceptions import ChatTemplateError, ToolsUnsupportedError
-from samkv_rag.forking import ProcessLock
+from samkv_rag.forking import ProcessLock, cached_property
 
 _SENTINEL = "\n"
 _PRIVATE_USE = range(0xE000, 0xF900)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from itertools import accumulate, count, groupby, pairwise
 from typing import Literal
 
 import torch
 
 from samkv_rag.chunk_cache import ChunkReader
+from samkv_rag.forking import cached_property
 
 
 @dataclass(frozen=True)

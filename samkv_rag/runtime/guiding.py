@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from functools import cached_property
 from typing import Any
 
 import torch
 
 from samkv_rag.exceptions import ConfigurationError
+from samkv_rag.forking import cached_property
 from samkv_rag.grammar import Grammar, llguidance
 from samkv_rag.model.tokenization import PromptTokenizer
 

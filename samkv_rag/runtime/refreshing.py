@@ -13,11 +13,11 @@ import logging
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import cached_property
 from typing import NamedTuple
 
 import torch
 
+from samkv_rag.forking import cached_property
 from samkv_rag.model.attention import Attend, LayerSpec, additive, attention
 from samkv_rag.model.decoder import Decoder, Rows, causal_rows, side_by_side
 from samkv_rag.model.kv_buffer import KVBuffer

@@ -16,7 +16,7 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -34,6 +34,7 @@ from samkv_rag.chunk_cache import (
     score_layers,
 )
 from samkv_rag.exceptions import ConfigurationError, DamagedChunkError, StoreError
+from samkv_rag.forking import cached_property
 from samkv_rag.store.base import Blob, Buffer, BytesBlob, Store, read_bytes, require_key
 from samkv_rag.store.quantization import (
     KEY_GROUP_TOKENS,
