@@ -260,19 +260,20 @@ class ChunkLibrary:
         for announcement in ended:
             announcement.cancel()
 
-    def read(self, texts: Sequence[str], whole: bool = True) -> list[tuple[ChunkReader, bool]]:
+    def read(self, texts: Sequence[str], whole: bool = True, in_memory: bool = False) -> list[tuple[ChunkReader, bool]]:
         """Return readers of ``texts``, and whether each was stored; missing chunks are computed and stored.
 
-        Unless ``whole``, the caller reads only what ``Scout`` selects by.
+        Unless ``whole``, the caller reads only what ``Scout`` selects by. With ``in_memory``, stored chunks are loaded
+        before others are stored, which may evict them.
         """
         # A slow disk reads all of them while the first is still being checked.
         stop_prefetch = self._store.prefetch(self._key(text_digest(text)) for text in texts)
         try:
             if self._store.shared and len(texts) > 1:
                 with ThreadPoolExecutor(min(_PARALLEL, len(texts)), "samkv-open", compute_alone) as pool:
-                    readers = list(pool.map(self._open, texts, repeat(whole)))
+                    readers = list(pool.map(self._open, texts, repeat(whole), repeat(in_memory)))
             else:
-                readers = [self._open(text, whole) for text in texts]
+                readers = [self._open(text, whole, in_memory) for text in texts]
         finally:
             stop_prefetch()
         computed = self._compute([text for text, reader in zip(texts, readers, strict=True) if reader is None])
@@ -288,12 +289,12 @@ class ChunkLibrary:
         """Close the catalog. The store's owner closes the store."""
         self._catalog.close()
 
-    def _open(self, text: str, whole: bool) -> ChunkReader | None:
+    def _open(self, text: str, whole: bool, in_memory: bool) -> ChunkReader | None:
         key = self._key(text_digest(text))
         try:
             chunk = open_chunk(self._store, key, None if whole else self._num_bytes_to_select(text))
             if chunk is not None:
-                if chunk.storage == "index":  # methods read all of an index
+                if in_memory or chunk.storage == "index":  # methods read all of an index
                     chunk.load()
                 self._check(key, text, chunk)
             return chunk
@@ -301,7 +302,7 @@ class ChunkLibrary:
             return None
         except DamagedChunkError as error:
             warnings.warn(
-                f"chunk {printable(text)!r} ({key}) cannot be trusted: {error}; it is computed again",
+                f"chunk {key} cannot be trusted: {error}; it is computed again",
                 DamagedChunkWarning,
                 stacklevel=2,
             )
@@ -384,7 +385,7 @@ class ChunkLibrary:
         """Forget chunks and delete them; in a shared store only if ``also_shared``."""
         if not keys:
             return 0
-        num_deleted = self._store.delete(keys) if also_shared or not self._store.shared else len(keys)
+        num_deleted = self._store.delete(keys) if also_shared or not self._store.shared else 0
         gone = self._catalog.remove(keys)
         with self._lock:
             gone += [digest for digest in self._announced if self._key(digest) in keys]

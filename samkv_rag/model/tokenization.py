@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
+from pathlib import PurePath
 from typing import Any
 
 from tokenizers import Tokenizer
@@ -180,7 +181,7 @@ class PromptTokenizer:
         text = self._rendered(marked_messages, marked_tools, marked_documents)
         if tools and text == self._rendered(marked_messages, [], marked_documents):
             raise ToolsUnsupportedError(
-                f"the chat template of {self.tokenizer.name_or_path or 'this model'} takes no tools, "
+                f"the chat template of {PurePath(self.tokenizer.name_or_path).name or 'this model'} takes no tools, "
                 f"{len(tools)} given; take a model made for tool calls, such as Qwen2.5-Instruct"
             )
         if num_lost := sum(document["text"] not in text for document in marked_documents):

@@ -40,8 +40,8 @@ class SplitPrompt:
 
     @property
     def has_question(self) -> bool:
-        """Whether text follows the last chunk."""
-        return bool(self.spans) and self.spans[-1].text_digest is None
+        """Whether a question is left when the chunks are taken out, and text follows the last of them."""
+        return bool(self.question and self.spans) and self.spans[-1].text_digest is None
 
 
 @dataclass
@@ -83,13 +83,15 @@ class PromptAssembler:
         """Return a layout in which nothing is cached; its token ids are those of :meth:`with_cache`."""
         return PromptLayout([self._segment(prompt, span) for span in prompt.spans], self.decoder.device)
 
-    def with_cache(self, prompt: SplitPrompt, with_history: bool = False, whole: bool = True) -> PromptLayout:
+    def with_cache(
+        self, prompt: SplitPrompt, with_history: bool = False, whole: bool = True, in_memory: bool = False
+    ) -> PromptLayout:
         """Return a layout with the caches of all chunks and of the exact prefix; missing ones are computed.
 
         With ``with_history``, former turns have their KV, too. Unless ``whole``, only what ``Scout`` selects by will be
-        read of the chunks.
+        read of the chunks. ``in_memory`` loads all of them at once, so that they may be evicted meanwhile.
         """
-        opened = iter(self.library.read(prompt.chunk_texts, whole))
+        opened = iter(self.library.read(prompt.chunk_texts, whole, in_memory))
         segments = [self._segment(prompt, span, next(opened) if span.text_digest else None) for span in prompt.spans]
         segments = self._with_prefix(segments)
         if with_history:

@@ -37,19 +37,29 @@ def read_prompt(
     if method.needs and (reason := _why_full_prefill(prompt, method)):
         method = FullPrefill()
     try:
+        _require_room(prompt.num_chunk_tokens, context_window)  # before any chunk is computed
         with clock.phase("assemble"):
             if method.needs:
-                layout = assembler.with_cache(prompt, with_history=not method.is_exact, whole=method.needs != {"index"})
+                layout = assembler.with_cache(
+                    prompt,
+                    with_history=not method.is_exact,
+                    whole=method.needs != {"index"},
+                    in_memory=sequence.num_readings > 1,
+                )
             else:
                 layout = assembler.without_cache(prompt)
     finally:
         assembler.end_announcements(prompt)
-    if layout.num_tokens >= context_window:
-        raise PromptTooLongError(
-            f"the prompt has {layout.num_tokens} tokens, the model's context window is {context_window} and must hold "
-            "the answer too; retrieve fewer or smaller chunks"
-        )
+    _require_room(layout.num_tokens, context_window)
     return ReadPrompt(layout, method, reason, prompt, matcher)
+
+
+def _require_room(num_tokens: int, context_window: int) -> None:
+    if num_tokens >= context_window:
+        raise PromptTooLongError(
+            f"the prompt has {num_tokens} tokens, the model's context window is {context_window} and must hold the "
+            "answer too; retrieve fewer or smaller chunks"
+        )
 
 
 def _why_full_prefill(prompt: SplitPrompt, method: PrefillMethod) -> str | None:

@@ -158,7 +158,8 @@ class TestMessages:
     def test_tools_go_to_a_template_that_takes_them(
         self, tiny_engine: SamKVEngine, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        with pytest.raises(ToolsUnsupportedError, match="takes no tools, 1 given; take a model made for tool calls"):
+        monkeypatch.setattr(tiny_engine.tokenizer.tokenizer, "name_or_path", "/secret/place/model-1b")
+        with pytest.raises(ToolsUnsupportedError, match=r"of model-1b takes no tools, 1 given; take a model made for"):
             render(tiny_engine, said(("user", "Hi")), [TOOL])
         template = "{% if tools %}{{ tools | tojson }}{% endif %}{{ messages[0]['content'] }}"
         monkeypatch.setattr(tiny_engine.tokenizer.tokenizer, "chat_template", template)

@@ -114,11 +114,12 @@ def test_few_missed_tokens_within_the_bound_are_not_excessive(make_engine: MakeE
     [
         (PROMPT, {"min_chunk_tokens": 10_000}, "reuse pays from 10000 (min_chunk_tokens)"),
         ("Use these passages.\n\n" + CHUNKS[0], {}, "no question follows the last chunk"),
+        ([{"role": "user", "content": "\n\n".join(CHUNKS)}], {}, "no question follows the last chunk"),
     ],
-    ids=["few", "no question"],
+    ids=["few", "no question", "a question that is stored"],
 )
 def test_a_fallback_to_full_prefill_is_excessive(
-    make_engine: MakeEngine, prompt: str, options: dict[str, Any], reason: str
+    make_engine: MakeEngine, prompt: Any, options: dict[str, Any], reason: str
 ) -> None:
     metrics = ask(make_engine(chunks=CHUNKS), prompt, **options)
     assert (metrics.method, metrics.sequence_ratio, metrics.recompute_ratio) == ("full_prefill", 1.0, 1.0)

@@ -307,6 +307,11 @@ def test_errors_reach_only_their_own_request(engine: SamKVEngine) -> None:
     next(running)
     with pytest.raises(PromptTooLongError, match=r"has \d+ tokens, .* window is 4096 .*retrieve fewer or smaller"):
         engine.generate(tiny.text(5, num_words=9000))
+    new = [tiny.text(seed, num_words=600) for seed in range(20, 30)]
+    engine.announce(new)
+    with pytest.raises(PromptTooLongError, match=r"has \d+ tokens"):
+        engine.generate(tiny.rag_prompt(new))
+    assert not engine.store.contains(engine._library._keys(new)), "computed in vain"
 
     class Broken(FullPrefill):
         def prefill(self, context: PrefillContext) -> Prefilled:

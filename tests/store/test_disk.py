@@ -210,3 +210,17 @@ def test_a_tensor_of_no_bytes_is_read(tmp_path: Path) -> None:
     tensors = [torch.zeros(rows, 2, dtype=torch.uint8) for rows in (1, 0, 2)]
     blob.read([(start, tensor.numpy().data) for start, tensor in zip((0, 2, 2), tensors, strict=True)])
     assert [bytes(tensor.flatten().tolist()) for tensor in tensors] == [b"ab", b"", b"cdef"]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_prompt_of_more_chunks_than_the_budget_holds_is_answered(make_engine: MakeEngine, tmp_path: Path) -> None:
+    chunks = [tiny.text(seed, num_words=60) for seed in range(6)]
+    engine = make_engine(store=tmp_path / "whole", chunks=chunks)
+    expected = engine.generate(tiny.rag_prompt(chunks), max_new_tokens=4)
+    num_bytes = sum(found.num_bytes for found in engine.store.keys())
+    engine = make_engine(store=DiskStore(tmp_path / "small", budget_bytes=num_bytes // 2))
+    engine.announce(chunks)
+    for _ in range(3):
+        result = engine.generate(tiny.rag_prompt(chunks), max_new_tokens=4)
+        assert result.token_ids == expected.token_ids
+        assert result.metrics.method == "scout"

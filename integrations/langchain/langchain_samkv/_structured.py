@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from operator import itemgetter
 from typing import Any
 
@@ -18,6 +19,7 @@ from langchain_core.output_parsers import (
 from langchain_core.outputs import Generation
 from langchain_core.runnables import Runnable, RunnableMap, RunnablePassthrough
 from langchain_core.utils.function_calling import convert_to_json_schema
+from langchain_core.utils.json import parse_json_markdown
 from langchain_core.utils.pydantic import is_basemodel_subclass
 
 METHODS = ("json_schema", "json_mode", "function_calling")
@@ -33,7 +35,7 @@ def parsed(
     """
     parser: BaseOutputParser[Any]
     if isinstance(schema, type) and is_basemodel_subclass(schema):
-        parser = PydanticOutputParser(pydantic_object=schema)
+        parser = WholePydanticParser(pydantic_object=schema)
     else:
         parser = JsonSchemaParser(json_schema=convert_to_json_schema(schema))
     if not include_raw:
@@ -41,6 +43,20 @@ def parsed(
     parse = RunnablePassthrough.assign(parsed=itemgetter("raw") | parser, parsing_error=lambda _: None)
     failed = RunnablePassthrough.assign(parsed=lambda _: None)
     return RunnableMap(raw=llm) | parse.with_fallbacks([failed], exception_key="parsing_error")
+
+
+class WholePydanticParser(PydanticOutputParser[Any]):
+    """Refuses an answer that was cut off, which LangChain's own parsers complete."""
+
+    def parse_result(self, result: list[Generation], *, partial: bool = False) -> Any:
+        """Return the object.
+
+        Raises:
+            OutputParserException: the answer is not whole JSON, or does not fit the schema.
+        """
+        if not partial:
+            _require_whole(result[0].text)
+        return super().parse_result(result, partial=partial)
 
 
 class JsonSchemaParser(BaseCumulativeTransformOutputParser[Any]):
@@ -52,10 +68,11 @@ class JsonSchemaParser(BaseCumulativeTransformOutputParser[Any]):
         """Return the dict.
 
         Raises:
-            OutputParserException: the answer is not JSON, or does not fit the schema.
+            OutputParserException: the answer is not whole JSON, or does not fit the schema.
         """
         value = JsonOutputParser().parse_result(result, partial=partial)
         if not partial:
+            _require_whole(result[0].text)
             try:
                 jsonschema.validate(value, self.json_schema)
             except jsonschema.ValidationError as error:
@@ -66,3 +83,11 @@ class JsonSchemaParser(BaseCumulativeTransformOutputParser[Any]):
     def parse(self, text: str) -> Any:
         """Return the dict in ``text``; raise as :meth:`parse_result` does."""
         return self.parse_result([Generation(text=text)])
+
+
+def _require_whole(text: str) -> None:
+    try:
+        parse_json_markdown(text, parser=json.loads)
+    except json.JSONDecodeError as error:
+        words = f"the answer is not JSON, or was cut off ({error}); allow more tokens"
+        raise OutputParserException(words, llm_output=text) from error

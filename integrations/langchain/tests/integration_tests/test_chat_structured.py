@@ -99,6 +99,12 @@ class TestStructuredOutput:
         with pytest.raises(OutputParserException, match="'late' is not of type 'integer'"):
             wrong.parse('{"place": "North Quay", "hour": "late"}')
 
+    @pytest.mark.parametrize("schema", SCHEMAS)
+    def test_an_answer_that_was_cut_off_is_an_error(self, llm: ChatSamKV, schema: str) -> None:
+        parser = llm.with_structured_output(SCHEMAS[schema]).last  # type: ignore[attr-defined]
+        with pytest.raises(OutputParserException, match="cut off"):
+            parser.parse('{"place": "North Quay", "hour": 1')
+
     @pytest.mark.parametrize("method", ["json_schema", "function_calling"])
     def test_a_random_model_keeps_to_the_schema(self, method: str) -> None:
         llm = ChatSamKV(engine=tiny_engine(tiny.TOOL_TEMPLATE), max_tokens=200, temperature=1.0)
