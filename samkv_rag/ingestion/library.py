@@ -44,6 +44,10 @@ logger = logging.getLogger(__name__)
 _MAX_REMEMBERED = 10_000
 """Limit of the texts that are recognised because they were announced, and of other memories; the store has none."""
 _MAX_ANNOUNCEMENTS = 256
+_MAX_KNOWN = 100_000
+"""Texts that are recognised after their KV was evicted."""
+_FORGET_AFTER = 10_000
+"""Evictions until older ones are forgotten again."""
 _PARALLEL = 16
 """Chunks requested at once from a remote store."""
 _DOUBTED = object()
@@ -111,6 +115,8 @@ class ChunkLibrary:
         )
         self._lock = ProcessLock()
         self._index = ChunkIndex()
+        self._num_evicted = 0
+        """The store's count when evicted chunks were forgotten last."""
         self._announced: OrderedDict[str, bool] = OrderedDict()
         self._announcements: list[Announcement] = []
         self._checked: OrderedDict[str, tuple[object, set[str]]] = OrderedDict()
@@ -364,6 +370,15 @@ class ChunkLibrary:
     def _put(self, identity: ChunkIdentity, data: bytes) -> None:
         self._store.put(identity.key, data)
         self._catalog.add([identity])
+        if not self._store.shared and self._store.num_evicted >= self._num_evicted + _FORGET_AFTER:
+            self._forget_evicted()
+
+    def _forget_evicted(self) -> None:
+        """Forget the oldest evicted chunks without a source: a stream of new texts must not fill the memory."""
+        self._num_evicted = self._store.num_evicted
+        oldest = self._catalog.chunks(self._owner.fingerprint)[:-_MAX_KNOWN]
+        known = {chunk.key for chunk in oldest} - {*self.references().values()}
+        self._forget(known - self._store.contains(known))
 
     def _admits(self, key: str) -> bool:
         """Whether to store a chunk that came with a prompt; remembers its first use."""
@@ -386,13 +401,16 @@ class ChunkLibrary:
         if not keys:
             return 0
         num_deleted = self._store.delete(keys) if also_shared or not self._store.shared else 0
+        self._forget(keys)
+        return num_deleted
+
+    def _forget(self, keys: set[str]) -> None:
         gone = self._catalog.remove(keys)
         with self._lock:
             gone += [digest for digest in self._announced if self._key(digest) in keys]
             self._index.remove(gone)
             for digest in gone:
                 self._announced.pop(digest, None)
-        return num_deleted
 
     def _references(self, texts: Sequence[str], sources: Sequence[str | None] | None) -> dict[str, str]:
         """Map each source to its chunk key. If a source occurs twice, its last text counts."""

@@ -113,6 +113,10 @@ class Store(ABC):
     def close(self) -> None:  # noqa: B027 - most stores hold nothing open
         """Close connections and threads. The store must not be used afterwards."""
 
+    def peek(self, key: str) -> Blob | None:
+        """Like :meth:`get`, but not counted as a use where the store can tell."""
+        return self.get(key)
+
     def touch(self, key: str) -> None:  # noqa: B027 - for stores that know the last use of a key
         """Count a use of ``key``, which was read from a nearer tier."""
 

@@ -214,7 +214,7 @@ class Catalog:
         found = []
         for stored in self._store.keys():
             with suppress(DamagedChunkError):
-                if chunk := open_chunk(self._store, stored.key):
+                if chunk := open_chunk(self._store, stored.key, is_use=False):
                     found.append(chunk.identity)
         if found:
             self.add(found)

@@ -144,15 +144,17 @@ def encoded_bytes(shape: ChunkShape, num_tokens: int, kv_dtype: str, num_layers:
     return _METADATA_BYTES + len(sizes) * _ENTRY_BYTES + sum(sizes.values()) - behind
 
 
-def open_chunk(store: Store, key: str, num_bytes: int | None = None) -> StoredChunk | None:
+def open_chunk(store: Store, key: str, num_bytes: int | None = None, is_use: bool = True) -> StoredChunk | None:
     """Return a reader of the chunk stored under ``key``, or None.
 
-    Give ``num_bytes`` if you expect to read the first ``num_bytes`` only.
+    Give ``num_bytes`` if you expect to read the first ``num_bytes`` only. Unless ``is_use``, the chunk is not used more
+    recently then.
 
     Raises:
         DamagedChunkError: the file is not of this format, or belongs to another chunk.
     """
-    blob = store.get(key) if num_bytes is None else store.get_beginning(key, num_bytes)
+    get = store.get if is_use else store.peek
+    blob = get(key) if num_bytes is None else store.get_beginning(key, num_bytes)
     if blob is None:
         return None
     chunk = StoredChunk(blob)

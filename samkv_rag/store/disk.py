@@ -66,15 +66,17 @@ class DiskStore(Store):
         return {key for key in keys if os.path.isfile(self._path(key))}
 
     def get(self, key: str) -> Blob | None:
-        path = self._path(key)
+        if blob := self.peek(key):
+            self._set_last_use(self._path(key), blob.mtime_ns)
+        return blob
+
+    def peek(self, key: str) -> FileBlob | None:
         try:
-            blob = FileBlob(path)
+            return FileBlob(self._path(key))
         except FileNotFoundError:
             return None
         except OSError as error:
             raise DamagedChunkError(f"unreadable ({error.strerror})") from error
-        self._set_last_use(path, blob.mtime_ns)
-        return blob
 
     def touch(self, key: str) -> None:
         path = self._path(key)

@@ -12,6 +12,7 @@ import torch
 
 from samkv_rag import open_store
 from samkv_rag.exceptions import ConfigurationError, StoreError, StoreFormatError, StoreFullError
+from samkv_rag.ingestion.recognition import text_digest
 from samkv_rag.store.disk import DiskStore
 from samkv_rag.store.testing import data_of, key_of
 from support import tiny
@@ -224,3 +225,32 @@ def test_a_prompt_of_more_chunks_than_the_budget_holds_is_answered(make_engine: 
         result = engine.generate(tiny.rag_prompt(chunks), max_new_tokens=4)
         assert result.token_ids == expected.token_ids
         assert result.metrics.method == "scout"
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_evicted_chunks_are_forgotten_in_the_end_unless_they_have_a_source(
+    make_engine: MakeEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("samkv_rag.ingestion.library._MAX_KNOWN", 4)
+    monkeypatch.setattr("samkv_rag.ingestion.library._FORGET_AFTER", 1)
+    engine = make_engine(store=DiskStore(tmp_path, budget_bytes=200_000))
+    texts = [tiny.text(seed, num_words=60) for seed in range(12)]
+    engine.add_chunks(texts[:1], sources=["the first"])
+    for text in texts[1:]:
+        engine.add_chunks([text])
+    known = {chunk.digest for chunk in engine._library._catalog.chunks()}
+    assert text_digest(texts[0]) in known and text_digest(texts[-1]) in known
+    assert len(known) <= 1 + 4 + 2
+    found = [[chunk.text_digest for chunk in engine._library.find(text)] for text in texts]
+    assert [bool(digests) for digests in found] == [text_digest(text) in known for text in texts]
+
+
+def test_a_peek_is_not_a_use(tmp_path: Path) -> None:
+    store = DiskStore(tmp_path / "kv")
+    store.put(key_of(1), data_of(1))
+    used(store, 1, seconds_ago=1000)
+    before = next(store.keys()).last_use_s
+    assert store.peek(key_of(1)) is not None
+    assert next(store.keys()).last_use_s == before
+    assert store.get(key_of(1)) is not None
+    assert next(store.keys()).last_use_s > before + 900

@@ -99,7 +99,7 @@ def verify(store: Store, remove_damaged: bool = False) -> Verification:
     """Read every chunk in full and compare its checksums; add the sound ones to the catalog."""
     sound, damaged, identities = Amount(), dict[str, str](), []
     for found in store.keys():
-        if chunk := _sound(found.key, damaged, partial(open_chunk, store, found.key)):
+        if chunk := _sound(found.key, damaged, partial(open_chunk, store, found.key, is_use=False)):
             sound = sound.plus(found.num_bytes)
             identities.append(chunk.identity)
     if remove_damaged and damaged:
@@ -168,7 +168,7 @@ def export_chunks(store: Store, target: Path, namespace: str | None = None, mode
     try:
         with written_whole(target) as file, tarfile.open(fileobj=file, mode="w") as tar:
             for stored, _ in entries(store, namespace, model):
-                if chunk := _sound(stored.key, {}, partial(open_chunk, store, stored.key)):
+                if chunk := _sound(stored.key, {}, partial(open_chunk, store, stored.key, is_use=False)):
                     member = tarfile.TarInfo(f"{stored.key}.safetensors")
                     member.size = chunk.blob.size
                     tar.addfile(member, io.BytesIO(read_bytes(chunk.blob)))
