@@ -196,7 +196,7 @@ class ChunkLibrary:
                 num_bytes += len(data)
                 bar.update()
         self._write_down(known)
-        self._store.flush()
+        self._store.flush(self._keys(pending))
         if references:
             self._delete(self._catalog.refer(self._owner.fingerprint, references))
         if pending:

@@ -130,11 +130,11 @@ class Store(ABC):
         """Start to fetch ``keys`` into a nearer tier, and return at once. Call the result to stop."""
         return lambda: None
 
-    def flush(self) -> None:  # noqa: B027 - most stores write at once
+    def flush(self, keys: Iterable[str] | None = None) -> None:  # noqa: B027 - most stores write at once
         """Wait until everything that was put is stored beyond this process.
 
         Raises:
-            StoreError: something could not be written.
+            StoreError: one of ``keys`` could not be written; None: any.
         """
 
     def __enter__(self) -> Self:

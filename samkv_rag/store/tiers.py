@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import suppress
@@ -18,6 +17,7 @@ logger = logging.getLogger(__name__)
 
 _PARALLEL = 8
 _MAX_PENDING_BYTES = 1 << 30
+_MAX_ERRORS = 10_000
 """Limit of the bytes waiting for the far store; beyond it, :meth:`TieredStore.put` blocks."""
 
 
@@ -41,7 +41,8 @@ class TieredStore(Store):
         self._readers = ThreadPoolExecutor(_PARALLEL, "samkv-prefetch")
         self._changed = threading.Condition()
         self._pending: dict[str, bytes] = {}
-        self._errors: deque[SamKVError] = deque(maxlen=100)
+        self._errors: dict[str, SamKVError] = {}
+        """Maps a key to the reason why its last write failed."""
         self._fetching: dict[str, Future[None]] = {}
         self._num_deletions = 0
 
@@ -115,15 +116,16 @@ class TieredStore(Store):
 
         return cancel
 
-    def flush(self) -> None:
+    def flush(self, keys: Iterable[str] | None = None) -> None:
         self._wait_for_writes()
         self.near.flush()
         self.far.flush()
-        if self._errors:
-            first, num_more = self._errors.popleft(), len(self._errors)
-            self._errors.clear()
-            more = f" (and {num_more} more chunks)" if num_more else ""
-            raise type(first)(f"{first}{more}")
+        with self._changed:
+            failed = [key for key in (list(self._errors) if keys is None else keys) if key in self._errors]
+            errors = [self._errors.pop(key) for key in failed]
+        if errors:
+            more = f" (and {len(errors) - 1} more chunks)" if len(errors) > 1 else ""
+            raise type(errors[0])(f"{errors[0]}{more}")
 
     def close(self) -> None:
         with suppress(StoreError):
@@ -151,6 +153,7 @@ class TieredStore(Store):
     def _write(self, key: str) -> None:
         """Write the pending data of ``key``, and again if it was replaced meanwhile."""
         is_written = False
+        failure: SamKVError | None
         while not is_written:
             with self._changed:
                 data = self._pending[key]
@@ -158,8 +161,15 @@ class TieredStore(Store):
                 self.far.put(key, data)
             except Exception as error:  # any error at all, or flush would wait for ever
                 logger.warning("%s was not stored: %s", key, error)
-                self._errors.append(error if isinstance(error, SamKVError) else StoreError(repr(error)))
+                failure = error if isinstance(error, SamKVError) else StoreError(repr(error))
+            else:
+                failure = None
             with self._changed:
+                self._errors.pop(key, None)
+                if failure is not None:
+                    self._errors[key] = failure
+                    while len(self._errors) > _MAX_ERRORS:
+                        del self._errors[next(iter(self._errors))]
                 is_written = self._pending[key] is data
                 if is_written:
                     del self._pending[key]

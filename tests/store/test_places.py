@@ -172,6 +172,22 @@ def test_a_chunk_that_the_far_store_refuses_is_reported_and_stays_near(
     assert tiers.get(key_of(1)) is not None
 
 
+def test_a_failed_write_is_reported_to_its_writer_and_forgotten_once_it_succeeds(
+    tiers: TieredStore, far: Remote
+) -> None:
+    far.refusal = StoreFullError("no room")
+    tiers.put(key_of(1), data_of(1))
+    tiers.put(key_of(2), data_of(2))
+    tiers._wait_for_writes()
+    far.refusal = None
+    tiers.put(key_of(3), data_of(3))
+    tiers.flush([key_of(3)])
+    with pytest.raises(StoreFullError, match="no room"):
+        tiers.flush([key_of(1), key_of(3)])
+    tiers.put(key_of(2), data_of(2))
+    tiers.flush()
+
+
 def test_an_unreachable_remote_costs_misses_only(make_engine: MakeEngine, far: Remote) -> None:
     engine = make_engine(store=far, chunks=CHUNKS)
     expected = engine.generate(PROMPT, max_new_tokens=4)
