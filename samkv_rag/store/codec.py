@@ -287,7 +287,7 @@ class StoredChunk:
     # Reading
 
     def _decoded(self, *names: str, tokens: torch.Tensor | None = None) -> list[torch.Tensor]:
-        """Return tensors of all tokens or some; quantised ones in the model's dtype."""
+        """Return tensors of all tokens or some; quantised ones become float32."""
         scaled = [f"{name}.scales" for name in names] if self.kv_dtype == "int8" else []
         rows = None if tokens is None else self._runs_of(tokens)
         if rows is not None and self.checked.issuperset(names) and _is_sparse(rows, self.tensors[names[0]]):
@@ -301,10 +301,9 @@ class StoredChunk:
             if (scales := stored.get(f"{name}.scales")) is None:
                 decoded.append(stored[name])
             elif _is_by_channel(name):
-                decoded.append(dequantize_keys(stored[name], scales, self._dtype, tokens))
+                decoded.append(dequantize_keys(stored[name], scales, tokens))
             else:
-                scales = scales if tokens is None else scales[:, tokens]
-                decoded.append(dequantize_rows(stored[name], scales, self._dtype))
+                decoded.append(dequantize_rows(stored[name], scales if tokens is None else scales[:, tokens]))
         return decoded
 
     def _read(self, *names: str) -> dict[str, torch.Tensor]:

@@ -1,8 +1,8 @@
 """Keys and values in 8 bits: keys by channel, values by token, in groups (KIVI, arXiv 2402.02750).
 
 A few channels of the keys are large in every token, so keys share a scale per channel over neighbouring tokens.
-Values have no such channels and share a scale within a token. Scales and zeros are bfloat16, rounded so that no value
-falls outside the codes. So bfloat16 KV is read without a detour: its codes are exact, and each operation rounds once.
+Values have no such channels and share a scale within a token. Everything is computed in float32. Scales and zeros are
+bfloat16, rounded so that no value falls outside the codes.
 
     keys     x = zero + scale · (code + 128), groups of 64 tokens
     values   x = scale · code, groups of 64 channels; summaries, too
@@ -31,26 +31,22 @@ def quantize_keys(keys: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return codes, scales
 
 
-def dequantize_keys(
-    codes: torch.Tensor, scales: torch.Tensor, dtype: torch.dtype, tokens: torch.Tensor | None = None
-) -> torch.Tensor:
-    """Inverse of :func:`quantize_keys`, ``[..., tokens, head_dim]`` in ``dtype``.
+def dequantize_keys(codes: torch.Tensor, scales: torch.Tensor, tokens: torch.Tensor | None = None) -> torch.Tensor:
+    """Inverse of :func:`quantize_keys`, ``[..., tokens, head_dim]`` in float32.
 
     With ``tokens`` ``[n]``, ``codes`` has these tokens only; ``scales`` are those of all tokens.
     """
-    scale, zero = scales.to(_arithmetic(dtype))
-    keys = (codes.view(torch.uint8) ^ -_LOWEST).to(scale.dtype)  # code + 128
+    scale, lowest = scales.float()
+    zero = torch.sub(lowest, scale, alpha=_LOWEST)
     if tokens is not None:
         groups = tokens // KEY_GROUP_TOKENS
-        return torch.addcmul(zero[..., groups, :], keys, scale[..., groups, :], out=keys).to(dtype)
-    num_groups, rest = divmod(codes.shape[-2], KEY_GROUP_TOKENS)
-    if num_groups:
-        grouped = torch.unflatten(keys[..., : num_groups * KEY_GROUP_TOKENS, :], -2, (num_groups, -1))
-        torch.addcmul(zero[..., :num_groups, None, :], grouped, scale[..., :num_groups, None, :], out=grouped)
-    if rest:
-        last = keys[..., -rest:, :]
-        torch.addcmul(zero[..., -1:, :], last, scale[..., -1:, :], out=last)
-    return keys.to(dtype)
+        return torch.addcmul(zero[..., groups, :], codes.float(), scale[..., groups, :])
+    # Pad the last group, so that one call computes all groups in place.
+    keys = torch.empty(*codes.shape[:-2], scale.shape[-2] * KEY_GROUP_TOKENS, codes.shape[-1])
+    keys[..., : codes.shape[-2], :] = codes
+    grouped = torch.unflatten(keys, -2, (-1, KEY_GROUP_TOKENS))
+    torch.addcmul(zero[..., None, :], grouped, scale[..., None, :], out=grouped)
+    return keys[..., : codes.shape[-2], :]
 
 
 def quantize_rows(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -65,17 +61,11 @@ def quantize_rows(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return codes.flatten(-2), scale.squeeze(-1)
 
 
-def dequantize_rows(codes: torch.Tensor, scales: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """Inverse of :func:`quantize_rows`, in ``dtype``."""
-    scales = scales.to(_arithmetic(dtype))
-    rows = codes.to(scales.dtype)
-    torch.unflatten(rows, -1, (scales.shape[-1], -1)).mul_(scales[..., None])
-    return rows.to(dtype)
-
-
-def _arithmetic(dtype: torch.dtype) -> torch.dtype:
-    """Return the dtype to compute in. Scales may lie outside the range of float16."""
-    return dtype if dtype == torch.bfloat16 else torch.float32
+def dequantize_rows(codes: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
+    """Inverse of :func:`quantize_rows`, in float32."""
+    rows = codes.float()
+    torch.unflatten(rows, -1, (scales.shape[-1], -1)).mul_(scales.float()[..., None])
+    return rows
 
 
 def num_row_groups(num_channels: int) -> int:
