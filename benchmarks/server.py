@@ -72,9 +72,9 @@ def _rows(model: str, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     with ExitStack() as servers:
         url, _ = servers.enter_context(_samkv(model))
         prompts = _ingested(url, options)
-        named, asked = {"model": Path(model).name}, list[tuple[str, str, dict[str, Any]]]()
-        for method in options.methods.split(","):
-            asked.append((method, url, named | {"samkv": _VARIANTS.get(method, method)}))
+        named: dict[str, Any] = {"model": Path(model).name}
+        methods = options.methods.split(",")
+        asked = [(method, url, named | {"samkv": _VARIANTS.get(method, method)}) for method in methods]
         if options.transformers:
             asked.append(("transformers", servers.enter_context(_transformers(model)), {"model": model}))
         for _, at, more in asked:  # warm up

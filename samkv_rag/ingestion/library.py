@@ -180,7 +180,7 @@ class ChunkLibrary:
         """
         cleaned = list(clean_texts(texts))
         references = self._references(cleaned, sources)
-        started, num_bytes = time.perf_counter(), 0
+        started, num_bytes, written = time.perf_counter(), 0, list[str]()
         known, pending, estimate = self._pending(cleaned)
         if max_bytes is not None and estimate.num_bytes > max_bytes:
             raise StoreFullError(
@@ -193,10 +193,11 @@ class ChunkLibrary:
             for text, cache in self._encoded(pending):
                 identity, data = self._encode(text, cache)
                 self._put(identity, data)
+                written.append(identity.key)
                 num_bytes += len(data)
                 bar.update()
         self._write_down(known)
-        self._store.flush(self._keys(pending))
+        self._store.flush(written)
         if references:
             self._delete(self._catalog.refer(self._owner.fingerprint, references))
         if pending:

@@ -174,15 +174,19 @@ class Refresher:
                 with self._last_if_it_fails():
                     scores(layer, query, self._all_keys(layer, read), spec)
                     if layer == self.layers[-1]:
-                        exchange = self._select(scores.scores)
-                        if not self._computes:
-                            if len(exchange.arriving):
-                                self._take_cached(exchange)
-                            self.arrivals.append((num_chars, exchange.arriving.cpu()))
-                        self._latest = exchange
+                        self._exchange(scores.scores, num_chars)
             return output
 
         return selecting
+
+    def _exchange(self, token_scores: torch.Tensor, num_chars: int) -> None:
+        """Select by the scores of prompt and answer, ``[tokens]``, and bring in what is cached."""
+        exchange = self._select(token_scores)
+        if not self._computes:
+            if len(exchange.arriving):
+                self._take_cached(exchange)
+            self.arrivals.append((num_chars, exchange.arriving.cpu()))
+        self._latest = exchange
 
     @contextmanager
     def _last_if_it_fails(self) -> Iterator[None]:

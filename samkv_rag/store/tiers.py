@@ -17,8 +17,8 @@ logger = logging.getLogger(__name__)
 
 _PARALLEL = 8
 _MAX_PENDING_BYTES = 1 << 30
-_MAX_ERRORS = 10_000
 """Limit of the bytes waiting for the far store; beyond it, :meth:`TieredStore.put` blocks."""
+_MAX_ERRORS = 10_000
 
 
 class TieredStore(Store):
@@ -67,6 +67,9 @@ class TieredStore(Store):
         if blob := self.near.get(key):
             self.far.touch(key)
         return blob or self._fetch(key)
+
+    def peek(self, key: str) -> Blob | None:
+        return self.far.peek(key)
 
     def touch(self, key: str) -> None:
         self.near.touch(key)
@@ -153,8 +156,8 @@ class TieredStore(Store):
     def _write(self, key: str) -> None:
         """Write the pending data of ``key``, and again if it was replaced meanwhile."""
         is_written = False
-        failure: SamKVError | None
         while not is_written:
+            failure: SamKVError | None = None
             with self._changed:
                 data = self._pending[key]
             try:
@@ -162,14 +165,12 @@ class TieredStore(Store):
             except Exception as error:  # any error at all, or flush would wait for ever
                 logger.warning("%s was not stored: %s", key, error)
                 failure = error if isinstance(error, SamKVError) else StoreError(repr(error))
-            else:
-                failure = None
             with self._changed:
                 self._errors.pop(key, None)
                 if failure is not None:
                     self._errors[key] = failure
-                    while len(self._errors) > _MAX_ERRORS:
-                        del self._errors[next(iter(self._errors))]
+                if len(self._errors) > _MAX_ERRORS:
+                    del self._errors[next(iter(self._errors))]
                 is_written = self._pending[key] is data
                 if is_written:
                     del self._pending[key]

@@ -172,6 +172,16 @@ def test_a_chunk_that_the_far_store_refuses_is_reported_and_stays_near(
     assert tiers.get(key_of(1)) is not None
 
 
+def test_a_peek_through_tiers_is_no_use_and_brings_nothing_near(tmp_path: Path) -> None:
+    with TieredStore(MemoryStore(), DiskStore(tmp_path)) as tiers:
+        tiers.far.put(key_of(1), data_of(1))
+        before = next(tiers.keys()).last_use_s
+        assert tiers.peek(key_of(1)) is not None
+        assert tiers.peek(key_of(2)) is None
+        assert not tiers.near.contains([key_of(1)])
+        assert next(tiers.keys()).last_use_s == before
+
+
 def test_a_failed_write_is_reported_to_its_writer_and_forgotten_once_it_succeeds(
     tiers: TieredStore, far: Remote
 ) -> None:

@@ -55,7 +55,7 @@ class WholePydanticParser(PydanticOutputParser[Any]):
             OutputParserException: the answer is not whole JSON, or does not fit the schema.
         """
         if not partial:
-            _require_whole(result[0].text)
+            _whole(result[0].text)
         return super().parse_result(result, partial=partial)
 
 
@@ -70,14 +70,14 @@ class JsonSchemaParser(BaseCumulativeTransformOutputParser[Any]):
         Raises:
             OutputParserException: the answer is not whole JSON, or does not fit the schema.
         """
-        value = JsonOutputParser().parse_result(result, partial=partial)
-        if not partial:
-            _require_whole(result[0].text)
-            try:
-                jsonschema.validate(value, self.json_schema)
-            except jsonschema.ValidationError as error:
-                words = f"the answer does not fit the schema: {error.message}"
-                raise OutputParserException(words, llm_output=result[0].text) from error
+        if partial:
+            return JsonOutputParser().parse_result(result, partial=True)
+        value = _whole(result[0].text)
+        try:
+            jsonschema.validate(value, self.json_schema)
+        except jsonschema.ValidationError as error:
+            words = f"the answer does not fit the schema: {error.message}"
+            raise OutputParserException(words, llm_output=result[0].text) from error
         return value
 
     def parse(self, text: str) -> Any:
@@ -85,9 +85,10 @@ class JsonSchemaParser(BaseCumulativeTransformOutputParser[Any]):
         return self.parse_result([Generation(text=text)])
 
 
-def _require_whole(text: str) -> None:
+def _whole(text: str) -> Any:
+    """Return the JSON in ``text``, which LangChain's parsers would complete if it was cut off."""
     try:
-        parse_json_markdown(text, parser=json.loads)
+        return parse_json_markdown(text, parser=json.loads)
     except json.JSONDecodeError as error:
         words = f"the answer is not JSON, or was cut off ({error}); allow more tokens"
         raise OutputParserException(words, llm_output=text) from error
