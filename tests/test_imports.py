@@ -70,12 +70,10 @@ def test_imports_point_one_way(path: Path) -> None:
         point_down(inner[0], names, "samkv_rag.store", STORE_LAYERS)
 
 
-def test_importing_the_package_is_quick_and_brings_no_torch() -> None:
+def test_importing_the_package_brings_no_torch() -> None:
     code = (
-        "import sys, time; started = time.perf_counter(); import samkv_rag; "
-        "elapsed = time.perf_counter() - started; "
-        "assert not {'torch', 'transformers', 'numpy', 'safetensors', 'jinja2'} & set(sys.modules); "
-        "assert elapsed < 0.3, elapsed"
+        "import sys, samkv_rag; "
+        "assert not {'torch', 'transformers', 'numpy', 'safetensors', 'jinja2'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 

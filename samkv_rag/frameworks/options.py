@@ -75,18 +75,26 @@ class EngineOptions(BaseModel):
     config: Annotated[EngineConfig | None, BeforeValidator(_config)] = Field(
         default=None, description="What is fixed at ingestion, or a dict of its options."
     )
-    device: str | None = Field(default=None, description="Device of the model; None picks one.")
+    device: Annotated[str | None, BeforeValidator(lambda device: None if device is None else str(device))] = Field(
+        default=None, description="Device of the model; None picks one."
+    )
     dtype: Annotated[
         str | None, BeforeValidator(lambda dtype: None if dtype is None else str(dtype).removeprefix("torch."))
     ] = Field(default=None, description="Data type of the model, for example 'bfloat16'.")
     gguf_file: str | None = Field(default=None, description="GGUF file inside the model's folder.")
-    device_map: dict[str, int | str] | int | str | None = Field(default=None, description="Another word for device.")
+    device_map: dict[str, int | str] | int | str | None = Field(
+        default=None, description="Another way to give the device."
+    )
     revision: str | None = Field(default=None, description="Branch, tag or commit of the model on the hub.")
     token: _Secret = Field(default=None, description="Token of the hub; None takes the one logged in with.")
-    attn_implementation: str | None = Field(default=None, description="Attention that the model must come with.")
+    attn_implementation: str | None = Field(
+        default=None, description="Attention implementation that the model must have."
+    )
     model_kwargs: Annotated[dict[str, Any] | None, BeforeValidator(_plain)] = Field(
         default=None, description="What else transformers takes, such as quantization_config."
     )
+    max_running: int = Field(default=16, ge=1, description="Number of answers that are decoded together.")
+    max_waiting: int = Field(default=65536, ge=1, description="Requests that may wait; more are refused at once.")
     namespace: str = Field(default="", description="Tenant whose chunks these are; no other gets them.")
     store_secret: _Secret = Field(default=None, description="Makes the store's keys unknowable without it.")
 
@@ -112,7 +120,9 @@ class CallOptions(BaseModel):
     )
     seed: int | None = Field(default=None, description="Makes sampling repeatable.")
     logprobs: bool = Field(default=False, description="Answers say how likely each token was.")
-    top_logprobs: int = Field(default=0, ge=0, le=20, description="How many of the likeliest tokens they name beside.")
+    top_logprobs: int = Field(
+        default=0, ge=0, le=20, description="How many of the likeliest tokens are given beside each."
+    )
 
 
 ENGINE_OPTIONS = tuple(EngineOptions.model_fields)

@@ -48,15 +48,30 @@ def chosen_tool(tool_choice: object, names: Collection[str]) -> str | None:
     Raises:
         ConfigurationError: ``tool_choice`` is neither the name of a tool nor a known word.
     """
-    if isinstance(tool_choice, dict):
-        tool_choice = tool_choice.get("function", tool_choice).get("name")
-    if tool_choice is None or tool_choice is False or tool_choice == "auto":
+    choice = tool_choice
+    if isinstance(choice, dict):
+        function = choice.get("function")
+        named = function if isinstance(function, dict) else choice
+        choice = named.get("name") or choice.get("type")
+    if choice is None or choice is False or choice == "auto":
         return None
-    if tool_choice is True or tool_choice in (ANY, "required"):
+    if names and (choice is True or choice in (ANY, "required")):
         return ANY
-    if isinstance(tool_choice, str) and tool_choice in names:
-        return tool_choice
-    raise ConfigurationError(f"tool_choice is {tool_choice!r}; it must be auto, any or one of {', '.join(names)}")
+    if isinstance(choice, str) and choice in names:
+        return choice
+    allowed = f"it must be auto, any or one of {', '.join(names)}" if names else "there are no tools; give some"
+    raise ConfigurationError(f"tool_choice is {tool_choice!r}; {allowed}")
+
+
+def names_of(tools: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the names of tools in OpenAI's form.
+
+    Raises:
+        ConfigurationError: a tool is not a function.
+    """
+    if others := [tool for tool in tools if not isinstance(tool.get("function"), Mapping)]:
+        raise ConfigurationError(f"a tool is of type {others[0].get('type')!r}; give functions only")
+    return [tool["function"]["name"] for tool in tools]
 
 
 def prompt_and_grammar(
@@ -73,13 +88,13 @@ def prompt_and_grammar(
         ChatTemplateError, ToolsUnsupportedError: the template refuses messages or tools.
         ConfigurationError: ``tool_choice`` is neither the name of a tool nor a known word.
     """
-    chosen = chosen_tool(tool_choice, [tool["function"]["name"] for tool in tools])
+    chosen = chosen_tool(tool_choice, names_of(tools))
     prompt = render(engine, messages if schema is None else with_json_instruction(messages, schema), tools)
-    return prompt, answer_grammar(prompt.text, tools, chosen, schema, parallel)
+    return prompt, answer_grammar(engine.tokenizer.template, tools, chosen, schema, parallel)
 
 
 def answer_grammar(
-    prompt: str,
+    template: str,
     tools: Sequence[Mapping[str, Any]] = (),
     chosen: str | None = None,
     schema: Mapping[str, Any] | bool | None = None,
@@ -88,13 +103,13 @@ def answer_grammar(
     """Return the grammar of an answer that must call a tool or fit a schema; None if neither.
 
     Args:
-        prompt: the prompt rendered with the tools, which shows the format of calls.
+        template: the chat template, which shows the format of calls. A prompt may quote another one.
         chosen: the result of :func:`chosen_tool`. If the model decides, ``schema`` applies to answers without a call.
         parallel: whether the answer may have several calls, if any tool may be called.
     """
     if not chosen and schema is None:
         return None
-    is_marked, answers, call = _OPEN in prompt, [], ""
+    is_marked, answers, call = _OPEN in template, [], ""
     if not chosen and schema is not None:
         answers.append(json_terms(schema))
     if functions := [tool["function"] for tool in tools if chosen in (None, ANY, tool["function"]["name"])]:
@@ -113,33 +128,29 @@ def _call_terms(function: Mapping[str, Any], is_marked: bool) -> str:
     return f'{opening} {json_terms(schema)} "}}"'
 
 
-def most_calls(tools: Sequence[object], parallel: bool) -> int:
-    """Return how many calls an answer may have."""
-    return 0 if not tools else sys.maxsize if parallel else 1
-
-
 class ToolCalls:
     """Finds tool calls in a streamed answer; holds back text that may become a call.
 
     Args:
-        most: how many calls are wanted; further ones are dropped. With 0 all is text.
+        tools: those that the model may call; without any, all is text.
+        parallel: whether several calls are wanted; otherwise all but the first are dropped.
     """
 
-    def __init__(self, most: int = sys.maxsize) -> None:
-        self._most = most
+    def __init__(self, tools: Sequence[Mapping[str, Any]], parallel: bool = True) -> None:
+        self._names = names_of(tools)
+        self._most = sys.maxsize if parallel else 1
         self._held = ""
         self._num_calls = 0
         self._has_text = False
 
     def add(self, text: str) -> Iterator[str | ToolCall]:
         """Add a piece, and yield the text and calls that are now certain."""
-        if not self._most:
+        if not self._names:
             yield from self._text(text)
             return
         self._held += text
-        while _CLOSE in self._held.partition(_OPEN)[2]:
-            before, _, rest = self._held.partition(_OPEN)
-            call, _, self._held = rest.partition(_CLOSE)
+        while found := _first_call(self._held):
+            before, call, self._held = found
             yield from self._text(before.rstrip())
             yield from self._calls([self._as_call(call)])
         is_first = not (self._has_text or self._num_calls)
@@ -151,7 +162,8 @@ class ToolCalls:
 
     def finish(self) -> Iterator[str | ToolCall]:
         """Yield what was held back, at the end of the answer."""
-        if calls := _plain_calls(self._held):
+        calls = _plain_calls(self._held)
+        if calls and all(name in self._names for name, _ in calls):  # other JSON is an ordinary answer
             yield from self._calls(calls)
         elif _OPEN in self._held:
             before, _, unfinished = self._held.partition(_OPEN)
@@ -175,6 +187,17 @@ class ToolCalls:
                 yield ToolCall(self._num_calls - 1, name, arguments, uuid4().hex[:_ID_LENGTH])
 
 
+def _first_call(text: str) -> tuple[str, str, str] | None:
+    """Return what is before, in and after the first call of ``text``; None if it has no end yet."""
+    before, _, rest = text.partition(_OPEN)
+    for closing in re.finditer(_CLOSE, rest):
+        call = rest[: closing.start()]
+        is_quoted = len(re.findall(r'(?<!\\)(?:\\\\)*"', call)) % 2  # in an argument, such as a document's text
+        if not is_quoted:
+            return before, call, rest[closing.end() :]
+    return None
+
+
 def _length_held_back(text: str) -> int:
     """Return the length of the end of ``text`` that may be the start of a tag, with the white space before it."""
     begun = next((n for n in range(len(_OPEN) - 1, 0, -1) if text.endswith(_OPEN[:n])), 0)
@@ -193,6 +216,7 @@ def _as_call(value: Any) -> tuple[str, str] | None:
     if not isinstance(value, dict) or not isinstance(value.get("name"), str):
         return None
     arguments = value.get("arguments", value.get("parameters"))
+    arguments = _parsed(arguments) if isinstance(arguments, str) else arguments
     return (value["name"], json.dumps(arguments, ensure_ascii=False)) if isinstance(arguments, dict) else None
 
 

@@ -73,9 +73,14 @@ class PromptTokenizer:
         """For each token seen so far: whether it can end a sentence, and whether it begins with a letter or digit."""
 
     @property
+    def template(self) -> str:
+        """The chat template; empty if there is none."""
+        return str(getattr(self.tokenizer, "chat_template", None) or "")
+
+    @property
     def has_chat_template(self) -> bool:
         """Whether messages can be rendered."""
-        return bool(getattr(self.tokenizer, "chat_template", None))
+        return bool(self.template)
 
     @cached_property
     def takes_tools(self) -> bool:
@@ -118,7 +123,7 @@ class PromptTokenizer:
 
     def _message_head(self) -> str:
         """Return the chat template's text before a user's message; empty if there is none or it contains the date."""
-        if not self.has_chat_template or "strftime" in str(self.tokenizer.chat_template):
+        if not self.has_chat_template or "strftime" in self.template:
             return ""
         mark = self._unused_mark("")
         try:
@@ -214,7 +219,7 @@ class PromptTokenizer:
     # Control tokens in messages are marked before the template runs, and found by their marks afterwards.
 
     def _unused_mark(self, given: Any) -> str:
-        everything = (json.dumps(given, ensure_ascii=False, default=str) + str(self.tokenizer.chat_template)).lower()
+        everything = (json.dumps(given, ensure_ascii=False, default=str) + self.template).lower()
         for mark in map(chr, _PRIVATE_USE):
             if mark not in everything and json.dumps(mark)[1:-1] not in everything:
                 return mark

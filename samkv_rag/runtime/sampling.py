@@ -23,7 +23,7 @@ from samkv_rag.model.tokenization import PromptTokenizer
 from samkv_rag.results import TokenLogprob
 from samkv_rag.runtime.guiding import Matcher
 
-_MIN_TEMPERATURE = 1e-3
+MIN_TEMPERATURE = 1e-3
 """Below this, logits divided by the temperature overflow float32."""
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 _MAX_TOP_LOGPROBS = 20
@@ -53,9 +53,9 @@ class Sampling:
     def __post_init__(self) -> None:
         require_integer("max_new_tokens", self.max_new_tokens, 1)
         require_number("temperature", self.temperature, 0)
-        if 0 < self.temperature < _MIN_TEMPERATURE:
+        if 0 < self.temperature < MIN_TEMPERATURE:
             raise ConfigurationError(
-                f"temperature is {self.temperature!r}; it must be 0 (greedy) or at least {_MIN_TEMPERATURE:g}"
+                f"temperature is {self.temperature!r}; it must be 0 (greedy) or at least {MIN_TEMPERATURE:g}"
             )
         require_number("top_p", self.top_p, 0, 1)
         if self.top_p == 0:

@@ -9,7 +9,7 @@ import pytest
 
 from samkv_rag import Grammar, SamKVEngine
 from samkv_rag.exceptions import ConfigurationError
-from samkv_rag.frameworks.tools import ToolCall, ToolCalls, answer_grammar, chosen_tool, most_calls
+from samkv_rag.frameworks.tools import ToolCall, ToolCalls, answer_grammar, chosen_tool
 
 ADD = '{"name": "add", "arguments": {"a": 1, "b": "é"}}'
 MARKED = f"<tool_call>\n{ADD}\n</tool_call>"
@@ -29,13 +29,24 @@ ANSWERS: dict[str, tuple[str, str, list[Any]]] = {
     "no arguments": ('<tool_call>{"name": "now", "arguments": {}}</tool_call>', "", [("now", {})]),
     "JSON that is no call": ('{"name": "Bob"}', '{"name": "Bob"}', []),
     "list that is no call": ("[1, 2]", "[1, 2]", []),
+    "JSON that names no tool": ('{"name": "Bob", "arguments": {}}', '{"name": "Bob", "arguments": {}}', []),
+    "a tag in an argument": (
+        '<tool_call>{"name": "add", "arguments": {"a": "\\"</tool_call>"}}</tool_call> Done.',
+        " Done.",
+        [("add", {"a": '"</tool_call>'})],
+    ),
+    "arguments as text": (
+        '<tool_call>{"name": "add", "arguments": "{\\"a\\": 1}"}</tool_call>',
+        "",
+        [("add", {"a": 1})],
+    ),
     "half a tag": ("a < b and <tool", "a < b and <tool", []),
     "half a plain call": ('{"name": "add", "parameters": {"a"', '{"name": "add", "parameters": {"a"', []),
 }
 
 
 def read(answer: str, piece_chars: int) -> tuple[str, list[ToolCall]]:
-    reader = ToolCalls()
+    reader = ToolCalls(TOOLS)
     pieces = [answer[i : i + piece_chars] for i in range(0, len(answer), piece_chars)]
     said = [*(one for piece in pieces for one in reader.add(piece)), *reader.finish()]
     calls = [one for one in said if isinstance(one, ToolCall)]
@@ -68,14 +79,14 @@ def test_a_call_that_cannot_be_read_has_no_name_and_keeps_its_text(body: str, en
 @pytest.mark.parametrize("case", ["plain list", "two calls"])
 def test_of_calls_that_should_not_be_parallel_the_first_counts(case: str) -> None:
     answer = ANSWERS[case][0]
-    for reader, num_calls in ((ToolCalls(most_calls(TOOLS, False)), 1), (ToolCalls(most_calls([], True)), 0)):
+    for reader, num_calls in ((ToolCalls(TOOLS, False), 1), (ToolCalls([]), 0)):
         said = [*reader.add(answer), *reader.finish()]
         assert sum(isinstance(one, ToolCall) for one in said) == num_calls
         assert num_calls or "".join(map(str, said)) == answer
 
 
 def test_text_is_passed_on_as_soon_as_it_is_certain() -> None:
-    reader = ToolCalls()
+    reader = ToolCalls(TOOLS)
     assert [*reader.add("The lamp")] == ["The lamp"]
     assert [*reader.add(" turns <to")] == [" turns"]
     assert [*reader.add("p>")] == [" <top>"]
@@ -83,11 +94,18 @@ def test_text_is_passed_on_as_soon_as_it_is_certain() -> None:
 
 def test_a_choice_is_free_any_or_one() -> None:
     named: dict[str, Any] = {"type": "function", "function": {"name": "add"}}
-    for chosen, choices in ((None, (None, False, "auto")), ("any", (True, "any", "required")), ("add", ("add", named))):
+    one, any_one = {"type": "tool", "name": "add"}, {"type": "any"}
+    for chosen, choices in (
+        (None, (None, False, "auto", {"type": "auto"})),
+        ("any", (True, "any", "required", any_one)),
+        ("add", ("add", named, one)),
+    ):
         assert [chosen_tool(choice, ["add", "now"]) for choice in choices] == [chosen] * len(choices)
     for choice in ("subtract", {"type": "function", "function": {"name": "subtract"}}, 0, 1, 3):
         with pytest.raises(ConfigurationError, match=r"tool_choice is .*; it must be auto, any or one of add, now"):
             chosen_tool(choice, ["add", "now"])
+    with pytest.raises(ConfigurationError, match="tool_choice is 'any'; there are no tools; give some"):
+        chosen_tool("any", [])
 
 
 def keeps(engine: SamKVEngine, grammar: Grammar | None, text: str) -> bool:

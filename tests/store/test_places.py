@@ -76,9 +76,8 @@ def test_a_chunk_read_from_memory_is_used_on_disk_too(tmp_path: Path) -> None:
 
 def test_putting_does_not_wait_for_the_far_store(tiers: TieredStore, far: Remote) -> None:
     far.go.clear()
-    started = time.monotonic()
     tiers.put(key_of(1), data_of(1))
-    assert time.monotonic() - started < 1
+    assert not far.kept.contains([key_of(1)])
     assert tiers.get(key_of(1)) is not None
     far.go.set()
     tiers.flush()
@@ -224,10 +223,8 @@ def test_a_server_that_never_answers_takes_bounded_time(make_engine: MakeEngine,
         with pytest.warns(StoreUnreachableWarning, match="cannot be reached"):
             assert engine.generate(PROMPT, max_new_tokens=1).metrics.chunks_missed == 4
         assert time.monotonic() - started < 15
-        started = time.monotonic()
         with pytest.raises(StoreUnreachableError, match="it is tried again in"):
             store.contains([key_of(1)])
-        assert time.monotonic() - started < 1
 
 
 def test_a_full_redis_server_raises(redis: Any) -> None:

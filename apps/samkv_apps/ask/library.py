@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import typer
+from filelock import FileLock
 from llama_index.core import Settings, VectorStoreIndex
 from llama_index.core.base.embeddings.base import similarity
 from llama_index.core.ingestion import DocstoreStrategy, IngestionPipeline
@@ -61,7 +63,10 @@ class _Estimate(TransformComponent):
 
 
 class Library:
-    """The documents in ``folder``: their KV, their embeddings in Chroma, and a list of them."""
+    """The documents in ``folder``: their KV, their embeddings in Chroma, and a list of them.
+
+    Namespaces have nothing in common: each has an own folder inside, named by a hash.
+    """
 
     def __init__(self, engine: SamKVEngine, folder: Path, embedding: str, max_tokens: int) -> None:
         self.llm = SamKVLLM.from_engine(engine, max_tokens=max_tokens)
@@ -70,6 +75,9 @@ class Library:
             Settings.embed_model = HuggingFaceEmbedding(model_name=embedding)
         except OSError as error:
             raise ModelNotFoundError(f"no embedding model could be loaded: {error}; give --embedding demo") from error
+        if engine.namespace:
+            folder /= f"namespace-{sha256(engine.namespace.encode()).hexdigest()[:16]}"
+            folder.mkdir(mode=0o700, exist_ok=True)
         probe = Settings.embed_model.get_text_embedding(_PROBE)
         collection = open_chroma(folder.resolve() / "chroma").get_or_create_collection(
             "documents", metadata={"hnsw:space": "cosine", "embedding": embedding, "probe": json.dumps(probe)}
@@ -84,6 +92,7 @@ class Library:
         self._docstore_file = folder / "documents.json"
         self._unfinished_file = folder / "unfinished.json"
         """Names of documents that an update deletes and adds, until it ends."""
+        self._one_update = FileLock(folder / "update.lock")
 
     def update(self, files: Sequence[Path], max_bytes: str | None = None, compute: Compute | None = None) -> int:
         """Ingest what is new or changed in ``files``, and return the number of new chunks.
@@ -95,12 +104,16 @@ class Library:
             StoreFullError: the new chunks' KV would exceed ``max_bytes``.
         """
         limit = None if max_bytes is None else parse_bytes(max_bytes)
+        with self._one_update:
+            return self._update(files, _Estimate(engine=self.llm.engine, max_bytes=limit, compute=compute))
+
+    def _update(self, files: Sequence[Path], estimate: _Estimate) -> int:
         known = self._docstore_file.exists()
         docstore = SimpleDocumentStore.from_persist_path(str(self._docstore_file)) if known else SimpleDocumentStore()
         pipeline = IngestionPipeline(
             transformations=[
                 SentenceSplitter(chunk_size=CHUNK_TOKENS, chunk_overlap=0),
-                _Estimate(engine=self.llm.engine, max_bytes=limit, compute=compute),
+                estimate,
                 Settings.embed_model,
             ],
             docstore=docstore,
@@ -111,29 +124,36 @@ class Library:
         documents = list(read_documents(files))
         self._forget(docstore, files, {document.doc_id: document.hash for document in documents})
         num_new = len(pipeline.run(documents=documents))
+        # Another model, or an engine whose store was cleared, has no KV of documents that are known.
+        stored = self._vectors.get_nodes(None, _of_files(files))
+        if missing := [node for node in stored if not self.llm.engine.has_chunk(node.get_content())]:
+            estimate(missing)
+            self._vectors.ingest(missing)
         self._persist(docstore)
         self._unfinished_file.unlink(missing_ok=True)
-        return num_new
+        return num_new + len(missing)
 
     def ask(self, question: str, files: Sequence[Path], top_k: int) -> Any:
         """Return a streaming response from chunks of ``files`` only."""
-        own = MetadataFilter(key="file_path", value=[str(file) for file in files], operator=FilterOperator.IN)
         index = VectorStoreIndex.from_vector_store(self._vectors)
         query_engine = index.as_query_engine(
             streaming=True,
             similarity_top_k=top_k,
-            filters=MetadataFilters(filters=[own]),
+            filters=_of_files(files),
             node_postprocessors=[SamKVPostprocessor(self.llm)],
         )
         return query_engine.query(question)
 
     def _forget(self, docstore: SimpleDocumentStore, files: Sequence[Path], there: Mapping[str, str]) -> None:
-        """Delete the documents that these files no longer contain; ``there`` has the hashes of those they do.
+        """Delete the documents that these files no longer contain, and those of files that are gone from beside them.
 
-        What an interrupted update may have deleted or added in part is deleted, too, and so added again.
+        ``there`` has the hashes of the documents in the files. Documents that an interrupted update left half done are
+        deleted as well, and so added again.
         """
-        prefixes = tuple(f"{file}#" for file in files)
-        own = [doc_id for doc_id in docstore.docs if doc_id.startswith(prefixes)]
+        given, folders = set(files), {file.parent for file in files}
+        of_file = {doc_id: Path(doc_id.rpartition("#")[0]) for doc_id in docstore.docs}
+        is_own = {file: file in given or (file.parent in folders and not file.exists()) for file in of_file.values()}
+        own = [doc_id for doc_id, file in of_file.items() if is_own[file]]
         gone = {doc_id for doc_id in own if docstore.get_document_hash(doc_id) != there.get(doc_id)}
         if self._unfinished_file.exists():
             gone |= set(json.loads(self._unfinished_file.read_text("utf-8"))) - docstore.docs.keys()
@@ -149,6 +169,11 @@ class Library:
 
     def _persist(self, docstore: SimpleDocumentStore) -> None:
         _write_json(self._docstore_file, docstore.to_dict())
+
+
+def _of_files(files: Sequence[Path]) -> MetadataFilters:
+    own = MetadataFilter(key="file_path", value=[str(file) for file in files], operator=FilterOperator.IN)
+    return MetadataFilters(filters=[own])
 
 
 def _is_near(one: Sequence[float], other: Sequence[float]) -> bool:

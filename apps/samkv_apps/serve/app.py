@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import hashlib
+import json
 import re
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
@@ -18,20 +19,19 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
-from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
+from starlette.responses import HTMLResponse, Response, StreamingResponse
 from starlette.types import Send
 
 from samkv_apps.serve.answers import Answers
 from samkv_apps.serve.backend import Asked, Backend
 from samkv_apps.serve.errors import ApiError, as_api_error
 from samkv_apps.serve.forms import DONE, Explained, Form, event, explained
-from samkv_apps.serve.guard import Guard, Observed
+from samkv_apps.serve.guard import GONE, Guard, Observed
 from samkv_apps.serve.schema import ChatRequest, CompletionRequest, IngestRequest
 from samkv_rag import GenerationResult, Piece, SamKVError, __version__
 
 MAX_BODY_BYTES = 4 << 20
 _PAGE = (Path(__file__).parent / "page.html").read_text(encoding="utf-8")
-_GONE = 499
 T = TypeVar("T")
 
 
@@ -158,7 +158,9 @@ async def _respond(answers: Answers, request: Request, body: Asked) -> Response:
     if body.stream:
         return EventStream(_events(first, pieces, form, request, body))
     result = first if isinstance(first, GenerationResult) else await _while_connected(request, _last(pieces))
-    return JSONResponse(form.whole(result, await _explained(result, answers.model, request, body)))
+    whole = form.whole(result, await _explained(result, answers.model, request, body))
+    # In ASCII, since an answer may have half a surrogate pair.
+    return Response(json.dumps(whole, allow_nan=False), media_type="application/json")
 
 
 async def _events(
@@ -246,9 +248,9 @@ def _add_error_handlers(app: FastAPI) -> None:
         return as_api_error(error).response()
 
     async def gone(_: Request, error: Exception) -> Response:
-        return Response(status_code=_GONE)  # only the log shows it
+        return Response(status_code=GONE)  # only the log shows it
 
-    for kind in (ApiError, SamKVError, RequestValidationError, HTTPException, Exception):
+    for kind in (ApiError, SamKVError, RequestValidationError, HTTPException):  # for others see Observed
         app.add_exception_handler(kind, failed)
     app.add_exception_handler(ClientGoneError, gone)
 

@@ -123,11 +123,11 @@ def _prompt(engine: SamKVEngine, request: Asked) -> tuple[Prompt, Grammar | None
     schema = request.json_schema
     if isinstance(request, ChatRequest):
         tools, parallel = request.function_schemas, request.parallel_tool_calls is not False
-        rendered = _rendered(engine, request, tools)
-        return rendered, answer_grammar(rendered.text, tools, request.must_call, schema, parallel)
+        grammar = answer_grammar(engine.tokenizer.template, tools, request.must_call, schema, parallel)
+        return _rendered(engine, request, tools), grammar
     shown = "".join(f"{_shown(one)}\n\n" for one in _missing_in([request.text], request.documents))
     prompt = engine.tokenizer.as_text(shown) + request.text
-    return replace(prompt, user_text=prompt.text), answer_grammar(prompt.text, schema=schema)
+    return replace(prompt, user_text=prompt.text), answer_grammar("", schema=schema)
 
 
 def _method(asked: str | dict[str, Any] | None, own: PrefillMethod) -> PrefillMethod:

@@ -55,7 +55,7 @@ def serve(
     """Serve a model over OpenAI's API, with the chunk KV in a store."""
     terminal.require_packages(_PACKAGES, "samkv serve", "serve")
     api_key = api_key and api_key.strip()  # a file's line break may have come along
-    if api_key == "":
+    if api_key == "" or (api_key is None and os.environ.get("SAMKV_API_KEY") == ""):  # typer takes "" for unset
         raise ConfigurationError("the API key is empty; give it some random text, or leave it out for open access")
     if (decode_with is None) != (handover is None) or (decode_with is not None and ray_replicas is not None):
         raise ConfigurationError(
@@ -91,7 +91,7 @@ def serve(
     else:
         options |= {"num_replicas": ray_replicas, "max_replicas": ray_max_replicas, "max_queue": max_queue}
         backend = _ray_backend(model, budgets=budgets, **options)
-    name = Path(model).name if Path(model).exists() else model  # clients do not see the path
+    name = Path(model).absolute().name if Path(model).exists() else model  # clients do not see the path
     app = create_app(backend, name, api_key=api_key, max_queue=max_queue, max_tokens=max_tokens)
     # On SIGTERM uvicorn refuses connections, finishes running answers, then closes the engine.
     quiet: dict[str, Any] = {"log_config": None, "access_log": False, "server_header": False}

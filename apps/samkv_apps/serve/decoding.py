@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-from anyio import to_thread
 
 from samkv_apps.serve.errors import ApiError
 from samkv_rag import GenerationResult, Piece, SamKVEngine
 from samkv_rag.engine import Prompt
 from samkv_rag.exceptions import ConfigurationError
+from samkv_rag.frameworks.threads import run_in_thread_shielded
 from samkv_rag.handover import Handover, options_of_our_own
 from samkv_rag.runtime.sampling import AnswerText, Sampling
 
@@ -150,7 +150,7 @@ class VllmStream:
             yield Piece(text, prefilled.token_ids)
             num_delivered = 1
         with ExitStack() as saved:
-            await to_thread.run_sync(saved.enter_context, handover.saved(decoder.folder))
+            await run_in_thread_shielded(saved.enter_context, handover.saved(decoder.folder))
             async with aclosing(decoder.decode(handover, num_more, self._options)) as decoded:
                 async for token_id in decoded:
                     token_ids.append(token_id)

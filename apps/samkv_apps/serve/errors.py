@@ -31,7 +31,7 @@ RETRY_AFTER_S = 1
 _MAX_CHARS = 1000
 _WORDS = {
     "string_pattern_mismatch": "it must contain more than white space",
-    "string_too_short": "it must not be empty",
+    "too_short": "it must not be empty",
 }
 _UNION_MEMBERS = ("str", "bool", "body")  # pydantic mixes them with field names in a field's path
 

@@ -16,7 +16,7 @@ from samkv_apps.serve.schema import ChatRequest, CompletionRequest, Document
 from samkv_rag import GenerationResult, Piece, TokenLogprob
 from samkv_rag.explanation import Explanation
 from samkv_rag.frameworks.logprobs import logprobs_content
-from samkv_rag.frameworks.tools import ToolCall, ToolCalls, most_calls
+from samkv_rag.frameworks.tools import ToolCall, ToolCalls
 
 DONE = b"data: [DONE]\n\n"
 
@@ -37,10 +37,10 @@ class Form:
         self.model = model
         self._is_chat = isinstance(request, ChatRequest)
         self._num_answers = request.n or 1
-        most = 0
+        tools, parallel = [], True
         if isinstance(request, ChatRequest):
-            most = most_calls(request.function_schemas, request.parallel_tool_calls is not False)
-        self._readers = defaultdict[int, ToolCalls](partial(ToolCalls, most))
+            tools, parallel = request.function_schemas, request.parallel_tool_calls is not False
+        self._readers = defaultdict[int, ToolCalls](partial(ToolCalls, tools, parallel))
         self._num_calls: dict[int, int] = defaultdict(int)
         self._num_chars: dict[int, int] = defaultdict(int)
         self._id = uuid4().hex
@@ -158,8 +158,8 @@ def _finish_reason(result: GenerationResult, has_calls: bool) -> str:
 
 
 def event(value: dict[str, Any]) -> bytes:
-    """Encode a value as a server-sent event."""
-    return f"data: {json.dumps(value, ensure_ascii=False)}\n\n".encode()
+    """Encode a value as a server-sent event, in ASCII: an answer may have half a surrogate pair."""
+    return f"data: {json.dumps(value)}\n\n".encode()
 
 
 def usage(result: GenerationResult) -> dict[str, Any]:

@@ -11,12 +11,14 @@ from typing import Any
 import anyio
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from samkv_apps.serve.errors import ApiError
+from samkv_apps.serve.errors import ApiError, as_api_error
 
 logger = logging.getLogger("samkv_apps.serve")
 
 OPEN_PATHS = frozenset(("/", "/health", "/ready", "/openapi.json"))
 """Paths that need no key. None of them reveals anything about documents or requests."""
+GONE = 499
+"""Status, in the log only, of a request whose client disconnected."""
 _BODY_S = 30.0
 """Seconds within which a body must arrive."""
 
@@ -39,7 +41,7 @@ class Guard:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        headers = {name.lower(): value for name, value in scope["headers"]}
+        headers = dict(scope["headers"])
         try:
             self._require_key(scope["path"], headers.get(b"authorization", b""))
             body = await self._body(headers.get(b"content-length", b"0"), receive)
@@ -96,7 +98,7 @@ class Observed:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        started, status = time.perf_counter(), 499  # if nothing is sent, the client has disconnected
+        started, status = time.perf_counter(), GONE  # if nothing is sent, the client has disconnected
         fields: dict[str, Any] = {}
         scope["samkv.log"] = fields  # the answer adds more
 
@@ -108,6 +110,10 @@ class Observed:
 
         try:
             await self._app(scope, receive, observed_send)
+        except Exception as error:  # Starlette's own handler would answer out of sight, and close the connection
+            if status != GONE:
+                raise  # in the middle of an answer
+            await as_api_error(error).response()(scope, receive, observed_send)
         finally:
             route = getattr(scope.get("route"), "path", "other")  # not the path, which clients choose
             self._count(route, status)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import reprlib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from difflib import get_close_matches
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -14,6 +14,7 @@ from samkv_apps.serve.errors import ApiError
 from samkv_rag.checks import half_pair_at
 from samkv_rag.frameworks.messages import template_role
 from samkv_rag.frameworks.tools import chosen_tool
+from samkv_rag.runtime.sampling import MIN_TEMPERATURE
 
 DEFAULT_MAX_TOKENS = 1024
 MAX_DOCUMENTS = 1000
@@ -40,8 +41,8 @@ _UNSUPPORTED: dict[str, tuple[tuple[Any, ...], str]] = {
 }
 """Unsupported options: the values that change nothing, and what to do instead of other values."""
 _IGNORED = (
-    "metadata", "prompt_cache_key", "reasoning_effort", "safety_identifier", "service_tier",
-    "store", "user", "verbosity",
+    "metadata", "prediction", "prompt_cache_key", "prompt_cache_retention", "reasoning_effort", "safety_identifier",
+    "service_tier", "store", "user", "verbosity",
 )  # fmt: skip
 """Options that do not affect the answers of these models."""
 
@@ -78,26 +79,34 @@ GivenDocument = Annotated[Document, BeforeValidator(_as_document, json_schema_in
 
 
 class TextPart(_Checked):
-    """A part of a message."""
+    """A part of a message. Clients add ids and marks of their own."""
 
+    model_config = ConfigDict(extra="ignore")
     type: Literal["text"]
     text: Text
 
 
 def _small(given: T) -> T:
     """Refuse schemas that would take long to compile; llguidance's own limits allow some of them."""
-    level, depth, num_values, multiple = [_plain(given)], 0, 0, 1.0
-    while level:
-        depth, num_values = depth + 1, num_values + len(level)
+    num_values, multiple = 0, 1.0
+    for depth, level in enumerate(_levels(_plain(given)), 1):
+        num_values += len(level)
         if depth > _MAX_DEPTH or num_values > _MAX_VALUES:
             raise ValueError(f"it has more than {_MAX_DEPTH} levels or {_MAX_VALUES} values; send a smaller schema")
         for one in (one["multipleOf"] for one in level if isinstance(one, dict) and "multipleOf" in one):
             multiple *= max(1.0, one, 1 / one) if isinstance(one, (int, float)) and 1e-9 < one < 1e9 else 1
         if multiple > _MAX_MULTIPLE:
             raise ValueError(f"multipleOf, all of them multiplied, is above {_MAX_MULTIPLE}; send smaller values")
+    return given
+
+
+def _levels(value: Any) -> Iterator[list[Any]]:
+    """Yield the values at each depth of a JSON value."""
+    level = [value]
+    while level:
+        yield level
         children = (one.values() if isinstance(one, dict) else one for one in level if isinstance(one, (dict, list)))
         level = [child for some in children for child in some]
-    return given
 
 
 def _plain(given: Any) -> Any:
@@ -117,7 +126,8 @@ class CalledFunction(_Checked):
             arguments = json.loads(self.arguments)
         except (ValueError, RecursionError):
             arguments = None
-        return {"name": self.name, "arguments": arguments if isinstance(arguments, dict) else self.arguments}
+        is_usual = isinstance(arguments, dict) and sum(1 for _ in _levels(arguments)) <= _MAX_DEPTH
+        return {"name": self.name, "arguments": arguments if is_usual else self.arguments}
 
 
 class MadeCall(_Checked):
@@ -271,6 +281,8 @@ class AnswerRequest(_Checked):
         given = {name: getattr(self, name) for name in names} | self.logprobs_asked
         given["max_new_tokens"] = self.num_tokens or DEFAULT_MAX_TOKENS
         given["top_k"] = max(self.top_k or 0, 0)
+        if self.temperature is not None and self.temperature < MIN_TEMPERATURE:
+            given["temperature"] = 0  # such as 1e-8, by which some clients ask for the likeliest token
         return {name: value for name, value in given.items() if value is not None}
 
     @property
@@ -320,7 +332,7 @@ class ChatRequest(AnswerRequest):
         names = [tool.function.name for tool in self.tools or ()]
         if len(set(names)) < len(names):
             raise ApiError(400, "two tools have the same name; give each its own", param="tools")
-        if self.must_call and not names:
+        if not names and self.tool_choice not in (None, "none", "auto"):
             raise ApiError(400, "a tool must be called, but there are no tools; send them", param="tools")
         return self
 
@@ -328,8 +340,15 @@ class ChatRequest(AnswerRequest):
 class CompletionRequest(AnswerRequest):
     """Body of ``/v1/completions``."""
 
-    prompt: Words | Annotated[list[Words], Field(min_length=1, max_length=1)]
+    prompt: Words | Annotated[list[Words], Field(min_length=1)]
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+
+    @model_validator(mode="after")
+    def _has_one_prompt(self) -> CompletionRequest:
+        if isinstance(self.prompt, list) and len(self.prompt) > 1:
+            message = f"prompt has {len(self.prompt)} texts; send one a request (LangChain: OpenAI(batch_size=1))"
+            raise ApiError(400, message, param="prompt")
+        return self
 
     @property
     def text(self) -> str:

@@ -77,7 +77,7 @@ class Reservation:
             raise
 
     async def aadd_with(self, add: Callable[[], Awaitable[T]]) -> T:
-        """Do the same with the KV work off the event loop."""
+        """As :meth:`add_with`, with the KV work off the event loop."""
         try:
             await run_in_thread_shielded(self._store)
             return await add()
@@ -90,7 +90,7 @@ class Reservation:
         if len(ids) != len(self._texts):
             warnings.warn(
                 f"the vector store returned {len(ids)} ids for {len(self._texts)} texts; "
-                "their KV stays stored when they are deleted",
+                "the KV of these texts will not be removed when they are deleted",
                 stacklevel=4,
             )
             return

@@ -12,8 +12,6 @@ from samkv_rag.exceptions import PromptError
 from samkv_rag.frameworks.messages import Message, template_role
 
 _ROLES = ("system", "user", "assistant", "tool")
-# Tool calls are taken from the message's tool_calls; reasoning is not sent back to the model.
-_SKIPPED_BLOCKS = ("tool_use", "tool_call", "tool_call_chunk", "invalid_tool_call", "thinking", "reasoning")
 
 
 def engine_messages(messages: Sequence[BaseMessage]) -> list[Message]:
@@ -57,9 +55,9 @@ def _block_text(message: BaseMessage, block: str | dict[Any, Any]) -> str:
     kind = block.get("type")
     if kind == "text":
         return str(block["text"])
-    if kind in _SKIPPED_BLOCKS:
+    if isinstance(message, AIMessage):  # its calls are in tool_calls; its reasoning does not go back to a model
         return ""
-    raise PromptError(f"a {message.type} message holds a block of type {kind!r}; the model reads text only")
+    raise PromptError(f"a message of type {message.type} holds a block of type {kind!r}; the model reads text only")
 
 
 def _function_call(call: ToolCall) -> dict[str, Any]:

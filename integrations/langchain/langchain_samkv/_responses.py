@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Generator
-from functools import partial
+from collections.abc import Callable, Generator
 from typing import TYPE_CHECKING, Any
 
 from langchain_core.messages import AIMessageChunk
@@ -21,13 +20,14 @@ if TYPE_CHECKING:
 
 
 def message_chunks(
-    stream: AnswerStream, model_name: str, most_calls: int, explain: bool
+    stream: AnswerStream, model_name: str, reader: Callable[[], ToolCalls], explain: bool
 ) -> Generator[tuple[int, AIMessageChunk], None, None]:
     """Yield the answers chunk by chunk, each with the answer's number; an answer's last chunk has usage and metrics.
 
-    With ``explain``, content is a block of text, and the last chunk also has its citations.
+    ``reader`` returns a reader of an answer's tool calls. With ``explain``, content is a block of text, and the last
+    chunk also has its citations.
     """
-    readers = defaultdict[int, ToolCalls](partial(ToolCalls, most_calls))
+    readers = defaultdict[int, ToolCalls](reader)
     for piece in stream:
         yield from ((piece.index, _chunk(said, explain)) for said in readers[piece.index].add(piece.text))
     for index, result in enumerate((stream.result, *stream.result.others)):

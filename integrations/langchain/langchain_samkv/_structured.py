@@ -16,9 +16,10 @@ from langchain_core.output_parsers import (
     JsonOutputParser,
     PydanticOutputParser,
 )
-from langchain_core.outputs import Generation
+from langchain_core.output_parsers.openai_tools import JsonOutputKeyToolsParser, PydanticToolsParser
+from langchain_core.outputs import ChatGeneration, Generation
 from langchain_core.runnables import Runnable, RunnableMap, RunnablePassthrough
-from langchain_core.utils.function_calling import convert_to_json_schema
+from langchain_core.utils.function_calling import convert_to_json_schema, convert_to_openai_tool
 from langchain_core.utils.json import parse_json_markdown
 from langchain_core.utils.pydantic import is_basemodel_subclass
 
@@ -33,11 +34,24 @@ def parsed(
     With ``include_raw``, the result is a dict of ``raw``, ``parsed`` and ``parsing_error``, and an answer that does
     not fit raises no error.
     """
-    parser: BaseOutputParser[Any]
     if isinstance(schema, type) and is_basemodel_subclass(schema):
-        parser = WholePydanticParser(pydantic_object=schema)
-    else:
-        parser = JsonSchemaParser(json_schema=convert_to_json_schema(schema))
+        return _followed_by(WholePydanticParser(pydantic_object=schema), llm, include_raw)
+    return _followed_by(JsonSchemaParser(json_schema=convert_to_json_schema(schema)), llm, include_raw)
+
+
+def parsed_call(
+    llm: Runnable[LanguageModelInput, AIMessage], schema: dict[str, Any] | type, include_raw: bool
+) -> Runnable[LanguageModelInput, Any]:
+    """Return ``llm``, which must call the tool ``schema``, followed by a parser of the call; else as :func:`parsed`."""
+    if isinstance(schema, type) and is_basemodel_subclass(schema):
+        return _followed_by(WholePydanticCallParser(tools=[schema], first_tool_only=True), llm, include_raw)
+    name = convert_to_openai_tool(schema)["function"]["name"]
+    return _followed_by(WholeCallParser(key_name=name, first_tool_only=True), llm, include_raw)
+
+
+def _followed_by(
+    parser: BaseOutputParser[Any], llm: Runnable[LanguageModelInput, AIMessage], include_raw: bool
+) -> Runnable[LanguageModelInput, Any]:
     if not include_raw:
         return llm | parser
     parse = RunnablePassthrough.assign(parsed=itemgetter("raw") | parser, parsing_error=lambda _: None)
@@ -83,6 +97,29 @@ class JsonSchemaParser(BaseCumulativeTransformOutputParser[Any]):
     def parse(self, text: str) -> Any:
         """Return the dict in ``text``; raise as :meth:`parse_result` does."""
         return self.parse_result([Generation(text=text)])
+
+
+class _WholeCall:
+    """Refuses an answer without a whole call, of which LangChain's own parsers make None."""
+
+    def parse_result(self, result: list[Generation], *, partial: bool = False) -> Any:
+        """Return the call's arguments.
+
+        Raises:
+            OutputParserException: the call was cut off.
+        """
+        generation = result[0]
+        if not partial and isinstance(generation, ChatGeneration) and not getattr(generation.message, "tool_calls", ()):
+            raise OutputParserException("the answer calls no tool, or was cut off", llm_output=generation.text)
+        return super().parse_result(result, partial=partial)  # type: ignore[misc]
+
+
+class WholePydanticCallParser(_WholeCall, PydanticToolsParser):
+    """The arguments of a call as an object."""
+
+
+class WholeCallParser(_WholeCall, JsonOutputKeyToolsParser):
+    """The arguments of a call as a dict."""
 
 
 def _whole(text: str) -> Any:

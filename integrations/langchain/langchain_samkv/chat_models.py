@@ -20,7 +20,7 @@ from pydantic import ConfigDict, Field, ValidationInfo, field_validator
 
 from langchain_samkv._messages import engine_messages
 from langchain_samkv._responses import message_chunks
-from langchain_samkv._structured import METHODS, parsed
+from langchain_samkv._structured import METHODS, parsed, parsed_call
 from samkv_rag.checks import refuse_unknown
 from samkv_rag.config import EngineConfig
 from samkv_rag.exceptions import ChatTemplateError, ConfigurationError
@@ -38,7 +38,7 @@ from samkv_rag.frameworks.options import (
     plain_refusals,
 )
 from samkv_rag.frameworks.threads import aiter_in_thread, cancellable
-from samkv_rag.frameworks.tools import chosen_tool, most_calls, prompt_and_grammar
+from samkv_rag.frameworks.tools import ToolCalls, chosen_tool, names_of, prompt_and_grammar
 from samkv_rag.store.unreachable import without_secrets
 
 if TYPE_CHECKING:
@@ -167,6 +167,16 @@ class ChatSamKV(EngineOptions, CallOptions, BaseChatModel):
                     await run_manager.on_llm_new_token(generation.text, chunk=generation)
                 yield generation
 
+    def _should_stream(
+        self,
+        *,
+        async_api: bool,
+        run_manager: CallbackManagerForLLMRun | AsyncCallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> bool:
+        one_answer = kwargs.get("n") in (None, 1)  # a stream has no more
+        return one_answer and super()._should_stream(async_api=async_api, run_manager=run_manager, **kwargs)
+
     def _chunks(
         self, messages: Sequence[BaseMessage], given: Mapping[str, Any]
     ) -> Generator[tuple[int, AIMessageChunk], None, None]:
@@ -187,7 +197,7 @@ class ChatSamKV(EngineOptions, CallOptions, BaseChatModel):
         )
         options = {"grammar": grammar} | options if grammar else options
         with closing(cancellable(engine.stream(prompt, **options))) as stream:
-            yield from message_chunks(stream, engine.model_name, most_calls(tools, parallel), explain)
+            yield from message_chunks(stream, engine.model_name, partial(ToolCalls, tools, parallel), explain)
 
     # Tools and structured answers
 
@@ -208,10 +218,10 @@ class ChatSamKV(EngineOptions, CallOptions, BaseChatModel):
         Raises:
             ToolsUnsupportedError: the model's chat template takes no tools. If the model is not loaded yet, its first
                 call raises instead.
-            ConfigurationError: ``tool_choice`` names no tool.
+            ConfigurationError: ``tool_choice`` names no tool, or a tool is not a function.
         """
         schemas = [convert_to_openai_tool(tool, strict=strict) for tool in tools]
-        choice = chosen_tool(tool_choice, [schema["function"]["name"] for schema in schemas])
+        choice = chosen_tool(tool_choice, names_of(schemas))
         if (engine := self.engine_handle.loaded) is not None:
             engine.apply_chat_template([{"role": "user", "content": "?"}], tools=schemas)
         return self.bind(tools=schemas, tool_choice=choice, **kwargs)
@@ -237,9 +247,10 @@ class ChatSamKV(EngineOptions, CallOptions, BaseChatModel):
         refuse_unknown(kwargs, ())
         if method not in METHODS:
             raise ConfigurationError(f"method is {method!r}; it must be one of {', '.join(METHODS)}")
-        if method == "function_calling":
-            return super().with_structured_output(schema, include_raw=include_raw)
         asked = {"kwargs": {"method": method}, "schema": schema}
+        if method == "function_calling":
+            llm = self.bind_tools([schema], tool_choice="any", ls_structured_output_format=asked)
+            return parsed_call(llm, schema, include_raw)
         llm = self.bind(json_schema=convert_to_json_schema(schema), ls_structured_output_format=asked)
         return parsed(llm, schema, include_raw)
 

@@ -46,13 +46,16 @@ class SamKVRetriever(BaseRetriever):
         super().__init__(retriever=retriever, **options)
         self._handle = resolve_handle(llm, engine, "ChatSamKV")
 
-    def _get_relevant_documents(self, query: str, *, run_manager: CallbackManagerForRetrieverRun) -> list[Document]:
-        return self._announced(self.retriever.invoke(query, {"callbacks": run_manager.get_child()}))
+    # LangChain passes a call's own arguments, such as a filter, only to a method that takes them.
+    def _get_relevant_documents(
+        self, query: str, *, run_manager: CallbackManagerForRetrieverRun, **kwargs: Any
+    ) -> list[Document]:
+        return self._announced(self.retriever.invoke(query, {"callbacks": run_manager.get_child()}, **kwargs))
 
     async def _aget_relevant_documents(
-        self, query: str, *, run_manager: AsyncCallbackManagerForRetrieverRun
+        self, query: str, *, run_manager: AsyncCallbackManagerForRetrieverRun, **kwargs: Any
     ) -> list[Document]:
-        found = await self.retriever.ainvoke(query, {"callbacks": run_manager.get_child()})
+        found = await self.retriever.ainvoke(query, {"callbacks": run_manager.get_child()}, **kwargs)
         return await run_in_thread_shielded(self._announced, found)
 
     def _announced(self, found: list[Document]) -> list[Document]:

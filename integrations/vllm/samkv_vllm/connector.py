@@ -106,7 +106,7 @@ class SamKVConnector(KVConnectorBase_V1):  # type: ignore[misc]
                 self._load(load, attentions)
             except Exception as error:  # one request's error must not end the engine
                 logger.error("SamKVConnector: a request fails, its KV cannot be loaded: %s", error)
-                self._failed |= set((load.slots(self._block_size) // self._block_size).tolist())
+                self._failed |= set(load.block_ids[load.start // self._block_size :])
 
     def get_block_ids_with_load_errors(self) -> set[int]:
         """Return the blocks of requests that must fail."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from llama_index.core.base.llms.types import ChatMessage, ToolCallBlock
 
@@ -25,12 +27,21 @@ def engine_messages(messages: Sequence[ChatMessage]) -> list[Message]:
 def _engine_message(message: ChatMessage) -> Message:
     converted: Message = {"role": template_role(message.role.value), "content": message.content or ""}
     if calls := [block for block in message.blocks if isinstance(block, ToolCallBlock)]:
-        functions = [(call.tool_call_id, {"name": call.tool_name, "arguments": call.tool_kwargs}) for call in calls]
+        functions = [(call.tool_call_id, {"name": call.tool_name, "arguments": _arguments(call)}) for call in calls]
         converted["tool_calls"] = [{"type": "function", "id": id_, "function": called} for id_, called in functions]
     if converted["role"] == "tool":
         given = message.additional_kwargs
         converted |= {name: given[name] for name in ("tool_call_id", "name") if name in given}
     return converted
+
+
+def _arguments(call: ToolCallBlock) -> dict[str, Any]:
+    """Return the arguments, which other LLMs' answers have as JSON."""
+    given = call.tool_kwargs
+    try:
+        return dict(json.loads(given) if isinstance(given, str) else given)
+    except ValueError as error:
+        raise PromptError(f"the arguments of a call of {call.tool_name} are not a JSON object: {error}") from error
 
 
 def refuse_non_text(messages: Iterable[ChatMessage]) -> None:

@@ -51,7 +51,7 @@ from samkv_rag.frameworks.options import (
     plain_refusals,
 )
 from samkv_rag.frameworks.threads import aiter_in_thread, cancellable
-from samkv_rag.frameworks.tools import ToolCalls, answer_grammar, most_calls, prompt_and_grammar
+from samkv_rag.frameworks.tools import ToolCalls, answer_grammar, prompt_and_grammar
 from samkv_rag.results import GenerationMetrics
 
 if TYPE_CHECKING:
@@ -60,6 +60,7 @@ if TYPE_CHECKING:
 
 _Prompt = str | list[Message]
 _Response = TypeVar("_Response", CompletionResponse, ChatResponse)
+_Item = TypeVar("_Item")
 
 # LlamaIndex's document-context extractor sends extra headers to every LLM.
 _NOT_THE_ENGINES = ("explain", "extra_headers", "tools", "tool_choice", "parallel_tool_calls", "json_schema")
@@ -109,7 +110,7 @@ class SamKVLLM(EngineOptions, CallOptions, CustomLLM, FunctionCallingLLM):
     ) -> None:
         refuse_unknown(options, type(self).model_fields)
         if (model is None) == (model_name is None):
-            raise ConfigurationError("give the model, SamKVLLM('folder or hub id'); model_name is another name for it")
+            raise ConfigurationError("give exactly one of model (a folder or hub id) and model_name, its other name")
         model = model_name if model is None else model
         with plain_refusals():
             super().__init__(model=model, **options)
@@ -128,7 +129,7 @@ class SamKVLLM(EngineOptions, CallOptions, CustomLLM, FunctionCallingLLM):
         """
         refuse_unknown(options, [name for name in cls.model_fields if name not in ("model", *ENGINE_OPTIONS)])
         options.setdefault("method", engine.method)
-        llm = cls(engine.model_name, namespace=engine.namespace, **options)
+        llm = cls(engine.model_name, config=engine.config, namespace=engine.namespace, **options)
         llm._handle = EngineHandle.of(engine)
         return llm
 
@@ -316,7 +317,9 @@ class SamKVLLM(EngineOptions, CallOptions, CustomLLM, FunctionCallingLLM):
         llm_kwargs: dict[str, Any] | None = None,
         **prompt_args: Any,
     ) -> AsyncGenerator[Any, None]:
-        return aiter_in_thread(self._structured_stream_call(output_cls, prompt, llm_kwargs, **prompt_args))
+        return aiter_in_thread(
+            _lazily(lambda: self._structured_stream_call(output_cls, prompt, llm_kwargs, **prompt_args))
+        )
 
     def _asked_for(
         self,
@@ -378,12 +381,12 @@ class SamKVLLM(EngineOptions, CallOptions, CustomLLM, FunctionCallingLLM):
         else:
             asked, grammar = prompt, answer_grammar("", schema=schema)
         options = {"grammar": grammar} | options if grammar else options
-        stream, reader = cancellable(self.engine.stream(asked, **options)), ToolCalls(most_calls(tools, parallel))
+        stream, reader = cancellable(self.engine.stream(asked, **options)), ToolCalls(tools, parallel)
         nodes = uncited.get([])  # now: the stream may be read in another context
         return growing_answers(stream, reader, self._record, partial(cite, nodes) if explain else None)
 
 
-def _lazily(call: Callable[[], Generator[_Response, None, None]]) -> Generator[_Response, None, None]:
+def _lazily(call: Callable[[], Generator[_Item, None, None]]) -> Generator[_Item, None, None]:
     """Call ``call`` in the thread that reads the first item, and yield what it returns."""
     yield from call()
 

@@ -77,15 +77,32 @@ class SamKVVectorStore(BasePydanticVectorStore):
     def client(self) -> Any:
         return self.vector_store.client
 
+    def ingest(self, nodes: Sequence[BaseNode]) -> list[str]:
+        """Compute the KV of nodes, which may be in the store already; return the names of the sources that are new."""
+        chunks = [(node, text) for node in nodes if (text := node_text(node)).strip()]
+        ids = [f"{node.ref_doc_id or ''}{_SEPARATOR}{node.node_id}" for node, _ in chunks]
+        engine, names = self._handle.get(), source_names(self._scope, ids)
+        before = set(engine.sources())
+        engine.add_chunks([text for _, text in chunks], sources=names)
+        return [name for name in names if name not in before]
+
     def add(self, nodes: Sequence[BaseNode], **kwargs: Any) -> list[str]:
-        """Compute the nodes' KV and add them; return their ids."""
-        self._ingest(nodes)
-        return self.vector_store.add(list(nodes), **kwargs)
+        """Compute the nodes' KV and add them; return their ids. KV of nodes that cannot be added is removed again."""
+        added = self.ingest(nodes)
+        try:
+            return self.vector_store.add(list(nodes), **kwargs)
+        except BaseException:
+            self._handle.get().remove_sources(added)
+            raise
 
     async def async_add(self, nodes: Sequence[BaseNode], **kwargs: Any) -> list[str]:
-        """Do the same with the KV work off the event loop."""
-        await run_in_thread_shielded(self._ingest, nodes)
-        return await self.vector_store.async_add(list(nodes), **kwargs)
+        """As :meth:`add`, with the KV work off the event loop."""
+        added = await run_in_thread_shielded(self.ingest, nodes)
+        try:
+            return await self.vector_store.async_add(list(nodes), **kwargs)
+        except BaseException:
+            await run_in_thread_shielded(self._handle.get().remove_sources, added)
+            raise
 
     def delete(self, ref_doc_id: str, **kwargs: Any) -> None:
         """Delete a document's nodes, then their KV where no other node has the same text."""
@@ -93,23 +110,35 @@ class SamKVVectorStore(BasePydanticVectorStore):
         self._release(ref_doc_id)
 
     async def adelete(self, ref_doc_id: str, **kwargs: Any) -> None:
-        """Do the same with the KV work off the event loop."""
+        """As :meth:`delete`, with the KV work off the event loop."""
         await self.vector_store.adelete(ref_doc_id, **kwargs)
         await run_in_thread_shielded(self._release, ref_doc_id)
 
     def delete_nodes(
         self, node_ids: list[str] | None = None, filters: MetadataFilters | None = None, **kwargs: Any
     ) -> None:
-        """Delete nodes, then the KV of those given by id."""
+        """Delete nodes, then their KV. With filters, KV stays if the wrapped store cannot ``get_nodes``."""
+        gone = node_ids or []
+        if filters is not None:
+            try:
+                gone = [node.node_id for node in self.vector_store.get_nodes(node_ids, filters)]
+            except NotImplementedError:
+                gone = []
         self.vector_store.delete_nodes(node_ids, filters, **kwargs)
-        self._release(node_ids=node_ids or ())
+        self._release(node_ids=gone)
 
     async def adelete_nodes(
         self, node_ids: list[str] | None = None, filters: MetadataFilters | None = None, **kwargs: Any
     ) -> None:
-        """Do the same with the KV work off the event loop."""
+        """As :meth:`delete_nodes`, with the KV work off the event loop."""
+        gone = node_ids or []
+        if filters is not None:
+            try:
+                gone = [node.node_id for node in await self.vector_store.aget_nodes(node_ids, filters)]
+            except NotImplementedError:
+                gone = []
         await self.vector_store.adelete_nodes(node_ids, filters, **kwargs)
-        await run_in_thread_shielded(self._release, node_ids=node_ids or ())
+        await run_in_thread_shielded(self._release, node_ids=gone)
 
     def clear(self) -> None:
         """Delete all nodes and their KV."""
@@ -117,12 +146,17 @@ class SamKVVectorStore(BasePydanticVectorStore):
         self._release_all()
 
     async def aclear(self) -> None:
-        """Do the same with the KV work off the event loop."""
+        """As :meth:`clear`, with the KV work off the event loop."""
         await self.vector_store.aclear()
         await run_in_thread_shielded(self._release_all)
 
     def get_nodes(self, node_ids: list[str] | None = None, filters: MetadataFilters | None = None) -> list[BaseNode]:
         return self.vector_store.get_nodes(node_ids, filters)
+
+    async def aget_nodes(
+        self, node_ids: list[str] | None = None, filters: MetadataFilters | None = None
+    ) -> list[BaseNode]:
+        return await self.vector_store.aget_nodes(node_ids, filters)
 
     def query(self, query: VectorStoreQuery, **kwargs: Any) -> VectorStoreQueryResult:
         return self.vector_store.query(query, **kwargs)
@@ -132,11 +166,6 @@ class SamKVVectorStore(BasePydanticVectorStore):
 
     def persist(self, persist_path: str, fs: Any = None) -> None:
         self.vector_store.persist(persist_path, fs)
-
-    def _ingest(self, nodes: Sequence[BaseNode]) -> None:
-        chunks = [(node, text) for node in nodes if (text := node_text(node)).strip()]
-        ids = [f"{node.ref_doc_id or ''}{_SEPARATOR}{node.node_id}" for node, _ in chunks]
-        self._handle.get().add_chunks([text for _, text in chunks], sources=source_names(self._scope, ids))
 
     @property
     def _scope(self) -> str:
