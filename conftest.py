@@ -42,20 +42,23 @@ def own_folder(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mon
 
 @pytest.fixture
 def make_engine() -> MakeEngine:
-    """A function: options of EngineConfig to an engine; ``family``, ``store``, ``method``, ``chunks`` beside them."""
+    """A function: options of EngineConfig to an engine; ``family``, ``store`` and so on beside them."""
 
     def make(
         family: str = "llama",
         store: Any = ":memory:",
         method: Any = "scout",
         chunks: Iterable[str] = (),
+        namespace: str = "",
         **options: Any,
     ) -> SamKVEngine:
         # As the models compute, so that answers equal the slow path's.
         config = EngineConfig(**({"block_tokens": 8, "kv_dtype": "float32"} | options))
         chosen = tiny.method(method) if isinstance(method, str) else method
         model, tokenizer = tiny.model(family), tiny.tokenizer()
-        engine = SamKVEngine.from_pretrained(model, tokenizer=tokenizer, store=store, config=config, method=chosen)
+        engine = SamKVEngine.from_pretrained(
+            model, tokenizer=tokenizer, store=store, config=config, method=chosen, namespace=namespace
+        )
         engine.add_chunks(chunks)
         return engine
 

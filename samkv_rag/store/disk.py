@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 FORMAT = 5
 MARKER = "samkv-store.json"
-_WRITING_PREFIX = ".writing-"
+WRITING_PREFIX = ".writing-"
 _ABANDONED_AFTER_S = 86_400
 _RECOUNT_AFTER_S = 10.0
 """A count of the folder's bytes is repeated after this time, because other processes write to the folder too."""
@@ -130,7 +130,7 @@ class DiskStore(Store):
     def remove_leftovers(self) -> int:
         """Delete temporary files older than a day, left by killed writers; return how many."""
         num_removed = 0
-        for path in self._chunks.glob(f"*/{_WRITING_PREFIX}*"):
+        for path in self._chunks.glob(f"*/{WRITING_PREFIX}*"):
             with suppress(OSError):
                 if time.time() - path.stat().st_mtime > _ABANDONED_AFTER_S:
                     path.unlink()
@@ -151,7 +151,7 @@ class DiskStore(Store):
                         f"{self.folder} is a store of format {found!r}, this release has {FORMAT}; give another folder"
                     )
             # An interrupted opening leaves no more than "chunks" and a file that was being written.
-            elif others := [name for name in names if name != "chunks" and not name.startswith(_WRITING_PREFIX)]:
+            elif others := [name for name in names if name != "chunks" and not name.startswith(WRITING_PREFIX)]:
                 raise StoreFormatError(
                     f"{self.folder} holds other things ({', '.join(others[:3])}); a store needs a folder of its own"
                 )
@@ -247,7 +247,7 @@ class FileBlob:
 @contextmanager
 def written_whole(path: Path) -> Iterator[IO[bytes]]:
     """Open a temporary file, mode 0600, that is renamed to ``path`` at the end; on an error it is deleted."""
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=_WRITING_PREFIX)
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=WRITING_PREFIX)
     try:
         with os.fdopen(descriptor, "wb") as file:
             yield file

@@ -72,6 +72,7 @@ class Answerer:
 
     def _as_prediction(self, data: str, case: Case, task: Task, result: GenerationResult) -> Prediction:
         metrics, text = result.metrics, result.text.strip()
+        assert result.reference_nll is not None
         return Prediction(
             data=data,
             case=case.case_id,
@@ -81,7 +82,7 @@ class Answerer:
             f1=f1(text, case.answers),
             em=exact_match(text, case.answers),
             recall=answer_recall(text, case.answers),
-            gold_nll=result.reference_nll or 0.0,
+            gold_nll=result.reference_nll,
             ttft_s=metrics.ttft_s,
             total_s=metrics.total_s,
             phase_s=metrics.phase_s,

@@ -156,7 +156,7 @@ def _parse_options(settings: Sequence[str]) -> dict[str, Any]:
         value = _WORDS.get(value.strip().lower(), value.strip())
         try:
             options[name.strip()] = ast.literal_eval(value)
-        except (ValueError, SyntaxError):
+        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
             options[name.strip()] = value
     return options
 

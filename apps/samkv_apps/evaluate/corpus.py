@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from samkv_apps.evaluate.datasets import Case
@@ -22,6 +22,7 @@ def arranged(cases: Sequence[Case], every: Sequence[Case], options: EvaluationOp
     if not options.corpus and order == "random":
         return [replace(case, chunks=tuple(in_order(case.chunks, order, options.seed_of(case)))) for case in cases]
     texts = list(dict.fromkeys(chunk for case in every for chunk in case.chunks))
+    names = {text: own for case in every for text, own in zip(case.chunks, case.names, strict=False)}
     retriever = open_retriever(options.retriever, texts)
     found = []
     for case in cases:
@@ -30,15 +31,21 @@ def arranged(cases: Sequence[Case], every: Sequence[Case], options: EvaluationOp
             ranked = [text for text in ranked if text in case.chunks]
             found.append(replace(case, chunks=tuple(in_order(ranked, order, options.seed_of(case)))))
         else:
-            found.append(_from_corpus(case, ranked, options))
+            found.append(_from_corpus(case, ranked, names, options))
     return found
 
 
-def _from_corpus(case: Case, ranked: Sequence[str], options: EvaluationOptions) -> Case:
+def _from_corpus(
+    case: Case, ranked: Sequence[str], names: Mapping[str, frozenset[str]], options: EvaluationOptions
+) -> Case:
     best = ranked[: options.top_k]
+    # Other cases' chunks may have the same title, so they count only if the case has no own.
+    supporting = case.supporting or frozenset(text for text in ranked if names.get(text, frozenset()) & case.wanted)
+    share = len(supporting & set(best)) / len(supporting) if supporting else 0.0
     return replace(
         case,
         chunks=tuple(in_order(best, options.chunk_order, options.seed_of(case))),
         more=tuple(ranked[: options.more_top_k]) if options.retrieves_more else (),
-        retrieved=len(case.supporting & set(best)) / len(case.supporting) if case.supporting else None,
+        supporting=supporting or None,
+        retrieved=share if supporting or case.wanted else None,
     )

@@ -28,11 +28,15 @@ class Case:
     chunks: tuple[str, ...]
     """The texts in the prompt, with their titles."""
     supporting: frozenset[str] | None
-    """The chunks with the answer; None if the data does not name them."""
+    """The chunks with the answer; None if the data does not name them, or none of them is there."""
     retrieved: float | None = None
     """Share, in [0, 1], of the data's supporting chunks that are in ``chunks``."""
     more: tuple[str, ...] = ()
     """The best chunks of a corpus, best first, for methods that read more than ``chunks``."""
+    wanted: frozenset[str] = frozenset()
+    """The names of the chunks with the answer, as the data gives them."""
+    names: tuple[frozenset[str], ...] = ()
+    """The names of each of the file's own chunks."""
 
     @property
     def every_chunk(self) -> list[str]:
@@ -82,7 +86,10 @@ def _drawn(cases: list[AnyCase], seed: int | None) -> list[AnyCase]:
 
 
 def retrieval_recall(cases: Sequence[Case]) -> dict[str, float] | None:
-    """Return ``n``, the number of cases that name their supporting chunks, and the mean share retrieved; else None."""
+    """Return ``n``, the number of cases that name their supporting chunks, and the mean share retrieved.
+
+    None if no case names any.
+    """
     shares = [case.retrieved for case in cases if case.retrieved is not None]
     return {"n": len(shares), "share": fmean(shares)} if shares else None
 
@@ -138,9 +145,10 @@ def _as_case(record: Any) -> Case:
         question=_text(record, "question"),
         answers=tuple(_texts(record, "answers")),
         chunks=texts,
-        # None, too, if the retriever missed them all.
         supporting=frozenset(text for text, names in chunks if names & wanted) or None,
         retrieved=len(wanted & set().union(*(names for _, names in chunks))) / len(wanted) if wanted else None,
+        wanted=frozenset(wanted),
+        names=tuple(frozenset(names) for _, names in chunks),
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -70,7 +71,9 @@ def _read(documents: Path) -> list[_Chunk]:
 
     folder = (documents if documents.is_dir() else documents.parent).resolve()
     read = read_documents(find_files([documents]))
-    return [(Path(document.metadata["file_path"]).relative_to(folder).as_posix(), document.text) for document in read]
+    return [
+        (Path(os.path.relpath(document.metadata["file_path"], folder)).as_posix(), document.text) for document in read
+    ]
 
 
 def _split(read: Sequence[_Chunk], tokenize: Tokenize) -> list[_Chunk]:

@@ -75,15 +75,15 @@ def compare_long_answers(options: EvaluationOptions) -> list[LongAnswer]:
     data_sets = {file.stem: long_cases(file, options) for file in options.data}
     folder = RunFolder(options.output_dir)
     folder.require_new()
-    engine = open_engine(options)
-    folder.start(describe_run(options, engine))
-    engine.add_chunks(chunk for cases in data_sets.values() for case in cases for chunk in case.chunks)
-    answers: list[LongAnswer] = []
-    for data, case in tqdm([(data, case) for data, cases in data_sets.items() for case in cases], disable=None):
-        answers += _compare(engine, options, data, case)
-        lines = (json.dumps(asdict(answer), ensure_ascii=False) + "\n" for answer in answers)
-        folder.write_text("long.jsonl", "".join(lines))
-        folder.write_text("long.md", report(answers, options.seed or 0))
+    with open_engine(options) as engine:
+        folder.start(describe_run(options, engine))
+        engine.add_chunks(chunk for cases in data_sets.values() for case in cases for chunk in case.chunks)
+        answers: list[LongAnswer] = []
+        for data, case in tqdm([(data, case) for data, cases in data_sets.items() for case in cases], disable=None):
+            answers += _compare(engine, options, data, case)
+            lines = (json.dumps(asdict(answer), ensure_ascii=False) + "\n" for answer in answers)
+            folder.write_text("long.jsonl", "".join(lines))
+            folder.write_text("long.md", report(answers, options.seed or 0))
     return answers
 
 
@@ -124,8 +124,8 @@ def _compare(engine: SamKVEngine, options: EvaluationOptions, data: str, case: L
         return engine.generate(messages, method=method, choose=choose, max_new_tokens=options.max_new_tokens)
 
     leader = _Leader()
-    full = answer(options.method(FULL), leader)
-    answers = [_scored(data, case, FULL.method, _Follower(leader), full)]
+    answer(options.method(FULL), leader)
+    answers = [_scored(data, case, FULL.method, _Follower(leader), answer(options.method(FULL)))]
     for label, method in _methods(engine, options):
         follower = _Follower(leader)
         answer(method, follower)
@@ -216,9 +216,9 @@ def report(answers: Sequence[LongAnswer], seed: int) -> str:
             method,
             str(len(own)),
             f"{fmean(a.num_tokens for a in own):.0f}",
-            f"{_mean_kl(own):.3f}",
+            f"{fmean(a.kl for a in own):.3f}",
             "{:.3f} to {:.3f}".format(*bootstrap_interval([a.kl for a in own], seed)),
-            f"{_mean_kl(own) / _mean_kl(fixed):.3f}" if method != FULL.method else "",
+            f"{fmean(a.kl for a in own) / fmean(a.kl for a in fixed):.3f}" if method != FULL.method else "",
             f"{fmean(a.agreement for a in own):.3f}",
             f"{fmean(a.item_recall for a in own):.3f}",
             "{:+.3f} to {:+.3f}".format(*lost),
@@ -229,8 +229,3 @@ def report(answers: Sequence[LongAnswer], seed: int) -> str:
             f"{fmean(a.kv_bytes_resident for a in own) / 1e6:.2f}",
         ))  # fmt: skip
     return "# Long answers\n\n" + "\n".join(f"| {' | '.join(row)} |" for row in rows) + "\n"
-
-
-def _mean_kl(answers: Sequence[LongAnswer]) -> float:
-    """Return the mean over all tokens."""
-    return sum(a.kl * a.num_tokens for a in answers) / sum(a.num_tokens for a in answers)

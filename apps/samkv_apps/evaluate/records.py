@@ -11,6 +11,7 @@ from typing import Any
 from samkv_apps.evaluate.errors import EvaluationError
 from samkv_apps.evaluate.options import REFERENCE, Task
 from samkv_rag.exceptions import ConfigurationError
+from samkv_rag.store.disk import WRITING_PREFIX
 
 FORMAT = "samkv-evaluation-1"
 KV_FOLDER, CASES_FILE = "kv", "cases.jsonl"
@@ -127,12 +128,17 @@ class RunFolder:
         if self.folder.exists() and not self.folder.is_dir():
             raise ConfigurationError(f"{self.folder} is a file; choose another --output-dir")
         # A run that was killed early may have left only its store or its cases.
-        if not self.folder.exists() or {path.name for path in self.folder.iterdir()} <= {KV_FOLDER, CASES_FILE}:
+        there = self.folder.iterdir() if self.folder.exists() else ()
+        if all(path.name in (KV_FOLDER, CASES_FILE) or _is_half_written(path.name) for path in there):
             return None
         config = read_config(self.folder)
         if config is None:
             raise ConfigurationError(f"{self.folder} is not empty and holds no evaluation; choose another --output-dir")
         return config
+
+
+def _is_half_written(name: str) -> bool:
+    return name.endswith(".part") or name.startswith(WRITING_PREFIX)
 
 
 def read_config(folder: Path) -> dict[str, Any] | None:

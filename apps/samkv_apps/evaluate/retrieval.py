@@ -61,12 +61,16 @@ class BM25:
     def __init__(self, texts: Sequence[str]) -> None:
         import bm25s
 
+        self._num_texts = len(texts)
         self._index = bm25s.BM25()
         self._index.index(_words(texts), show_progress=False)
 
     def nearest(self, question: str, top_k: int) -> list[int]:
         """Return the indices of the ``top_k`` nearest texts, best first."""
-        scores = torch.from_numpy(self._index.get_scores(_words([question])[0]))
+        words = _words([question])[0]
+        if not words:  # such as "Is it?"
+            return list(range(min(top_k, self._num_texts)))
+        scores = torch.from_numpy(self._index.get_scores(words))
         return scores.argsort(descending=True, stable=True)[:top_k].tolist()
 
 

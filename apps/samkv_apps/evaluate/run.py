@@ -36,17 +36,18 @@ def evaluate(options: EvaluationOptions) -> EvaluationMetrics:
         file.stem: arranged(cases, load_cases(file) if options.corpus else cases, options)
         for file, cases in zip(options.data, loaded, strict=True)
     }
-    engine = open_engine(options)
-    config = describe_run(options, engine)
-    for name, cases in data_sets.items():
-        config["data"][name]["retrieved"] = retrieval_recall(cases)
-    adopted = read_reference(options.reference, config) if options.reference else []
-    config = folder.start(config)
-    folder.adopt(adopted)
-    engine.add_chunks(chunk for cases in data_sets.values() for case in cases for chunk in case.every_chunk)
-    answerer = Answerer(engine, options)
-    for _ in _Run(answerer, folder, options.tasks()).run(data_sets):
-        metrics = _write_results(folder, config)
+    with open_engine(options) as engine:
+        config = describe_run(options, engine)
+        for name, cases in data_sets.items():
+            config["data"][name]["retrieved"] = retrieval_recall(cases)
+        adopted = read_reference(options.reference, config) if options.reference else []
+        config = folder.start(config)
+        own = {(name, case.case_id) for name, cases in data_sets.items() for case in cases}
+        folder.adopt([prediction for prediction in adopted if (prediction.data, prediction.case) in own])
+        engine.add_chunks(chunk for cases in data_sets.values() for case in cases for chunk in case.every_chunk)
+        answerer = Answerer(engine, options)
+        for _ in _Run(answerer, folder, options.tasks()).run(data_sets):
+            metrics = _write_results(folder, config)
     return metrics
 
 

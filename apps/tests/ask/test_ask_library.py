@@ -16,7 +16,7 @@ from samkv_apps.ask.library import Library
 from samkv_rag.exceptions import ConfigurationError, StoreFullError
 from support import tiny
 
-Open = Callable[[], Library]
+Open = Callable[..., Library]
 
 
 @pytest.fixture
@@ -24,8 +24,9 @@ def open_library(make_engine: Callable[..., Any], tmp_path: Path, monkeypatch: p
     """A function that opens the same library again. All texts are equally near to a question."""
     monkeypatch.setattr(library, "HuggingFaceEmbedding", lambda model_name: MockEmbedding(embed_dim=4))
 
-    def opened() -> Library:
-        return Library(make_engine(store=tmp_path / "store" / "kv"), tmp_path / "store", "mock", max_tokens=4)
+    def opened(**options: Any) -> Library:
+        engine = make_engine(store=tmp_path / "store" / "kv", **options)
+        return Library(engine, tmp_path / "store", "mock", max_tokens=4)
 
     yield opened
     Settings._llm = Settings._embed_model = Settings._tokenizer = None
@@ -79,6 +80,25 @@ def test_answers_come_from_the_files_given(open_library: Open, files: list[Path]
     metrics = opened.llm.last_metrics
     assert metrics is not None
     assert (metrics.chunks_hit, metrics.chunks_missed) == (1, 0)
+
+
+def test_a_deleted_file_is_forgotten_with_those_beside_it(open_library: Open, files: list[Path]) -> None:
+    open_library().update(files)
+    files[2].unlink()
+    opened = open_library()
+    assert opened.update(files[:1]) == 0
+    assert [opened.llm.engine.has_chunk(tiny.text(number)) for number in range(3)] == [True, True, False]
+
+
+def test_kv_that_an_engine_lacks_is_computed(open_library: Open, files: list[Path]) -> None:
+    open_library().update(files)
+    opened = open_library()
+    opened.llm.engine.remove_chunks([tiny.text(1)])
+    assert opened.update(files) == 1
+    other = open_library(namespace="b")
+    assert other.update(files[:1]) == 1
+    assert read_from(other, files) == {tiny.text(0)}, "it knows the documents of its own namespace only"
+    assert read_from(open_library(), files) == {tiny.text(number) for number in range(3)}
 
 
 @pytest.mark.parametrize("place", [(SimpleDocumentStore, "to_dict"), (ChromaVectorStore, "delete")], ids=str)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ def test_bm25_finds_rare_words_first_and_ties_in_order() -> None:
     assert BM25(texts).nearest("Which beacon of the tide?", 2)[0] == 1
     assert BM25(texts).nearest("lamp", 4)[0] == 3
     assert BM25(texts).nearest("of the nothing known", 4) == [0, 1, 2, 3]
+    assert BM25(texts).nearest("Is it the", 2) == [0, 1], "it has no word that counts"
 
 
 def test_a_question_gets_the_nearest_chunks_of_all_cases(options: Options) -> None:
@@ -38,6 +40,15 @@ def test_a_question_gets_the_nearest_chunks_of_all_cases(options: Options) -> No
     assert (found.retrieved, found.supporting, found.more) == (1.0, {"ebb ebb"}, ())
     (missed,) = arranged([LAMP], [TIDE, LAMP], options(corpus=True, retriever="bm25", top_k=1))
     assert (missed.chunks, missed.retrieved) == (("the lamp burns oil",), None)
+
+
+def test_what_the_retriever_of_a_case_missed_counts(options: Options) -> None:
+    asked = options(corpus=True, retriever="bm25", top_k=1)
+    named = replace(LAMP, names=(frozenset(["oil"]), frozenset(["ebb"])))
+    for wanted, retrieved, supporting in (("oil", 1.0, {"the lamp burns oil"}), ("elsewhere", 0.0, None)):
+        case = replace(LAMP, wanted=frozenset([wanted]))
+        (found,) = arranged([case], [TIDE, named], asked)
+        assert (found.retrieved, found.supporting) == (retrieved, supporting)
 
 
 def test_more_is_kept_for_what_reads_more(options: Options) -> None:

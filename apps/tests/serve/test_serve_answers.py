@@ -18,8 +18,8 @@ from llama_index.llms.openai_like import OpenAILike
 from serving import MODEL, Running, tiny_engine
 
 from samkv_apps.serve.backend import _prompt
-from samkv_apps.serve.forms import Explained, Form
-from samkv_apps.serve.schema import ChatRequest, CompletionRequest
+from samkv_apps.serve.forms import Explained, Form, event
+from samkv_apps.serve.schema import CalledFunction, ChatRequest, CompletionRequest
 from samkv_rag import Piece
 from samkv_rag.model.tokenization import RenderedPrompt
 from samkv_rag.prefill import FullPrefill
@@ -287,6 +287,24 @@ def test_options_that_change_nothing_are_taken(ask: Ask) -> None:
     neutral: Any = {"n": 1, "frequency_penalty": 0, "logprobs": False, "tools": [], "metadata": {"a": "b"}}
     spoken = ask(max_tokens=2, user="me", **neutral).choices[0].message
     assert ask(max_tokens=2, messages=[*ASKED, spoken.model_dump(), *ASKED]).choices, "answers can be sent back"
+    marked = [{"type": "text", "text": ASKED[0]["content"], "id": "1", "cache_control": {"type": "ephemeral"}}]
+    same = ask(max_tokens=2, messages=[{"role": "user", "content": marked}], temperature=1e-8).choices[0].message
+    assert same.content == spoken.content
+
+
+def test_several_prompts_at_once_are_refused_with_the_remedy(client: openai.OpenAI) -> None:
+    with pytest.raises(openai.BadRequestError, match="prompt has 2 texts; send one a request"):
+        client.completions.create(model=MODEL, prompt=["tide", "lamp"])
+
+
+def test_arguments_that_are_nested_too_deep_stay_text() -> None:
+    for depth, kind in ((60, dict), (600, str), (2000, str)):
+        arguments = '{"a": ' * depth + "1" + "}" * depth
+        assert isinstance(CalledFunction(name="f", arguments=arguments).for_template["arguments"], kind)
+
+
+def test_half_a_surrogate_pair_in_an_answer_can_be_sent() -> None:
+    assert json.loads(event({"text": "\ud83d"}).removeprefix(b"data: ")) == {"text": "\ud83d"}
 
 
 def test_an_answer_is_a_span_where_opentelemetry_is_set_up(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:

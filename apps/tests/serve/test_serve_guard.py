@@ -155,6 +155,27 @@ def test_what_fails_within_a_stream_is_told_in_it(serve: Serve) -> None:
     assert running.http.post("/v1/completions", json=LONG).status_code == 503
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_failure_of_the_server_is_answered_and_counted(
+    serve: Serve, stream: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    running = serve()
+    with monkeypatch.context() as patch:
+        patch.setattr(running.engine, "astream", lambda *_, **__: 1 // 0)
+        response = running.http.post("/v1/completions", json=LONG | {"stream": stream})
+    assert (response.status_code, response.json()["error"]["type"]) == (500, "server_error")
+    assert running.figure('samkv_requests_total{route="/v1/completions",status="500"}') == 1
+    assert running.http.post("/v1/completions", json=LONG | {"max_tokens": 1}).status_code == 200
+
+
+def test_an_empty_key_is_no_open_server(run: Run, model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for key in ("", " \n"):
+        monkeypatch.setenv("SAMKV_API_KEY", key)
+        status, _, error = run("serve", "--model", model_folder, "--store", ":memory:")
+        assert status == 1
+        assert "the API key is empty" in only_line(error)
+
+
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 def test_hostile_requests_meet_no_failure(serve: Serve) -> None:
     running = serve()

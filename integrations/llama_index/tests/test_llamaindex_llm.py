@@ -50,7 +50,10 @@ def test_first_use_loads_the_engine_with_every_option(monkeypatch: pytest.Monkey
     loads: list[tuple[str, dict[str, Any]]] = []
     monkeypatch.setattr(SamKVEngine, "from_pretrained", lambda model, **options: loads.append((model, options)) or 1)
     given: dict[str, Any] = dict.fromkeys(ENGINE_OPTIONS, "x") | {"config": EngineConfig(block_tokens=8)}
-    given |= {"model_kwargs": {"variant": "fp16"}, "method": NaiveReuse(min_chunk_tokens=0)}
+    given |= {"max_running": 2, "max_waiting": 3} | {
+        "model_kwargs": {"variant": "fp16"},
+        "method": NaiveReuse(min_chunk_tokens=0),
+    }
     llm = SamKVLLM("a/b", **given)
     assert loads == []
     assert llm.engine is llm.engine
@@ -77,7 +80,7 @@ class TestArguments:
             ({"context_size": 3}, r"unknown option context_size; known are .*max_tokens"),
             ({"max_tokens": 0}, "^max_tokens is "),
             ({"max_new_tokens": 3}, "unknown option max_new_tokens; did you mean max_tokens"),
-            ({"model_name": "other"}, "model_name is another name for it"),
+            ({"model_name": "other"}, "give exactly one of model"),
         ],
         ids=str,
     )
@@ -87,7 +90,7 @@ class TestArguments:
 
     def test_the_model_has_two_names_and_may_be_a_path(self) -> None:
         assert [SamKVLLM(Path("a/b")).model, SamKVLLM(model_name="a/b").model] == ["a/b", "a/b"]
-        with pytest.raises(ConfigurationError, match="give the model"):
+        with pytest.raises(ConfigurationError, match="give exactly one of model"):
             SamKVLLM()
 
     def test_an_engine_brings_its_own(self, watched: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import threading
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -11,6 +12,8 @@ import pytest
 from llama_index.core import Settings, VectorStoreIndex
 from llama_index.core.agent.workflow import AgentWorkflow, FunctionAgent
 from llama_index.core.base.llms.types import ChatMessage, ToolCallBlock
+from llama_index.core.instrumentation import get_dispatcher
+from llama_index.core.instrumentation.event_handlers import BaseEventHandler
 from llama_index.core.llms.function_calling import FunctionCallingLLM
 from llama_index.core.prompts import PromptTemplate
 from llama_index.core.schema import TextNode
@@ -20,6 +23,7 @@ from pydantic import BaseModel, Field
 
 from samkv_rag import SamKVEngine
 from samkv_rag.exceptions import ConfigurationError, ToolsUnsupportedError
+from samkv_rag.frameworks.handle import EngineHandle
 from samkv_rag.frameworks.tools import answer_grammar
 from support import tiny
 
@@ -162,6 +166,37 @@ class TestObjects:
 
         assert asyncio.run(stream())[-1] == level
 
+    @pytest.mark.parametrize("is_async", [False, True])
+    def test_each_is_reported_once(self, llm: SamKVLLM, is_async: bool) -> None:
+        seen: list[str] = []
+
+        class Handler(BaseEventHandler):
+            def handle(self, event: Any, **_: Any) -> None:
+                seen.append(type(event).__name__)
+
+        dispatcher, prompt = get_dispatcher(), PromptTemplate("How high is the tide?")
+        dispatcher.add_event_handler(handler := Handler())
+        try:
+            asyncio.run(llm.astructured_predict(Level, prompt)) if is_async else llm.structured_predict(Level, prompt)
+        finally:
+            dispatcher.event_handlers.remove(handler)
+        assert [name for name in seen if "Structured" in name] == [
+            "LLMStructuredPredictStartEvent",
+            "LLMStructuredPredictEndEvent",
+        ]
+
+    def test_a_model_is_loaded_off_the_event_loop(self, llm: SamKVLLM) -> None:
+        threads: list[threading.Thread] = []
+        engine = llm.engine
+        llm._handle = EngineHandle(lambda: threads.append(threading.current_thread()) or engine)
+
+        async def stream() -> None:
+            async for _ in await llm.astream_structured_predict(Level, PromptTemplate("How high?")):
+                pass
+
+        asyncio.run(stream())
+        assert threads and threading.main_thread() not in threads
+
     def test_the_schema_is_in_the_prompt(self, watched: Any) -> None:
         SamKVLLM.from_engine(watched, max_tokens=300).structured_predict(Level, PromptTemplate("How high?"))
         prompt, options = watched.calls[-1]
@@ -178,7 +213,7 @@ class TestObjects:
 
     def test_a_cut_off_answer_is_an_error_and_not_empty(self, plain_llm: SamKVLLM) -> None:
         short = plain_llm.model_copy(update={"max_tokens": 5})
-        with pytest.raises(ConfigurationError, match="ended by 'length' and is not a valid Level; raise max_tokens"):
+        with pytest.raises(ConfigurationError, match="is not a valid Level; it was cut off, raise max_tokens"):
             short.structured_predict(Level, PromptTemplate("How high?"))
 
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 
+import chromadb
 import pytest
 from llama_index.core import Document, StorageContext, VectorStoreIndex
 from llama_index.core.ingestion import DocstoreStrategy, IngestionPipeline
 from llama_index.core.node_parser import SentenceSplitter
 from llama_index.core.schema import TextNode
 from llama_index.core.storage.docstore import SimpleDocumentStore
-from llama_index.core.vector_stores import SimpleVectorStore
+from llama_index.core.vector_stores import MetadataFilters, SimpleVectorStore
 from llama_index.llms.samkv import SamKVLLM, SamKVPostprocessor, SamKVVectorStore
+from llama_index.vector_stores.chroma import ChromaVectorStore
 
 from samkv_rag import SamKVEngine
 from support import tiny
@@ -96,3 +98,28 @@ def test_queries_are_the_wrapped_stores(index: VectorStoreIndex, tiny_engine: Sa
     assert response.source_nodes[0].text == TEXTS[3]
     assert llm.last_metrics is not None
     assert llm.last_metrics.chunks_hit == 2
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+def test_nodes_deleted_by_a_filter_lose_their_kv(tiny_engine: SamKVEngine, is_async: bool) -> None:
+    collection = chromadb.EphemeralClient().create_collection(f"filtered-{is_async}")
+    store = SamKVVectorStore(ChromaVectorStore(chroma_collection=collection), engine=tiny_engine)
+    store.add([TextNode(text=text, id_=f"n{i}", embedding=[1.0], metadata={"year": i}) for i, text in enumerate(TEXTS)])
+    for ids, year, left in (
+        (["n0", "n1"], 0, [False, True, True, True]),
+        (["n2", "n3"], 2, [False, True, False, True]),
+    ):
+        filters = MetadataFilters.from_dict({"year": year})
+        asyncio.run(store.adelete_nodes(ids, filters)) if is_async else store.delete_nodes(ids, filters)
+        assert stored(tiny_engine) == left
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+def test_kv_of_nodes_that_cannot_be_added_goes_again(
+    store: SamKVVectorStore, tiny_engine: SamKVEngine, is_async: bool
+) -> None:
+    store.add([TextNode(text=TEXTS[0], id_="a", embedding=[1.0])])
+    nodes = [TextNode(text=TEXTS[0], id_="a"), TextNode(text=TEXTS[1], id_="b")]  # without embeddings
+    with pytest.raises(ValueError, match="embedding not set"):
+        asyncio.run(store.async_add(nodes)) if is_async else store.add(nodes)
+    assert stored(tiny_engine) == [True, False, False, False]

@@ -133,7 +133,8 @@ def test_a_request_that_cannot_have_the_kv_fails_alone(
     num_tokens = scheduled(scheduler, request, BLOCK_IDS)
     assert num_tokens == request.num_prompt_tokens - 1  # never computed from the retained tokens alone
     scheduled(scheduler, asked(handover), good)
-    assert step(scheduler, worker, layers) == set(BLOCK_IDS[: -(-num_tokens // 16)])
+    failed = step(scheduler, worker, layers)
+    assert set(BLOCK_IDS[: -(-num_tokens // 16)]) <= failed <= set(BLOCK_IDS), "its own blocks and no others"
     layer = layers[LAYER.format(0)]
     assert not layer.kv_cache[BLOCK_IDS].any()
     torch.testing.assert_close(layer.held(good, len(handover.token_ids) - 1)[0], handover.keys[0], atol=0, rtol=0)

@@ -6,6 +6,8 @@ from typing import Any, Literal, TypedDict
 
 import pytest
 from langchain_core.exceptions import OutputParserException
+from langchain_core.messages import AIMessage
+from langchain_core.outputs import ChatGeneration
 from pydantic import BaseModel, Field
 
 from langchain_samkv import ChatSamKV
@@ -104,6 +106,10 @@ class TestStructuredOutput:
         parser = llm.with_structured_output(SCHEMAS[schema]).last  # type: ignore[attr-defined]
         with pytest.raises(OutputParserException, match="cut off"):
             parser.parse('{"place": "North Quay", "hour": 1')
+        answer = ChatGeneration(message=AIMessage("<tool_call>"))
+        calling = llm.with_structured_output(SCHEMAS[schema], method="function_calling").last  # type: ignore[attr-defined]
+        with pytest.raises(OutputParserException, match="cut off"):
+            calling.parse_result([answer])
 
     @pytest.mark.parametrize("method", ["json_schema", "function_calling"])
     def test_a_random_model_keeps_to_the_schema(self, method: str) -> None:

@@ -18,7 +18,7 @@ from samkv_rag.exceptions import ConfigurationError
 from samkv_rag.frameworks.options import ENGINE_OPTIONS, OWN_CALL_OPTIONS
 from support import tiny
 
-GIVEN: dict[str, Any] = dict.fromkeys(ENGINE_OPTIONS, "x")
+GIVEN: dict[str, Any] = dict.fromkeys(ENGINE_OPTIONS, "x") | {"max_running": 2, "max_waiting": 3}
 GIVEN |= {"config": EngineConfig(block_tokens=8), "model_kwargs": {"variant": "fp16"}}
 CHANGED = GIVEN | dict.fromkeys(OWN_CALL_OPTIONS, 0.5) | {"stop": "END", "logprobs": True, "explain": True}
 CHANGED |= dict.fromkeys(("max_tokens", "seed", "top_k", "top_logprobs"), 9)

@@ -43,6 +43,7 @@ def test_text_blocks_are_joined_and_calls_and_reasoning_left_out() -> None:
         {"type": "text", "text": "The lamp "},
         "turns.",
         {"type": "tool_use", "id": "1", "name": "add", "input": {}},
+        {"type": "function_call", "id": "1", "name": "add", "arguments": "{}"},
     ]
     assert engine_messages([AIMessage(blocks)])[0]["content"] == "The lamp turns."
 
@@ -50,7 +51,7 @@ def test_text_blocks_are_joined_and_calls_and_reasoning_left_out() -> None:
 @pytest.mark.parametrize(
     ("message", "words"),
     [
-        (HumanMessage([{"type": "image_url"}]), "human message holds a block of type 'image_url'"),
+        (HumanMessage([{"type": "image_url"}]), "message of type human holds a block of type 'image_url'"),
         (RemoveMessage(id="1"), "RemoveMessage cannot go to a model"),
     ],
     ids=["image", "no message"],

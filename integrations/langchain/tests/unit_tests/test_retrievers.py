@@ -28,3 +28,13 @@ def test_what_is_found_is_announced_and_computed_once(retriever: Any, tiny_engin
     prompt = "\n\n".join([*(document.page_content for document in found), QUERY])
     assert tiny_engine.generate(prompt, max_new_tokens=1).metrics.chunks_missed == 2
     assert tiny_engine.generate(prompt, max_new_tokens=1).metrics.chunks_hit == 2
+
+
+@pytest.mark.parametrize("call", ["invoke", "ainvoke"])
+def test_the_arguments_of_a_call_reach_the_wrapped_retriever(
+    retriever: Any, tiny_engine: SamKVEngine, call: str
+) -> None:
+    wrapped, chosen = SamKVRetriever(retriever, engine=tiny_engine), retriever.invoke(QUERY)[1].id
+    own: dict[str, Any] = {"filter": lambda document: document.id == chosen}
+    found = wrapped.invoke(QUERY, **own) if call == "invoke" else asyncio.run(wrapped.ainvoke(QUERY, **own))
+    assert [document.id for document in found] == [chosen]

@@ -7,10 +7,26 @@ from contextlib import closing
 from typing import Any
 
 from llama_index.core.base.llms.types import ChatResponse
+from llama_index.core.instrumentation import get_dispatcher  # type: ignore[attr-defined]  # re-exported
+from llama_index.core.instrumentation.events.llm import LLMStructuredPredictEndEvent, LLMStructuredPredictStartEvent
 from llama_index.core.program.streaming_utils import process_streaming_content_incremental
+from llama_index.core.prompts import PromptTemplate
 from llama_index.core.types import Model
 
 from samkv_rag.exceptions import ConfigurationError
+
+_dispatcher = get_dispatcher(__name__)
+
+
+def asked_for(output_cls: type[Model], prompt: PromptTemplate, prompt_args: dict[str, Any]) -> None:
+    """Report the beginning of a call for an object, as LlamaIndex's own methods do."""
+    _dispatcher.event(LLMStructuredPredictStartEvent(output_cls=output_cls, template=prompt, template_args=prompt_args))
+
+
+def answered(found: Model) -> Model:
+    """Report the end of a call for an object, and return the object."""
+    _dispatcher.event(LLMStructuredPredictEndEvent(output=found))
+    return found
 
 
 def growing_objects(
@@ -35,8 +51,6 @@ def as_object(response: ChatResponse, output_cls: type[Model]) -> Model:
     try:
         return output_cls.model_validate_json(response.message.content or "")
     except ValueError as error:
-        reason = (response.raw or {}).get("finish_reason")
-        raise ConfigurationError(
-            f"the answer ended by {reason!r} and is not a valid {output_cls.__name__}; raise max_tokens if that is "
-            f"'length': {error}"
-        ) from error
+        was_cut_off = (response.raw or {}).get("finish_reason") == "length"
+        remedy = "it was cut off, raise max_tokens" if was_cut_off else "ask for it in other words"
+        raise ConfigurationError(f"the answer is not a valid {output_cls.__name__}; {remedy}: {error}") from error

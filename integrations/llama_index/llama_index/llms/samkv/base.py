@@ -32,7 +32,7 @@ from llama_index.core.types import Model
 from llama_index.llms.samkv._citations import cite, uncited
 from llama_index.llms.samkv._messages import engine_messages, refuse_non_text
 from llama_index.llms.samkv._responses import Answer, growing_answers, last_answer
-from llama_index.llms.samkv._structured import as_object, growing_objects
+from llama_index.llms.samkv._structured import answered, as_object, asked_for, growing_objects
 from llama_index.llms.samkv._tracing import closing_source, traced
 
 from samkv_rag.checks import refuse_unknown
@@ -285,8 +285,9 @@ class SamKVLLM(EngineOptions, CallOptions, CustomLLM, FunctionCallingLLM):
         Raises:
             ConfigurationError: the answer was cut off.
         """
-        messages, options = self._asked_for(output_cls, prompt, llm_kwargs, prompt_args)
-        return as_object(self.chat(messages, **options), output_cls)
+        asked_for(output_cls, prompt, prompt_args)
+        messages, options = self._request(output_cls, prompt, llm_kwargs, prompt_args)
+        return answered(as_object(self.chat(messages, **options), output_cls))
 
     async def astructured_predict(
         self,
@@ -295,9 +296,10 @@ class SamKVLLM(EngineOptions, CallOptions, CustomLLM, FunctionCallingLLM):
         llm_kwargs: dict[str, Any] | None = None,
         **prompt_args: Any,
     ) -> Model:
-        """Do the same in a thread."""
-        messages, options = self._asked_for(output_cls, prompt, llm_kwargs, prompt_args)
-        return as_object(await self.achat(messages, **options), output_cls)
+        """As :meth:`structured_predict`, in a thread."""
+        asked_for(output_cls, prompt, prompt_args)
+        messages, options = self._request(output_cls, prompt, llm_kwargs, prompt_args)
+        return answered(as_object(await self.achat(messages, **options), output_cls))
 
     def _structured_stream_call(
         self,
@@ -307,7 +309,7 @@ class SamKVLLM(EngineOptions, CallOptions, CustomLLM, FunctionCallingLLM):
         **prompt_args: Any,
     ) -> Generator[Any, None, None]:
         """Yield the object as it grows; the last one is whole."""
-        messages, options = self._asked_for(output_cls, prompt, llm_kwargs, prompt_args)
+        messages, options = self._request(output_cls, prompt, llm_kwargs, prompt_args)
         return growing_objects(self.stream_chat(messages, **options), output_cls)
 
     async def _structured_astream_call(
@@ -321,7 +323,7 @@ class SamKVLLM(EngineOptions, CallOptions, CustomLLM, FunctionCallingLLM):
             _lazily(lambda: self._structured_stream_call(output_cls, prompt, llm_kwargs, **prompt_args))
         )
 
-    def _asked_for(
+    def _request(
         self,
         output_cls: type[Model],
         prompt: PromptTemplate,

@@ -72,9 +72,10 @@ class SamKVIngestion(TransformComponent):
     ) -> None:
         refuse_unknown(options, ("llm", "engine", "show_progress", "id_scope"))
         handle = resolve_handle(llm, engine, "SamKVLLM")
-        if llm is None:
-            identity = {"model": handle.get().model_name, "namespace": handle.get().namespace}
+        if handle.given is not None:
+            identity = {"model": handle.given.model_name, "namespace": handle.given.namespace}
         else:  # known without loading the model
+            assert llm is not None
             identity = {"model": llm.model, "namespace": llm.namespace, "store": without_secrets(llm.store)}
         super().__init__(**identity, show_progress=show_progress, id_scope=id_scope)
         self._handle = handle
@@ -106,7 +107,7 @@ class SamKVIngestion(TransformComponent):
         return nodes
 
     async def acall(self, nodes: Sequence[BaseNode], **kwargs: Any) -> Sequence[BaseNode]:
-        """Do the same without blocking the event loop."""
+        """As :meth:`__call__`, without blocking the event loop."""
         return await run_in_thread_shielded(self.__call__, nodes, **kwargs)
 
     def ingest(
