@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 import pytest
 import safetensors.torch
-from serving import MODEL, Running
+from serving import MODEL, Running, wait_until
 
 from samkv_apps.serve import backend
 from samkv_apps.serve.decoding import VllmDecoder
@@ -157,4 +157,4 @@ def test_a_client_that_goes_away_ends_the_work_there(decoding: Decoding, tmp_pat
     with running.http.stream("POST", "/v1/completions", json=BODY | {"stream": True, "max_tokens": 3000}) as response:
         next(response.iter_lines())
     running.wait_for("samkv_running", 0)
-    assert not list(tmp_path.iterdir())
+    wait_until(lambda: not list(tmp_path.iterdir()))
