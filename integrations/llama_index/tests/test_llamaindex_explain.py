@@ -167,5 +167,7 @@ def test_a_later_answer_changes_no_earlier_response(engine: SamKVEngine, found: 
 
 
 def test_without_explain_no_node_says_anything(engine: SamKVEngine, found: list[NodeWithScore]) -> None:
-    asked = query_engine(SamKVLLM.from_engine(engine, max_tokens=4), found)
-    assert spans_of(asked.query("Which record?")) == [None] * len(found)
+    llm = SamKVLLM.from_engine(engine, max_tokens=4)
+    response = query_engine(llm, found).query("Which record?")
+    llm.complete(tiny.rag_prompt(CHUNKS, "And the lamp?"), explain=True)
+    assert spans_of(response) == [None] * len(found)

@@ -82,11 +82,16 @@ class SamKVConnector(KVConnectorBase_V1):  # type: ignore[misc]
 
     def update_state_after_alloc(self, request: Request, blocks: KVCacheBlocks, num_external_tokens: int) -> None:
         """Note what to load into the request's blocks."""
-        if num_external_tokens:
-            key, token_ids = request.kv_transfer_params["samkv_key"], list(request.prompt_token_ids or ())
+        params = request.kv_transfer_params or {}
+        if "samkv_key" not in params:
+            return
+        key, token_ids = params["samkv_key"], list(request.prompt_token_ids or ())
+        is_salted = request.cache_salt == key
+        # Without the salt, what vLLM has cached of the prompt was computed from its tokens: loading fails, as it must.
+        if num_external_tokens or not is_salted:
             start = request.num_prompt_tokens - 1 - num_external_tokens
             (block_ids,) = blocks.get_block_ids()
-            self._loads.append(Load(key, request.cache_salt == key, token_ids, block_ids, start))
+            self._loads.append(Load(key, is_salted, token_ids, block_ids, start))
 
     def build_connector_meta(self, scheduler_output: SchedulerOutput) -> KVConnectorMetadata:
         """Return what the workers load before this step."""

@@ -111,6 +111,13 @@ def test_other_requests_are_not_affected(handover: Handover, tmp_path: Path) -> 
     assert scheduler.build_connector_meta(SimpleNamespace()).loads == []
 
 
+def test_a_prompt_that_the_other_engine_has_computed_itself_is_no_answer(handover: Handover, tmp_path: Path) -> None:
+    scheduler, worker = connectors(tmp_path)
+    request = asked(handover, cache_salt=None)
+    assert scheduled(scheduler, request, BLOCK_IDS, num_computed=request.num_prompt_tokens - 1) == 0
+    assert step(scheduler, worker, attentions(handover))
+
+
 @pytest.mark.parametrize(
     "changes",
     [

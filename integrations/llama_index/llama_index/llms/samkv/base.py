@@ -385,6 +385,8 @@ class SamKVLLM(EngineOptions, CallOptions, CustomLLM, FunctionCallingLLM):
         options = {"grammar": grammar} | options if grammar else options
         stream, reader = cancellable(self.engine.stream(asked, **options)), ToolCalls(tools, parallel)
         nodes = uncited.get([])  # now: the stream may be read in another context
+        if not explain:
+            uncited.set([])  # or a later answer, to another question, would cite them
         return growing_answers(stream, reader, self._record, partial(cite, nodes) if explain else None)
 
 
