@@ -77,7 +77,7 @@ class Library:
             raise ModelNotFoundError(f"no embedding model could be loaded: {error}; give --embedding demo") from error
         if engine.namespace:
             folder /= f"namespace-{sha256(engine.namespace.encode()).hexdigest()[:16]}"
-            folder.mkdir(mode=0o700, exist_ok=True)
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         probe = Settings.embed_model.get_text_embedding(_PROBE)
         collection = open_chroma(folder.resolve() / "chroma").get_or_create_collection(
             "documents", metadata={"hnsw:space": "cosine", "embedding": embedding, "probe": json.dumps(probe)}
