@@ -5,15 +5,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
-from typing import Any
+from typing import Any, NoReturn, TypeVar
 
 from samkv_rag.exceptions import ConfigurationError
+from samkv_rag.forking import start_over_in_forks
 from samkv_rag.store.base import StoredBytes, require_key
 from samkv_rag.store.unreachable import Part, RemoteStore, without_secrets
 
+T = TypeVar("T")
 _FOLDER = "chunks"
 _SUFFIX = ".safetensors"
 _PARALLEL = 16
@@ -55,6 +57,13 @@ class ObjectStore(RemoteStore):
         self._obstore = obstore
         super().__init__(url, (BaseError, OSError))
         self._threads = ThreadPoolExecutor(_PARALLEL, "samkv-objects")
+        self._is_forked = False
+        start_over_in_forks(self)
+
+    def start_over(self) -> None:
+        """Fail at once in a forked process, which lacks obstore's threads: a request would never end."""
+        self._threads = ThreadPoolExecutor(_PARALLEL, "samkv-objects")
+        self._is_forked = True
 
     def contains(self, keys: Iterable[str]) -> set[str]:
         wanted = list(keys)
@@ -96,8 +105,15 @@ class ObjectStore(RemoteStore):
             if name.endswith(_SUFFIX):
                 yield StoredBytes(name.removesuffix(_SUFFIX), int(entry["size"]), entry["last_modified"].timestamp())
 
+    def _ask(self, request: Callable[[], T]) -> T:
+        return super()._ask(_refuse if self._is_forked else request)
+
     def close(self) -> None:
         self._threads.shutdown(wait=False, cancel_futures=True)
+
+
+def _refuse() -> NoReturn:
+    raise OSError("it was opened before this process was forked; open the engine in each process")
 
 
 def _path(key: str) -> str:

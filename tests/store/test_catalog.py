@@ -19,11 +19,12 @@ from typing import Any
 import pytest
 
 from samkv_rag import SamKVEngine
-from samkv_rag.exceptions import DamagedCatalogWarning, StoreError
+from samkv_rag.exceptions import DamagedCatalogWarning, StoreError, StoreUnreachableError, StoreUnreachableWarning
 from samkv_rag.store.catalog import Catalog
 from samkv_rag.store.codec import ChunkIdentity
 from samkv_rag.store.disk import DiskStore
 from samkv_rag.store.memory import MemoryStore
+from samkv_rag.store.objects import ObjectStore
 from support import tiny
 from support.crafting import rewritten
 from support.engines import MakeEngine
@@ -185,6 +186,24 @@ def test_a_fork_is_not_stopped_by_a_lock_of_its_parent(make: Any, tmp_path: Path
             os._exit(0)
         assert os.waitpid(child, 0)[1] == 0
         pool.submit(store._lock.__exit__).result()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded")
+def test_a_fork_is_told_that_it_cannot_use_an_object_store(s3_options: dict[str, Any]) -> None:
+    store = ObjectStore("s3://samkv/forked", **s3_options)
+    store.put("0" * 64, b"bytes")
+    child = os.fork()
+    if child == 0:
+        signal.alarm(10)  # ends it if it hangs
+        words = "opened before this process was forked"
+        with pytest.warns(StoreUnreachableWarning, match=words), pytest.raises(StoreUnreachableError, match=words):
+            store.contains(["0" * 64])
+        with pytest.raises(StoreUnreachableError, match=words):
+            store.get("0" * 64)
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+    assert store.contains(["0" * 64])
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
