@@ -190,11 +190,12 @@ class ToolCalls:
 def _first_call(text: str) -> tuple[str, str, str] | None:
     """Return what is before, in and after the first call of ``text``; None if it has no end yet."""
     before, _, rest = text.partition(_OPEN)
-    for closing in re.finditer(_CLOSE, rest):
-        call = rest[: closing.start()]
-        is_quoted = len(re.findall(r'(?<!\\)(?:\\\\)*"', call)) % 2  # in an argument, such as a document's text
-        if not is_quoted:
-            return before, call, rest[closing.end() :]
+    is_quoted = False  # in an argument, such as a document's text, the tag closes nothing
+    for found in re.finditer(rf'\\["\\]|"|{_CLOSE}', rest):
+        if found[0] == '"':
+            is_quoted = not is_quoted
+        elif found[0] == _CLOSE and not is_quoted:
+            return before, rest[: found.start()], rest[found.end() :]
     return None
 
 

@@ -82,9 +82,9 @@ def _how_measured(config: dict[str, Any]) -> str:
         "on the same case. Each method ran once before as a warm-up. On each case full prefill ran first; the order "
         "of the others rotated.",
         "Ratio: requested share. Kept and recomputed: mean share of the chunk tokens. KV MB: mean size of the prompt's "
-        "KV while decoding, in 10⁶ bytes. Support kept: mean share of the tokens of chunks with the answer, in "
-        "cases that have some by the data. Answer kept: share of cases whose retained text contains a right answer, "
-        "among those whose chunks contain one.",
+        "KV while decoding, in 10⁶ bytes. Support kept: of the chunks that have the answer by the data, the mean "
+        "share of tokens kept; cases without such a chunk are left out. Answer kept: share of cases whose retained "
+        "text contains a right answer, among those whose chunks contain one.",
         "Full right: only the cases in which full prefill's answer has all words of a right answer.",
     ]
     lines += [f"{name}: {CONTROLS[name]}." for name in config["methods"] if name in CONTROLS]

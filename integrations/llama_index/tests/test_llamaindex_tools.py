@@ -19,10 +19,11 @@ from llama_index.core.prompts import PromptTemplate
 from llama_index.core.schema import TextNode
 from llama_index.core.tools import FunctionTool
 from llama_index.llms.samkv import SamKVLLM
+from llama_index.llms.samkv._messages import engine_messages
 from pydantic import BaseModel, Field
 
 from samkv_rag import SamKVEngine
-from samkv_rag.exceptions import ConfigurationError, ToolsUnsupportedError
+from samkv_rag.exceptions import ConfigurationError, PromptError, ToolsUnsupportedError
 from samkv_rag.frameworks.handle import EngineHandle
 from samkv_rag.frameworks.tools import answer_grammar
 from support import tiny
@@ -147,6 +148,17 @@ class TestTools:
         assert len(seen) == 1 and len(response.tool_calls) == 1
         assert response.tool_calls[0].tool_output.content == "noted"
         assert response.response.content
+
+
+def test_arguments_that_another_llm_gave_as_json_are_read() -> None:
+    for given, arguments in (('{"a": 1}', {"a": 1}), ({"a": 1}, {"a": 1})):
+        block = ToolCallBlock(tool_name="add", tool_kwargs=given)
+        (message,) = engine_messages([ChatMessage(role="assistant", blocks=[block])])
+        assert message["tool_calls"][0]["function"] == {"name": "add", "arguments": arguments}
+    for wrong in ("[1]", "{", "1"):
+        block = ToolCallBlock(tool_name="add", tool_kwargs=wrong)
+        with pytest.raises(PromptError, match="the arguments of a call of add are not a JSON object"):
+            engine_messages([ChatMessage(role="assistant", blocks=[block])])
 
 
 class TestObjects:

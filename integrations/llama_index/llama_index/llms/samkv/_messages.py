@@ -40,7 +40,7 @@ def _arguments(call: ToolCallBlock) -> dict[str, Any]:
     given = call.tool_kwargs
     try:
         return dict(json.loads(given) if isinstance(given, str) else given)
-    except ValueError as error:
+    except (ValueError, TypeError) as error:
         raise PromptError(f"the arguments of a call of {call.tool_name} are not a JSON object: {error}") from error
 
 
