@@ -191,6 +191,20 @@ def test_revised_tokens_have_the_kv_of_decoding_over_what_is_retained_now(engine
     assert (changed > 1e-3).all(), "nothing was revised"
 
 
+@torch.inference_mode()
+def test_with_no_tokens_to_revise_the_answer_keeps_its_kv(engine: SamKVEngine) -> None:
+    written = Written(engine, scout(score_layers=(0.0, 0.1), revise_tokens=0))
+    written.run(*ANSWER)
+    before = [
+        (keys[:, :, written.num_retained :], values[:, :, written.num_retained :]) for keys, values in written.layers()
+    ]
+    written.run(*ANSWER, 99)
+    assert len(written.refresher.arrivals[0][1]), "nothing came in"
+    for (keys, values), (own_keys, own_values) in zip(written.layers(), before, strict=True):
+        assert torch.equal(keys[:, :, written.num_retained : -1], own_keys)
+        assert torch.equal(values[:, :, written.num_retained : -1], own_values)
+
+
 # -- in the runtime ------------------------------------------------------------------------------
 
 
