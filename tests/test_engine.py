@@ -17,7 +17,7 @@ from samkv_rag.exceptions import (
     ModelNotFoundError,
     PromptError,
 )
-from samkv_rag.prefill import Scout
+from samkv_rag.prefill import Scout, resolve_method
 from support import tiny
 from support.engines import CHUNKS, PROMPT, MakeEngine
 
@@ -306,6 +306,8 @@ def opened(**options: Any) -> SamKVEngine:
         (lambda: EngineConfig(storage="half"), "storage is 'half'; it must be one of"),  # type: ignore[arg-type]
         (lambda: Scout(recompute=1), "recompute is 1; it must be True or False"),
         (lambda: Scout(score_layers=(0.9, 0.1)), "score_layers is"),
+        (lambda: Scout(score_layers=("a", "b")), "score_layers is"),  # type: ignore[arg-type]
+        (lambda: resolve_method({"name": ["scout"]}), "method is"),
         (lambda: Scout(refresh_tokens=0), "refresh_tokens is 0"),
         (lambda: opened(tokenizer=None), "needs its tokenizer"),
         (lambda: opened(dtype="float32"), "dtype: for a model given by name"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import reprlib
 import time
 import warnings
 from collections import OrderedDict
@@ -33,7 +34,7 @@ from samkv_rag.ingestion.encoder import encode, encode_beginning
 from samkv_rag.ingestion.recognition import ChunkIndex, Match, describe, text_digest
 from samkv_rag.model.decoder import Decoder
 from samkv_rag.model.openmp import compute_alone
-from samkv_rag.model.tokenization import PromptTokenizer, printable
+from samkv_rag.model.tokenization import PromptTokenizer
 from samkv_rag.results import IngestionEstimate, IngestionReport
 from samkv_rag.store.base import BytesBlob, Store
 from samkv_rag.store.catalog import Catalog
@@ -109,7 +110,7 @@ class ChunkLibrary:
             decoder.num_heads,
             decoder.num_kv_heads,
             decoder.head_dim,
-            tokenizer.vocab_size,
+            len(tokenizer.tokenizer),
             decoder.dtype,
             spec,
         )
@@ -199,7 +200,7 @@ class ChunkLibrary:
         self._write_down(known)
         self._store.flush(written)
         if references:
-            self._delete(self._catalog.refer(self._owner.fingerprint, references))
+            self._delete(self._catalog.refer(self._owner.fingerprint, references) - self._keys(cleaned))
         if pending:
             logger.info("stored %d chunks in %d bytes, reused %d", len(pending), num_bytes, len(known))
         return IngestionReport(
@@ -351,6 +352,8 @@ class ChunkLibrary:
                 computed[text] = StoredChunk(BytesBlob(data))
                 if self._admits(identity.key):
                     self._put(identity, data)
+            except StoreUnreachableError:  # the store has warned already
+                pass
             except StoreError as error:  # the prompt can be answered without storing
                 warnings.warn(str(error), stacklevel=2)
         return computed
@@ -439,7 +442,7 @@ class ChunkLibrary:
         for text, ids in pending.items():
             if self.first_position + len(ids) >= limit:
                 raise ChunkTooLongError(
-                    f"chunk {printable(text)!r} has {len(ids)} tokens behind a preamble of {self.first_position}, "
+                    f"chunk {reprlib.repr(text)} has {len(ids)} tokens behind a preamble of {self.first_position}, "
                     f"the model's context window is {limit}; split it into smaller chunks"
                 )
         return pending

@@ -16,9 +16,7 @@ def fingerprint(model: Any, tokenizer: Any) -> str:
     """Return a hex digest of the model's weights, dtype and RoPE, and the tokenizer."""
     digest = hashlib.sha256(b"samkv-format-1")
     digest.update(_config_bytes(model.config))
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    described = backend.to_str() if backend is not None else json.dumps(sorted(tokenizer.get_vocab().items()))
-    digest.update(described.encode())
+    digest.update(tokenizer.backend_tokenizer.to_str().encode())
     for name, tensor in sorted(model.state_dict().items()):
         for part, stored in _stored(name, tensor):
             digest.update(f"{part}{tuple(stored.shape)}{stored.dtype}".encode())

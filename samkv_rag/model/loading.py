@@ -79,14 +79,14 @@ def load(model: str | PathLike[str], options: LoadingOptions) -> tuple[Any, Any]
         )
         refuse_unknown(unknown.keys() - hub.keys(), [*_OF_THE_HUB, *_OF_THE_WEIGHTS, *config.to_dict()])
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False, **hub)
-    if _unpacked(config, weights, "gguf_file" in hub):
-        with torch.device("meta"):
-            empty = AutoModelForCausalLM.from_config(config, dtype=weights["dtype"])  # type: ignore[no-untyped-call]
-        size_gb = empty.get_memory_footprint() / 1e9
-        logger.warning("the weights of %s are unpacked, to %.3g GB in %s", source, size_gb, weights["dtype"])
-    elif weights.get("quantization_config") or getattr(config, "quantization_config", None):
-        weights["device_map"] = {"": target}  # weights are packed for the device that they are loaded on
     with _explained(source, target):
+        if _unpacked(config, weights, "gguf_file" in hub):
+            with torch.device("meta"):
+                empty = AutoModelForCausalLM.from_config(config, dtype=weights["dtype"])  # type: ignore[no-untyped-call]
+            size_gb = empty.get_memory_footprint() / 1e9
+            logger.warning("the weights of %s are unpacked, to %.3g GB in %s", source, size_gb, weights["dtype"])
+        elif weights.get("quantization_config") or getattr(config, "quantization_config", None):
+            weights["device_map"] = {"": target}  # weights are packed for the device that they are loaded on
         weights |= {"config": config, "output_loading_info": True}
         found: Any = AutoModelForCausalLM.from_pretrained(source, **hub, **weights)
         loaded, info = found

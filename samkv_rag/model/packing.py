@@ -46,13 +46,13 @@ class PackedLinear(nn.Module):
 def pack_linears(model: Any) -> None:
     """Replace the linear layers of a bfloat16 model on a CPU, as far as torch can pack them; others stay as they are.
 
-    An output layer that shares its weights with the embeddings stays, too: they are needed plain.
+    An output layer that shares its weights with the embeddings gets a packed copy. Embeddings need the plain ones, but
+    only a few rows of them, which stay in the model's file if they were loaded from safetensors.
     """
     if model.device.type != "cpu" or not can_pack():
         return
-    shared = model.get_input_embeddings().weight
     # By name, so that the plain weights of one layer are freed before the next is packed.
-    for name in [name for name, module in model.named_modules() if _is_own(module, shared)]:
+    for name in [name for name, module in model.named_modules() if _is_plain(module)]:
         parent, _, own = name.rpartition(".")
         place = model.get_submodule(parent)
         setattr(place, own, PackedLinear(getattr(place, own)))
@@ -65,7 +65,7 @@ def can_pack() -> bool:
     return bool(is_x86 and mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
-def _is_own(module: nn.Module, shared: torch.Tensor) -> bool:
-    if type(module) is not nn.Linear or hasattr(module, "_hf_hook") or module.weight is shared:
+def _is_plain(module: nn.Module) -> bool:
+    if type(module) is not nn.Linear or hasattr(module, "_hf_hook"):
         return False
     return type(module.weight) is nn.Parameter and module.weight.dtype == torch.bfloat16

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
 from pathlib import PurePath
@@ -17,8 +17,8 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from samkv_rag.exceptions import ChatTemplateError, ToolsUnsupportedError
-from samkv_rag.forking import ProcessLock, cached_property
+from samkv_rag.exceptions import ChatTemplateError, ToolsUnsupportedError, UnsupportedModelError
+from samkv_rag.forking import cached_property
 
 _SENTINEL = "\n"
 _PRIVATE_USE = range(0xE000, 0xF900)
@@ -55,16 +55,24 @@ class PromptTokenizer:
 
     Some tokenizers, such as Sentencepiece, put a space before every text. To keep it out of the middle of a prompt,
     all segments but the first are tokenised after a line break, which is then cut off.
+
+    Raises:
+        UnsupportedModelError: the tokenizer is not one of the ``tokenizers`` library.
     """
 
     def __init__(self, tokenizer: Any) -> None:
+        if getattr(tokenizer, "backend_tokenizer", None) is None:
+            raise UnsupportedModelError(
+                f"the tokenizer is a {type(tokenizer).__name__}; give one that has a tokenizer.json, as "
+                "transformers.PreTrainedTokenizerFast"
+            )
         self.tokenizer = copy.deepcopy(tokenizer)  # for rendering only; a copy, because callers change its options
         self._control = _control_tokens(tokenizer)
         self._control_ids = frozenset(self._control.values())
         longest_first = sorted(self._control, key=len, reverse=True)
         self._control_pattern = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
-        self._parsing = _encoder(tokenizer, without=frozenset())
-        self._plain = _encoder(tokenizer, without=frozenset(self._control))
+        self._parsing = _Encoder(tokenizer, without=())
+        self._plain = _Encoder(tokenizer, without=self._control)
         self._sentinel_ids = self._plain.ids(_SENTINEL)
         self._adds_space = self._sentinel_ids + self._plain.ids("word") != self._plain.ids(f"{_SENTINEL}word")
         self.bos_ids = self._leading_special_ids()
@@ -104,11 +112,6 @@ class PromptTokenizer:
             return False
         return True
 
-    @property
-    def vocab_size(self) -> int:
-        """Number of token ids, added ones included."""
-        return len(self.tokenizer)
-
     def has_control(self, token_ids: Sequence[int]) -> bool:
         """Whether a control token is among ``token_ids``."""
         return not self._control_ids.isdisjoint(token_ids)
@@ -142,7 +145,7 @@ class PromptTokenizer:
             found = self._plain.offsets(lead + text)[len(self._sentinel_ids) if lead else 0 :]
             if len(found) == len(ids):
                 break
-        else:  # not reported, or of other tokens: the length of the text so far tells where each ends
+        else:  # of other tokens, where one was cut in two: the length of the text so far tells where each ends
             lead, found = "", list(pairwise([0, *(len(self.decode(ids[: i + 1])) for i in range(len(ids)))]))
         ordered, position = [], 0
         for start, stop in found:
@@ -204,10 +207,11 @@ class PromptTokenizer:
 
     def sentence_ends(self, token_ids: Sequence[int]) -> list[bool]:
         """Return which of a text's tokens end a sentence or a line: punctuation that no letter or digit follows."""
-        for token_id in {*token_ids} - self._signs.keys():
-            text = self.token_text(token_id)
-            is_end = bool(_SENTENCE_END.search(text)) and not any(map(str.isalnum, text))
-            self._signs[token_id] = is_end, text[:1].isalnum()
+        for token_id in token_ids:
+            if token_id not in self._signs:
+                text = self.token_text(token_id)
+                is_end = bool(_SENTENCE_END.search(text)) and not any(map(str.isalnum, text))
+                self._signs[token_id] = is_end, text[:1].isalnum()
         signs = [*(self._signs[token_id] for token_id in token_ids), (False, False)]
         return [is_end and not continues for (is_end, _), (_, continues) in pairwise(signs)]
 
@@ -276,8 +280,8 @@ class PromptTokenizer:
         if not self.has_control(ids):
             return ids
         # The vocabulary has control tokens as words, too. Cut in two, none is found.
-        halves = self._control_pattern.sub(lambda found: f"{found[0][0]}\0{found[0][1:]}", text).split("\0")
-        return [token_id for half in halves for token_id in self._plain.ids(half)]
+        cuts = [0, *(found.start() + 1 for found in self._control_pattern.finditer(text)), len(text)]
+        return [token_id for start, stop in pairwise(cuts) for token_id in self._plain.ids(text[start:stop])]
 
     def _continuation(self, encode: Callable[[str], list[int]], text: str) -> list[int]:
         if not self._adds_space or not text:
@@ -306,22 +310,14 @@ def _control_tokens(tokenizer: Any) -> dict[str, int]:
     }
 
 
-def _encoder(tokenizer: Any, without: frozenset[str]) -> _FastEncoder | _SlowEncoder:
-    """Return an encoder that does not know the control tokens ``without``."""
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is None:
-        return _SlowEncoder(copy.deepcopy(tokenizer), bool(without))
-    description = json.loads(backend.to_str())
-    description["truncation"] = description["padding"] = None
-    description["added_tokens"] = [t for t in description["added_tokens"] if t["content"] not in without]
-    return _FastEncoder(Tokenizer.from_str(json.dumps(description)))
+class _Encoder:
+    """A ``tokenizers`` tokenizer that does not know the control tokens ``without``. Nobody changes it."""
 
-
-class _FastEncoder:
-    """A ``tokenizers`` tokenizer. Thread-safe, because nobody changes it."""
-
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self._tokenizer = tokenizer
+    def __init__(self, tokenizer: Any, without: Collection[str]) -> None:
+        description = json.loads(tokenizer.backend_tokenizer.to_str())
+        description["truncation"] = description["padding"] = None
+        description["added_tokens"] = [t for t in description["added_tokens"] if t["content"] not in without]
+        self._tokenizer = Tokenizer.from_str(json.dumps(description))
 
     def ids(self, text: str) -> list[int]:
         return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
@@ -331,29 +327,3 @@ class _FastEncoder:
 
     def text(self, token_ids: list[int]) -> str:
         return str(self._tokenizer.decode(token_ids, skip_special_tokens=True))
-
-
-class _SlowEncoder:
-    """A tokenizer in Python, called by one thread at a time, because it may not be thread-safe."""
-
-    def __init__(self, tokenizer: Any, split_special_tokens: bool) -> None:
-        self._tokenizer = tokenizer
-        self._options = {"add_special_tokens": False, "split_special_tokens": split_special_tokens}
-        self._lock = ProcessLock()
-
-    def ids(self, text: str) -> list[int]:
-        with self._lock:
-            return list(self._tokenizer(text, verbose=False, **self._options)["input_ids"])
-
-    def offsets(self, text: str) -> list[tuple[int, int]]:
-        return []  # not reported
-
-    def text(self, token_ids: list[int]) -> str:
-        with self._lock:
-            return str(self._tokenizer.decode(token_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
-
-
-def printable(text: str, limit: int = 60) -> str:
-    """Shorten ``text`` to one line for an error message."""
-    line = re.sub(r"\s+", " ", text).strip()
-    return line if len(line) <= limit else f"{line[: limit - 1]}…"

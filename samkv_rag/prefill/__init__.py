@@ -63,7 +63,7 @@ def resolve_method(method: PrefillMethod | str | Mapping[str, Any]) -> PrefillMe
     options = {"name": method} if isinstance(method, str) else dict(method) if isinstance(method, Mapping) else {}
     name = options.pop("name", None)
     known = method_classes()
-    if name not in known:
+    if not isinstance(name, str) or name not in known:
         near = get_close_matches(str(name), known, n=1)
         guess = f"did you mean {near[0]!r}? " if near else ""
         raise ConfigurationError(

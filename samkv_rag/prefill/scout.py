@@ -91,7 +91,8 @@ class Scout(SparsePrefill):
         if isinstance(self.score_layers, list):  # from JSON
             object.__setattr__(self, "score_layers", tuple(self.score_layers))
         share = self.score_layers
-        if not isinstance(share, tuple) or len(share) != 2 or not 0.0 <= share[0] < share[1] <= 1.0:
+        is_pair = isinstance(share, tuple) and len(share) == 2 and all(isinstance(x, (int, float)) for x in share)
+        if not is_pair or not 0.0 <= share[0] < share[1] <= 1.0:
             raise ConfigurationError(f"score_layers is {share!r}; it must be (from, to) with 0 <= from < to <= 1")
 
     @property
@@ -162,7 +163,7 @@ def rank_chunks(decoder: Decoder, layout: PromptLayout) -> torch.Tensor:
     chunks = [_chunk_values(decoder, chunk, layer) for chunk in layout.chunks]
     every = torch.cat(chunks)
     # Without scaling, a few channels that are large in every token would hide all others.
-    mean, scale = every.mean(0), every.std(0).clamp(min=1e-6)
+    mean, scale = every.mean(0), every.std(0, correction=0).clamp(min=1e-6)
     question = normalize((question - mean) / scale, dim=-1)
     similarity = torch.stack([(question @ normalize((c - mean) / scale, dim=-1).T).amax(1) for c in chunks])
     match: torch.Tensor = (similarity - similarity.mean(0)).clamp(min=0).norm(dim=1)

@@ -24,20 +24,15 @@ class Guide:
         """Return a matcher at the beginning of an answer.
 
         Raises:
-            ConfigurationError: the grammar is invalid or too large, or the tokenizer is not a fast one.
+            ConfigurationError: the grammar is invalid or too large.
         """
         return Matcher(llguidance().LLMatcher(self._vocabulary, grammar.lark, log_level=0))
 
     @cached_property
     def _vocabulary(self) -> Any:
-        tokenizer = self._tokenizer.tokenizer
-        if not getattr(tokenizer, "is_fast", False):
-            raise ConfigurationError(
-                f"the tokenizer is a {type(tokenizer).__name__}; grammars need a fast one (tokenizer.json)"
-            )
         from llguidance.hf import from_tokenizer
 
-        return from_tokenizer(tokenizer, eos_token=self._end_ids or None)
+        return from_tokenizer(self._tokenizer.tokenizer, eos_token=self._end_ids or None)
 
 
 class Matcher:

@@ -109,16 +109,18 @@ def encode_chunk(cache: ChunkCache, identity: ChunkIdentity, kv_dtype: str = "au
     """Return the file of ``cache``; equal arguments give equal bytes.
 
     Raises:
-        StoreError: a value is not finite, which int8 cannot represent.
+        StoreError: a value is not finite.
     """
     stored = stored_dtype(kv_dtype, cache.keys.dtype, storage)
     tensors: dict[str, torch.Tensor] = {}
     for name, tensor in _contents(cache, storage).items():
-        if name == "token_ids":
-            tensors[name] = tensor
-        elif stored != "int8":
-            tensors[name] = tensor.to(_FLOATS[stored])
-        else:
+        tensors[name] = tensor if name == "token_ids" or stored == "int8" else tensor.to(_FLOATS[stored])
+        if not _is_finite(tensors[name]):
+            raise StoreError(
+                f"{name} of the KV holds a value that is not finite; load the model in bfloat16 or float32, or give "
+                "another kv_dtype"
+            )
+        if name != "token_ids" and stored == "int8":
             quantize = quantize_keys if _is_by_channel(name) else quantize_rows
             tensors[name], tensors[f"{name}.scales"] = quantize(tensor.cpu())
     tensors = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
@@ -328,8 +330,7 @@ class StoredChunk:
                 continue
             if _checksum(place) != self._checksums[name]:
                 raise DamagedChunkError(f"the checksum of {name} differs")
-            # Many times faster than isfinite on every value.
-            if place.is_floating_point() and not all(map(math.isfinite, torch.aminmax(place) if place.numel() else ())):
+            if not _is_finite(place):
                 raise DamagedChunkError(f"{name} holds a value that is not finite")
             self.checked.add(name)
 
@@ -483,6 +484,12 @@ def _expected(wanted: ChunkShape, num_tokens: int, kv_dtype: str) -> dict[str, t
 def _is_sparse(rows: _Rows, span: _Span) -> bool:
     """Whether the runs are further apart than a page, the least that a disk reads."""
     return span.shape[1] * span.shape[2] * span.dtype.itemsize > len(rows.runs) * _PAGE_BYTES
+
+
+def _is_finite(tensor: torch.Tensor) -> bool:
+    if not tensor.is_floating_point() or not tensor.numel():
+        return True
+    return all(map(math.isfinite, torch.aminmax(tensor)))  # many times faster than isfinite on every value
 
 
 def _checksum(tensor: torch.Tensor) -> str:

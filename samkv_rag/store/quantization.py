@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import torch
 
-from samkv_rag.exceptions import StoreError
-
 _LOWEST = -128
 _NUM_STEPS = 255
 KEY_GROUP_TOKENS = 64
@@ -21,11 +19,7 @@ _ROW_GROUP_CHANNELS = 64
 
 
 def quantize_keys(keys: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return int8 codes of ``keys`` ``[..., tokens, head_dim]``, and scales then zeros ``[2, ..., groups, head_dim]``.
-
-    Raises:
-        StoreError: a value is not finite.
-    """
+    """Return int8 codes of ``keys`` ``[..., tokens, head_dim]``; scales, then zeros ``[2, ..., groups, head_dim]``."""
     parts = [_affine(group) for group in torch.split(keys.float(), KEY_GROUP_TOKENS, dim=-2)]
     codes, scales = (torch.cat(states, dim=-2) for states in zip(*parts, strict=True))
     return codes, scales
@@ -50,11 +44,7 @@ def dequantize_keys(codes: torch.Tensor, scales: torch.Tensor, tokens: torch.Ten
 
 
 def quantize_rows(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return int8 codes of ``rows`` ``[..., channels]`` and their scales ``[..., groups]``, bfloat16.
-
-    Raises:
-        StoreError: a value is not finite.
-    """
+    """Return int8 codes of ``rows`` ``[..., channels]`` and their scales ``[..., groups]``, bfloat16."""
     grouped = torch.unflatten(rows.float(), -1, (num_row_groups(rows.shape[-1]), -1))
     scale = _rounded(grouped.abs().amax(-1, keepdim=True) / 127, torch.inf)
     codes = _codes(grouped, scale, -127, 127).to(torch.int8)
@@ -84,8 +74,6 @@ def _affine(group: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _codes(group: torch.Tensor, scale: torch.Tensor, low: int, high: int) -> torch.Tensor:
-    if not bool(torch.isfinite(scale).all()):
-        raise StoreError("the KV holds a value that is not finite, which int8 cannot hold; use kv_dtype='auto'")
     divisor = torch.where(scale > 0, scale, 1).float()  # the scale of equal values is 0
     return (group / divisor).round_().clamp_(low, high)
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import suppress
 
-from samkv_rag.exceptions import SamKVError, StoreError, StoreFullError
+from samkv_rag.exceptions import SamKVError, StoreError
 from samkv_rag.forking import start_over_in_forks
 from samkv_rag.store.base import Blob, BytesBlob, Store, StoredBytes, read_bytes
 
@@ -18,7 +18,6 @@ logger = logging.getLogger(__name__)
 _PARALLEL = 8
 _MAX_PENDING_BYTES = 1 << 30
 """Limit of the bytes waiting for the far store; beyond it, :meth:`TieredStore.put` blocks."""
-_MAX_ERRORS = 10_000
 
 
 class TieredStore(Store):
@@ -41,8 +40,8 @@ class TieredStore(Store):
         self._readers = ThreadPoolExecutor(_PARALLEL, "samkv-prefetch")
         self._changed = threading.Condition()
         self._pending: dict[str, bytes] = {}
-        self._errors: dict[str, SamKVError] = {}
-        """Maps a key to the reason why its last write failed."""
+        self._errors: dict[str, tuple[type[SamKVError], str]] = {}
+        """Maps a key to the reason why its last write failed; without the error, whose traceback holds the bytes."""
         self._fetching: dict[str, Future[None]] = {}
         self._num_deletions = 0
 
@@ -78,8 +77,9 @@ class TieredStore(Store):
     def put(self, key: str, data: bytes) -> None:
         try:
             self.near.put(key, data)
-        except StoreFullError:  # only the far store gets it, so no older bytes may stay in front
-            self.near.delete([key])
+        except StoreError:  # it may be full; only the far store gets it, so no older bytes may stay in front
+            with suppress(StoreError):
+                self.near.delete([key])
         with self._changed:
             while self._pending and sum(map(len, self._pending.values())) + len(data) > _MAX_PENDING_BYTES:
                 self._changed.wait()
@@ -128,7 +128,8 @@ class TieredStore(Store):
             errors = [self._errors.pop(key) for key in failed]
         if errors:
             more = f" (and {len(errors) - 1} more chunks)" if len(errors) > 1 else ""
-            raise type(errors[0])(f"{errors[0]}{more}")
+            kind, reason = errors[0]
+            raise kind(f"{reason}{more}")
 
     def close(self) -> None:
         with suppress(StoreError):
@@ -157,20 +158,18 @@ class TieredStore(Store):
         """Write the pending data of ``key``, and again if it was replaced meanwhile."""
         is_written = False
         while not is_written:
-            failure: SamKVError | None = None
+            failure: tuple[type[SamKVError], str] | None = None
             with self._changed:
                 data = self._pending[key]
             try:
                 self.far.put(key, data)
             except Exception as error:  # any error at all, or flush would wait for ever
-                logger.warning("%s was not stored: %s", key, error)
-                failure = error if isinstance(error, SamKVError) else StoreError(repr(error))
+                failure = (type(error), str(error)) if isinstance(error, SamKVError) else (StoreError, repr(error))
+                logger.warning("%s was not stored: %s", key, failure[1])
             with self._changed:
                 self._errors.pop(key, None)
                 if failure is not None:
                     self._errors[key] = failure
-                if len(self._errors) > _MAX_ERRORS:
-                    del self._errors[next(iter(self._errors))]
                 is_written = self._pending[key] is data
                 if is_written:
                     del self._pending[key]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import re
 import threading
@@ -13,11 +14,13 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple, TypeVar
+from urllib.parse import urlsplit
 
 from samkv_rag.exceptions import DamagedChunkError, StoreUnreachableError, StoreUnreachableWarning
 from samkv_rag.store.base import Blob, Buffer, BytesBlob, Store
 
 T = TypeVar("T")
+logger = logging.getLogger(__name__)
 _RETRY_AFTER_S = 10.0
 _ALL = 1 << 40
 """More bytes than any chunk has."""
@@ -49,7 +52,9 @@ class RemoteStore(Store):
     def __init__(self, url: str, errors: tuple[type[BaseException], ...]) -> None:
         self._place = without_secrets(url)
         folder = os.environ.get("SAMKV_CATALOGS") or Path.home() / ".cache" / "samkv_rag" / "catalogs"
-        self.catalog_path = Path(folder) / f"{hashlib.sha256(url.encode()).hexdigest()}.sqlite"
+        parts = urlsplit(url)
+        place = parts._replace(netloc=parts.netloc.rpartition("@")[2], path=parts.path.rstrip("/")).geturl()
+        self.catalog_path = Path(folder) / f"{hashlib.sha256(place.encode()).hexdigest()}.sqlite"
         self._errors = errors
         self._until = float("-inf")
         self._reason = ""
@@ -80,11 +85,9 @@ class RemoteStore(Store):
         except self._errors as error:
             reason = without_secrets((str(error).strip().splitlines() or [type(error).__name__])[0])[:200]
             self._reason, self._until = reason, time.monotonic() + _RETRY_AFTER_S
-            warnings.warn(
-                f"{self._place} cannot be reached ({reason}); chunks that lie there alone are misses",
-                StoreUnreachableWarning,
-                stacklevel=3,
-            )
+            message = f"{self._place} cannot be reached ({reason}); chunks that lie there alone are misses"
+            logger.warning(message)
+            warnings.warn(message, StoreUnreachableWarning, stacklevel=3)  # of equal ones Python shows the first
             raise StoreUnreachableError(
                 f"{self._place} cannot be reached ({reason}); check the address, the network and the credentials"
             ) from error

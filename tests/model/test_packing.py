@@ -56,15 +56,19 @@ def test_a_model_loaded_by_its_name_is_packed_and_answers_alike(family: str, tmp
         again.close()
 
 
-def test_only_plain_bfloat16_layers_of_their_own_are_packed() -> None:
-    model = tiny.model("llama", tie_word_embeddings=True)
+@pytest.mark.parametrize("tied", [True, False])
+def test_plain_bfloat16_layers_are_packed_and_embeddings_stay(tied: bool) -> None:
+    model = tiny.model("llama", tie_word_embeddings=tied)
     pack_linears(model)
     assert not any(isinstance(module, PackedLinear) for module in model.modules())
-    pack_linears(model.to(torch.bfloat16))
-    assert type(model.lm_head) is nn.Linear
-    kinds = {type(module) for module in model.model.layers.modules()}
+    embeddings = model.to(torch.bfloat16).get_input_embeddings().weight.clone()
+    outputs = model.get_output_embeddings().weight.clone()
+    pack_linears(model)
+    kinds = {type(module) for module in model.modules()}
     assert PackedLinear in kinds
     assert nn.Linear not in kinds
+    assert torch.equal(model.get_input_embeddings().weight, embeddings)
+    assert torch.equal(model.get_output_embeddings().weight, outputs)
 
 
 def test_nothing_is_packed_where_torch_cannot(monkeypatch: pytest.MonkeyPatch) -> None:

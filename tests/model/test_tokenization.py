@@ -12,7 +12,7 @@ import pytest
 from tokenizers import AddedToken
 
 from samkv_rag import SamKVEngine
-from samkv_rag.exceptions import ChatTemplateError
+from samkv_rag.exceptions import ChatTemplateError, UnsupportedModelError
 from samkv_rag.model.tokenization import _PREAMBLE, PromptTokenizer, RenderedPrompt
 from support import tiny
 from support.engines import MakeEngine
@@ -180,6 +180,14 @@ def test_a_chunk_never_holds_a_control_token_and_reads_as_it_was() -> None:
     assert "".join(EVIL[slice(*offset)] for offset in offsets) == EVIL
 
 
+def test_a_tokenizer_of_another_kind_is_refused() -> None:
+    class MistralCommonBackend:
+        """One without the tokenizers library."""
+
+    with pytest.raises(UnsupportedModelError, match="the tokenizer is a MistralCommonBackend"):
+        PromptTokenizer(MistralCommonBackend())
+
+
 @pytest.mark.parametrize(
     ("template", "head"),
     [
@@ -241,7 +249,7 @@ def test_every_token_of_a_text_has_its_place(make: Callable[[], Any], text: str)
     assert not text[position:].strip()
 
 
-def test_offsets_of_a_tokenizer_that_does_not_report_them(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_offsets_of_other_tokens_than_the_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     tokenizer = PromptTokenizer(tiny.tokenizer())
     plain = "The seventh keeper lit the lantern."
     expected = tokenizer.chunk_offsets(plain)

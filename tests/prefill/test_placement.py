@@ -128,6 +128,8 @@ def test_the_engine_ranks_texts_as_chunks_of_a_prompt_are_ranked(make_engine: Ma
     assert max(found) > 0
     assert engine.rank(question, []) == []
     assert engine.rank(question, " ") == [0.0]
+    (of_one_token,) = engine.rank(question, ["a"])
+    assert of_one_token >= 0.0
 
 
 def test_a_damaged_chunk_is_replaced_when_it_is_ranked(make_engine: MakeEngine) -> None:

@@ -62,6 +62,9 @@ def test_a_chunk_goes_with_its_last_source(make_engine: MakeEngine) -> None:
     assert has(engine) == [False, True, False]
     assert engine.remove_sources("c") == 1
     assert engine.sources() == []
+    engine.add_chunks(CHUNKS[:1], sources=["d"])
+    engine.add_chunks([CHUNKS[1], CHUNKS[0]], sources=["d", None])
+    assert has(engine) == [True, True, False], "given again, though without a source"
 
 
 def test_removing_a_document_deletes_nothing_from_a_shared_store(make_engine: MakeEngine) -> None:

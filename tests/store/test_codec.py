@@ -13,6 +13,7 @@ import torch
 
 from samkv_rag.chunk_cache import ChunkCache, ChunkShape, Summary
 from samkv_rag.exceptions import ConfigurationError, DamagedChunkError, DamagedChunkWarning, StoreError
+from samkv_rag.store import codec
 from samkv_rag.store.base import read_bytes
 from samkv_rag.store.codec import encode_chunk, stored_dtype
 from samkv_rag.store.quantization import dequantize_keys, dequantize_rows, quantize_keys, quantize_rows
@@ -194,13 +195,18 @@ FORGED: dict[str, dict[str, torch.Tensor]] = {
 
 @pytest.mark.parametrize("changes", FORGED.values(), ids=FORGED)
 @pytest.mark.parametrize("token_ids", [list(range(70)), None], ids=["with text", "without"])
-def test_a_forged_chunk_is_not_trusted(changes: dict[str, Any], token_ids: list[int] | None) -> None:
+def test_a_forged_chunk_is_not_trusted(
+    changes: dict[str, Any], token_ids: list[int] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     original = cache()
     assert original.means is not None
     means = replace(original.means, **{k: v for k, v in changes.items() if k in vars(original.means)})
     forged = replace(original, **{k: v for k, v in changes.items() if k in vars(original)}, means=means)
+    with monkeypatch.context() as forger:
+        forger.setattr(codec, "_is_finite", lambda _: True)
+        data = encode_chunk(forged, IDENTITY)
     with pytest.raises(DamagedChunkError):
-        verify(read(encode_chunk(forged, IDENTITY)), FULL, token_ids)
+        verify(read(data), FULL, token_ids)
 
 
 HALF_A_PAIR = "\ud800"
@@ -319,9 +325,13 @@ def test_quantising_is_bounded_by_half_a_step(num_tokens: int) -> None:
         assert bool(((found - rows).abs() <= rows.abs().amax(-1, keepdim=True) / 127 * 0.52 + 1e-6).all())
 
 
-def test_int8_refuses_values_that_are_not_finite() -> None:
-    with pytest.raises(StoreError, match="not finite, which int8 cannot hold"):
-        quantize_rows(torch.full((2, 32), torch.inf))
+@pytest.mark.parametrize("kv_dtype", ["auto", "float32", "int8"])
+@pytest.mark.parametrize("value", [torch.inf, torch.nan])
+def test_kv_that_is_not_finite_is_not_stored(kv_dtype: str, value: float) -> None:
+    chunk = cache(FULL)
+    chunk.keys[0, 0, 3, 1] = value
+    with pytest.raises(StoreError, match="holds a value that is not finite"):
+        encode_chunk(chunk, IDENTITY, kv_dtype)
 
 
 def test_a_chunk_without_blocks_is_read_in_int8(make_engine: MakeEngine) -> None:

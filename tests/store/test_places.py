@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -26,7 +27,7 @@ from samkv_rag.store.disk import DiskStore
 from samkv_rag.store.memory import MemoryStore
 from samkv_rag.store.testing import data_of, key_of
 from samkv_rag.store.tiers import TieredStore
-from samkv_rag.store.unreachable import without_secrets
+from samkv_rag.store.unreachable import RemoteStore, without_secrets
 from support import tiny
 from support.engines import CHUNKS, PROMPT, MakeEngine
 from support.stores import Remote
@@ -195,6 +196,47 @@ def test_a_failed_write_is_reported_to_its_writer_and_forgotten_once_it_succeeds
         tiers.flush([key_of(1), key_of(3)])
     tiers.put(key_of(2), data_of(2))
     tiers.flush()
+
+
+def test_a_failed_write_does_not_hold_its_bytes(tiers: TieredStore, far: Remote) -> None:
+    data = bytes(1000)
+    far.refusal, before = StoreFullError("no room"), sys.getrefcount(data)
+    tiers.near = MemoryStore(1)
+    tiers.put(key_of(1), data)
+    tiers._wait_for_writes()
+    far.refusal = None  # its traceback holds them as well
+    assert sys.getrefcount(data) == before
+
+
+def test_a_near_store_that_fails_keeps_nothing_from_the_far_one(
+    tiers: TieredStore, far: Remote, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise StoreError("the folder is gone")
+
+    monkeypatch.setattr(tiers.near, "put", fail)
+    monkeypatch.setattr(tiers.near, "delete", fail)
+    tiers.put(key_of(1), data_of(1))
+    tiers.flush()
+    assert far.kept.contains([key_of(1)])
+
+
+@pytest.mark.parametrize(
+    ("other", "is_same"),
+    [
+        ("test://user:new@host/kv/", True),
+        ("test://host/kv", True),
+        ("test://host/other", False),
+        ("test://host/kv?db=1", False),
+        ("test://other@host/a@kv", False),
+    ],
+)
+def test_a_catalog_stays_when_the_password_changes(other: str, is_same: bool) -> None:
+    class At(Remote):
+        def __init__(self, url: str) -> None:
+            RemoteStore.__init__(self, url, ())
+
+    assert (At("test://user:old@host/kv").catalog_path == At(other).catalog_path) is is_same
 
 
 def test_an_unreachable_remote_costs_misses_only(make_engine: MakeEngine, far: Remote) -> None:
