@@ -6,15 +6,11 @@ import math
 from collections.abc import Collection
 from difflib import get_close_matches
 
-from samkv_rag.exceptions import ConfigurationError
+from samkv_rag.exceptions import ConfigurationError, SamKVError
 
 
 def refuse_unknown(options: Collection[str], known: Collection[str]) -> None:
-    """Refuse options that do not exist, and name the nearest one that does.
-
-    Raises:
-        ConfigurationError: ``options`` holds a name that is not in ``known``.
-    """
+    """Refuse options that do not exist, and name the nearest one that does."""
     if unknown := sorted(set(options) - set(known)):
         near = [match for name in unknown for match in get_close_matches(name, known, n=1)]
         guess = f"did you mean {', '.join(near)}? " if near else ""
@@ -56,3 +52,12 @@ def half_pair_at(text: str) -> int | None:
     except UnicodeEncodeError as error:
         return error.start
     return None
+
+
+def require_unicode(name: str, text: str, error: type[SamKVError]) -> None:
+    """Refuse a text with half a surrogate pair."""
+    if (at := half_pair_at(text)) is not None:
+        raise error(
+            f"{name} holds half a surrogate pair ({text[at]!r}) at character {at}, which is not valid Unicode; decode "
+            "its bytes with errors='replace'"
+        )
