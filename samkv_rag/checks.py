@@ -20,26 +20,22 @@ def refuse_unknown(options: Collection[str], known: Collection[str]) -> None:
 
 
 def require_choice(name: str, value: object, choices: Collection[object]) -> None:
-    """Refuse a value that is not one of ``choices``."""
     if not any(value is choice or (isinstance(value, str) and value == choice) for choice in choices):
         raise ConfigurationError(f"{name} is {value!r}; it must be one of {', '.join(map(repr, choices))}")
 
 
 def require_bool(name: str, value: object) -> None:
-    """Refuse a value that is neither True nor False."""
     if not isinstance(value, bool):
         raise ConfigurationError(f"{name} is {value!r}; it must be True or False")
 
 
 def require_integer(name: str, value: object, low: int, high: int | None = None) -> None:
-    """Refuse a value that is not an integer from ``low`` to ``high``."""
     if isinstance(value, bool) or not isinstance(value, int) or value < low or (high is not None and value > high):
         limit = f"of at least {low}" if high is None else f"from {low} to {high}"
         raise ConfigurationError(f"{name} is {value!r}; it must be an integer {limit}")
 
 
 def require_number(name: str, value: object, low: float, high: float = math.inf) -> None:
-    """Refuse a value that is not a finite number from ``low`` to ``high``."""
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high or value > 1e308:
         limit = f"of at least {low:g}" if high == math.inf else f"from {low:g} to {high:g}"
         raise ConfigurationError(f"{name} is {value!r}; it must be a number {limit}")

@@ -118,7 +118,6 @@ class ChunkLibrary:
     # Looking up
 
     def has(self, text: str) -> bool:
-        """Whether the chunk is stored."""
         (cleaned,) = clean_texts([text])
         return bool(self._store.contains([self._key(text_digest(cleaned))]))
 
@@ -128,7 +127,6 @@ class ChunkLibrary:
             return self._index.get(digest) is not None and digest not in self._announced
 
     def find(self, prompt: str) -> list[Match]:
-        """Find known chunks in ``prompt``."""
         with self._lock:
             self._sync()
             return self._index.find(prompt)

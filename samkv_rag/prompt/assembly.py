@@ -35,7 +35,6 @@ class SplitPrompt:
 
     @property
     def chunk_texts(self) -> list[str]:
-        """The texts of the chunks, in order."""
         return [span.text for span in self.spans if span.text_digest]
 
 

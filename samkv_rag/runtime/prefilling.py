@@ -26,11 +26,7 @@ _RESERVED_TOKENS = 256
 def read_prompt(
     assembler: PromptAssembler, sequence: Sequence, matcher: Matcher | None, context_window: int
 ) -> ReadPrompt:
-    """Recognise the prompt's chunks, decide whether their caches pay, and lay out its tokens.
-
-    Raises:
-        PromptTooLongError: the context window has no room for an answer.
-    """
+    """Recognise the prompt's chunks, decide whether their caches pay, and lay out its tokens."""
     clock, method, reason = sequence.clock, sequence.request.method, None
     with clock.phase("recognise"):
         prompt = assembler.split(sequence.request.prompt)

@@ -76,12 +76,7 @@ class Runtime:
         _open_runtimes().add(self)
 
     def submit(self, sequence: Sequence) -> None:
-        """Queue a sequence; its ``deliver`` gets the answer.
-
-        Raises:
-            QueueFullError: too many sequences are waiting.
-            EngineClosedError: the engine was closed.
-        """
+        """Queue a sequence; its ``deliver`` gets the answer."""
         release_team()
         with self._changed:
             self._require_open()

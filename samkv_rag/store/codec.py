@@ -85,16 +85,11 @@ class ChunkIdentity:
 
     @property
     def key(self) -> str:
-        """The chunk's key in a store."""
         return chunk_key(self.fingerprint, self.digest)
 
 
 def stored_dtype(kv_dtype: str, dtype: torch.dtype, storage: str = "full") -> str:
-    """Return the type in which the KV of a model of ``dtype`` is stored: a dtype's name, or ``int8``.
-
-    Raises:
-        ConfigurationError: ``kv_dtype`` does not suit ``dtype``.
-    """
+    """Return the type in which the KV of a model of ``dtype`` is stored: a dtype's name, or ``int8``."""
     if kv_dtype == "auto":
         return "int8" if storage == "index" else _name(dtype if dtype.itemsize == 2 else torch.bfloat16)
     if (kv_dtype == "bfloat16" and dtype == torch.float16) or (kv_dtype == "float32" and dtype.itemsize == 2):
@@ -106,11 +101,7 @@ def stored_dtype(kv_dtype: str, dtype: torch.dtype, storage: str = "full") -> st
 
 
 def encode_chunk(cache: ChunkCache, identity: ChunkIdentity, kv_dtype: str = "auto", storage: str = "full") -> bytes:
-    """Return the file of ``cache``; equal arguments give equal bytes.
-
-    Raises:
-        StoreError: a value is not finite.
-    """
+    """Return the file of ``cache``; equal arguments give equal bytes."""
     stored = stored_dtype(kv_dtype, cache.keys.dtype, storage)
     tensors: dict[str, torch.Tensor] = {}
     for name, tensor in _contents(cache, storage).items():
@@ -151,9 +142,6 @@ def open_chunk(store: Store, key: str, num_bytes: int | None = None, is_use: boo
 
     Give ``num_bytes`` if you expect to read the first ``num_bytes`` only. Unless ``is_use``, the chunk is not used more
     recently then.
-
-    Raises:
-        DamagedChunkError: the file is not of this format, or belongs to another chunk.
     """
     get = store.get if is_use else store.peek
     blob = get(key) if num_bytes is None else store.get_beginning(key, num_bytes)
@@ -166,11 +154,7 @@ def open_chunk(store: Store, key: str, num_bytes: int | None = None, is_use: boo
 
 
 class StoredChunk:
-    """Reads an encoded chunk. Every tensor that it returns is a copy whose checksum was compared.
-
-    Raises:
-        DamagedChunkError: the file is not of this format; while reading, a checksum differs.
-    """
+    """Reads an encoded chunk. Every tensor that it returns is a copy whose checksum was compared."""
 
     def __init__(self, blob: Blob) -> None:
         self.blob = blob
@@ -266,9 +250,6 @@ class StoredChunk:
         """Compare dtypes and shapes with the model's, and the token ids with the text's.
 
         A forged file can have correct checksums.
-
-        Raises:
-            DamagedChunkError: something differs.
         """
         if self._dtype != wanted.dtype:
             raise DamagedChunkError(f"its dtype is {self._dtype}, the model's {wanted.dtype}")

@@ -191,11 +191,7 @@ class DiskStore(Store):
 
 
 class FileBlob:
-    """The bytes of a file. Each read opens the file, so thousands of blobs may exist at once.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-    """
+    """The bytes of a file. Each read opens the file, so thousands of blobs may exist at once."""
 
     is_near = True
 
@@ -268,11 +264,7 @@ def _identity(status: os.stat_result) -> tuple[int, ...]:
 
 
 def as_folder(name: str, value: object) -> Path:
-    """Return the path of a folder, which need not exist.
-
-    Raises:
-        ConfigurationError: ``value`` is empty, not a path, or another kind of location.
-    """
+    """Return the path of a folder, which need not exist."""
     path = os.fspath(value) if isinstance(value, (str, os.PathLike)) else None
     empty = isinstance(value, Path) and not value.parts
     if not isinstance(path, str) or empty or not path.strip() or "\0" in path or path == ":memory:" or "://" in path:
