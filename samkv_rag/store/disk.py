@@ -79,8 +79,9 @@ class DiskStore(Store):
             raise DamagedChunkError(f"unreadable ({error.strerror})") from error
 
     def touch(self, key: str) -> None:
-        with suppress(DamagedChunkError):
-            self.get(key)
+        path = self._path(key)
+        with suppress(OSError):
+            os.utime(path, ns=(time.time_ns(), os.stat(path).st_mtime_ns))
 
     def put(self, key: str, data: bytes) -> None:
         path = self._path(key)
