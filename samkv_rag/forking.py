@@ -12,7 +12,6 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
-
 _living: weakref.WeakSet[Any] = weakref.WeakSet()
 
 

@@ -160,7 +160,7 @@ def rank_chunks(decoder: Decoder, layout: PromptLayout) -> torch.Tensor:
     """
     layer = ranking_layer(decoder.num_layers)
     question = _question_values(decoder, layout, layer)
-    cached = [chunk.reader.layer_values(layer) for chunk in layout.chunks if chunk.reader]
+    cached = (chunk.reader.layer_values(layer) for chunk in layout.chunks if chunk.reader)
     chunks = [values.transpose(0, 1).flatten(1).to(decoder.device).float() for values in cached]
     every = torch.cat(chunks)  # [tokens, kv_heads · head_dim], as ``question``
     # Without scaling, a few channels that are large in every token would hide all others.
