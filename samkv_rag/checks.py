@@ -6,15 +6,11 @@ import math
 from collections.abc import Collection
 from difflib import get_close_matches
 
-from samkv_rag.exceptions import ConfigurationError
+from samkv_rag.exceptions import ConfigurationError, SamKVError
 
 
 def refuse_unknown(options: Collection[str], known: Collection[str]) -> None:
-    """Refuse options that do not exist, and name the nearest one that does.
-
-    Raises:
-        ConfigurationError: ``options`` holds a name that is not in ``known``.
-    """
+    """Refuse options that do not exist, and name the nearest one that does."""
     if unknown := sorted(set(options) - set(known)):
         near = [match for name in unknown for match in get_close_matches(name, known, n=1)]
         guess = f"did you mean {', '.join(near)}? " if near else ""
@@ -24,26 +20,22 @@ def refuse_unknown(options: Collection[str], known: Collection[str]) -> None:
 
 
 def require_choice(name: str, value: object, choices: Collection[object]) -> None:
-    """Refuse a value that is not one of ``choices``."""
     if not any(value is choice or (isinstance(value, str) and value == choice) for choice in choices):
         raise ConfigurationError(f"{name} is {value!r}; it must be one of {', '.join(map(repr, choices))}")
 
 
 def require_bool(name: str, value: object) -> None:
-    """Refuse a value that is neither True nor False."""
     if not isinstance(value, bool):
         raise ConfigurationError(f"{name} is {value!r}; it must be True or False")
 
 
 def require_integer(name: str, value: object, low: int, high: int | None = None) -> None:
-    """Refuse a value that is not an integer from ``low`` to ``high``."""
     if isinstance(value, bool) or not isinstance(value, int) or value < low or (high is not None and value > high):
         limit = f"of at least {low}" if high is None else f"from {low} to {high}"
         raise ConfigurationError(f"{name} is {value!r}; it must be an integer {limit}")
 
 
 def require_number(name: str, value: object, low: float, high: float = math.inf) -> None:
-    """Refuse a value that is not a finite number from ``low`` to ``high``."""
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high or value > 1e308:
         limit = f"of at least {low:g}" if high == math.inf else f"from {low:g} to {high:g}"
         raise ConfigurationError(f"{name} is {value!r}; it must be a number {limit}")
@@ -56,3 +48,12 @@ def half_pair_at(text: str) -> int | None:
     except UnicodeEncodeError as error:
         return error.start
     return None
+
+
+def require_unicode(name: str, text: str, error: type[SamKVError]) -> None:
+    """Refuse a text with half a surrogate pair."""
+    if (at := half_pair_at(text)) is not None:
+        raise error(
+            f"{name} holds half a surrogate pair ({text[at]!r}) at character {at}, which is not valid Unicode; decode "
+            "its bytes with errors='replace'"
+        )

@@ -10,16 +10,15 @@ from pathlib import PurePath
 from types import NoneType
 from typing import Any, TypedDict, TypeGuard, Unpack
 
-from samkv_rag.checks import half_pair_at, refuse_unknown, require_bool, require_integer
+from samkv_rag.checks import refuse_unknown, require_bool, require_integer, require_unicode
 from samkv_rag.chunk_cache import SummarySpec
 from samkv_rag.config import EngineConfig
 from samkv_rag.exceptions import ConfigurationError, DamagedChunkError, EmptyPromptError, PromptError
 from samkv_rag.generation_result import GenerationResult
 from samkv_rag.grammar import Grammar
 from samkv_rag.handover import options_of_our_own, require_dense
-from samkv_rag.ingestion.library import Announcement, ChunkLibrary, Owner, clean_texts
-from samkv_rag.ingestion.namespaces import scoped_fingerprint
-from samkv_rag.ingestion.recognition import text_digest
+from samkv_rag.ingestion.library import Announcement, ChunkLibrary, clean_texts, scoped_fingerprint
+from samkv_rag.ingestion.recognition import describe, text_digest
 from samkv_rag.model.decoder import Decoder
 from samkv_rag.model.fingerprint import fingerprint
 from samkv_rag.model.loading import LoadingOptions, load
@@ -39,7 +38,7 @@ from samkv_rag.runtime.sequence import Sequence as RunningSequence
 from samkv_rag.runtime.stream import AnswerStream, AsyncAnswerStream
 from samkv_rag.runtime.worker import Runtime
 from samkv_rag.store import Store, open_store
-from samkv_rag.store.codec import FORMAT_VERSION, stored_dtype
+from samkv_rag.store.codec import FORMAT_VERSION, ChunkIdentity, stored_dtype
 
 Prompt = str | RenderedPrompt | Sequence[Mapping[str, Any]]
 Method = PrefillMethod | str | Mapping[str, Any]
@@ -126,9 +125,9 @@ class SamKVEngine:
         preamble_ids = self.tokenizer.preamble_ids(config.preamble)
         computed_as = f"{self.fingerprint}\n{FORMAT_VERSION}\n{self._spec}\n{text_digest(str(preamble_ids))}"
         scope = scoped_fingerprint(computed_as, namespace, store_secret)
-        owner = Owner(scope, namespace, self.fingerprint, PurePath(self.model_name).name)
+        blank = ChunkIdentity(scope, *describe(""), namespace, self.fingerprint, PurePath(self.model_name).name)
         self._library = ChunkLibrary(
-            self.decoder, self.tokenizer, self.store, owner, self._spec, preamble_ids, config, run
+            self.decoder, self.tokenizer, self.store, blank, self._spec, preamble_ids, config, run
         )
         self._history = History(history_tokens)
         self._assembler = PromptAssembler(self.decoder, self.tokenizer, self._library, self._history, run)
@@ -477,11 +476,7 @@ class SamKVEngine:
 def _require_unicode(text: str) -> str:
     if not isinstance(text, str):
         raise PromptError(f"the text is a {type(text).__name__}; it must be a string")
-    if (at := half_pair_at(text)) is not None:
-        raise PromptError(
-            f"the text holds half a surrogate pair at character {at}, which is not valid Unicode; decode its bytes "
-            "with errors='replace'"
-        )
+    require_unicode("the text", text, PromptError)
     return text
 
 

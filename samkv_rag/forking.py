@@ -7,35 +7,20 @@ import os
 import threading
 import weakref
 from collections.abc import Callable
-from functools import cache
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from functools import cache, partial
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 
-
-class StartsOver(Protocol):
-    """Has threads or locks of its own."""
-
-    def start_over(self) -> None:
-        """Make new ones, and forget what the old ones worked on."""
+_living: weakref.WeakSet[Any] = weakref.WeakSet()
 
 
-@runtime_checkable
-class LetsGo(StartsOver, Protocol):
-    """Also has something that no child may inherit."""
+def start_over_in_forks(one: Any) -> None:
+    """Call ``one.start_over()`` in every process that is forked while ``one`` exists.
 
-    def before_fork(self) -> None:
-        """Let go of it."""
-
-    def after_fork(self) -> None:
-        """In the parent, whether or not a child was made: go on."""
-
-
-_living: weakref.WeakSet[StartsOver] = weakref.WeakSet()
-
-
-def start_over_in_forks(one: StartsOver) -> None:
-    """Call ``one.start_over()`` in every process that is forked while ``one`` exists."""
+    If it has them, ``before_fork()`` and then ``after_fork()`` are called in the parent, whether or not a child is
+    made: for what no child may inherit.
+    """
     _living.add(one)
     _hook()
 
@@ -58,7 +43,7 @@ class ProcessLock:
 
 
 class cached_property(functools.cached_property[T]):  # noqa: N801 - named as the one that it replaces
-    """As in Python 3.12. In 3.11 a property has one lock for all objects, which a forked process may find taken."""
+    """Its lock, one for all objects, which only Python 3.11 takes, is free in a forked process."""
 
     def __init__(self, function: Callable[[Any], T]) -> None:
         super().__init__(function)
@@ -68,21 +53,14 @@ class cached_property(functools.cached_property[T]):  # noqa: N801 - named as th
 @cache
 def _hook() -> None:
     if hasattr(os, "register_at_fork"):
-        os.register_at_fork(before=_let_all_go, after_in_parent=_go_all_on, after_in_child=_start_all_over)
+        os.register_at_fork(
+            before=partial(_call, "before_fork"),
+            after_in_parent=partial(_call, "after_fork"),
+            after_in_child=partial(_call, "start_over"),
+        )
 
 
-def _let_all_go() -> None:
+def _call(name: str) -> None:
     for one in list(_living):
-        if isinstance(one, LetsGo):
-            one.before_fork()
-
-
-def _go_all_on() -> None:
-    for one in list(_living):
-        if isinstance(one, LetsGo):
-            one.after_fork()
-
-
-def _start_all_over() -> None:
-    for one in list(_living):
-        one.start_over()
+        if method := getattr(one, name, None):
+            method()

@@ -55,11 +55,7 @@ class Grammar:
 
 
 def json_terms(schema: Mapping[str, Any] | bool) -> str:
-    """Return a term of a grammar for JSON that fits a schema.
-
-    Raises:
-        ConfigurationError: the schema is not made of JSON's values.
-    """
+    """Return a term of a grammar for JSON that fits a schema."""
     try:
         given = {} if schema is True else dict(schema)  # type: ignore[arg-type]
         closed = given if '"allOf"' in json.dumps(given) else _closed(given)  # allOf cannot join closed schemas

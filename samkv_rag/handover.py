@@ -62,11 +62,7 @@ def options_of_our_own(options: Mapping[str, Any], method: object) -> list[str]:
 
 
 def require_dense(decoder: Decoder) -> None:
-    """Refuse a model whose retained tokens must keep their gaps.
-
-    Raises:
-        ConfigurationError: layers have a window, which another engine would count without the gaps.
-    """
+    """Refuse a model whose retained tokens must keep their gaps."""
     if window := next((window for window in decoder.windows if window), None):
         raise ConfigurationError(
             f"handover: layers of {decoder.config.model_type} see a window of {window} tokens, which other engines "

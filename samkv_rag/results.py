@@ -74,7 +74,6 @@ class GenerationMetrics:
     chunk_tokens: int
     chunks_hit: int
     chunks_missed: int
-    chunks_prefilled: int
     tokens_reused: int
     sequence_ratio: float
     recompute_ratio: float

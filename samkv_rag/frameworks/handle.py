@@ -17,14 +17,11 @@ class EngineHandle:
 
     Frameworks pickle components for worker processes, and users deep-copy them. A handle refuses to be pickled,
     because that would write out a whole model. A deep copy shares the engine.
-
-    Args:
-        load: returns the engine; called once.
-        origin: the options of ``load``, by which another component checks whether it may share this engine.
     """
 
     def __init__(self, load: Callable[[], SamKVEngine], origin: object = None) -> None:
         self.origin = origin
+        """The options of ``load``, by which another component checks whether it may share this engine."""
         self.given: SamKVEngine | None = None
         """The engine, if it was made elsewhere."""
         self.loaded: SamKVEngine | None = None
@@ -34,13 +31,11 @@ class EngineHandle:
 
     @classmethod
     def of(cls, engine: SamKVEngine, origin: object = None) -> EngineHandle:
-        """Return a handle of an existing engine."""
         handle = cls(lambda: engine, origin)
         handle.loaded = handle.given = engine
         return handle
 
     def get(self) -> SamKVEngine:
-        """Return the engine; load it if necessary."""
         with self._lock:
             if self.loaded is None:
                 self.loaded = self._load()
@@ -57,9 +52,6 @@ def resolve_handle(llm: object, engine: SamKVEngine | None, llm_name: str) -> En
     """Return the handle of ``llm`` or ``engine``, exactly one of which must be given.
 
     ``llm`` is anything with an ``engine_handle``; ``llm_name`` is its name in the framework.
-
-    Raises:
-        ConfigurationError: both or neither is given, or ``llm`` has no engine.
     """
     if (llm is None) == (engine is None):
         raise ConfigurationError(f"give exactly one of llm={llm_name}(...) and engine=SamKVEngine")

@@ -40,10 +40,6 @@ def render(
     Adjacent system messages are joined: frameworks add their own, and most templates accept only one. Some templates
     require that user and assistant alternate: messages of one role are then joined. Some have no system role: its text
     then goes before the user's.
-
-    Raises:
-        ChatTemplateError: the template refuses the messages in every form.
-        ToolsUnsupportedError: the template does not support tools.
     """
     plain = join_adjacent(messages, ["system"])
     without_system = [one | {"role": "user"} if one["role"] == "system" else one for one in plain]

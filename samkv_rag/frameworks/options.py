@@ -149,9 +149,6 @@ def call_options(own: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, 
     """Return the engine's options of a call: the LLM's ``own``, updated by those ``given`` that are not None.
 
     ``max_tokens`` and ``max_new_tokens`` are the same option.
-
-    Raises:
-        ConfigurationError: a call gives both, or an unknown option.
     """
     refuse_unknown(given, (*OWN_CALL_OPTIONS, "max_new_tokens", "n", "grammar"))
     changes = {name: value for name, value in given.items() if value is not None}

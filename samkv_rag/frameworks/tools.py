@@ -43,11 +43,7 @@ class ToolCall:
 
 
 def chosen_tool(tool_choice: object, names: Collection[str]) -> str | None:
-    """Return the tool that must be called: one of ``names``, ``"any"``, or None if the model decides.
-
-    Raises:
-        ConfigurationError: ``tool_choice`` is neither the name of a tool nor a known word.
-    """
+    """Return the tool that must be called: one of ``names``, ``"any"``, or None if the model decides."""
     choice = tool_choice
     if isinstance(choice, dict):
         function = choice.get("function")
@@ -64,11 +60,7 @@ def chosen_tool(tool_choice: object, names: Collection[str]) -> str | None:
 
 
 def names_of(tools: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return the names of tools in OpenAI's form.
-
-    Raises:
-        ConfigurationError: a tool is not a function.
-    """
+    """Return the names of tools in OpenAI's form."""
     if others := [tool for tool in tools if not isinstance(tool.get("function"), Mapping)]:
         raise ConfigurationError(f"a tool is of type {others[0].get('type')!r}; give functions only")
     return [tool["function"]["name"] for tool in tools]
@@ -82,12 +74,7 @@ def prompt_and_grammar(
     schema: Mapping[str, Any] | None = None,
     parallel: bool = True,
 ) -> tuple[RenderedPrompt, Grammar | None]:
-    """Return the prompt of a call with tools, or with a schema for its answer, and the grammar of the answer.
-
-    Raises:
-        ChatTemplateError, ToolsUnsupportedError: the template refuses messages or tools.
-        ConfigurationError: ``tool_choice`` is neither the name of a tool nor a known word.
-    """
+    """Return the prompt of a call with tools, or with a schema for its answer, and the grammar of the answer."""
     chosen = chosen_tool(tool_choice, names_of(tools))
     prompt = render(engine, messages if schema is None else with_json_instruction(messages, schema), tools)
     return prompt, answer_grammar(engine.tokenizer.template, tools, chosen, schema, parallel)
@@ -102,10 +89,8 @@ def answer_grammar(
 ) -> Grammar | None:
     """Return the grammar of an answer that must call a tool or fit a schema; None if neither.
 
-    Args:
-        template: the chat template, which shows the format of calls. A prompt may quote another one.
-        chosen: the result of :func:`chosen_tool`. If the model decides, ``schema`` applies to answers without a call.
-        parallel: whether the answer may have several calls, if any tool may be called.
+    The chat ``template`` shows the format of calls; a prompt may quote another one. If the model decides, ``schema``
+    applies to answers without a call. Only if it may call any tool, ``parallel`` allows several calls.
     """
     if not chosen and schema is None:
         return None
@@ -121,7 +106,6 @@ def answer_grammar(
 
 
 def _call_terms(function: Mapping[str, Any], is_marked: bool) -> str:
-    """Return the terms of a grammar for a call of a function."""
     name, arguments = json.dumps(function["name"]), "arguments" if is_marked else "parameters"
     schema = {"type": "object", "properties": {}} | dict(function.get("parameters") or {})
     opening = json.dumps(f'{{"name": {name}, "{arguments}": ')
@@ -131,9 +115,7 @@ def _call_terms(function: Mapping[str, Any], is_marked: bool) -> str:
 class ToolCalls:
     """Finds tool calls in a streamed answer; holds back text that may become a call.
 
-    Args:
-        tools: those that the model may call; without any, all is text.
-        parallel: whether several calls are wanted; otherwise all but the first are dropped.
+    Without ``tools``, all is text. Unless ``parallel``, all calls but the first are dropped.
     """
 
     def __init__(self, tools: Sequence[Mapping[str, Any]], parallel: bool = True) -> None:

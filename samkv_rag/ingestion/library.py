@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import hmac
 import logging
 import reprlib
 import time
@@ -16,7 +18,7 @@ from typing import TypeVar
 
 from tqdm import tqdm
 
-from samkv_rag.checks import half_pair_at
+from samkv_rag.checks import require_unicode
 from samkv_rag.chunk_cache import ChunkCache, ChunkReader, ChunkShape, SummarySpec, chunk_key, score_layers
 from samkv_rag.config import EngineConfig
 from samkv_rag.exceptions import (
@@ -54,22 +56,11 @@ _PARALLEL = 16
 _DOUBTED = object()
 """Stands for the identity of a blob that must be verified at its next read."""
 _BATCH_TOKENS = {"cpu": 2048, "cuda": 16384}
+_MAX_NAMESPACE_CHARS = 128
 
 T = TypeVar("T")
 Run = Callable[[Callable[[], list[ChunkCache]]], list[ChunkCache]]
 """Runs a function in the thread that owns the model."""
-
-
-@dataclass(frozen=True)
-class Owner:
-    """The owner of a library's chunks."""
-
-    fingerprint: str
-    """Model, tokenizer, summary and tenant; part of every key."""
-    namespace: str = ""
-    model: str = ""
-    """The model's own fingerprint."""
-    model_name: str = ""
 
 
 @dataclass(frozen=True)
@@ -89,7 +80,7 @@ class ChunkLibrary:
         decoder: Decoder,
         tokenizer: PromptTokenizer,
         store: Store,
-        owner: Owner,
+        blank: ChunkIdentity,
         spec: SummarySpec,
         preamble_ids: Sequence[int],
         config: EngineConfig,
@@ -98,7 +89,8 @@ class ChunkLibrary:
         self._decoder = decoder
         self._tokenizer = tokenizer
         self._store = store
-        self._owner = owner
+        self._blank = blank
+        """The identity of a chunk without text."""
         self._config = config
         self._run = run
         self._preamble_ids = preamble_ids
@@ -126,7 +118,6 @@ class ChunkLibrary:
     # Looking up
 
     def has(self, text: str) -> bool:
-        """Whether the chunk is stored."""
         (cleaned,) = clean_texts([text])
         return bool(self._store.contains([self._key(text_digest(cleaned))]))
 
@@ -136,7 +127,6 @@ class ChunkLibrary:
             return self._index.get(digest) is not None and digest not in self._announced
 
     def find(self, prompt: str) -> list[Match]:
-        """Find known chunks in ``prompt``."""
         with self._lock:
             self._sync()
             return self._index.find(prompt)
@@ -200,7 +190,7 @@ class ChunkLibrary:
         self._write_down(known)
         self._store.flush(written)
         if references:
-            self._delete(self._catalog.refer(self._owner.fingerprint, references) - self._keys(cleaned))
+            self._delete(self._catalog.refer(self._blank.fingerprint, references) - self._keys(cleaned))
         if pending:
             logger.info("stored %d chunks in %d bytes, reused %d", len(pending), num_bytes, len(known))
         return IngestionReport(
@@ -221,11 +211,11 @@ class ChunkLibrary:
             references = self.references()
             keep -= {key for source, key in references.items() if source not in going}
             going = {source for source in going if references.get(source) not in keep}
-        return self._delete(self._catalog.release(self._owner.fingerprint, going))
+        return self._delete(self._catalog.release(self._blank.fingerprint, going))
 
     def references(self) -> dict[str, str]:
         """Return the chunk key of every source."""
-        return self._catalog.sources(self._owner.fingerprint)
+        return self._catalog.sources(self._blank.fingerprint)
 
     def remove(self, texts: Iterable[str]) -> int:
         """Delete chunks, also from a shared store, and return how many existed."""
@@ -234,7 +224,7 @@ class ChunkLibrary:
     def prune(self, keep_texts: Iterable[str], unreferenced_only: bool = False) -> int:
         """Delete this model's chunks that are not in ``keep_texts``, or only those of them without a source."""
         keep = self._keys(keep_texts)
-        known = {chunk.key for chunk in self._catalog.chunks(self._owner.fingerprint)}
+        known = {chunk.key for chunk in self._catalog.chunks(self._blank.fingerprint)}
         if unreferenced_only:  # read after the chunks, because a chunk is stored before its source
             keep |= set(self.references().values())
         return self._delete(known - keep, also_shared=True)
@@ -362,7 +352,7 @@ class ChunkLibrary:
 
     def _sync(self) -> None:
         """Index the texts that any process has added to the catalog."""
-        news = self._catalog.news(self._owner.fingerprint)
+        news = self._catalog.news(self._blank.fingerprint)
         for text in news:
             self._announced.pop(text.digest, None)
         self._index.add(news)
@@ -380,7 +370,7 @@ class ChunkLibrary:
     def _forget_evicted(self) -> None:
         """Forget the oldest evicted chunks without a source: a stream of new texts must not fill the memory."""
         self._num_evicted = self._store.num_evicted
-        oldest = self._catalog.chunks(self._owner.fingerprint)[:-_MAX_KNOWN]
+        oldest = self._catalog.chunks(self._blank.fingerprint)[:-_MAX_KNOWN]
         known = {chunk.key for chunk in oldest} - {*self.references().values()}
         self._forget(known - self._store.contains(known))
 
@@ -430,11 +420,10 @@ class ChunkLibrary:
         return {self._key(text_digest(text)) for text in clean_texts(texts, empty_too=True)}
 
     def _key(self, digest: str) -> str:
-        return chunk_key(self._owner.fingerprint, digest)
+        return chunk_key(self._blank.fingerprint, digest)
 
     def _identity(self, text: str, num_tokens: int) -> ChunkIdentity:
-        owner, known = self._owner, describe(text, num_tokens)
-        return ChunkIdentity(owner.fingerprint, *known, owner.namespace, owner.model, owner.model_name)
+        return replace(self._blank, **describe(text, num_tokens)._asdict())
 
     def _tokenised(self, texts: Iterable[str]) -> dict[str, list[int]]:
         """Return the token ids of texts whose KV will be computed."""
@@ -483,23 +472,37 @@ def _require_names(sources: Iterable[str]) -> set[str]:
     names = list(sources)
     if wrong := [name for name in names if not isinstance(name, str) or not name]:
         raise ConfigurationError(f"source {wrong[0]!r} is not a name; it must be text that is not empty")
-    if broken := [name for name in names if half_pair_at(name) is not None]:
-        raise ConfigurationError(f"source {broken[0]!r} is not valid Unicode; decode its bytes with errors='replace'")
+    for name in names:
+        require_unicode(f"source {name!r}", name, ConfigurationError)
     return set(names)
 
 
 def clean_texts(texts: Iterable[str], empty_too: bool = False) -> Iterator[str]:
-    """Strip white space around chunks, as frameworks do before they put them into a prompt.
-
-    Raises:
-        EmptyChunkError: a chunk is not text or, unless ``empty_too``, only white space.
-    """
+    """Strip white space around chunks, as frameworks do before they put them into a prompt."""
     for number, text in enumerate(texts):
         if not isinstance(text, str) or not (text.strip() or empty_too):
             raise EmptyChunkError(f"chunk {number} is {text!r}; it must be text that is not only white space")
-        if (at := half_pair_at(text)) is not None:
-            raise EmptyChunkError(
-                f"chunk {number} holds half a surrogate pair ({text[at]!r}) at character {at}, which is not valid "
-                "Unicode; decode its bytes with errors='replace'"
-            )
+        require_unicode(f"chunk {number}", text, EmptyChunkError)
         yield text.strip()
+
+
+def scoped_fingerprint(fingerprint: str, namespace: str = "", secret: str | bytes | None = None) -> str:
+    """Fold a namespace and a secret into a model's fingerprint; without either it stays as it is.
+
+    A store compares fingerprints only. Two engines with different ones never ask for the same key, so neither a chunk
+    nor the timing of a hit leaks from one tenant to another. With a secret (HMAC-SHA256), only those who know it can
+    compute the keys of a namespace. A listing of the store then does not show whether it has a given text.
+    """
+    if not isinstance(namespace, str) or len(namespace) > _MAX_NAMESPACE_CHARS or not namespace.isprintable():
+        raise ConfigurationError(
+            f"namespace is {namespace!r}; it must be a text of at most {_MAX_NAMESPACE_CHARS} printable characters"
+        )
+    if secret is not None and not isinstance(secret, (str, bytes)):  # no message shows it
+        raise ConfigurationError(f"store_secret is of type {type(secret).__name__}; it must be text or bytes, or None")
+    if secret is not None and not secret:
+        raise ConfigurationError("store_secret is empty; give some random text, or None for no secret")
+    if not namespace and secret is None:
+        return fingerprint
+    # A secret from the environment may contain bytes that are not valid text.
+    key = secret.encode("utf-8", "surrogatepass") if isinstance(secret, str) else secret or b""
+    return hmac.new(key, f"{fingerprint}\n{namespace}".encode(), hashlib.sha256).hexdigest()

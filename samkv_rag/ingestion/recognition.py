@@ -66,7 +66,6 @@ class ChunkIndex:
         self._suffixes: Counter[str] = Counter()
 
     def get(self, digest: str) -> KnownText | None:
-        """Return the entry of a known text."""
         return self._texts.get(digest)
 
     def has(self, text: KnownText) -> bool:
@@ -84,7 +83,6 @@ class ChunkIndex:
                 self._suffixes[text.suffix] += 1
 
     def remove(self, digests: Iterable[str]) -> None:
-        """Forget texts."""
         for digest in digests:
             if text := self._texts.pop(digest, None):
                 lengths = self._lengths[text.prefix]

@@ -46,7 +46,6 @@ class KVBuffer:
         return self.layer(layer)
 
     def drop_last(self, num_tokens: int) -> None:
-        """Drop the last tokens of all layers."""
         self._lengths = [length - num_tokens for length in self._lengths]
         self.positions = self.positions[: len(self.positions) - num_tokens]
 
@@ -59,7 +58,6 @@ class KVBuffer:
         return keys, values
 
     def copy(self) -> KVBuffer:
-        """Return a copy of the tokens in a buffer of its own."""
         buffer = KVBuffer(self.num_layers, self._reserve_tokens)
         buffer.positions = self.positions
         for layer in range(self.num_layers):

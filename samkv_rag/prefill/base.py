@@ -21,8 +21,8 @@ from samkv_rag.prefill.passes.selection import BlockScores
 from samkv_rag.prompt.layout import PromptLayout
 from samkv_rag.results import Diagnostic
 
-Need = Literal["index", "kv", "summary"]
-"""A part of a stored chunk that a method reads: what an index has, all keys and values, block means."""
+Need = Literal["index", "kv"]
+"""A part of a stored chunk that a method reads: what an index has, or all of it."""
 
 
 class Clock:

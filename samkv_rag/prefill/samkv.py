@@ -19,7 +19,7 @@ from samkv_rag.chunk_cache import Summary
 from samkv_rag.diagnostics import consensus_failure
 from samkv_rag.model.attention import LayerSpec
 from samkv_rag.model.decoder import Decoder
-from samkv_rag.prefill.base import Need, PrefillContext
+from samkv_rag.prefill.base import PrefillContext
 from samkv_rag.prefill.passes.plan import make_plan
 from samkv_rag.prefill.passes.planned_pass import PlannedPass
 from samkv_rag.prefill.passes.selection import Anchors, Blocks, BlockScores, Budget, anchor_mask
@@ -50,10 +50,6 @@ class SamKV(SparsePrefill):
         require_integer("stable_layers", self.stable_layers, 1)
         require_bool("personalization", self.personalization)
         require_bool("dynamic_share", self.dynamic_share)
-
-    @property
-    def needs(self) -> frozenset[Need]:
-        return frozenset({"kv", "summary"})
 
     def anchors(self, context: PrefillContext) -> Anchors:
         return Anchors(context.spec.initial_tokens, context.spec.local_tokens)

@@ -35,13 +35,7 @@ class SplitPrompt:
 
     @property
     def chunk_texts(self) -> list[str]:
-        """The texts of the chunks, in order."""
         return [span.text for span in self.spans if span.text_digest]
-
-    @property
-    def has_question(self) -> bool:
-        """Whether a question is left when the chunks are taken out, and text follows the last of them."""
-        return bool(self.question and self.spans) and self.spans[-1].text_digest is None
 
 
 @dataclass
@@ -74,10 +68,6 @@ class PromptAssembler:
         spans = split_labels(split_prompt(rendered.text, matches))
         counts = [self.library.num_tokens(span.text_digest, span.text) for span in spans if span.text_digest]
         return SplitPrompt(spans, sum(counts), rendered.literals, _question(rendered, matches))
-
-    def end_announcements(self, prompt: SplitPrompt) -> None:
-        """Stop prefetching what was announced for ``prompt``."""
-        self.library.end_announcements(span.text_digest for span in prompt.spans if span.text_digest)
 
     def without_cache(self, prompt: SplitPrompt) -> PromptLayout:
         """Return a layout in which nothing is cached; its token ids are those of :meth:`with_cache`."""

@@ -56,10 +56,6 @@ class Turn:
         num_shared = int((own[:room] == token_ids[:room]).cumprod(0).sum())
         return num_shared if num_shared > (self.num_asked + len(own)) / 2 else 0
 
-    def replaces(self, other: Turn) -> bool:
-        """Return whether both are the same words after the same chunks and text."""
-        return self.seen == other.seen and torch.equal(self.cache.token_ids, other.cache.token_ids)
-
 
 class History:
     """The last turns, at most ``max_tokens`` in all, on the host. Thread-safe."""
@@ -80,8 +76,11 @@ class History:
         keys, values = (torch.cat([kv[:, :, -num_tokens:] for kv in kind]).cpu() for kind in zip(*layers, strict=True))
         own = ChunkCache(token_ids[:num_tokens], keys, values)
         turn = Turn(own, start, layout.num_tokens - start, Seen.of(layout.segments))
-        with self._lock:
-            self._turns = [*(other for other in self._turns if not turn.replaces(other)), turn]
+        with self._lock:  # the turn replaces the same words after the same chunks and text
+            others = [
+                t for t in self._turns if t.seen != turn.seen or not torch.equal(t.cache.token_ids, own.token_ids)
+            ]
+            self._turns = [*others, turn]
             while sum(kept.cache.num_tokens for kept in self._turns) > self._max_tokens:
                 del self._turns[0]
 

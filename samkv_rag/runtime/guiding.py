@@ -21,11 +21,7 @@ class Guide:
         self._end_ids = sorted(end_ids)
 
     def matcher(self, grammar: Grammar) -> Matcher:
-        """Return a matcher at the beginning of an answer.
-
-        Raises:
-            ConfigurationError: the grammar is invalid or too large.
-        """
+        """Return a matcher at the beginning of an answer."""
         return Matcher(llguidance().LLMatcher(self._vocabulary, grammar.lark, log_level=0))
 
     @cached_property
@@ -43,7 +39,6 @@ class Matcher:
         self._require_sound()
 
     def copy(self) -> Matcher:
-        """Return another matcher at the same place."""
         return Matcher(self._matcher.deep_copy())
 
     @property
@@ -60,7 +55,6 @@ class Matcher:
         return logits.masked_fill(refused.to(logits.device), float("-inf"))
 
     def consume(self, token_id: int) -> None:
-        """Advance by a token."""
         self._matcher.consume_token(token_id)
         self._require_sound()
 

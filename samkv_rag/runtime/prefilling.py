@@ -26,11 +26,7 @@ _RESERVED_TOKENS = 256
 def read_prompt(
     assembler: PromptAssembler, sequence: Sequence, matcher: Matcher | None, context_window: int
 ) -> ReadPrompt:
-    """Recognise the prompt's chunks, decide whether their caches pay, and lay out its tokens.
-
-    Raises:
-        PromptTooLongError: the context window has no room for an answer.
-    """
+    """Recognise the prompt's chunks, decide whether their caches pay, and lay out its tokens."""
     clock, method, reason = sequence.clock, sequence.request.method, None
     with clock.phase("recognise"):
         prompt = assembler.split(sequence.request.prompt)
@@ -49,7 +45,7 @@ def read_prompt(
             else:
                 layout = assembler.without_cache(prompt)
     finally:
-        assembler.end_announcements(prompt)
+        assembler.library.end_announcements(span.text_digest for span in prompt.spans if span.text_digest)
     _require_room(layout.num_tokens, context_window)
     return ReadPrompt(layout, method, reason, prompt, matcher)
 
@@ -68,7 +64,9 @@ def _why_full_prefill(prompt: SplitPrompt, method: PrefillMethod) -> str | None:
         return "no stored chunk stands in the prompt"
     if prompt.num_chunk_tokens < min_tokens:
         return f"{prompt.num_chunk_tokens} chunk tokens in the prompt; reuse pays from {min_tokens} (min_chunk_tokens)"
-    return None if prompt.has_question else "no question follows the last chunk"
+    if not prompt.question or prompt.spans[-1].text_digest:
+        return "no question follows the last chunk"
+    return None
 
 
 def prefill(decoder: Decoder, sequence: Sequence, spec: SummarySpec) -> list[Sequence]:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import torch
 
-from samkv_rag.diagnostics import excessive_recomputation
+from samkv_rag.diagnostics import EXCESSIVE_RECOMPUTATION
 from samkv_rag.generation_result import GenerationResult
 from samkv_rag.model.decoder import Decoder
 from samkv_rag.model.tokenization import PromptTokenizer
@@ -40,7 +40,6 @@ def result(sequence: Sequence, decoder: Decoder, tokenizer: PromptTokenizer, mod
 def _metrics(sequence: Sequence, read: ReadPrompt, state: DecodingState, decoder: Decoder) -> GenerationMetrics:
     layout, prefilled, refresher, num_tokens = read.layout, state.prefilled, state.refresher, len(sequence.token_ids)
     num_hit = sum(segment.hit for segment in layout.chunks)
-    num_missed = len(layout.chunks) - num_hit
     finished_at = time.perf_counter()
     decode_s = finished_at - sequence.first_token_at
     return GenerationMetrics(
@@ -50,8 +49,7 @@ def _metrics(sequence: Sequence, read: ReadPrompt, state: DecodingState, decoder
         completion_tokens=num_tokens,
         chunk_tokens=layout.num_chunk_tokens,
         chunks_hit=num_hit,
-        chunks_missed=num_missed,
-        chunks_prefilled=num_missed if read.method.needs else len(layout.chunks),
+        chunks_missed=len(layout.chunks) - num_hit,
         tokens_reused=layout.num_tokens_reused,
         sequence_ratio=_share_of_chunks(prefilled.retained, read),
         recompute_ratio=_share_of_chunks(prefilled.recomputed, read),
@@ -98,7 +96,10 @@ def _arrivals(refresher: Refresher, segment: Segment) -> Iterator[Arrival]:
 
 
 def _excessive_recomputation(sequence: Sequence, read: ReadPrompt, recomputed: torch.Tensor) -> list[Diagnostic]:
-    """Report if more chunk tokens were computed than the method's share; full prefill has none."""
+    """Report if the prompt computed a larger share of the chunk tokens than its method asks for; full prefill has none.
+
+    What is computed are recomputed tokens and those of missed chunks; all, if full prefill ran instead.
+    """
     asked = sequence.request.method
     if not read.layout.chunks or not asked.needs:
         return []
@@ -106,7 +107,17 @@ def _excessive_recomputation(sequence: Sequence, read: ReadPrompt, recomputed: t
     for segment in missed:
         computed[segment.span] = True
     ratio = _share_of_chunks(computed, read)
-    return excessive_recomputation(ratio, asked.computed_ratio, len(missed), read.fallback_reason)
+    if ratio <= asked.computed_ratio + 1e-6:
+        return []
+    if read.fallback_reason is not None:
+        said = (
+            f"full prefill ran: {read.fallback_reason}; ingest the chunks, let the question follow them, or lower "
+            "min_chunk_tokens"
+        )
+    else:
+        said = f"the store lacked {len(missed)} of the prompt's chunks; ingest them beforehand, with add_chunks"
+    value = f"{ratio:.2f} of the chunk tokens were computed, the method asks for {asked.computed_ratio:g}"
+    return [Diagnostic(EXCESSIVE_RECOMPUTATION, f"{value}: {said}")]
 
 
 def _share_of_chunks(mask: torch.Tensor, read: ReadPrompt) -> float:

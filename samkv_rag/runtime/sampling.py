@@ -31,11 +31,7 @@ _MAX_TOP_LOGPROBS = 20
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the next token is chosen and when to stop; ``AnswerOptions`` documents each field.
-
-    Raises:
-        ConfigurationError: a value is out of range.
-    """
+    """How the next token is chosen and when to stop; ``AnswerOptions`` documents each field."""
 
     max_new_tokens: int = 256
     temperature: float = 0.0
@@ -81,12 +77,8 @@ class Sampling:
 class TokenChooser:
     """Chooses the tokens of one answer, each from logits ``[1, vocab]``.
 
-    It uses the processors of transformers' ``generate``, in their order, with a grammar's mask after the penalty.
-
-    Args:
-        prompt_ids: tokens that a repetition penalty counts as repeated.
-        matcher: the answer's place in its grammar.
-        index: number of the answer within the request, which is added to the seed.
+    It uses the processors of transformers' ``generate``, in their order, with a grammar's mask after the penalty,
+    to which ``prompt_ids`` are repeated. ``index``, the answer's number within the request, is added to the seed.
     """
 
     def __init__(

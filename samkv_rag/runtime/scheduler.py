@@ -34,11 +34,6 @@ class Scheduler:
         """Sequences that have not been prefilled."""
         return len(self.reading) + len(self.ready)
 
-    @property
-    def has_work(self) -> bool:
-        """Whether the worker has something to do."""
-        return bool(self.running or self.ready)
-
     def admit(self, sequence: Sequence) -> None:
         """Add a new sequence, whose prompt is read next."""
         if self.num_waiting >= self.max_waiting:  # those that were cancelled need no place

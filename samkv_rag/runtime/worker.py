@@ -76,12 +76,7 @@ class Runtime:
         _open_runtimes().add(self)
 
     def submit(self, sequence: Sequence) -> None:
-        """Queue a sequence; its ``deliver`` gets the answer.
-
-        Raises:
-            QueueFullError: too many sequences are waiting.
-            EngineClosedError: the engine was closed.
-        """
+        """Queue a sequence; its ``deliver`` gets the answer."""
         release_team()
         with self._changed:
             self._require_open()
@@ -160,7 +155,7 @@ class Runtime:
             return False
 
     def _has_work(self) -> bool:
-        return bool(self._jobs or self._scheduler.has_work)
+        return bool(self._jobs or self._scheduler.running or self._scheduler.ready)
 
     def _prefill_next(self) -> None:
         with self._changed:
@@ -264,11 +259,8 @@ class Runtime:
         self._changed.notify_all()
 
     def before_fork(self) -> None:
-        """Let go of the forking thread's team, whose threads the child would lack."""
+        """End the forking thread's team, whose threads the child would lack; the next operation starts another."""
         release_team()
-
-    def after_fork(self) -> None:
-        """Nothing: the next operation starts another team."""
 
     def start_over(self) -> None:
         """Reset everything: at first, and in a forked process, which has none of the parent's threads."""

@@ -85,16 +85,11 @@ class ChunkIdentity:
 
     @property
     def key(self) -> str:
-        """The chunk's key in a store."""
         return chunk_key(self.fingerprint, self.digest)
 
 
 def stored_dtype(kv_dtype: str, dtype: torch.dtype, storage: str = "full") -> str:
-    """Return the type in which the KV of a model of ``dtype`` is stored: a dtype's name, or ``int8``.
-
-    Raises:
-        ConfigurationError: ``kv_dtype`` does not suit ``dtype``.
-    """
+    """Return the type in which the KV of a model of ``dtype`` is stored: a dtype's name, or ``int8``."""
     if kv_dtype == "auto":
         return "int8" if storage == "index" else _name(dtype if dtype.itemsize == 2 else torch.bfloat16)
     if (kv_dtype == "bfloat16" and dtype == torch.float16) or (kv_dtype == "float32" and dtype.itemsize == 2):
@@ -106,11 +101,7 @@ def stored_dtype(kv_dtype: str, dtype: torch.dtype, storage: str = "full") -> st
 
 
 def encode_chunk(cache: ChunkCache, identity: ChunkIdentity, kv_dtype: str = "auto", storage: str = "full") -> bytes:
-    """Return the file of ``cache``; equal arguments give equal bytes.
-
-    Raises:
-        StoreError: a value is not finite.
-    """
+    """Return the file of ``cache``; equal arguments give equal bytes."""
     stored = stored_dtype(kv_dtype, cache.keys.dtype, storage)
     tensors: dict[str, torch.Tensor] = {}
     for name, tensor in _contents(cache, storage).items():
@@ -151,9 +142,6 @@ def open_chunk(store: Store, key: str, num_bytes: int | None = None, is_use: boo
 
     Give ``num_bytes`` if you expect to read the first ``num_bytes`` only. Unless ``is_use``, the chunk is not used more
     recently then.
-
-    Raises:
-        DamagedChunkError: the file is not of this format, or belongs to another chunk.
     """
     get = store.get if is_use else store.peek
     blob = get(key) if num_bytes is None else store.get_beginning(key, num_bytes)
@@ -166,11 +154,7 @@ def open_chunk(store: Store, key: str, num_bytes: int | None = None, is_use: boo
 
 
 class StoredChunk:
-    """Reads an encoded chunk. Every tensor that it returns is a copy whose checksum was compared.
-
-    Raises:
-        DamagedChunkError: the file is not of this format; while reading, a checksum differs.
-    """
+    """Reads an encoded chunk. Every tensor that it returns is a copy whose checksum was compared."""
 
     def __init__(self, blob: Blob) -> None:
         self.blob = blob
@@ -266,9 +250,6 @@ class StoredChunk:
         """Compare dtypes and shapes with the model's, and the token ids with the text's.
 
         A forged file can have correct checksums.
-
-        Raises:
-            DamagedChunkError: something differs.
         """
         if self._dtype != wanted.dtype:
             raise DamagedChunkError(f"its dtype is {self._dtype}, the model's {wanted.dtype}")
@@ -291,8 +272,10 @@ class StoredChunk:
     def _decoded(self, *names: str, tokens: torch.Tensor | None = None) -> list[torch.Tensor]:
         """Return tensors of all tokens or some; quantised ones become float32."""
         scaled = [f"{name}.scales" for name in names] if self.kv_dtype == "int8" else []
-        rows = None if tokens is None else self._runs_of(tokens)
-        if rows is not None and self.checked.issuperset(names) and _is_sparse(rows, self.tensors[names[0]]):
+        rows, span = None if tokens is None else self._runs_of(tokens), self.tensors[names[0]]
+        # A disk reads at least a page, so runs must be further apart.
+        is_sparse = rows and math.prod(span.shape[1:]) * span.dtype.itemsize > len(rows.runs) * _PAGE_BYTES
+        if rows and is_sparse and self.checked.issuperset(names):
             stored = self._read_rows(names, rows) | self._read(*scaled)
         else:  # a checksum needs the whole tensor, too
             stored = self._read(*names, *scaled)
@@ -479,11 +462,6 @@ def _expected(wanted: ChunkShape, num_tokens: int, kv_dtype: str) -> dict[str, t
             scales = groups if _is_by_channel(name) else (*shape[:-1], num_row_groups(dim))
             expected |= {name: (torch.int8, shape), f"{name}.scales": (torch.bfloat16, scales)}
     return expected
-
-
-def _is_sparse(rows: _Rows, span: _Span) -> bool:
-    """Whether the runs are further apart than a page, the least that a disk reads."""
-    return span.shape[1] * span.shape[2] * span.dtype.itemsize > len(rows.runs) * _PAGE_BYTES
 
 
 def _is_finite(tensor: torch.Tensor) -> bool:

@@ -33,7 +33,6 @@ logger = logging.getLogger(__name__)
 FORMAT = 5
 MARKER = "samkv-store.json"
 WRITING_PREFIX = ".writing-"
-_ABANDONED_AFTER_S = 86_400
 _RECOUNT_AFTER_S = 10.0
 """A count of the folder's bytes is repeated after this time, because other processes write to the folder too."""
 _FREED_AT_ONCE = 1 / 64  # of the budget
@@ -67,7 +66,8 @@ class DiskStore(Store):
 
     def get(self, key: str) -> Blob | None:
         if blob := self.peek(key):
-            self._set_last_use(self._path(key), blob.mtime_ns)
+            with suppress(OSError):  # a read-only mount
+                os.utime(self._path(key), ns=(time.time_ns(), blob.mtime_ns))
         return blob
 
     def peek(self, key: str) -> FileBlob | None:
@@ -81,7 +81,7 @@ class DiskStore(Store):
     def touch(self, key: str) -> None:
         path = self._path(key)
         with suppress(OSError):
-            self._set_last_use(path, os.stat(path).st_mtime_ns)
+            os.utime(path, ns=(time.time_ns(), os.stat(path).st_mtime_ns))
 
     def put(self, key: str, data: bytes) -> None:
         path = self._path(key)
@@ -127,16 +127,6 @@ class DiskStore(Store):
                     os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)
         return lambda: None
 
-    def remove_leftovers(self) -> int:
-        """Delete temporary files older than a day, left by killed writers; return how many."""
-        num_removed = 0
-        for path in self._chunks.glob(f"*/{WRITING_PREFIX}*"):
-            with suppress(OSError):
-                if time.time() - path.stat().st_mtime > _ABANDONED_AFTER_S:
-                    path.unlink()
-                    num_removed += 1
-        return num_removed
-
     # The folder
 
     def _open_folder(self) -> None:
@@ -168,11 +158,6 @@ class DiskStore(Store):
                 f"{self.folder} can be written by other users, who could change stored chunks; chmod go-w it",
                 stacklevel=4,
             )
-
-    @staticmethod
-    def _set_last_use(path: Path, mtime_ns: int) -> None:
-        with suppress(OSError):  # a read-only mount
-            os.utime(path, ns=(time.time_ns(), mtime_ns))
 
     def _path(self, key: str) -> Path:
         return self._chunks / require_key(key)[:2] / f"{key}.safetensors"
@@ -207,11 +192,7 @@ class DiskStore(Store):
 
 
 class FileBlob:
-    """The bytes of a file. Each read opens the file, so thousands of blobs may exist at once.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-    """
+    """The bytes of a file. Each read opens the file, so thousands of blobs may exist at once."""
 
     is_near = True
 
@@ -284,11 +265,7 @@ def _identity(status: os.stat_result) -> tuple[int, ...]:
 
 
 def as_folder(name: str, value: object) -> Path:
-    """Return the path of a folder, which need not exist.
-
-    Raises:
-        ConfigurationError: ``value`` is empty, not a path, or another kind of location.
-    """
+    """Return the path of a folder, which need not exist."""
     path = os.fspath(value) if isinstance(value, (str, os.PathLike)) else None
     empty = isinstance(value, Path) and not value.parts
     if not isinstance(path, str) or empty or not path.strip() or "\0" in path or path == ":memory:" or "://" in path:

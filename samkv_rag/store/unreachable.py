@@ -71,11 +71,6 @@ class RemoteStore(Store):
         """Return bytes ``start`` to ``stop``, as far as they exist; None without that key, or that ``version``."""
 
     def _ask(self, request: Callable[[], T]) -> T:
-        """Return the result of ``request``.
-
-        Raises:
-            StoreUnreachableError: it failed, or another request failed a moment ago.
-        """
         if (remaining_s := self._until - time.monotonic()) > 0:
             raise StoreUnreachableError(
                 f"{self._place} cannot be reached ({self._reason}); it is tried again in {remaining_s:.0f} s"

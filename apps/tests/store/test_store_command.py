@@ -8,11 +8,13 @@ import json
 import os
 import re
 import tarfile
+import time
 from contextlib import closing
 from pathlib import Path
 
 import pytest
 
+from samkv_apps.store.admin import verify
 from samkv_apps.store.command import format_bytes, parse_bytes, parse_seconds
 from samkv_rag.sources import source_names
 from samkv_rag.store.catalog import Catalog
@@ -65,6 +67,18 @@ def test_verify_finds_and_removes_damage(run: Run, folder: Path) -> None:
     assert run("store", "verify", "--store", folder, "--remove-damaged")[0] == 1
     assert run("store", "verify", "--store", folder)[0] == 0
     assert len(list(folder.rglob("*.safetensors"))) == 3
+
+
+def test_verify_removes_leftovers_of_killed_writers_after_a_day(folder: Path) -> None:
+    chunks = sorted(folder.rglob("*.safetensors"))
+    for name, age_s in ((".writing-old", 90_000), (".writing-new", 10)):
+        path = chunks[0].with_name(name)
+        path.write_bytes(b"half of a chunk")
+        os.utime(path, (time.time() - age_s,) * 2)
+    with DiskStore(folder) as store:
+        assert verify(store).num_leftovers == 1
+    assert [path.name for path in folder.rglob(".writing-*")] == [".writing-new"]
+    assert sorted(folder.rglob("*.safetensors")) == chunks
 
 
 def size(folder: Path) -> int:
