@@ -91,7 +91,7 @@ def test_twenty_answers_are_those_decoded_here(tmp_path: Path) -> None:
             tiny.model(**MODEL),
             tokenizer=tiny.tokenizer(),
             config=EngineConfig(block_tokens=8, kv_dtype="float32"),
-            method=tiny.method(sequence_ratio=0.6),
+            method=tiny.method(sequence_ratio=0.6, refresh_tokens=None),
         )
         texts = [tiny.text(seed, num_words=120) for seed in range(20)]
         engine.add_chunks(texts)
