@@ -10,6 +10,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from functools import cache
 from typing import Any, TypeVar
 
@@ -133,7 +134,10 @@ class Runtime:
         except BaseException as error:
             with self._changed:  # first, so that its place is free when the reader knows
                 self._scheduler.reading.discard(sequence)
-            sequence.fail(error)
+            if isinstance(error, DamagedChunkError):  # evicted meanwhile, say
+                self._read_again(sequence, error)
+            else:
+                sequence.fail(error)
 
     # In the worker thread
 
@@ -173,10 +177,7 @@ class Runtime:
         except _CancelledError:
             sequence.state = None
         except DamagedChunkError as error:
-            try:
-                self._read_again(sequence, error)
-            except RuntimeError:  # no thread can be started
-                sequence.fail(error)
+            self._read_again(sequence, error)
         except BaseException as error:
             sequence.fail(error)
         finally:
@@ -186,10 +187,13 @@ class Runtime:
 
     def _read_again(self, sequence: Sequence, error: DamagedChunkError) -> None:
         """Read a prompt again after a chunk proved damaged, which finds and replaces the chunk."""
+        is_again = False
         with self._changed:
-            if is_again := sequence.num_readings <= _MAX_READINGS and not self._closed:
-                self._readers.submit(self._read, sequence)
-                self._scheduler.reading.add(sequence)  # the limit does not apply
+            if sequence.num_readings <= _MAX_READINGS and not self._closed:
+                with suppress(RuntimeError):  # no thread can be started
+                    self._readers.submit(self._read, sequence)
+                    self._scheduler.reading.add(sequence)  # the limit does not apply
+                    is_again = True
         if is_again:
             logger.warning("a chunk could not be read (%s); its prompt is read again", error)
         else:

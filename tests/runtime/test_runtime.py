@@ -395,6 +395,27 @@ def test_a_closed_engine_says_so(make_engine: MakeEngine) -> None:
         engine.generate("What?")
 
 
+@pytest.mark.parametrize("num_failures", [1, 3])
+def test_a_prompt_whose_chunk_is_lost_while_it_is_read_is_read_again(
+    engine: SamKVEngine, monkeypatch: pytest.MonkeyPatch, num_failures: int
+) -> None:
+    expected = engine.generate(prompts()[0], max_new_tokens=4)
+    runtime, read = engine._runtime, engine._runtime._read_prompt
+
+    def read_late(sequence: Sequence) -> ReadPrompt:
+        if sequence.num_readings <= num_failures:
+            raise DamagedChunkError("as if it were evicted")
+        return read(sequence)
+
+    monkeypatch.setattr(runtime, "_read_prompt", read_late)
+    if num_failures == 1:
+        assert engine.generate(prompts()[0], max_new_tokens=4).token_ids == expected.token_ids
+    else:
+        with pytest.raises(DamagedChunkError, match="as if it were evicted"):
+            engine.generate(prompts()[0], max_new_tokens=4)
+    assert not runtime._scheduler.reading
+
+
 def test_closing_ends_a_prompt_that_is_read_again(engine: SamKVEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     runtime, read = engine._runtime, engine._runtime._read_prompt
     is_read_again, hold = threading.Event(), threading.Event()
