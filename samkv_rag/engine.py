@@ -17,7 +17,8 @@ from samkv_rag.exceptions import ConfigurationError, DamagedChunkError, EmptyPro
 from samkv_rag.generation_result import GenerationResult
 from samkv_rag.grammar import Grammar
 from samkv_rag.handover import options_of_our_own, require_dense
-from samkv_rag.ingestion.library import Announcement, ChunkLibrary, clean_texts, scoped_fingerprint
+from samkv_rag.ingestion.library import Announcement, ChunkLibrary, clean_texts
+from samkv_rag.ingestion.namespaces import scoped_fingerprint
 from samkv_rag.ingestion.recognition import describe, text_digest
 from samkv_rag.model.decoder import Decoder
 from samkv_rag.model.fingerprint import fingerprint

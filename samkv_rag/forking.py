@@ -8,14 +8,22 @@ import threading
 import weakref
 from collections.abc import Callable
 from functools import cache, partial
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 T = TypeVar("T")
 
-_living: weakref.WeakSet[Any] = weakref.WeakSet()
+
+class StartsOver(Protocol):
+    """Has threads or locks of its own."""
+
+    def start_over(self) -> None:
+        """Make new ones, and forget what the old ones worked on."""
 
 
-def start_over_in_forks(one: Any) -> None:
+_living: weakref.WeakSet[StartsOver] = weakref.WeakSet()
+
+
+def start_over_in_forks(one: StartsOver) -> None:
     """Call ``one.start_over()`` in every process that is forked while ``one`` exists.
 
     If it has them, ``before_fork()`` and then ``after_fork()`` are called in the parent, whether or not a child is

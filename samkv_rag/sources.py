@@ -8,10 +8,15 @@ from urllib.parse import quote
 
 def source_names(id_scope: str, ids: Iterable[str]) -> list[str]:
     """Return the engine's sources for the ``ids`` of an index; no two scopes share a source."""
-    return [f"{quote(id_scope, safe='')}/{identifier}" for identifier in ids]
+    prefix = _prefix(id_scope)
+    return [prefix + identifier for identifier in ids]
 
 
 def ids_of(id_scope: str, sources: Iterable[str]) -> list[str]:
     """Return the ids of one scope from ``sources`` of any scopes."""
-    (prefix,) = source_names(id_scope, [""])
+    prefix = _prefix(id_scope)
     return [source.removeprefix(prefix) for source in sources if source.startswith(prefix)]
+
+
+def _prefix(id_scope: str) -> str:
+    return f"{quote(id_scope, safe='')}/"

@@ -64,11 +64,7 @@ class _Recorder:
         keys = torch.stack([key[row, :, :length] for key in self._keys]).cpu()
         values = torch.stack([value[row, :, :length] for value in self._values]).cpu()
         query = torch.stack([mean[row] for mean in self._mean_queries]).cpu()
-        first, last = spec.middle(length)
-        middle, anchors = keys[:, :, first:last], torch.cat((keys[:, :, :first], keys[:, :, last:]), dim=2)
-        blocks = [block.float().mean(dim=2) for block in torch.split(middle, spec.block_tokens, 2) if first < last]
-        block_means = torch.stack(blocks, dim=2).to(keys.dtype) if blocks else middle
-        summary = Summary(block_means, anchors.float().mean(dim=2).to(keys.dtype), query)
+        summary = Summary(_block_means(keys, spec), _anchor_mean(keys, spec), query)
         return ChunkCache(token_ids.clone(), keys, values, summary)
 
 
@@ -78,3 +74,18 @@ def _local_weights(lengths: Sequence[int], spec: SummarySpec) -> torch.Tensor:
     ends = torch.tensor(lengths)[:, None]
     local = (positions >= ends - spec.local_tokens) & (positions < ends)
     return local.float() / local.sum(dim=1, keepdim=True)
+
+
+def _block_means(keys: torch.Tensor, spec: SummarySpec) -> torch.Tensor:
+    """Return the mean key of every block, ``[layers, kv_heads, blocks, head_dim]``."""
+    first, last = spec.middle(keys.shape[2])
+    blocks = [block.float().mean(dim=2) for block in torch.split(keys[:, :, first:last], spec.block_tokens, dim=2)]
+    empty = keys.new_empty(*keys.shape[:2], 0, keys.shape[3])
+    return torch.stack(blocks, dim=2).to(keys.dtype) if last > first else empty
+
+
+def _anchor_mean(keys: torch.Tensor, spec: SummarySpec) -> torch.Tensor:
+    """Return the mean key of the initial and local tokens, ``[layers, kv_heads, head_dim]``."""
+    first, last = spec.middle(keys.shape[2])
+    anchors = torch.cat((keys[:, :, :first], keys[:, :, last:]), dim=2)
+    return anchors.float().mean(dim=2).to(keys.dtype)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 import logging
 import reprlib
 import time
@@ -56,7 +54,6 @@ _PARALLEL = 16
 _DOUBTED = object()
 """Stands for the identity of a blob that must be verified at its next read."""
 _BATCH_TOKENS = {"cpu": 2048, "cuda": 16384}
-_MAX_NAMESPACE_CHARS = 128
 
 T = TypeVar("T")
 Run = Callable[[Callable[[], list[ChunkCache]]], list[ChunkCache]]
@@ -91,6 +88,8 @@ class ChunkLibrary:
         self._store = store
         self._blank = blank
         """The identity of a chunk without text."""
+        self._fingerprint = blank.fingerprint
+        """Of model, tokenizer, summary and tenant; part of every key."""
         self._config = config
         self._run = run
         self._preamble_ids = preamble_ids
@@ -190,7 +189,7 @@ class ChunkLibrary:
         self._write_down(known)
         self._store.flush(written)
         if references:
-            self._delete(self._catalog.refer(self._blank.fingerprint, references) - self._keys(cleaned))
+            self._delete(self._catalog.refer(self._fingerprint, references) - self._keys(cleaned))
         if pending:
             logger.info("stored %d chunks in %d bytes, reused %d", len(pending), num_bytes, len(known))
         return IngestionReport(
@@ -211,11 +210,11 @@ class ChunkLibrary:
             references = self.references()
             keep -= {key for source, key in references.items() if source not in going}
             going = {source for source in going if references.get(source) not in keep}
-        return self._delete(self._catalog.release(self._blank.fingerprint, going))
+        return self._delete(self._catalog.release(self._fingerprint, going))
 
     def references(self) -> dict[str, str]:
         """Return the chunk key of every source."""
-        return self._catalog.sources(self._blank.fingerprint)
+        return self._catalog.sources(self._fingerprint)
 
     def remove(self, texts: Iterable[str]) -> int:
         """Delete chunks, also from a shared store, and return how many existed."""
@@ -224,7 +223,7 @@ class ChunkLibrary:
     def prune(self, keep_texts: Iterable[str], unreferenced_only: bool = False) -> int:
         """Delete this model's chunks that are not in ``keep_texts``, or only those of them without a source."""
         keep = self._keys(keep_texts)
-        known = {chunk.key for chunk in self._catalog.chunks(self._blank.fingerprint)}
+        known = {chunk.key for chunk in self._catalog.chunks(self._fingerprint)}
         if unreferenced_only:  # read after the chunks, because a chunk is stored before its source
             keep |= set(self.references().values())
         return self._delete(known - keep, also_shared=True)
@@ -352,7 +351,7 @@ class ChunkLibrary:
 
     def _sync(self) -> None:
         """Index the texts that any process has added to the catalog."""
-        news = self._catalog.news(self._blank.fingerprint)
+        news = self._catalog.news(self._fingerprint)
         for text in news:
             self._announced.pop(text.digest, None)
         self._index.add(news)
@@ -370,7 +369,7 @@ class ChunkLibrary:
     def _forget_evicted(self) -> None:
         """Forget the oldest evicted chunks without a source: a stream of new texts must not fill the memory."""
         self._num_evicted = self._store.num_evicted
-        oldest = self._catalog.chunks(self._blank.fingerprint)[:-_MAX_KNOWN]
+        oldest = self._catalog.chunks(self._fingerprint)[:-_MAX_KNOWN]
         known = {chunk.key for chunk in oldest} - {*self.references().values()}
         self._forget(known - self._store.contains(known))
 
@@ -420,7 +419,7 @@ class ChunkLibrary:
         return {self._key(text_digest(text)) for text in clean_texts(texts, empty_too=True)}
 
     def _key(self, digest: str) -> str:
-        return chunk_key(self._blank.fingerprint, digest)
+        return chunk_key(self._fingerprint, digest)
 
     def _identity(self, text: str, num_tokens: int) -> ChunkIdentity:
         return replace(self._blank, **describe(text, num_tokens)._asdict())
@@ -484,25 +483,3 @@ def clean_texts(texts: Iterable[str], empty_too: bool = False) -> Iterator[str]:
             raise EmptyChunkError(f"chunk {number} is {text!r}; it must be text that is not only white space")
         require_unicode(f"chunk {number}", text, EmptyChunkError)
         yield text.strip()
-
-
-def scoped_fingerprint(fingerprint: str, namespace: str = "", secret: str | bytes | None = None) -> str:
-    """Fold a namespace and a secret into a model's fingerprint; without either it stays as it is.
-
-    A store compares fingerprints only. Two engines with different ones never ask for the same key, so neither a chunk
-    nor the timing of a hit leaks from one tenant to another. With a secret (HMAC-SHA256), only those who know it can
-    compute the keys of a namespace. A listing of the store then does not show whether it has a given text.
-    """
-    if not isinstance(namespace, str) or len(namespace) > _MAX_NAMESPACE_CHARS or not namespace.isprintable():
-        raise ConfigurationError(
-            f"namespace is {namespace!r}; it must be a text of at most {_MAX_NAMESPACE_CHARS} printable characters"
-        )
-    if secret is not None and not isinstance(secret, (str, bytes)):  # no message shows it
-        raise ConfigurationError(f"store_secret is of type {type(secret).__name__}; it must be text or bytes, or None")
-    if secret is not None and not secret:
-        raise ConfigurationError("store_secret is empty; give some random text, or None for no secret")
-    if not namespace and secret is None:
-        return fingerprint
-    # A secret from the environment may contain bytes that are not valid text.
-    key = secret.encode("utf-8", "surrogatepass") if isinstance(secret, str) else secret or b""
-    return hmac.new(key, f"{fingerprint}\n{namespace}".encode(), hashlib.sha256).hexdigest()

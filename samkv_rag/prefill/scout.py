@@ -22,7 +22,7 @@ from samkv_rag.prefill.passes.plan import Plan, make_plan
 from samkv_rag.prefill.passes.planned_pass import KV, LayerReader, Observer, PlannedPass, TextStates
 from samkv_rag.prefill.passes.selection import Anchors, Blocks, BlockScores, Budget, anchor_mask
 from samkv_rag.prefill.sparse import Selected, SparsePrefill
-from samkv_rag.prompt.layout import PromptLayout
+from samkv_rag.prompt.layout import PromptLayout, Segment
 
 Placement = Literal["by_score", "prompt"]
 Scouted = Literal["all", "anchors"]
@@ -160,9 +160,8 @@ def rank_chunks(decoder: Decoder, layout: PromptLayout) -> torch.Tensor:
     """
     layer = ranking_layer(decoder.num_layers)
     question = _question_values(decoder, layout, layer)
-    cached = (chunk.reader.layer_values(layer) for chunk in layout.chunks if chunk.reader)
-    chunks = [values.transpose(0, 1).flatten(1).to(decoder.device).float() for values in cached]
-    every = torch.cat(chunks)  # [tokens, kv_heads · head_dim], as ``question``
+    chunks = [_chunk_values(decoder, chunk, layer) for chunk in layout.chunks]
+    every = torch.cat(chunks)
     # Without scaling, a few channels that are large in every token would hide all others.
     mean, scale = every.mean(0), every.std(0, correction=0).clamp(min=1e-6)
     question = normalize((question - mean) / scale, dim=-1)
@@ -198,6 +197,12 @@ def _question_values(decoder: Decoder, layout: PromptLayout, layer: int) -> torc
     _, values = decoder.project(hidden, plan.row_positions, layer)
     num_tokens = min(layout.tail.stop - layout.tail.start, MAX_SCORING_TOKENS)
     return values[0, :, -num_tokens:].transpose(0, 1).flatten(1).float()
+
+
+def _chunk_values(decoder: Decoder, chunk: Segment, layer: int) -> torch.Tensor:
+    """Return a chunk's cached values, ``[tokens, kv_heads·head_dim]``."""
+    assert chunk.reader is not None
+    return chunk.reader.layer_values(layer).transpose(0, 1).flatten(1).to(decoder.device).float()
 
 
 class AttentionScores:

@@ -10,7 +10,7 @@ import torch
 
 from samkv_rag.checks import require_bool, require_choice, require_integer, require_number
 from samkv_rag.config import Storage
-from samkv_rag.diagnostics import CACHE_UNDERFLOW
+from samkv_rag.diagnostics import cache_underflow
 from samkv_rag.exceptions import ConfigurationError
 from samkv_rag.model.decoder import Decoder
 from samkv_rag.prefill.base import CachedPrefill, PrefillContext, Prefilled
@@ -144,19 +144,9 @@ class SparsePrefill(CachedPrefill):
             return Selected(context.layout.is_chunk)
         wanted = self.anchors(context)
         budget = plan_budget(context.layout, self.sequence_ratio, wanted)
+        shrunk = cache_underflow(budget.num_tokens, len(context.layout.chunks), wanted, budget.anchors)
         selected = self.select(context, budget)
-        if budget.num_tokens == 0:  # a small ratio of few tokens
-            said = "nothing of the chunks is kept, the answer comes from the rest of the prompt; raise sequence_ratio"
-        elif budget.anchors != wanted:
-            said = (
-                f"anchors shrunk from {wanted[0]}+{wanted[1]} to {budget.anchors[0]}+{budget.anchors[1]}, for they may "
-                "take half of it; raise sequence_ratio or retrieve fewer chunks"
-            )
-        else:
-            return selected
-        amount = f"a budget of {budget.num_tokens} tokens for {len(context.layout.chunks)} chunks"
-        underflow = Diagnostic(CACHE_UNDERFLOW, f"{amount}: {said}")
-        return replace(selected, diagnostics=(underflow, *selected.diagnostics))
+        return replace(selected, diagnostics=(*shrunk, *selected.diagnostics))
 
     def _recomputed(self, layout: PromptLayout, selected: Selected) -> torch.Tensor:
         """Return which of the retained chunk tokens are recomputed, ``[tokens]``."""

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import torch
 
-from samkv_rag.diagnostics import EXCESSIVE_RECOMPUTATION
+from samkv_rag.diagnostics import excessive_recomputation
 from samkv_rag.generation_result import GenerationResult
 from samkv_rag.model.decoder import Decoder
 from samkv_rag.model.tokenization import PromptTokenizer
@@ -96,10 +96,7 @@ def _arrivals(refresher: Refresher, segment: Segment) -> Iterator[Arrival]:
 
 
 def _excessive_recomputation(sequence: Sequence, read: ReadPrompt, recomputed: torch.Tensor) -> list[Diagnostic]:
-    """Report if the prompt computed a larger share of the chunk tokens than its method asks for; full prefill has none.
-
-    What is computed are recomputed tokens and those of missed chunks; all, if full prefill ran instead.
-    """
+    """Report if more chunk tokens were computed than the method's share; full prefill has none."""
     asked = sequence.request.method
     if not read.layout.chunks or not asked.needs:
         return []
@@ -107,17 +104,7 @@ def _excessive_recomputation(sequence: Sequence, read: ReadPrompt, recomputed: t
     for segment in missed:
         computed[segment.span] = True
     ratio = _share_of_chunks(computed, read)
-    if ratio <= asked.computed_ratio + 1e-6:
-        return []
-    if read.fallback_reason is not None:
-        said = (
-            f"full prefill ran: {read.fallback_reason}; ingest the chunks, let the question follow them, or lower "
-            "min_chunk_tokens"
-        )
-    else:
-        said = f"the store lacked {len(missed)} of the prompt's chunks; ingest them beforehand, with add_chunks"
-    value = f"{ratio:.2f} of the chunk tokens were computed, the method asks for {asked.computed_ratio:g}"
-    return [Diagnostic(EXCESSIVE_RECOMPUTATION, f"{value}: {said}")]
+    return excessive_recomputation(ratio, asked.computed_ratio, len(missed), read.fallback_reason)
 
 
 def _share_of_chunks(mask: torch.Tensor, read: ReadPrompt) -> float:

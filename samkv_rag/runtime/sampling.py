@@ -77,8 +77,9 @@ class Sampling:
 class TokenChooser:
     """Chooses the tokens of one answer, each from logits ``[1, vocab]``.
 
-    It uses the processors of transformers' ``generate``, in their order, with a grammar's mask after the penalty,
-    to which ``prompt_ids`` are repeated. ``index``, the answer's number within the request, is added to the seed.
+    It uses the processors of transformers' ``generate``, in their order, with a grammar's mask after the penalty for
+    repetition, which counts ``prompt_ids``, too. ``index``, the number of the answer in its request, is added to the
+    seed.
     """
 
     def __init__(

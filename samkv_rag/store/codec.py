@@ -105,16 +105,20 @@ def encode_chunk(cache: ChunkCache, identity: ChunkIdentity, kv_dtype: str = "au
     stored = stored_dtype(kv_dtype, cache.keys.dtype, storage)
     tensors: dict[str, torch.Tensor] = {}
     for name, tensor in _contents(cache, storage).items():
-        tensors[name] = tensor if name == "token_ids" or stored == "int8" else tensor.to(_FLOATS[stored])
-        if not _is_finite(tensors[name]):
+        if name == "token_ids":
+            tensors[name] = tensor
+        elif stored != "int8":
+            tensors[name] = tensor.to(_FLOATS[stored])
+        else:
+            quantize = quantize_keys if _is_by_channel(name) else quantize_rows
+            tensors[name], tensors[f"{name}.scales"] = quantize(tensor.cpu())
+    tensors = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
+    for name, tensor in tensors.items():
+        if not _is_finite(tensor):  # a reader would refuse it
             raise StoreError(
                 f"{name} of the KV holds a value that is not finite; load the model in bfloat16 or float32, or give "
                 "another kv_dtype"
             )
-        if name != "token_ids" and stored == "int8":
-            quantize = quantize_keys if _is_by_channel(name) else quantize_rows
-            tensors[name], tensors[f"{name}.scales"] = quantize(tensor.cpu())
-    tensors = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
     body = {
         "format": FORMAT_VERSION,
         **asdict(identity),
@@ -272,10 +276,8 @@ class StoredChunk:
     def _decoded(self, *names: str, tokens: torch.Tensor | None = None) -> list[torch.Tensor]:
         """Return tensors of all tokens or some; quantised ones become float32."""
         scaled = [f"{name}.scales" for name in names] if self.kv_dtype == "int8" else []
-        rows, span = None if tokens is None else self._runs_of(tokens), self.tensors[names[0]]
-        # A disk reads at least a page, so runs must be further apart.
-        is_sparse = rows and math.prod(span.shape[1:]) * span.dtype.itemsize > len(rows.runs) * _PAGE_BYTES
-        if rows and is_sparse and self.checked.issuperset(names):
+        rows = None if tokens is None else self._runs_of(tokens)
+        if rows is not None and self.checked.issuperset(names) and _is_sparse(rows, self.tensors[names[0]]):
             stored = self._read_rows(names, rows) | self._read(*scaled)
         else:  # a checksum needs the whole tensor, too
             stored = self._read(*names, *scaled)
@@ -462,6 +464,11 @@ def _expected(wanted: ChunkShape, num_tokens: int, kv_dtype: str) -> dict[str, t
             scales = groups if _is_by_channel(name) else (*shape[:-1], num_row_groups(dim))
             expected |= {name: (torch.int8, shape), f"{name}.scales": (torch.bfloat16, scales)}
     return expected
+
+
+def _is_sparse(rows: _Rows, span: _Span) -> bool:
+    """Whether the runs are further apart than a page, the least that a disk reads."""
+    return span.shape[1] * span.shape[2] * span.dtype.itemsize > len(rows.runs) * _PAGE_BYTES
 
 
 def _is_finite(tensor: torch.Tensor) -> bool:

@@ -33,6 +33,7 @@ logger = logging.getLogger(__name__)
 FORMAT = 5
 MARKER = "samkv-store.json"
 WRITING_PREFIX = ".writing-"
+_ABANDONED_AFTER_S = 86_400
 _RECOUNT_AFTER_S = 10.0
 """A count of the folder's bytes is repeated after this time, because other processes write to the folder too."""
 _FREED_AT_ONCE = 1 / 64  # of the budget
@@ -66,8 +67,7 @@ class DiskStore(Store):
 
     def get(self, key: str) -> Blob | None:
         if blob := self.peek(key):
-            with suppress(OSError):  # a read-only mount
-                os.utime(self._path(key), ns=(time.time_ns(), blob.mtime_ns))
+            self._set_last_use(self._path(key), blob.mtime_ns)
         return blob
 
     def peek(self, key: str) -> FileBlob | None:
@@ -81,7 +81,7 @@ class DiskStore(Store):
     def touch(self, key: str) -> None:
         path = self._path(key)
         with suppress(OSError):
-            os.utime(path, ns=(time.time_ns(), os.stat(path).st_mtime_ns))
+            self._set_last_use(path, os.stat(path).st_mtime_ns)
 
     def put(self, key: str, data: bytes) -> None:
         path = self._path(key)
@@ -127,6 +127,16 @@ class DiskStore(Store):
                     os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)
         return lambda: None
 
+    def remove_leftovers(self) -> int:
+        """Delete temporary files older than a day, left by killed writers; return how many."""
+        num_removed = 0
+        for path in self._chunks.glob(f"*/{WRITING_PREFIX}*"):
+            with suppress(OSError):
+                if time.time() - path.stat().st_mtime > _ABANDONED_AFTER_S:
+                    path.unlink()
+                    num_removed += 1
+        return num_removed
+
     # The folder
 
     def _open_folder(self) -> None:
@@ -158,6 +168,11 @@ class DiskStore(Store):
                 f"{self.folder} can be written by other users, who could change stored chunks; chmod go-w it",
                 stacklevel=4,
             )
+
+    @staticmethod
+    def _set_last_use(path: Path, mtime_ns: int) -> None:
+        with suppress(OSError):  # a read-only mount
+            os.utime(path, ns=(time.time_ns(), mtime_ns))
 
     def _path(self, key: str) -> Path:
         return self._chunks / require_key(key)[:2] / f"{key}.safetensors"

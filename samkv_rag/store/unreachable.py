@@ -53,8 +53,8 @@ class RemoteStore(Store):
         self._place = without_secrets(url)
         folder = os.environ.get("SAMKV_CATALOGS") or Path.home() / ".cache" / "samkv_rag" / "catalogs"
         parts = urlsplit(url)
-        place = parts._replace(netloc=parts.netloc.rpartition("@")[2], path=parts.path.rstrip("/")).geturl()
-        self.catalog_path = Path(folder) / f"{hashlib.sha256(place.encode()).hexdigest()}.sqlite"
+        address = parts._replace(netloc=parts.netloc.rpartition("@")[2], path=parts.path.rstrip("/")).geturl()
+        self.catalog_path = Path(folder) / f"{hashlib.sha256(address.encode()).hexdigest()}.sqlite"
         self._errors = errors
         self._until = float("-inf")
         self._reason = ""

@@ -85,6 +85,18 @@ def test_a_full_disk_raises_and_loses_nothing(
     assert not list((tmp_path / "kv").rglob(".writing-*"))
 
 
+def test_leftovers_of_killed_writers_are_removed_after_a_day(tmp_path: Path) -> None:
+    store = DiskStore(tmp_path / "kv")
+    store.put(key_of(1), data_of(1))
+    folder = store._path(key_of(1)).parent
+    for name, age_s in ((".writing-old", 90_000), (".writing-new", 10)):
+        (folder / name).write_bytes(b"half of a chunk")
+        os.utime(folder / name, (time.time() - age_s,) * 2)
+    assert store.remove_leftovers() == 1
+    assert [path.name for path in folder.glob(".writing-*")] == [".writing-new"]
+    assert [found.key for found in store.keys()] == [key_of(1)]
+
+
 def test_files_of_other_names_are_not_chunks(make_engine: MakeEngine, tmp_path: Path) -> None:
     make_engine(store=tmp_path / "kv", chunks=CHUNKS).close()
     chunk = next((tmp_path / "kv" / "chunks").rglob("*.safetensors"))

@@ -19,11 +19,10 @@ from samkv_rag.exceptions import DamagedChunkError, StoreError, StoreFormatError
 from samkv_rag.store.base import BytesBlob, Store, StoredBytes, read_bytes
 from samkv_rag.store.catalog import Catalog
 from samkv_rag.store.codec import ChunkIdentity, StoredChunk, open_chunk
-from samkv_rag.store.disk import MARKER, WRITING_PREFIX, DiskStore, as_folder, written_whole
+from samkv_rag.store.disk import MARKER, DiskStore, as_folder, written_whole
 
 _MAX_CHUNK_BYTES = 8 << 30
 """Larger members of an archive are refused; no chunk is that large."""
-_ABANDONED_AFTER_S = 86_400
 
 
 @dataclass(frozen=True)
@@ -107,18 +106,7 @@ def verify(store: Store, remove_damaged: bool = False) -> Verification:
         store.delete(damaged)
     with closing(Catalog(store)) as catalog, suppress(StoreFullError):  # a full disk does not change the result
         catalog.add(identities)
-    return Verification(sound, damaged, _remove_leftovers(store) if isinstance(store, DiskStore) else 0)
-
-
-def _remove_leftovers(store: DiskStore) -> int:
-    """Delete temporary files older than a day, left by killed writers; return how many."""
-    num_removed = 0
-    for path in store.folder.glob(f"chunks/*/{WRITING_PREFIX}*"):
-        with suppress(OSError):
-            if time.time() - path.stat().st_mtime > _ABANDONED_AFTER_S:
-                path.unlink()
-                num_removed += 1
-    return num_removed
+    return Verification(sound, damaged, store.remove_leftovers() if isinstance(store, DiskStore) else 0)
 
 
 def prune(
