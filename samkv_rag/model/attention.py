@@ -21,7 +21,9 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 _NAME = "samkv"
-_FEW_QUERIES = 64
+_SEVERAL_QUERIES, _FEW_QUERIES = 8, 64
+_BLOCK_QUERIES = 32
+"""The weights of so many queries fit into a processor's cache."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,8 @@ def attention(
 
     ``mask`` is additive, ``[queries, keys]``. With ``is_causal`` the queries are the last of the keys.
     """
-    if spec.softcap is not None or spec.sinks is not None:
+    is_slow = query.shape[2] >= _SEVERAL_QUERIES and _is_slow_in_sdpa(query.device.type, query.dtype)
+    if spec.softcap is not None or spec.sinks is not None or is_slow:
         return _written_out(query, key, value, spec, mask, is_causal)
     if mask is None and (flash := _flash_attention(query.is_cuda, query.dtype)) is not None:
         states = (state.transpose(1, 2) for state in (query, key, value))
@@ -192,12 +195,12 @@ def additive(seen: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 def attention_weights(products: torch.Tensor, spec: LayerSpec, mask: torch.Tensor | None) -> torch.Tensor:
     """Return the layer's softmax of scaled ``products`` ``[..., kv_heads, group, queries, keys]``, overwriting them.
 
-    ``mask`` is additive.
+    ``mask`` is additive; it may be that of the last keys alone.
     """
     if spec.softcap is not None:
         products = products.div_(spec.softcap).tanh_().mul_(spec.softcap)
     if mask is not None:
-        products += mask
+        products[..., -mask.shape[-1] :] += mask
     if spec.sinks is None:
         return products.softmax(-1)
     sinks = spec.sinks.to(products.dtype).view(*products.shape[-4:-2], 1, 1).expand(*products.shape[:-1], 1)
@@ -212,19 +215,25 @@ def _written_out(
     mask: torch.Tensor | None,
     is_causal: bool,
 ) -> torch.Tensor:
-    """Compute attention that SDPA lacks, a few queries at a time, because all their weights are in memory."""
-    grouped = torch.unflatten(query, 1, (key.shape[1], -1))
-    keys, values, output = key[:, :, None].transpose(-1, -2), value[:, :, None], torch.empty_like(grouped)
-    num_queries, num_keys = query.shape[2], key.shape[2]
-    for start in range(0, num_queries, _FEW_QUERIES):
-        rows = slice(start, min(start + _FEW_QUERIES, num_queries))
-        stop = num_keys - num_queries + rows.stop if is_causal else num_keys
-        own = None if mask is None else mask[rows]
-        if is_causal:
-            own = additive(_continuing(rows.stop - start, stop, query.device), query.dtype)
-        weights = attention_weights(grouped[..., rows, :] @ keys[..., :stop] * spec.scaling, spec, own)
-        output[..., rows, :] = weights @ values[..., :stop, :]
-    return output.flatten(1, 2)
+    """Compute attention by plain products, a few queries at a time, because all their weights are in memory.
+
+    On a CPU, products of queries and keys are at least float32, as in SDPA.
+    """
+    num_queries, num_keys, num_kv_heads = query.shape[2], key.shape[2], key.shape[1]
+    dtype = torch.promote_types(query.dtype, torch.float32) if query.device.type == "cpu" else query.dtype
+    keys, output = key.to(dtype).transpose(-1, -2), torch.empty_like(query)
+    for start in range(0, num_queries, _BLOCK_QUERIES):
+        block = slice(start, min(start + _BLOCK_QUERIES, num_queries))
+        num_rows = block.stop - start
+        stop = num_keys - num_queries + block.stop if is_causal else num_keys
+        own = None if mask is None else mask[block]
+        if is_causal:  # the block's own keys; it sees all before them
+            own = additive(_continuing(num_rows, num_rows, query.device), dtype)
+        rows = fold_heads(query[:, :, block], num_kv_heads).to(dtype) * spec.scaling
+        products = torch.unflatten(rows @ keys[..., :stop], 2, (-1, num_rows))
+        weights = attention_weights(products, spec, own).to(value.dtype).flatten(2, 3)
+        output[:, :, block] = torch.unflatten(weights @ value[:, :, :stop], 2, (-1, num_rows)).flatten(1, 2)
+    return output
 
 
 def fold_heads(query: torch.Tensor, num_kv_heads: int) -> torch.Tensor:
@@ -239,6 +248,13 @@ def _continuing(num_queries: int, num_keys: int, device: torch.device) -> torch.
     """Boolean causal mask ``[queries, keys]`` of queries that are the last of the keys."""
     ones = torch.ones(num_queries, num_keys, dtype=torch.bool, device=device)
     return ones.tril(diagonal=num_keys - num_queries)
+
+
+@cache
+def _is_slow_in_sdpa(device_type: str, dtype: torch.dtype) -> bool:
+    """Whether plain products of several queries are faster: without AMX, SDPA is as slow in bfloat16 as in float32."""
+    has_products = torch.cpu._is_avx512_bf16_supported() and not torch.cpu._is_amx_tile_supported()
+    return device_type == "cpu" and dtype == torch.bfloat16 and has_products
 
 
 @cache

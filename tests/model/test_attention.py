@@ -40,11 +40,29 @@ def states(num_queries: int, num_keys: int, batch: int = 1) -> list[torch.Tensor
     return [torch.randn(batch, heads, tokens, 8) for heads, tokens in shapes]
 
 
+@pytest.fixture(params=["SDPA", "products"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Both ways of this machine and of others to attend with several queries."""
+    monkeypatch.setattr(attention_module, "_is_slow_in_sdpa", lambda *_: request.param == "products")
+    return str(request.param)
+
+
+@pytest.mark.usefixtures("way")
 @pytest.mark.parametrize(("num_queries", "num_keys"), [(1, 12), (5, 12), (12, 12), (70, 90), (70, 200), (90, 90)])
 def test_causal_attention_takes_the_queries_as_the_last_of_the_keys(num_queries: int, num_keys: int) -> None:
     query, key, value = states(num_queries, num_keys)
     found = attention(query, key, value, LayerSpec(0.3), is_causal=True)
     torch.testing.assert_close(found, written_out(query, key, value, LayerSpec(0.3)))
+
+
+@pytest.mark.usefixtures("way")
+def test_large_logits_lose_nothing_in_bfloat16() -> None:
+    """A bias that all keys share makes products of some hundreds, which bfloat16 would round to whole numbers."""
+    query, key, value = states(70, 90)
+    query, key, value = (query + 20).bfloat16(), (key + 5).bfloat16(), value.bfloat16()
+    found = attention(query, key, value, LayerSpec(0.3), is_causal=True)
+    expected = written_out(query.float(), key.float(), value.float(), LayerSpec(0.3))
+    torch.testing.assert_close(found.float(), expected, rtol=0.02, atol=0.01)
 
 
 def test_flash_attention_is_called_by_its_conventions(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -90,6 +108,7 @@ SPECS = {
 }
 
 
+@pytest.mark.usefixtures("way")
 @pytest.mark.parametrize("num_gone", [0, 20])
 @pytest.mark.parametrize("num_queries", [1, 7, 80])
 @pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
