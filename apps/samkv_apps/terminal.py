@@ -80,8 +80,10 @@ def open_chroma(folder: Path) -> Any:
     from chromadb.errors import ChromaError
 
     try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        folder.chmod(0o700)  # Chroma's files can be read by everyone, and hold the documents' texts
         return chromadb.PersistentClient(path=str(folder), settings=Settings(anonymized_telemetry=False))
-    except ChromaError as error:
+    except (ChromaError, FileExistsError) as error:
         raise StoreFormatError(f"{folder} cannot hold a Chroma database ({error}); give another --store") from error
 
 

@@ -11,16 +11,11 @@ import re
 import sys
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from uuid import uuid4
 
 from samkv_rag.exceptions import ConfigurationError
-from samkv_rag.frameworks.messages import Message, render, with_json_instruction
 from samkv_rag.grammar import Grammar, json_terms
-
-if TYPE_CHECKING:
-    from samkv_rag import SamKVEngine
-    from samkv_rag.model.tokenization import RenderedPrompt
 
 _OPEN, _CLOSE = "<tool_call>", "</tool_call>"
 _ID_LENGTH = 9  # Mistral's template accepts no other
@@ -64,20 +59,6 @@ def names_of(tools: Sequence[Mapping[str, Any]]) -> list[str]:
     if others := [tool for tool in tools if not isinstance(tool.get("function"), Mapping)]:
         raise ConfigurationError(f"a tool is of type {others[0].get('type')!r}; give functions only")
     return [tool["function"]["name"] for tool in tools]
-
-
-def prompt_and_grammar(
-    engine: SamKVEngine,
-    messages: Sequence[Message],
-    tools: Sequence[Mapping[str, Any]] = (),
-    tool_choice: object = None,
-    schema: Mapping[str, Any] | None = None,
-    parallel: bool = True,
-) -> tuple[RenderedPrompt, Grammar | None]:
-    """Return the prompt of a call with tools, or with a schema for its answer, and the grammar of the answer."""
-    chosen = chosen_tool(tool_choice, names_of(tools))
-    prompt = render(engine, messages if schema is None else with_json_instruction(messages, schema), tools)
-    return prompt, answer_grammar(engine.tokenizer.template, tools, chosen, schema, parallel)
 
 
 def answer_grammar(

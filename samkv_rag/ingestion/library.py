@@ -170,7 +170,7 @@ class ChunkLibrary:
         """
         cleaned = list(clean_texts(texts))
         references = self._references(cleaned, sources)
-        started, num_bytes, written = time.perf_counter(), 0, list[str]()
+        started = time.perf_counter()
         known, pending, estimate = self._pending(cleaned)
         if max_bytes is not None and estimate.num_bytes > max_bytes:
             raise StoreFullError(
@@ -180,16 +180,16 @@ class ChunkLibrary:
             )
         disable = None if show_progress is None and pending else not (show_progress and pending)
         with tqdm(total=len(pending), desc="Caching chunks", unit="chunk", disable=disable) as bar:
-            for text, cache in self._encoded(pending):
-                identity, data = self._encode(text, cache)
-                self._put(identity, data)
-                written.append(identity.key)
-                num_bytes += len(data)
-                bar.update()
+            written, num_bytes = self._store_all(pending, bar.update)
         self._write_down(known)
         self._store.flush(written)
         if references:
-            self._delete(self._catalog.refer(self._fingerprint, references) - self._keys(cleaned))
+            unreferenced = self._catalog.refer(self._fingerprint, references) - self._keys(cleaned)
+            self._delete(unreferenced, unreferenced_only=True)
+            # Until here, another process could delete a chunk together with its last source.
+            deleted = self._catalog.missing(references.values())
+            again = [t for t in cleaned if len(t) >= PREFIX_CHARS and self._key(text_digest(t)) in deleted]
+            self._store.flush(self._store_all(self._tokenised(again))[0])
         if pending:
             logger.info("stored %d chunks in %d bytes, reused %d", len(pending), num_bytes, len(known))
         return IngestionReport(
@@ -210,7 +210,7 @@ class ChunkLibrary:
             references = self.references()
             keep -= {key for source, key in references.items() if source not in going}
             going = {source for source in going if references.get(source) not in keep}
-        return self._delete(self._catalog.release(self._fingerprint, going))
+        return self._delete(self._catalog.release(self._fingerprint, going), unreferenced_only=True)
 
     def references(self) -> dict[str, str]:
         """Return the chunk key of every source."""
@@ -360,6 +360,19 @@ class ChunkLibrary:
         identity = self._identity(text, cache.num_tokens)
         return identity, encode_chunk(cache, identity, self._config.kv_dtype, self._config.storage)
 
+    def _store_all(
+        self, pending: dict[str, list[int]], advance: Callable[[], object] = lambda: None
+    ) -> tuple[list[str], int]:
+        """Compute and store chunks; return their keys, and how many bytes they take together."""
+        written, num_bytes = list[str](), 0
+        for text, cache in self._encoded(pending):
+            identity, data = self._encode(text, cache)
+            self._put(identity, data)
+            written.append(identity.key)
+            num_bytes += len(data)
+            advance()
+        return written, num_bytes
+
     def _put(self, identity: ChunkIdentity, data: bytes) -> None:
         self._store.put(identity.key, data)
         self._catalog.add([identity])
@@ -389,20 +402,26 @@ class ChunkLibrary:
             unknown = [t for t, one in described.items() if not (self.knows(one.digest) and self._index.has(one))]
         self._catalog.add(self._identity(text, len(self._tokenizer.chunk_ids(text))) for text in unknown)
 
-    def _delete(self, keys: set[str], also_shared: bool = False) -> int:
+    def _delete(self, keys: set[str], also_shared: bool = False, unreferenced_only: bool = False) -> int:
         """Forget chunks and delete them; in a shared store only if ``also_shared``."""
-        if not keys:
-            return 0
-        num_deleted = self._store.delete(keys) if also_shared or not self._store.shared else 0
-        self._forget(keys)
+        num_deleted = 0
+
+        def delete(going: set[str]) -> None:
+            nonlocal num_deleted
+            num_deleted = self._store.delete(going)
+
+        if keys:
+            self._forget(keys, delete if also_shared or not self._store.shared else None, unreferenced_only)
         return num_deleted
 
-    def _forget(self, keys: set[str]) -> None:
-        gone = self._catalog.remove(keys)
+    def _forget(
+        self, keys: set[str], delete: Callable[[set[str]], object] | None = None, unreferenced_only: bool = False
+    ) -> None:
+        gone, digests = self._catalog.remove(keys, delete, unreferenced_only)
         with self._lock:
-            gone += [digest for digest in self._announced if self._key(digest) in keys]
-            self._index.remove(gone)
-            for digest in gone:
+            digests += [digest for digest in self._announced if self._key(digest) in gone]
+            self._index.remove(digests)
+            for digest in digests:
                 self._announced.pop(digest, None)
 
     def _references(self, texts: Sequence[str], sources: Sequence[str | None] | None) -> dict[str, str]:

@@ -130,18 +130,39 @@ class Catalog:
 
         self._write(add)
 
-    def remove(self, keys: Iterable[str]) -> list[str]:
-        """Forget chunks, and the sources that refer to them; return the digests of their texts."""
-        gone = [(key,) for key in keys]
+    def remove(
+        self,
+        keys: Iterable[str],
+        delete: Callable[[set[str]], object] | None = None,
+        unreferenced_only: bool = False,
+    ) -> tuple[set[str], list[str]]:
+        """Forget chunks, and the sources that refer to them; return the forgotten keys, and the digests of their texts.
 
-        def remove(connection: sqlite3.Connection) -> list[str]:
-            select = "SELECT digest FROM chunks WHERE key = ?"
-            digests = [row[0] for key in gone for row in connection.execute(select, key)]
-            connection.executemany("DELETE FROM chunks WHERE key = ?", gone)
-            connection.executemany("DELETE FROM sources WHERE key = ?", gone)
-            return digests
+        ``delete`` is called with the keys before other processes can go on: who refers to one later finds it gone.
+        ``unreferenced_only`` spares chunks that a source refers to by now.
+        """
+        wanted = set(keys)
+
+        def remove(connection: sqlite3.Connection) -> tuple[set[str], list[str]]:
+            def found(select: str, key: str) -> list[str]:
+                return [row[0] for row in connection.execute(select, (key,))]
+
+            spared = "SELECT source FROM sources WHERE key = ? LIMIT 1"
+            gone = {key for key in wanted if not (unreferenced_only and found(spared, key))}
+            if delete is not None:
+                delete(gone)
+            digests = [digest for key in gone for digest in found("SELECT digest FROM chunks WHERE key = ?", key)]
+            rows = [(key,) for key in gone]
+            connection.executemany("DELETE FROM chunks WHERE key = ?", rows)
+            connection.executemany("DELETE FROM sources WHERE key = ?", rows)
+            return gone, digests
 
         return self._write(remove)
+
+    def missing(self, keys: Iterable[str]) -> set[str]:
+        """Return those of ``keys`` that are not known."""
+        select = "SELECT 1 FROM chunks WHERE key = ?"
+        return {key for key in set(keys) if not self._select(select, (key,))}
 
     def chunks(self, fingerprint: str | None = None) -> list[ChunkIdentity]:
         """Return the known chunks of one fingerprint, or of all, oldest first."""
@@ -184,6 +205,13 @@ class Catalog:
                 self._connection.close()
 
     # SQLite
+
+    def _current(self) -> sqlite3.Connection | None:
+        """Return the open connection, or None if there is none or its file was replaced or deleted meanwhile."""
+        if self._connection and self._path and self._file_id not in (None, _file_id(self._path)):
+            self._connection.close()
+            self._connection, self._seen = None, {}
+        return self._connection
 
     def _connect(self) -> sqlite3.Connection:
         if self._path is None:
@@ -261,7 +289,7 @@ class Catalog:
         """Return ``function(connection)``. If the file proves damaged, make another and run the function again."""
         with self._lock:
             try:
-                return function(self._connection or self._connect())
+                return function(self._current() or self._connect())
             except sqlite3.ProgrammingError as error:
                 raise StoreError(f"the store was closed ({error})") from error
             except (sqlite3.DatabaseError, UnicodeDecodeError) as error:

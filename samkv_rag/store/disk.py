@@ -255,9 +255,16 @@ def written_whole(path: Path) -> Iterator[IO[bytes]]:
 
 
 def _opened(path: Path) -> FileIO:
-    """Open a file to read; does not block on a pipe."""
-    not_blocking = getattr(os, "O_NONBLOCK", 0)
-    return FileIO(path, opener=lambda name, flags: os.open(name, flags | not_blocking))
+    """Open a file to read; does not block on a pipe, and leaves its access time, which is set where it is used."""
+
+    def open_it(name: str, flags: int) -> int:
+        flags |= getattr(os, "O_NONBLOCK", 0)
+        try:
+            return os.open(name, flags | getattr(os, "O_NOATIME", 0))
+        except PermissionError:  # another user's file
+            return os.open(name, flags)
+
+    return FileIO(path, opener=open_it)
 
 
 def _read_at(file: FileIO, start: int, buffers: Sequence[Buffer]) -> int:

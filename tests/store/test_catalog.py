@@ -67,6 +67,41 @@ def test_a_chunk_goes_with_its_last_source(make_engine: MakeEngine) -> None:
     assert has(engine) == [True, True, False], "given again, though without a source"
 
 
+def test_a_source_of_another_process_keeps_its_chunk(make_engine: MakeEngine, tmp_path: Path) -> None:
+    """Between a release and the deletion that follows, another process may give the chunk a new source."""
+    going, coming = make_engine(store=tmp_path / "kv"), make_engine(store=tmp_path / "kv")
+    going.add_chunks(CHUNKS[:1], sources=["old"])
+    release = going._library._catalog.release
+
+    def released(*args: Any) -> set[str]:
+        unreferenced = release(*args)
+        coming.add_chunks(CHUNKS[:1], sources=["new"])
+        return unreferenced
+
+    going._library._catalog.release = released  # type: ignore[assignment, method-assign]
+    assert going.remove_sources(["old"]) == 0
+    assert coming.sources() == ["new"]
+    assert coming.has_chunk(CHUNKS[0])
+
+
+def test_a_chunk_that_is_deleted_before_it_has_its_source_is_stored_again(
+    make_engine: MakeEngine, tmp_path: Path
+) -> None:
+    going, coming = make_engine(store=tmp_path / "kv"), make_engine(store=tmp_path / "kv")
+    going.add_chunks(CHUNKS[:1], sources=["old"])
+    refer = coming._library._catalog.refer
+
+    def referred(*args: Any) -> set[str]:
+        assert going.remove_sources(["old"]) == 1
+        return refer(*args)
+
+    coming._library._catalog.refer = referred  # type: ignore[assignment, method-assign]
+    coming.add_chunks(CHUNKS[:1], sources=["new"])
+    assert coming.has_chunk(CHUNKS[0])
+    assert going.has_chunk(CHUNKS[0])
+    assert coming.sources() == ["new"]
+
+
 def test_removing_a_document_deletes_nothing_from_a_shared_store(make_engine: MakeEngine) -> None:
     class Shared(MemoryStore):
         shared = True
@@ -274,6 +309,19 @@ def test_a_new_catalog_of_another_process_is_not_put_aside(tmp_path: Path) -> No
     late._put_aside(first._path, ValueError("damaged"))
     assert [chunk.key for chunk in late.chunks()] == [chunk.key for chunk in first.chunks()] == [identity(1).key]
     assert len(list(store.folder.glob("catalog.sqlite.damaged-*"))) == 1
+
+
+def test_a_catalog_that_was_replaced_is_opened_anew(tmp_path: Path) -> None:
+    store = DiskStore(tmp_path / "kv")
+    open_before = Catalog(store)
+    open_before.add([identity(0)])
+    for file in store.folder.glob("catalog.sqlite*"):
+        file.unlink()
+    other = Catalog(store)
+    other.add([identity(1)])
+    open_before.add([identity(2)])
+    assert [chunk.key for chunk in other.chunks()] == [identity(1).key, identity(2).key]
+    assert open_before.chunks() == other.chunks()
 
 
 def test_many_processes_may_open_a_new_folder_at_once(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import torch
 from samkv_rag import open_store
 from samkv_rag.exceptions import ConfigurationError, StoreError, StoreFormatError, StoreFullError
 from samkv_rag.ingestion.recognition import text_digest
+from samkv_rag.store.base import read_bytes
 from samkv_rag.store.disk import DiskStore
 from samkv_rag.store.testing import data_of, key_of
 from support import tiny
@@ -250,7 +251,9 @@ def test_a_peek_is_not_a_use(tmp_path: Path) -> None:
     store.put(key_of(1), data_of(1))
     used(store, 1, seconds_ago=1000)
     before = next(store.keys()).last_use_s
-    assert store.peek(key_of(1)) is not None
+    peeked = store.peek(key_of(1))
+    assert peeked is not None
+    assert bytes(read_bytes(peeked)) == data_of(1)
     assert next(store.keys()).last_use_s == before
     assert store.get(key_of(1)) is not None
     assert next(store.keys()).last_use_s > before + 900

@@ -61,7 +61,7 @@ def ask(
     if half_pair_at(question) is not None:
         raise ConfigurationError("the question is not valid UTF-8; set the terminal's encoding to UTF-8")
     library, found = _open(files, store, model, embedding, namespace, max_tokens, storage)
-    library.update(found, max_bytes)
+    library.update(found, max_bytes, folders=_folders(files))
     response = library.ask(question, found, top_k)
     if not response.source_nodes:
         raise ConfigurationError("nothing was found in these files; give other files")
@@ -109,7 +109,7 @@ def ingest(
         options = _engine_options(namespace, storage)
         compute = partial(bulk.ingest, num_processes=num_processes, model=model, store=store / "kv", **options)
     library, found = _open(files, store, model, embedding, namespace, 1, storage)
-    num_new = library.update(found, max_bytes, compute)
+    num_new = library.update(found, max_bytes, compute, _folders(files))
     report = json.dumps({"files": len(found), "new_chunks": num_new})
     typer.echo(report if as_json else f"{len(found)} files, {num_new} new chunks")
 
@@ -129,6 +129,10 @@ def _open(
     name = embedding or ("demo" if model in PACKAGED else _DEFAULT_EMBEDDING)
     path = str(embedding_model()) if name == "demo" else name
     return Library(engine, store, path, max_tokens), found
+
+
+def _folders(files: list[Path]) -> list[Path]:
+    return [path.resolve() for path in files if path.is_dir()]
 
 
 def _engine_options(namespace: str, storage: str) -> dict[str, Any]:

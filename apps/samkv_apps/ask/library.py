@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import typer
 from filelock import FileLock
 from llama_index.core import Settings, VectorStoreIndex
 from llama_index.core.base.embeddings.base import similarity
+from llama_index.core.bridge.pydantic import PrivateAttr
 from llama_index.core.ingestion import DocstoreStrategy, IngestionPipeline
 from llama_index.core.node_parser import SentenceSplitter
 from llama_index.core.schema import BaseNode, TransformComponent
@@ -27,11 +29,14 @@ from samkv_apps.store.command import format_bytes, parse_bytes
 from samkv_apps.terminal import open_chroma
 from samkv_rag import SamKVEngine
 from samkv_rag.exceptions import ConfigurationError, ModelNotFoundError, StoreFullError
+from samkv_rag.store.codec import PREFIX_CHARS
 from samkv_rag.store.disk import written_whole
 
 CHUNK_TOKENS = 256
 _PROBE = "The tide turns at noon."
 """Its embedding tells whether two names are of one model."""
+_MOST_FILES = 10_000
+"""Chroma refuses a filter of more than 32,766 values."""
 Compute = Callable[[Sequence[str]], object]
 """Computes the KV of texts and writes it to the library's store."""
 
@@ -62,6 +67,20 @@ class _Estimate(TransformComponent):
         return nodes
 
 
+class _Vectors(ChromaVectorStore):
+    """Adds as many nodes at once as Chroma takes; LlamaIndex adds more, which Chroma refuses."""
+
+    _most_at_once: int = PrivateAttr()
+
+    def __init__(self, collection: Any, most_at_once: int) -> None:
+        super().__init__(chroma_collection=collection)
+        self._most_at_once = most_at_once
+
+    def add(self, nodes: Sequence[BaseNode], **kwargs: Any) -> list[str]:
+        parts = [list(nodes[start : start + self._most_at_once]) for start in range(0, len(nodes), self._most_at_once)]
+        return [node_id for part in parts for node_id in super(_Vectors, self).add(part, **kwargs)]
+
+
 class Library:
     """The documents in ``folder``: their KV, their embeddings in Chroma, and a list of them.
 
@@ -79,7 +98,8 @@ class Library:
             folder /= f"namespace-{sha256(engine.namespace.encode()).hexdigest()[:16]}"
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         probe = Settings.embed_model.get_text_embedding(_PROBE)
-        collection = open_chroma(folder.resolve() / "chroma").get_or_create_collection(
+        chroma = open_chroma(folder.resolve() / "chroma")
+        collection = chroma.get_or_create_collection(
             "documents", metadata={"hnsw:space": "cosine", "embedding": embedding, "probe": json.dumps(probe)}
         )
         known = collection.metadata
@@ -88,16 +108,24 @@ class Library:
                 f"the embeddings in {folder} were made with {known['embedding']}, and those of {embedding} differ; "
                 "give --embedding as then, or another --store"
             )
-        self._vectors = SamKVVectorStore(ChromaVectorStore(chroma_collection=collection), self.llm)
+        self._vectors = SamKVVectorStore(_Vectors(collection, chroma.get_max_batch_size()), self.llm)
         self._docstore_file = folder / "documents.json"
         self._unfinished_file = folder / "unfinished.json"
         """Names of documents that an update deletes and adds, until it ends."""
+        self._known_files: set[Path] = set()
         self._one_update = FileLock(folder / "update.lock")
 
-    def update(self, files: Sequence[Path], max_bytes: str | None = None, compute: Compute | None = None) -> int:
+    def update(
+        self,
+        files: Sequence[Path],
+        max_bytes: str | None = None,
+        compute: Compute | None = None,
+        folders: Iterable[Path] = (),
+    ) -> int:
         """Ingest what is new or changed in ``files``, and return the number of new chunks.
 
-        The KV is computed here or by ``compute``. A terminal shows its size in advance.
+        The KV is computed here or by ``compute``. A terminal shows its size in advance. Documents whose files are gone
+        from ``folders``, or from beside ``files``, are forgotten.
 
         Raises:
             ConfigurationError: ``max_bytes`` is not a size such as ``"10GB"``.
@@ -105,11 +133,12 @@ class Library:
         """
         limit = None if max_bytes is None else parse_bytes(max_bytes)
         with self._one_update:
-            return self._update(files, _Estimate(engine=self.llm.engine, max_bytes=limit, compute=compute))
+            return self._update(files, {*folders}, _Estimate(engine=self.llm.engine, max_bytes=limit, compute=compute))
 
-    def _update(self, files: Sequence[Path], estimate: _Estimate) -> int:
-        known = self._docstore_file.exists()
-        docstore = SimpleDocumentStore.from_persist_path(str(self._docstore_file)) if known else SimpleDocumentStore()
+    def _update(self, files: Sequence[Path], folders: set[Path], estimate: _Estimate) -> int:
+        docstore, unfinished = self._read_lists()
+        if not docstore.docs and self._vectors.client.count():  # the list was lost; every document would be there twice
+            self._vectors.vector_store.clear()
         pipeline = IngestionPipeline(
             transformations=[
                 SentenceSplitter(chunk_size=CHUNK_TOKENS, chunk_overlap=0),
@@ -122,15 +151,19 @@ class Library:
             disable_cache=True,
         )
         documents = list(read_documents(files))
-        self._forget(docstore, files, {document.doc_id: document.hash for document in documents})
+        self._forget(docstore, unfinished, files, folders, {document.doc_id: document.hash for document in documents})
         num_new = len(pipeline.run(documents=documents))
         # Another model, or an engine whose store was cleared, has no KV of documents that are known.
-        stored = self._vectors.get_nodes(None, _of_files(files))
+        parts = [files[start : start + _MOST_FILES] for start in range(0, len(files), _MOST_FILES)]
+        nodes = [node for part in parts for node in self._vectors.get_nodes(None, _of_files(part))]
+        stored = [node for node in nodes if len(node.get_content().strip()) >= PREFIX_CHARS]
         if missing := [node for node in stored if not self.llm.engine.has_chunk(node.get_content())]:
             estimate(missing)
             self._vectors.ingest(missing)
-        self._persist(docstore)
-        self._unfinished_file.unlink(missing_ok=True)
+        if self._unfinished_file.exists():  # else nothing has changed, and a full disk does not matter
+            self._persist(docstore)
+            self._unfinished_file.unlink()
+        self._known_files = {_file_of(doc_id) for doc_id in docstore.docs}
         return num_new + len(missing)
 
     def ask(self, question: str, files: Sequence[Path], top_k: int) -> Any:
@@ -139,24 +172,47 @@ class Library:
         query_engine = index.as_query_engine(
             streaming=True,
             similarity_top_k=top_k,
-            filters=_of_files(files),
+            filters=None if len(files) > _MOST_FILES and self._known_files <= {*files} else _of_files(files),
             node_postprocessors=[SamKVPostprocessor(self.llm)],
         )
         return query_engine.query(question)
 
-    def _forget(self, docstore: SimpleDocumentStore, files: Sequence[Path], there: Mapping[str, str]) -> None:
+    def _read_lists(self) -> tuple[SimpleDocumentStore, set[str]]:
+        """Return the list of documents, and the names of those that an interrupted update left half done."""
+        docstore, unfinished = SimpleDocumentStore(), set[str]()
+        try:
+            if self._docstore_file.exists():
+                docstore = SimpleDocumentStore.from_persist_path(str(self._docstore_file))
+            if self._unfinished_file.exists():
+                unfinished = set(json.loads(self._unfinished_file.read_text("utf-8")))
+        except (ValueError, AttributeError, TypeError):
+            place = self._docstore_file.parent
+            warnings.warn(f"the list of documents in {place} is damaged; it is made again", stacklevel=4)
+            return SimpleDocumentStore(), set()
+        return docstore, unfinished
+
+    def _forget(
+        self,
+        docstore: SimpleDocumentStore,
+        unfinished: set[str],
+        files: Sequence[Path],
+        folders: set[Path],
+        there: Mapping[str, str],
+    ) -> None:
         """Delete the documents that these files no longer contain, and those of files that are gone from beside them.
 
         ``there`` has the hashes of the documents in the files. Documents that an interrupted update left half done are
         deleted as well, and so added again.
         """
-        given, folders = set(files), {file.parent for file in files}
-        of_file = {doc_id: Path(doc_id.rpartition("#")[0]) for doc_id in docstore.docs}
-        is_own = {file: file in given or (file.parent in folders and not file.exists()) for file in of_file.values()}
+        given, beside = set(files), {file.parent for file in files}
+        of_file = {doc_id: _file_of(doc_id) for doc_id in docstore.docs}
+        is_own = {
+            file: file in given or ((file.parent in beside or not folders.isdisjoint(file.parents)) and _is_gone(file))
+            for file in of_file.values()
+        }
         own = [doc_id for doc_id, file in of_file.items() if is_own[file]]
         gone = {doc_id for doc_id in own if docstore.get_document_hash(doc_id) != there.get(doc_id)}
-        if self._unfinished_file.exists():
-            gone |= set(json.loads(self._unfinished_file.read_text("utf-8"))) - docstore.docs.keys()
+        gone |= unfinished - docstore.docs.keys()
         new = there.keys() - docstore.docs.keys()
         if gone or new:
             _write_json(self._unfinished_file, sorted(gone | new))
@@ -169,6 +225,20 @@ class Library:
 
     def _persist(self, docstore: SimpleDocumentStore) -> None:
         _write_json(self._docstore_file, docstore.to_dict())
+
+
+def _is_gone(file: Path) -> bool:
+    try:
+        file.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return True
+    except OSError:  # it cannot be told
+        pass
+    return False
+
+
+def _file_of(doc_id: str) -> Path:
+    return Path(doc_id.rpartition("#")[0])
 
 
 def _of_files(files: Sequence[Path]) -> MetadataFilters:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -31,12 +32,27 @@ def find_files(paths: Iterable[Path]) -> list[Path]:
     for path in paths:
         if not path.exists():
             raise ConfigurationError(f"{path} does not exist; give files or folders")
-        inside = sorted(path.rglob("*")) if path.is_dir() else [path]
+        inside = sorted(_inside(path)) if path.is_dir() else [path]
         files = [file for file in inside if file.is_file() and (file.suffix.lower() in SUFFIXES or file == path)]
         found += [file for file in files if _has_unicode_name(file)]
     if not found:
         raise ConfigurationError(f"there are no files with {', '.join(SUFFIXES)}; give other files or folders")
     return list(dict.fromkeys(file.resolve() for file in found))
+
+
+def _inside(folder: Path) -> Iterator[Path]:
+    """Yield the files in ``folder`` and in its folders, linked ones too, each once."""
+
+    def unreadable(error: OSError) -> None:
+        warnings.warn(f"{error.filename} could not be read and is left out: {error.strerror}", stacklevel=4)
+
+    seen = set[str]()
+    for place, folders, names in os.walk(folder, onerror=unreadable, followlinks=True):
+        if (real := os.path.realpath(place)) in seen:  # links may go round in circles
+            folders.clear()
+            continue
+        seen.add(real)
+        yield from (Path(place, name) for name in names)
 
 
 def _has_unicode_name(file: Path) -> bool:

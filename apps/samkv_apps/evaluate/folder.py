@@ -48,7 +48,7 @@ def cases_from_folder(
         ModelNotFoundError: the embedding model is not installed, or there is no such tokenizer.
     """
     require_integer("top_k", top_k, 1)
-    asked, read = read_questions(questions), _read(documents)
+    asked, read = read_questions(questions), _read(documents, output_dir.resolve())
     _require_sources(questions, asked, list(dict.fromkeys(name for name, _ in read)))
     made_of = _digest(asked, read, top_k)
     file = output_dir / CASES_FILE
@@ -65,12 +65,12 @@ def cases_from_folder(
     return file
 
 
-def _read(documents: Path) -> list[_Chunk]:
-    """Read the documents. Names are relative to the folder, since reports are shared."""
+def _read(documents: Path, results: Path) -> list[_Chunk]:
+    """Read the documents, except this evaluation's report. Names are relative to the folder: reports are shared."""
     from samkv_apps.ask.reading import find_files, read_documents  # late: it imports LlamaIndex
 
     folder = (documents if documents.is_dir() else documents.parent).resolve()
-    read = read_documents(find_files([documents]))
+    read = read_documents([file for file in find_files([documents]) if results not in file.parents])
     return [
         (Path(os.path.relpath(document.metadata["file_path"], folder)).as_posix(), document.text) for document in read
     ]

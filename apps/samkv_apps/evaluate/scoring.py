@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import re
 import string
+import sys
+import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
-_PUNCTUATION = str.maketrans("", "", string.punctuation)
+_PUNCTUATION = str.maketrans("", "", string.punctuation) | {
+    code: None for code in range(sys.maxunicode) if unicodedata.category(chr(code)).startswith("P")
+}
+_UNSPACED = re.compile("([\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af\uf900-\ufaff\U00020000-\U0003ffff])")
+"""Scripts without spaces between words: each character is a word, as in MLQA's evaluation (arXiv 1910.07475)."""
 
 
 def normalise(text: str) -> str:
     """Lower the case; remove punctuation, articles and extra white space."""
-    return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
+    return " ".join(_UNSPACED.sub(r" \1 ", _ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION))).split())
 
 
 def exact_match(prediction: str, answers: Sequence[str]) -> float:

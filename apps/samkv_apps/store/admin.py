@@ -221,10 +221,12 @@ def _open_member(tar: tarfile.TarFile, member: tarfile.TarInfo) -> StoredChunk:
 
 def _sound(name: str, damaged: dict[str, str], open_it: Callable[[], StoredChunk | None]) -> StoredChunk | None:
     """Open a chunk and compare all checksums; for a damaged one return None and put the reason into ``damaged``."""
-    try:
-        if chunk := open_it():
-            chunk.verify()
-        return chunk
-    except DamagedChunkError as error:
-        damaged[name] = str(error)
-        return None
+    for is_last in (False, True):  # another process may have evicted or replaced it while it was read
+        try:
+            if chunk := open_it():
+                chunk.verify()
+            return chunk
+        except DamagedChunkError as error:
+            if is_last:
+                damaged[name] = str(error)
+    return None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import stat
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -99,6 +101,63 @@ def test_kv_that_an_engine_lacks_is_computed(open_library: Open, files: list[Pat
     assert other.update(files[:1]) == 1
     assert read_from(other, files) == {tiny.text(0)}, "it knows the documents of its own namespace only"
     assert read_from(open_library(), files) == {tiny.text(number) for number in range(3)}
+
+
+def test_a_deleted_folder_is_forgotten(open_library: Open, files: list[Path], tmp_path: Path) -> None:
+    files.append(tmp_path / "sub" / "deep" / "3.txt")
+    files[3].parent.mkdir(parents=True)
+    files[3].write_text(tiny.text(3))
+    open_library().update(files)
+    shutil.rmtree(tmp_path / "sub")
+    opened = open_library()
+    opened.update(files[:3])
+    assert opened.llm.engine.has_chunk(tiny.text(3)), "its folder was not given"
+    opened.update(files[:3], folders=[tmp_path])
+    assert not opened.llm.engine.has_chunk(tiny.text(3))
+
+
+def test_more_chunks_than_chroma_takes_at_once(
+    open_library: Open, files: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("chromadb.api.client.Client.get_max_batch_size", lambda _: 2)
+    sizes: list[int] = []
+    add = ChromaVectorStore.add
+    monkeypatch.setattr(
+        ChromaVectorStore, "add", lambda self, nodes, **given: sizes.append(len(nodes)) or add(self, nodes, **given)
+    )
+    monkeypatch.setattr(library, "_MOST_FILES", 2)
+    opened = open_library()
+    assert opened.update(files) == 3
+    assert sizes == [2, 1]
+    assert opened.update(files) == 0
+    assert read_from(opened, files) == {tiny.text(number) for number in range(3)}
+
+
+@pytest.mark.parametrize("name", ["documents.json", "unfinished.json"])
+def test_a_damaged_list_of_documents_is_made_again(open_library: Open, files: list[Path], name: str) -> None:
+    open_library().update(files)
+    (library_folder := files[0].parent / "store").joinpath(name).write_text("")
+    with pytest.warns(UserWarning, match="list of documents .* is damaged; it is made again"):
+        open_library().update(files)
+    (library_folder / "documents.json").unlink()
+    opened = open_library()
+    opened.update(files)
+    assert len(opened.ask("Which tide?", files, top_k=20).source_nodes) == 3, "nothing is there twice"
+
+
+def test_an_unchanged_library_writes_nothing(
+    open_library: Open, files: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files[0].write_text("# Tides")  # too short to be cached
+    assert open_library().update(files) == 3
+    opened = open_library()
+    monkeypatch.setattr(library, "_write_json", lambda *_: pytest.fail("a full disk would refuse this"))
+    assert opened.update(files) == 0
+
+
+def test_others_cannot_read_the_texts(open_library: Open, files: list[Path]) -> None:
+    open_library().update(files)
+    assert stat.S_IMODE((files[0].parent / "store" / "chroma").stat().st_mode) == 0o700
 
 
 @pytest.mark.parametrize("place", [(SimpleDocumentStore, "to_dict"), (ChromaVectorStore, "delete")], ids=str)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 from llama_index.core import SimpleDirectoryReader
@@ -33,6 +34,26 @@ def test_files_are_found_in_folders_and_once(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(ConfigurationError, match="no files with"):
         find_files([tmp_path / "empty"])
+
+
+def test_linked_folders_are_read_once_and_unreadable_ones_warned_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    docs, elsewhere = tmp_path / "docs", tmp_path / "elsewhere"
+    kept = [write(docs, "a.txt", "tide"), write(elsewhere, "b.txt", "ebb")]
+    (docs / "linked").symlink_to(elsewhere)
+    (elsewhere / "round").symlink_to(docs)
+    write(docs, "private/c.txt", "flood")
+    scandir = os.scandir
+
+    def refused(path: Any) -> Any:
+        if Path(path).name == "private":
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refused)  # root may read everything
+    with pytest.warns(UserWarning, match="private could not be read and is left out: Permission denied"):
+        assert find_files([docs]) == kept
 
 
 def test_a_name_that_is_not_utf8_is_warned_of_and_left_out(tmp_path: Path) -> None:

@@ -16,8 +16,10 @@ import pytest
 
 from samkv_apps.store.admin import verify
 from samkv_apps.store.command import format_bytes, parse_bytes, parse_seconds
+from samkv_rag.exceptions import DamagedChunkError
 from samkv_rag.sources import source_names
 from samkv_rag.store.catalog import Catalog
+from samkv_rag.store.codec import StoredChunk
 from samkv_rag.store.disk import DiskStore
 from support import tiny
 from support.commands import Run, only_line, run
@@ -67,6 +69,21 @@ def test_verify_finds_and_removes_damage(run: Run, folder: Path) -> None:
     assert run("store", "verify", "--store", folder, "--remove-damaged")[0] == 1
     assert run("store", "verify", "--store", folder)[0] == 0
     assert len(list(folder.rglob("*.safetensors"))) == 3
+
+
+def test_a_chunk_replaced_while_it_is_verified_is_not_damaged(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    verify_one, seen = StoredChunk.verify, list[StoredChunk]()
+
+    def replaced_at_first(chunk: StoredChunk) -> None:
+        seen.append(chunk)
+        if len(seen) == 1:
+            raise DamagedChunkError("it was replaced while it was read")
+        verify_one(chunk)
+
+    monkeypatch.setattr(StoredChunk, "verify", replaced_at_first)
+    with DiskStore(folder) as store:
+        assert not verify(store, remove_damaged=True).damaged
+    assert len(list(folder.rglob("*.safetensors"))) == 4
 
 
 def test_verify_removes_leftovers_of_killed_writers_after_a_day(folder: Path) -> None:

@@ -24,6 +24,7 @@ from langchain_samkv._structured import METHODS, parsed, parsed_call
 from samkv_rag.checks import refuse_unknown
 from samkv_rag.config import EngineConfig
 from samkv_rag.exceptions import ChatTemplateError, ConfigurationError
+from samkv_rag.frameworks.calls import engine_options, open_stream
 from samkv_rag.frameworks.handle import EngineHandle
 from samkv_rag.frameworks.options import (
     ENGINE_OPTIONS,
@@ -31,14 +32,13 @@ from samkv_rag.frameworks.options import (
     CallOptions,
     EngineOptions,
     PathText,
-    call_options,
     load_engine,
     method_as_dict,
     parse_bool,
     plain_refusals,
 )
-from samkv_rag.frameworks.threads import aiter_in_thread, cancellable
-from samkv_rag.frameworks.tools import ToolCalls, chosen_tool, names_of, prompt_and_grammar
+from samkv_rag.frameworks.threads import aiter_in_thread
+from samkv_rag.frameworks.tools import chosen_tool, names_of
 from samkv_rag.store.unreachable import without_secrets
 
 if TYPE_CHECKING:
@@ -46,8 +46,6 @@ if TYPE_CHECKING:
 
 _OF_THE_ENGINE = ("model_name", *ENGINE_OPTIONS)
 _PER_CALL = (*OWN_CALL_OPTIONS, "explain")
-# LangChain passes "stream" on, although the called method decides that.
-_NOT_THE_ENGINES = ("explain", "stream", "tools", "tool_choice", "parallel_tool_calls", "json_schema")
 
 
 def _handle_for(fields: Mapping[str, Any]) -> EngineHandle:
@@ -184,20 +182,13 @@ class ChatSamKV(EngineOptions, CallOptions, BaseChatModel):
 
         The model is loaded and the prompt is built on the first read, in the reader's thread.
         """
-        options = {name: value for name, value in given.items() if name not in _NOT_THE_ENGINES}
-        tools, schema = given.get("tools") or (), given.get("json_schema")
-        explain = parse_bool("explain", given.get("explain"), self.explain)
-        parallel = parse_bool("parallel_tool_calls", given.get("parallel_tool_calls"), True)
-        options = call_options({name: getattr(self, name) for name in OWN_CALL_OPTIONS}, options)
-        engine = self.engine
+        options = engine_options(self, given, ignored="stream")  # which the called method decides
+        explain, engine = parse_bool("explain", given.get("explain"), self.explain), self.engine
         if not engine.has_chat_template:
             raise ChatTemplateError(f"{engine.model_name} has no chat template; take an instruction-tuned model")
-        prompt, grammar = prompt_and_grammar(
-            engine, engine_messages(messages), tools, given.get("tool_choice"), schema, parallel
-        )
-        options = {"grammar": grammar} | options if grammar else options
-        with closing(cancellable(engine.stream(prompt, **options))) as stream:
-            yield from message_chunks(stream, engine.model_name, partial(ToolCalls, tools, parallel), explain)
+        stream, reader = open_stream(engine, engine_messages(messages), given, options)
+        with closing(stream):
+            yield from message_chunks(stream, engine.model_name, reader, explain)
 
     # Tools and structured answers
 

@@ -12,8 +12,8 @@ from langchain_core.documents import Document
 from langchain_core.embeddings import Embeddings
 from langchain_core.vectorstores import InMemoryVectorStore, VectorStore
 
-from langchain_samkv._documents import DocumentKV, Reservation
 from samkv_rag.exceptions import ConfigurationError
+from samkv_rag.frameworks.documents import DocumentKV, Reservation
 from samkv_rag.frameworks.handle import resolve_handle
 from samkv_rag.frameworks.threads import run_in_thread_shielded
 

@@ -130,7 +130,7 @@ class TestTools:
         # A random model never calls by itself: force one call, then let it answer.
         turns = iter(["any"])
         monkeypatch.setattr(
-            "samkv_rag.frameworks.tools.answer_grammar",
+            "samkv_rag.frameworks.calls.answer_grammar",
             lambda prompt, tools, *_: answer_grammar(prompt, tools, next(turns, None)),
         )
         llm = llm.model_copy(update={"max_tokens": 200})

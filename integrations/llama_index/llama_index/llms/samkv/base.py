@@ -36,34 +36,28 @@ from llama_index.llms.samkv._structured import answered, as_object, asked_for, g
 from llama_index.llms.samkv._tracing import closing_source, traced
 
 from samkv_rag.checks import refuse_unknown
-from samkv_rag.exceptions import ConfigurationError, ToolsUnsupportedError
+from samkv_rag.exceptions import ConfigurationError
+from samkv_rag.frameworks.calls import engine_options, open_stream
 from samkv_rag.frameworks.handle import EngineHandle
 from samkv_rag.frameworks.messages import Message
 from samkv_rag.frameworks.options import (
     ENGINE_OPTIONS,
-    OWN_CALL_OPTIONS,
     CallOptions,
     EngineOptions,
     PathText,
-    call_options,
     load_engine,
     parse_bool,
     plain_refusals,
 )
-from samkv_rag.frameworks.threads import aiter_in_thread, cancellable
-from samkv_rag.frameworks.tools import ToolCalls, answer_grammar, prompt_and_grammar
+from samkv_rag.frameworks.threads import aiter_in_thread
 from samkv_rag.results import GenerationMetrics
 
 if TYPE_CHECKING:
     from samkv_rag import Explanation, GenerationResult, SamKVEngine
-    from samkv_rag.model.tokenization import RenderedPrompt
 
 _Prompt = str | list[Message]
 _Response = TypeVar("_Response", CompletionResponse, ChatResponse)
 _Item = TypeVar("_Item")
-
-# LlamaIndex's document-context extractor sends extra headers to every LLM.
-_NOT_THE_ENGINES = ("explain", "extra_headers", "tools", "tool_choice", "parallel_tool_calls", "json_schema")
 
 
 class SamKVLLM(EngineOptions, CallOptions, CustomLLM, FunctionCallingLLM):
@@ -352,9 +346,7 @@ class SamKVLLM(EngineOptions, CallOptions, CustomLLM, FunctionCallingLLM):
         return self.messages_to_prompt(messages)
 
     def _options(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the engine's options: the LLM's fields, overridden by the caller's."""
-        own = {name: getattr(self, name) for name in OWN_CALL_OPTIONS}
-        return call_options(own, {name: value for name, value in given.items() if name not in _NOT_THE_ENGINES})
+        return engine_options(self, given, ignored="extra_headers")  # of LlamaIndex's document-context extractor
 
     # Engine calls
 
@@ -369,25 +361,12 @@ class SamKVLLM(EngineOptions, CallOptions, CustomLLM, FunctionCallingLLM):
 
     def _answers(self, prompt: _Prompt, kwargs: Mapping[str, Any]) -> Generator[Answer, None, None]:
         """Return the answer as it grows. Options are checked now; generation starts with the first piece."""
-        options, tools, schema = self._options(kwargs), kwargs.get("tools") or [], kwargs.get("json_schema")
-        explain = parse_bool("explain", kwargs.get("explain"), self.explain)
-        asked: str | RenderedPrompt
-        parallel = parse_bool("parallel_tool_calls", kwargs.get("parallel_tool_calls"), True)
-        if not isinstance(prompt, str):
-            asked, grammar = prompt_and_grammar(self.engine, prompt, tools, kwargs.get("tool_choice"), schema, parallel)
-        elif tools:
-            raise ToolsUnsupportedError(
-                f"{len(tools)} tools given, but only a chat template can show tools; take a model that has one, "
-                "without messages_to_prompt"
-            )
-        else:
-            asked, grammar = prompt, answer_grammar("", schema=schema)
-        options = {"grammar": grammar} | options if grammar else options
-        stream, reader = cancellable(self.engine.stream(asked, **options)), ToolCalls(tools, parallel)
+        options, explain = self._options(kwargs), parse_bool("explain", kwargs.get("explain"), self.explain)
+        stream, reader = open_stream(self.engine, prompt, kwargs, options)
         nodes = uncited.get([])  # now: the stream may be read in another context
         if not explain:
             uncited.set([])  # or a later answer, to another question, would cite them
-        return growing_answers(stream, reader, self._record, partial(cite, nodes) if explain else None)
+        return growing_answers(stream, reader(), self._record, partial(cite, nodes) if explain else None)
 
 
 def _lazily(call: Callable[[], Generator[_Item, None, None]]) -> Generator[_Item, None, None]:

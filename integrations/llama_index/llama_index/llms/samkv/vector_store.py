@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from llama_index.core.bridge.pydantic import PrivateAttr
@@ -15,14 +16,14 @@ from llama_index.core.vector_stores.types import (
 )
 from llama_index.llms.samkv._nodes import node_text
 
-from samkv_rag.frameworks.handle import EngineHandle, resolve_handle
+from samkv_rag.frameworks.documents import DocumentKV, Reservation
+from samkv_rag.frameworks.handle import resolve_handle
 from samkv_rag.frameworks.threads import run_in_thread_shielded
-from samkv_rag.sources import ids_of, source_names
 
 if TYPE_CHECKING:
     from llama_index.llms.samkv.base import SamKVLLM
 
-    from samkv_rag import SamKVEngine
+    from samkv_rag import IngestionReport, SamKVEngine
 
 _NODES = "llama_index nodes"
 """Begins the scope of the sources. A source is a document's id and a node's id, so nodes are deleted by either."""
@@ -51,7 +52,7 @@ class SamKVVectorStore(BasePydanticVectorStore):
     vector_store: BasePydanticVectorStore
     id_scope: str = ""
 
-    _handle: EngineHandle = PrivateAttr()
+    _kv: DocumentKV = PrivateAttr()
 
     def __init__(
         self,
@@ -67,7 +68,7 @@ class SamKVVectorStore(BasePydanticVectorStore):
             is_embedding_query=vector_store.is_embedding_query,
             id_scope=id_scope,
         )
-        self._handle = resolve_handle(llm, engine, "SamKVLLM")
+        self._kv = DocumentKV(resolve_handle(llm, engine, "SamKVLLM"), f"{_NODES} {id_scope}".rstrip())
 
     @classmethod
     def class_name(cls) -> str:
@@ -77,32 +78,23 @@ class SamKVVectorStore(BasePydanticVectorStore):
     def client(self) -> Any:
         return self.vector_store.client
 
-    def ingest(self, nodes: Sequence[BaseNode]) -> list[str]:
-        """Compute the KV of nodes, which may be in the store already; return the names of the sources that are new."""
-        chunks = [(node, text) for node in nodes if (text := node_text(node)).strip()]
-        ids = [f"{node.ref_doc_id or ''}{_SEPARATOR}{node.node_id}" for node, _ in chunks]
-        engine, names = self._handle.get(), source_names(self._scope, ids)
-        before = set(engine.sources())
-        engine.add_chunks([text for _, text in chunks], sources=names)
-        return [name for name in names if name not in before]
+    def ingest(self, nodes: Sequence[BaseNode]) -> IngestionReport:
+        """Compute and record the KV of nodes that the wrapped store already holds."""
+        return self._kv.record(_ids(nodes), map(node_text, nodes))
 
     def add(self, nodes: Sequence[BaseNode], **kwargs: Any) -> list[str]:
-        """Compute the nodes' KV and add them; return their ids. KV of nodes that cannot be added is removed again."""
-        added = self.ingest(nodes)
-        try:
-            return self.vector_store.add(list(nodes), **kwargs)
-        except BaseException:
-            self._handle.get().remove_sources(added)
-            raise
+        """Compute the nodes' KV and add them; return their ids. If they cannot be added, KV stays as it was."""
+        reservation = Reservation(self._kv.handle, [*map(node_text, nodes)])
+        added = reservation.add_with(partial(self.vector_store.add, list(nodes), **kwargs))
+        reservation.settle(self._kv, _ids(nodes))
+        return added
 
     async def async_add(self, nodes: Sequence[BaseNode], **kwargs: Any) -> list[str]:
         """As :meth:`add`, with the KV work off the event loop."""
-        added = await run_in_thread_shielded(self.ingest, nodes)
-        try:
-            return await self.vector_store.async_add(list(nodes), **kwargs)
-        except BaseException:
-            await run_in_thread_shielded(self._handle.get().remove_sources, added)
-            raise
+        reservation = Reservation(self._kv.handle, [*map(node_text, nodes)])
+        added = await reservation.aadd_with(partial(self.vector_store.async_add, list(nodes), **kwargs))
+        await run_in_thread_shielded(reservation.settle, self._kv, _ids(nodes))
+        return added
 
     def delete(self, ref_doc_id: str, **kwargs: Any) -> None:
         """Delete a document's nodes, then their KV where no other node has the same text."""
@@ -118,12 +110,10 @@ class SamKVVectorStore(BasePydanticVectorStore):
         self, node_ids: list[str] | None = None, filters: MetadataFilters | None = None, **kwargs: Any
     ) -> None:
         """Delete nodes, then their KV. With filters, KV stays if the wrapped store cannot ``get_nodes``."""
-        gone = node_ids or []
-        if filters is not None:
-            try:
-                gone = [node.node_id for node in self.vector_store.get_nodes(node_ids, filters)]
-            except NotImplementedError:
-                gone = []
+        try:
+            gone = node_ids if filters is None else [n.node_id for n in self.get_nodes(node_ids, filters)]
+        except NotImplementedError:
+            gone = []
         self.vector_store.delete_nodes(node_ids, filters, **kwargs)
         self._release(node_ids=gone)
 
@@ -131,12 +121,10 @@ class SamKVVectorStore(BasePydanticVectorStore):
         self, node_ids: list[str] | None = None, filters: MetadataFilters | None = None, **kwargs: Any
     ) -> None:
         """As :meth:`delete_nodes`, with the KV work off the event loop."""
-        gone = node_ids or []
-        if filters is not None:
-            try:
-                gone = [node.node_id for node in await self.vector_store.aget_nodes(node_ids, filters)]
-            except NotImplementedError:
-                gone = []
+        try:
+            gone = node_ids if filters is None else [n.node_id for n in await self.aget_nodes(node_ids, filters)]
+        except NotImplementedError:
+            gone = []
         await self.vector_store.adelete_nodes(node_ids, filters, **kwargs)
         await run_in_thread_shielded(self._release, node_ids=gone)
 
@@ -167,17 +155,16 @@ class SamKVVectorStore(BasePydanticVectorStore):
     def persist(self, persist_path: str, fs: Any = None) -> None:
         self.vector_store.persist(persist_path, fs)
 
-    @property
-    def _scope(self) -> str:
-        return f"{_NODES} {self.id_scope}".rstrip()
-
-    def _release(self, ref_doc_id: str | None = None, node_ids: Collection[str] = ()) -> None:
+    def _release(self, ref_doc_id: str | None = None, node_ids: Iterable[str] | None = None) -> None:
         """Remove the KV of a document's nodes, or of the given nodes."""
-        engine, named = self._handle.get(), set(node_ids)
-        parts = {both: both.partition(_SEPARATOR) for both in ids_of(self._scope, engine.sources())}
-        gone = [both for both, (document, _, node) in parts.items() if document == ref_doc_id or node in named]
-        engine.remove_sources(source_names(self._scope, gone))
+        named = set(node_ids or ())
+        parts = ((both, *both.partition(_SEPARATOR)) for both in self._kv.ids())
+        self._kv.remove(both for both, document, _, node in parts if document == ref_doc_id or node in named)
 
     def _release_all(self) -> None:
-        engine = self._handle.get()
-        engine.remove_sources(source_names(self._scope, ids_of(self._scope, engine.sources())))
+        self._kv.remove(self._kv.ids())
+        self._kv.remove_abandoned()
+
+
+def _ids(nodes: Iterable[BaseNode]) -> list[str]:
+    return [f"{node.ref_doc_id or ''}{_SEPARATOR}{node.node_id}" for node in nodes]
