@@ -277,7 +277,8 @@ class SamKVEngine:
         """Announce the chunks of a coming prompt.
 
         Their KV is prefetched while the prompt is still being built. A chunk that is not stored is recognised too,
-        computed on the spot and stored. Prefetching ends with the prompt; cancel the result if no prompt follows.
+        computed on the spot and stored, unless a stored chunk makes up at least half of it. Prefetching ends with the
+        prompt; cancel the result if no prompt follows.
         """
         return self._library.announce(_as_texts(texts))
 

@@ -54,12 +54,12 @@ class Grammar:
         return cls(f"start: {' | '.join(map(json.dumps, texts))}")
 
 
-def json_terms(schema: Mapping[str, Any] | bool) -> str:
-    """Return a term of a grammar for JSON that fits a schema."""
+def json_terms(schema: Mapping[str, Any] | bool, lenient: bool = False) -> str:
+    """Return a term of a grammar for JSON that fits a schema; ``lenient`` leaves out what no grammar can express."""
     try:
         given = {} if schema is True else dict(schema)  # type: ignore[arg-type]
         closed = given if '"allOf"' in json.dumps(given) else _closed(given)  # allOf cannot join closed schemas
-        return f"%json {json.dumps({'x-guidance': _AS_JSON_DUMPS, **closed})}"
+        return f"%json {json.dumps({'x-guidance': _AS_JSON_DUMPS | {'lenient': lenient}, **closed})}"
     except (TypeError, ValueError, RecursionError) as error:
         raise ConfigurationError(
             f"the JSON schema is {reprlib.repr(schema)}: {error}; it must be a mapping of JSON's values"

@@ -173,6 +173,18 @@ def test_an_announced_chunk_is_computed_on_the_spot_and_stored(make_engine: Make
     assert first.token_ids == second.token_ids == prepared.generate(PROMPT, max_new_tokens=8).token_ids
 
 
+def test_a_chunk_that_is_announced_with_other_words_around_it_is_that_chunk(engine: SamKVEngine) -> None:
+    """Knowledge graphs put facts before a chunk's text, other ones for every question."""
+    for question in range(3):
+        decorated = f"Fact {question}: the tide turns.\n\n{CHUNKS[0]}"
+        engine.announce([decorated])
+        metrics = engine.generate(f"{decorated}\n\nWhich tide?", max_new_tokens=1).metrics
+        assert (metrics.chunks_hit, metrics.chunks_missed) == (1, 0)
+    assert not engine.has_chunk(decorated)
+    engine.announce([whole := f"{tiny.text(77)} {tiny.text(78)} {CHUNKS[0]}"])
+    assert engine.generate(f"{whole}\n\nWhich tide?", max_new_tokens=1).metrics.chunks_missed == 1, "mostly new"
+
+
 def test_unused_announcements_are_forgotten_and_stored_chunks_are_not(
     engine: SamKVEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -36,13 +36,13 @@ def open_stream(
     if not isinstance(prompt, str):
         chosen = chosen_tool(given.get("tool_choice"), names_of(tools))
         asked = render(engine, prompt if schema is None else with_json_instruction(prompt, schema), tools)
-        grammar = answer_grammar(engine.tokenizer.template, tools, chosen, schema, parallel)
+        grammar = answer_grammar(engine.tokenizer.template, tools, chosen, schema, parallel, True)
     elif tools:
         raise ToolsUnsupportedError(
             f"{len(tools)} tools given, but only a chat template can show tools; take a model that has one, "
             "without messages_to_prompt"
         )
     else:
-        asked, grammar = prompt, answer_grammar("", schema=schema)
+        asked, grammar = prompt, answer_grammar("", schema=schema, lenient=True)
     options = {"grammar": grammar} | options if grammar else options
     return cancellable(engine.stream(asked, **options)), partial(ToolCalls, tools, parallel)

@@ -67,6 +67,7 @@ def answer_grammar(
     chosen: str | None = None,
     schema: Mapping[str, Any] | bool | None = None,
     parallel: bool = False,
+    lenient: bool = False,
 ) -> Grammar | None:
     """Return the grammar of an answer that must call a tool or fit a schema; None if neither.
 
@@ -77,20 +78,20 @@ def answer_grammar(
         return None
     is_marked, answers, call = _OPEN in template, [], ""
     if not chosen and schema is not None:
-        answers.append(json_terms(schema))
+        answers.append(json_terms(schema, lenient))
     if functions := [tool["function"] for tool in tools if chosen in (None, ANY, tool["function"]["name"])]:
         most = _MOST_CALLS if parallel and is_marked and chosen in (None, ANY) else 1
         opening, closing = (json.dumps(f"{_OPEN}\n"), json.dumps(f"\n{_CLOSE}")) if is_marked else ("", "")
         answers.append(f'call ("\\n" call){{0,{most - 1}}}' if most > 1 else "call")
-        call = f"\ncall: {opening} ({' | '.join(_call_terms(one, is_marked) for one in functions)}) {closing}"
+        call = f"\ncall: {opening} ({' | '.join(_call_terms(one, is_marked, lenient) for one in functions)}) {closing}"
     return Grammar(f"start: {' | '.join(answers)}{call}")
 
 
-def _call_terms(function: Mapping[str, Any], is_marked: bool) -> str:
+def _call_terms(function: Mapping[str, Any], is_marked: bool, lenient: bool) -> str:
     name, arguments = json.dumps(function["name"]), "arguments" if is_marked else "parameters"
     schema = {"type": "object", "properties": {}} | dict(function.get("parameters") or {})
     opening = json.dumps(f'{{"name": {name}, "{arguments}": ')
-    return f'{opening} {json_terms(schema)} "}}"'
+    return f'{opening} {json_terms(schema, lenient)} "}}"'
 
 
 class ToolCalls:

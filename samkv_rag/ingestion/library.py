@@ -37,7 +37,7 @@ from samkv_rag.model.openmp import compute_alone
 from samkv_rag.model.tokenization import PromptTokenizer
 from samkv_rag.results import IngestionEstimate, IngestionReport
 from samkv_rag.store.base import BytesBlob, Store
-from samkv_rag.store.catalog import Catalog
+from samkv_rag.store.catalog import Catalog, KnownText
 from samkv_rag.store.codec import PREFIX_CHARS, ChunkIdentity, StoredChunk, encode_chunk, encoded_bytes, open_chunk
 
 logger = logging.getLogger(__name__)
@@ -231,10 +231,15 @@ class ChunkLibrary:
     # Reading
 
     def announce(self, texts: Iterable[str]) -> Announcement:
-        """Recognise these chunks in coming prompts, and prefetch their KV until such a prompt is read."""
-        known = [describe(text) for text in clean_texts(texts, empty_too=True) if len(text) >= PREFIX_CHARS]
+        """Recognise these chunks in coming prompts, and prefetch their KV until such a prompt is read.
+
+        A text that is mostly a stored chunk stands for that chunk: knowledge graphs put facts before a chunk, other
+        ones for every question, and the KV of the whole would never be used again.
+        """
+        cleaned = [text for text in clean_texts(texts, empty_too=True) if len(text) >= PREFIX_CHARS]
         with self._lock:
             self._sync()
+            known = [self._most_of(text) or describe(text) for text in cleaned]
             for text in known:
                 if not self.knows(text.digest):
                     self._index.remove(_remember(self._announced, text.digest, True))
@@ -247,6 +252,11 @@ class ChunkLibrary:
             if len(self._announcements) > _MAX_ANNOUNCEMENTS:
                 self._announcements.pop(0).cancel()
         return announcement
+
+    def _most_of(self, text: str) -> KnownText | None:
+        """Return the stored chunk that makes up at least half of ``text``, if there is one."""
+        found = [match for match in self._index.find(text) if 2 * (match.stop - match.start) >= len(text)]
+        return self._index.get(found[0].text_digest) if found and self.knows(found[0].text_digest) else None
 
     def end_announcements(self, digests: Iterable[str]) -> None:
         """Cancel the announcements of a prompt that has been read: all that share one of its chunks."""

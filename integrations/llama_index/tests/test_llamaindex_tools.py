@@ -15,6 +15,7 @@ from llama_index.core.base.llms.types import ChatMessage, ToolCallBlock
 from llama_index.core.instrumentation import get_dispatcher
 from llama_index.core.instrumentation.event_handlers import BaseEventHandler
 from llama_index.core.llms.function_calling import FunctionCallingLLM
+from llama_index.core.program import FunctionCallingProgram
 from llama_index.core.prompts import PromptTemplate
 from llama_index.core.schema import TextNode
 from llama_index.core.tools import FunctionTool
@@ -37,6 +38,12 @@ class Level(BaseModel):
     of: Literal["sea", "lake"]
     metres: int = Field(ge=-10, le=10)
     exact: bool
+
+
+class Marks(BaseModel):
+    """Its schema has uniqueItems."""
+
+    of: set[Literal["sea", "lake"]] = Field(max_length=1)
 
 
 def measured(lake: bool, exact: bool) -> str:
@@ -112,12 +119,30 @@ class TestTools:
         )
         assert answer.message.content == engine.generate(prompt, max_new_tokens=8).text
 
+    def test_programs_get_the_call_that_they_require(self, llm: SamKVLLM) -> None:
+        program = FunctionCallingProgram.from_defaults(Level, "How high is the {what}?", llm=llm)
+        assert isinstance(program(what="tide"), Level)
+        assert isinstance(asyncio.run(program.acall(what="tide")), Level)
+
+    def test_streamed_programs_find_the_call(self, llm: SamKVLLM) -> None:
+        last = list(llm.stream_chat_with_tools([TOOL], QUESTION, tool_required=True))[-1]
+        (call,) = last.message.additional_kwargs["tool_calls"]
+        assert call["name"] == "measured"
+        said = llm.chat([ChatMessage(role="user", content=QUESTION)], max_tokens=8)
+        assert not said.message.additional_kwargs, "LlamaIndex would print them into prompts"
+
+    def test_fields_that_no_grammar_can_express_are_left_to_the_class(self, llm: SamKVLLM) -> None:
+        assert isinstance(llm.structured_predict(Marks, PromptTemplate("Which marks?")), Marks)
+
     @pytest.mark.parametrize("required", [False, True])
     def test_an_answer_without_a_whole_call_is_text_and_says_so(self, llm: SamKVLLM, required: bool) -> None:
         response = llm.chat_with_tools([TOOL], QUESTION, tool_required=required, max_tokens=15)
         assert (response.message.content or "").startswith("<tool_call>") == required
         assert llm.get_tool_calls_from_response(response, error_on_no_tool_call=False) == []
-        with pytest.raises(ConfigurationError, match=r"calls no tool but says .*pass tool_required=True"):
+        with pytest.raises(
+            ConfigurationError,
+            match=r"calls no tool but says .*cut off, so raise max_tokens, or pass",
+        ):
             llm.get_tool_calls_from_response(response)
 
     def test_predict_and_call_calls(self, llm: SamKVLLM) -> None:

@@ -6,7 +6,7 @@ import json
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from llama_index.core.base.llms.types import (
@@ -46,12 +46,18 @@ class Answer:
         )
 
     def as_chat(self) -> ChatResponse:
-        """Return a chat response; its message has no additional_kwargs, which LlamaIndex would print into prompts."""
+        """Return a chat response.
+
+        Its message has no ``additional_kwargs``, which LlamaIndex would print into prompts, except that programs look
+        for streamed calls there.
+        """
         message = ChatMessage(role=MessageRole.ASSISTANT, content=self.text if self.text or not self.calls else None)
         message.blocks += [
             ToolCallBlock(tool_call_id=call.id, tool_name=call.name or "", tool_kwargs=json.loads(call.arguments))
             for call in self.calls
         ]
+        if self.calls:
+            message.additional_kwargs["tool_calls"] = [asdict(call) for call in self.calls]
         usage = dict(self.usage)
         return ChatResponse(
             message=message, delta=self.delta, raw=self.raw, logprobs=self.logprobs, additional_kwargs=usage

@@ -238,9 +238,10 @@ class SamKVLLM(EngineOptions, CallOptions, CustomLLM, FunctionCallingLLM):
         return {
             "messages": [*(chat_history or ()), *([] if said is None else [said])],
             "tools": [tool.metadata.to_openai_tool(skip_length_check=True) for tool in tools],
-            "tool_choice": "required" if tool_required else "auto",
             "parallel_tool_calls": allow_parallel_tool_calls,
             **kwargs,
+            # LlamaIndex's programs give None.
+            "tool_choice": kwargs.get("tool_choice") or ("required" if tool_required else "auto"),
         }
 
     def get_tool_calls_from_response(
@@ -253,8 +254,10 @@ class SamKVLLM(EngineOptions, CallOptions, CustomLLM, FunctionCallingLLM):
         """
         calls = [block for block in response.message.blocks if isinstance(block, ToolCallBlock)]
         if error_on_no_tool_call and not calls:
+            was_cut_off = (response.raw or {}).get("finish_reason") == "length"
             raise ConfigurationError(
-                f"the answer calls no tool but says {reprlib.repr(response.message.content)}; pass tool_required=True"
+                f"the answer calls no tool but says {reprlib.repr(response.message.content)}; "
+                f"{'it was cut off, so raise max_tokens, or ' if was_cut_off else ''}pass tool_required=True"
             )
         return [
             ToolSelection(
@@ -334,7 +337,9 @@ class SamKVLLM(EngineOptions, CallOptions, CustomLLM, FunctionCallingLLM):
         if formatted:
             return prompt
         if self.engine.has_chat_template and self.completion_to_prompt is default_completion_to_prompt:
-            return engine_messages(self._extend_messages([ChatMessage(role=MessageRole.USER, content=prompt)]))
+            wrap = self.query_wrapper_prompt
+            asked = wrap.format(query_str=prompt) if wrap else prompt
+            return engine_messages(self._extend_messages([ChatMessage(role=MessageRole.USER, content=asked)]))
         assert self.completion_to_prompt is not None  # set by LLM's validators
         return self._extend_prompt(self.completion_to_prompt(prompt))
 
