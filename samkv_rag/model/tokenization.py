@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import json
 import re
+from bisect import bisect_left
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
@@ -69,6 +70,7 @@ class PromptTokenizer:
         self.tokenizer = copy.deepcopy(tokenizer)  # for rendering only; a copy, because callers change its options
         self._control = _control_tokens(tokenizer)
         self._control_ids = frozenset(self._control.values())
+        self._structure_ids = self._control_ids - {_id_of_the_unknown(tokenizer)}
         longest_first = sorted(self._control, key=len, reverse=True)
         self._control_pattern = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
         self._parsing = _Encoder(tokenizer, without=())
@@ -159,10 +161,12 @@ class PromptTokenizer:
 
         Control tokens are parsed, except those at ``literals``, ranges of characters, which stay text.
         """
-        if literals:
-            ids = self._ids_beside(literals, text, starts_prompt)
-        else:
+        ids: list[int] = []
+        if not literals:
             ids = self._parsing.ids(text) if starts_prompt else self._continuation(self._parsing.ids, text)
+        # The vocabulary may have control tokens as words, also of text that is normalised to one.
+        if literals or sum(map(self._structure_ids.__contains__, ids)) > len(self._control_pattern.findall(text)):
+            ids = self._ids_beside(literals, text, starts_prompt)
         is_complete = not starts_prompt or ids[: len(self.bos_ids)] == self.bos_ids
         return ids if is_complete else self.bos_ids + ids
 
@@ -197,8 +201,9 @@ class PromptTokenizer:
                 f"the chat template leaves out or rewrites {num_lost} of {len(documents)} documents; "
                 "put them into a message"
             )
-        asked = [message.get("content") for message in messages if message.get("role") == "user"]
-        user_text = asked[-1] if asked and isinstance(asked[-1], str) else ""
+        said = next((one.get("content") for one in reversed(messages) if one.get("role") == "user"), None) or ""
+        parts = [said] if isinstance(said, str) else [part.get("text") or "" for part in said]
+        user_text = "".join(map(str, parts))
         return replace(self._unmarked(text, mark), user_text=user_text)
 
     def decode(self, token_ids: Sequence[int]) -> str:
@@ -268,7 +273,8 @@ class PromptTokenizer:
         ids: list[int] = []
         position, encode = 0, self._text_only if starts_prompt else self.chunk_ids
         for found in self._control_pattern.finditer(text):
-            if any(start < found.end() and found.start() < stop for start, stop in literals):
+            number = bisect_left(literals, (found.end(),))  # of those that begin before its end, the last ends last
+            if number and literals[number - 1][1] > found.start():
                 continue
             ids += [*encode(text[position : found.start()]), self._control[found[0]]]
             position, encode = found.end(), self.chunk_ids
@@ -277,11 +283,16 @@ class PromptTokenizer:
     def _text_only(self, text: str) -> list[int]:
         """Return the ids of ``text``, no control token among them."""
         ids = self._plain.ids(text)
-        if not self.has_control(ids):
+        if self._structure_ids.isdisjoint(ids):
             return ids
-        # The vocabulary has control tokens as words, too. Cut in two, none is found.
-        cuts = [0, *(found.start() + 1 for found in self._control_pattern.finditer(text)), len(text)]
-        return [token_id for start, stop in pairwise(cuts) for token_id in self._plain.ids(text[start:stop])]
+        # The vocabulary has control tokens as words, too, also of text that is normalised to one. Cut in two, none is
+        # found.
+        places = zip(ids, self._plain.offsets(text), strict=True)
+        cuts = {start + 1 for one, (start, stop) in places if one in self._structure_ids and stop - start > 1}
+        if not cuts:  # of a single character
+            return [one for one in ids if one not in self._structure_ids]
+        parts = pairwise([0, *sorted(cuts), len(text)])
+        return [token_id for start, stop in parts for token_id in self._text_only(text[start:stop])]
 
     def _continuation(self, encode: Callable[[str], list[int]], text: str) -> list[int]:
         if not self._adds_space or not text:
@@ -296,6 +307,13 @@ class PromptTokenizer:
         framed = list(self.tokenizer("word")["input_ids"])
         start = next((i for i in range(len(framed)) if framed[i : i + len(plain)] == plain), 0)
         return framed[:start]
+
+
+def _id_of_the_unknown(tokenizer: Any) -> int | None:
+    """Return the id that the vocabulary gives to unknown text, if any. It is no structure."""
+    model = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
+    unknown: int | None = model.get("unk_id")
+    return model["vocab"].get(model["unk_token"]) if model.get("unk_token") else unknown
 
 
 def _control_tokens(tokenizer: Any) -> dict[str, int]:

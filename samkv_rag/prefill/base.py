@@ -6,7 +6,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -54,6 +54,8 @@ class PrefillContext:
     clock: Clock
     question: str = ""
     """The user's last message without the chunks and what is before them."""
+    asked_ids: torch.Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
+    """Its token ids if it stands before the chunks, where nothing of it sees them; else none."""
 
 
 @dataclass(frozen=True)

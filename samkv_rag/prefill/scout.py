@@ -113,13 +113,15 @@ class Scout(SparsePrefill):
     def select(self, context: PrefillContext, budget: Budget) -> Selected:
         layout, match = self.place(context)
         over_anchors = self.scouted == "anchors" or context.spec.storage == "index"
-        token_scores, text = self.score_tokens(context.decoder, layout, over_anchors)
+        asking = layout.asking(context.asked_ids)
+        token_scores, text = self.score_tokens(context.decoder, asking, over_anchors)
+        token_scores = token_scores[: layout.num_tokens]  # the question was put behind the chunks
         token_scores = credit_sentences(token_scores * match, layout, self.sentence_credit)
         anchors, blocks = anchor_mask(layout, budget.anchors), Blocks(layout, budget.anchors, self.block_tokens)
         scores = blocks.top_token_mean(token_scores, self.block_top_tokens)
         retained = anchors | blocks.best_within(scores, budget.num_tokens - int(anchors.sum()))
         asks_several = sum(map(context.question.count, _QUESTION_MARKS)) >= self.several_questions
-        goes_on = asks_several and not over_anchors and len(text.kv) < context.decoder.num_layers
+        goes_on = asks_several and asking is layout and not over_anchors and len(text.kv) < context.decoder.num_layers
         return Selected(retained, BlockScores(blocks, scores), layout, text if goes_on else None)
 
     def place(self, context: PrefillContext) -> tuple[PromptLayout, torch.Tensor | float]:
@@ -127,7 +129,7 @@ class Scout(SparsePrefill):
         layout = context.layout
         if self.placement == "prompt" or len(layout.chunks) < 2:
             return layout, 1.0
-        match = rank_chunks(context.decoder, layout)
+        match = rank_chunks(context.decoder, layout.asking(context.asked_ids))
         placed, order = layout.placed(match.tolist())
         weights = match[order].clamp(min=_MIN_MATCH) ** self.match_power
         return placed, torch.where(placed.is_chunk, weights[placed.chunk_number], 1.0)

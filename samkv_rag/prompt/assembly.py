@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -32,6 +33,8 @@ class SplitPrompt:
     """Control tokens that a message spells out, see :class:`RenderedPrompt`."""
     question: str = ""
     """The user's last message, or the text after the last chunk in it, if any."""
+    question_follows: bool = True
+    """Whether a question follows the last chunk, and not only the chat template's end."""
 
     @property
     def chunk_texts(self) -> list[str]:
@@ -67,7 +70,8 @@ class PromptAssembler:
             position = stop
         spans = split_labels(split_prompt(rendered.text, matches))
         counts = [self.library.num_tokens(span.text_digest, span.text) for span in spans if span.text_digest]
-        return SplitPrompt(spans, sum(counts), rendered.literals, _question(rendered, matches))
+        question, follows = _question(rendered, matches), _question_follows(rendered, matches)
+        return SplitPrompt(spans, sum(counts), rendered.literals, question, follows)
 
     def without_cache(self, prompt: SplitPrompt) -> PromptLayout:
         """Return a layout in which nothing is cached; its token ids are those of :meth:`with_cache`."""
@@ -99,7 +103,9 @@ class PromptAssembler:
         """Return a span with its token ids; ``opened`` are a chunk's reader and whether the store had it."""
         is_first, start, stop = span is prompt.spans[0], span.start_char, span.start_char + len(span.text)
         if span.text_digest is None:
-            inside = [(max(a - start, 0), min(b, stop) - start) for a, b in prompt.literals if a < stop and b > start]
+            first = bisect_right(prompt.literals, start, key=lambda literal: literal[1])
+            literals = prompt.literals[first : bisect_left(prompt.literals, (stop,))]
+            inside = [(max(a - start, 0), min(b, stop) - start) for a, b in literals]
             ids = self.tokenizer.text_ids(span.text, is_first, inside)
             segment = Segment("text", torch.tensor(ids, dtype=torch.int64), start_char=start, text=span.text)
             return replace(segment, is_label=span.is_label, is_structure=self.tokenizer.has_control(ids))
@@ -148,6 +154,17 @@ def _question(rendered: RenderedPrompt, matches: list[Match]) -> str:
         if question := rendered.text[behind:end].strip():
             return question
     question = rendered.user_text
-    for match in matches:
-        question = question.replace(rendered.text[match.start : match.stop], "")
+    for text in dict.fromkeys(rendered.text[match.start : match.stop] for match in matches):
+        question = question.replace(text, "")
     return question.strip()
+
+
+def _question_follows(rendered: RenderedPrompt, matches: list[Match]) -> bool:
+    """Return whether the last chunk's message goes on behind it, or the user's last message comes later."""
+    if not matches:
+        return True
+    last, asked = matches[-1], rendered.user_text.strip() or rendered.text
+    _, is_in_it, behind = asked.rpartition(rendered.text[last.start : last.stop])
+    if is_in_it:
+        return any(map(str.isalnum, behind))
+    return asked in rendered.text[last.stop :] or asked not in rendered.text[: last.start]

@@ -11,6 +11,8 @@ from dataclasses import replace
 
 from samkv_rag.ingestion.recognition import TextSpan
 
+_MAX_BREAKS = 64
+"""Most line breaks of a label. Every number up to it is tried."""
 _BEGINNING = re.compile(r"\W*\w*\W?")
 
 
@@ -24,8 +26,8 @@ def split_labels(spans: Sequence[TextSpan]) -> list[TextSpan]:
     texts, chunks, rest = spans[:-1:2], spans[1::2], spans[len(spans) // 2 * 2 :]
     if len(chunks) < 2 or any(bool(span.text_digest) != number % 2 for number, span in enumerate(spans)):
         return list(spans)
-    for num_breaks in range(texts[1].text.count("\n"), -1, -1):
-        labels = ["\n".join(span.text.split("\n")[-num_breaks - 1 :]) for span in texts]
+    for num_breaks in range(min(texts[1].text.count("\n"), _MAX_BREAKS), -1, -1):
+        labels = ["\n".join(span.text.rsplit("\n", num_breaks + 1)[-num_breaks - 1 :]) for span in texts]
         befores = [span.text.removesuffix(label) for span, label in zip(texts, labels, strict=True)]
         if befores[0] and len(set(befores[1:])) == 1 and _begin_alike(labels):
             parts: list[TextSpan] = []

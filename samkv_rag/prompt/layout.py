@@ -132,6 +132,14 @@ class PromptLayout:
         segments = [s for one in staying for s in (next(units) if one.kind == "chunk" else [one])]
         return PromptLayout(segments, self.device), order
 
+    def asking(self, question_ids: torch.Tensor) -> PromptLayout:
+        """Return the prompt with a question ``[tokens]`` right before its tail."""
+        if not len(question_ids):
+            return self
+        num_before = sum(segment.stop <= self.tail.start for segment in self.segments)
+        asked = Segment("text", question_ids)
+        return PromptLayout([*self.segments[:num_before], asked, *self.segments[num_before:]], self.device)
+
     def without_chunks(self) -> PromptLayout:
         """Return the prompt without everything from the first chunk to the last."""
         places = self._chunk_places

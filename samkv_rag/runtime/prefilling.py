@@ -47,7 +47,8 @@ def read_prompt(
     finally:
         assembler.library.end_announcements(span.text_digest for span in prompt.spans if span.text_digest)
     _require_room(layout.num_tokens, context_window)
-    return ReadPrompt(layout, method, reason, prompt, matcher)
+    asked = [] if prompt.question_follows else assembler.tokenizer.chunk_ids(f"\n\n{prompt.question}")
+    return ReadPrompt(layout, method, reason, prompt, matcher, torch.tensor(asked, dtype=torch.int64))
 
 
 def _require_room(num_tokens: int, context_window: int) -> None:
@@ -79,7 +80,8 @@ def prefill(decoder: Decoder, sequence: Sequence, spec: SummarySpec) -> list[Seq
     wanted = 1 if sequence.request.handover else sequence.request.sampling.max_new_tokens
     max_tokens = min(wanted, decoder.context_window - layout.num_tokens)
     buffer = KVBuffer(decoder.num_layers, reserve_tokens=min(max_tokens, _RESERVED_TOKENS))
-    prefilled = method.prefill(PrefillContext(decoder, layout, buffer, spec, sequence.clock, question))
+    asked = sequence.read.asked_ids
+    prefilled = method.prefill(PrefillContext(decoder, layout, buffer, spec, sequence.clock, question, asked))
     buffer.narrow(decoder.windows)
     layout = prefilled.layout or layout
     refresher = None

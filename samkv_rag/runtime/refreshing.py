@@ -13,6 +13,7 @@ import logging
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -66,7 +67,8 @@ class Refresher:
         self._layout = PromptLayout(layout.segments, layout.device)  # a copy: the sequence releases its own
         self._bytes_before = layout.bytes_read
         self._blocks = prefilled.block_scores.blocks
-        self._scout = method if isinstance(method, Scout) else Scout()
+        # A single token selects, whose weight must not be 0.
+        self._scout = replace(method if isinstance(method, Scout) else Scout(), emphasis_tokens=0)
         self._every, self._num_revised = every, method.revise_tokens
         self._computes = not all(segment.reader.has_all_kv for segment in layout.cached if segment.reader)
         """Whether it computes what comes in, because not all KV is at hand."""

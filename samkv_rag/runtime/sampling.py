@@ -27,6 +27,8 @@ MIN_TEMPERATURE = 1e-3
 """Below this, logits divided by the temperature overflow float32."""
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 _MAX_TOP_LOGPROBS = 20
+_LEAST_DECODED, _MOST_DECODED = 16, 128
+"""How many of an answer's last tokens are decoded for the next one's text. All of them would take ever longer."""
 
 
 @dataclass(frozen=True)
@@ -151,6 +153,9 @@ class AnswerText:
         self._tokenizer = tokenizer
         self._stop = tuple(stop)
         self._token_ids: list[int] = []
+        """The last ones; text of those before is settled."""
+        self._settled, self._skip = "", 0
+        """Text that cannot change, and how much of it the last tokens repeat."""
         self.text = ""
         """Text released so far."""
         self.stopped = False
@@ -159,7 +164,7 @@ class AnswerText:
     def add(self, token_id: int) -> str:
         """Add a token and return the text that it makes certain."""
         self._token_ids.append(token_id)
-        text = self._tokenizer.decode(self._token_ids)
+        text = self._decoded()
         found = [at for stop in self._stop if (at := text.find(stop)) >= 0]
         if found:
             self.stopped = True
@@ -168,7 +173,17 @@ class AnswerText:
 
     def finish(self) -> str:
         """Return the text held back, once no more tokens come."""
-        return "" if self.stopped else self._release(self._tokenizer.decode(self._token_ids))
+        return "" if self.stopped else self._release(self._decoded())
+
+    def _decoded(self) -> str:
+        """Return the text of all tokens. Only the last ones are decoded again for every token."""
+        text = self._settled + self._tokenizer.decode(self._token_ids)[self._skip :]
+        if len(self._token_ids) >= _MOST_DECODED:
+            last = self._token_ids[-_LEAST_DECODED:]
+            again = self._tokenizer.decode(last)
+            if text.endswith(again) and _REPLACEMENT not in again:  # they begin and end with whole characters
+                self._token_ids, self._settled, self._skip = last, text, len(again)
+        return text
 
     def _release(self, text: str) -> str:
         piece = text[len(self.text) :]

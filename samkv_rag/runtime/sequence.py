@@ -55,6 +55,8 @@ class ReadPrompt:
     prompt: SplitPrompt
     matcher: Matcher | None
     """For the answer's grammar, at its beginning."""
+    asked_ids: torch.Tensor
+    """Token ids of a question that stands before the chunks; else none."""
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ def step(decoder: Decoder, sequences: abc.Sequence[Sequence]) -> None:
     rows = side_by_side(parts)
     hidden = decoder.run_layers(decoder.embed(rows.token_ids[None]), rows.position_ids, rows.attend)
     logits = decoder.logits(hidden[:, last.to(hidden.device)])[0]
+    del parts, rows  # an error's traceback keeps this frame, which must not keep the others' KV
     for row, sequence in enumerate(sequences):
         try:
             sequence.accept(logits[row : row + 1])

@@ -39,7 +39,7 @@ _MAX_READINGS = 2
 
 
 class _CancelledError(BaseException):
-    """Unwinds the prefill of a cancelled sequence, through everything that handles errors."""
+    """Unwinds the reading or the prefill of a cancelled sequence, through everything that handles errors."""
 
 
 class Runtime:
@@ -93,6 +93,8 @@ class Runtime:
         """Run ``function`` on the worker thread, which owns the model, and return its result."""
         if threading.current_thread() is self._thread:
             return function()
+        if (reading := getattr(self._in_thread, "reading", None)) and reading.cancelled:
+            raise _CancelledError
         release_team()
         future: Future[T] = Future()
         with self._changed:
@@ -123,6 +125,7 @@ class Runtime:
         try:
             if not sequence.cancelled:
                 sequence.num_readings += 1
+                self._in_thread.reading = sequence
                 with torch.inference_mode():
                     sequence.read = self._read_prompt(sequence)
             with self._changed:
@@ -138,6 +141,8 @@ class Runtime:
                 self._read_again(sequence, error)
             else:
                 sequence.fail(error)
+        finally:
+            self._in_thread.reading = None
 
     # In the worker thread
 
@@ -274,6 +279,8 @@ class Runtime:
         self._thread = None
         # Its threads start with the first prompt.
         self._readers = ThreadPoolExecutor(_READING_THREADS, "samkv-read", compute_alone)
+        self._in_thread = threading.local()
+        """``reading``: the sequence whose prompt the thread reads."""
         self._stepping = False
         self._next_step_at = 0.0
 

@@ -213,8 +213,11 @@ class StoredChunk:
         return keys, values
 
     def fill_layer(self, layer: int, keys: torch.Tensor, values: torch.Tensor | None) -> None:
-        if self.storage == "index" and values is not None:
-            raise LookupError(_ANCHORS_ALONE)
+        if self.storage == "index" and values is not None:  # all tokens of a short chunk are anchors
+            anchors = self._anchors(layer, torch.arange(self.identity.num_tokens))
+            for place, found in zip((keys, values), anchors, strict=True):
+                place.copy_(found)
+            return
         places = dict(zip(_layer(layer), [keys] if values is None else [keys, values], strict=False))
         if keys.dtype == self.tensors[_layer(layer)[0]].dtype and all(p[0].is_contiguous() for p in places.values()):
             self._fill(places)  # straight from the store to its place, by one request

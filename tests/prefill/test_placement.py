@@ -152,3 +152,33 @@ def test_what_is_ranked_is_stored_and_control_tokens_in_a_question_are_text(make
     assert not segment.is_structure
     with pytest.raises(EmptyPromptError):
         engine.rank(" ", CHUNKS)
+
+
+QUESTION = "What does the seventh keeper record of the tide?"
+
+
+@pytest.mark.parametrize(
+    ("messages", "is_put_behind"),
+    [
+        ([("user", f"{QUESTION}\n\n{CHUNKS[0]}\n\n{CHUNKS[1]}")], True),
+        ([("user", QUESTION), ("assistant", f"{CHUNKS[0]}\n\n{CHUNKS[1]}")], True),
+        ([("user", f"{CHUNKS[0]}\n\n{CHUNKS[1]}\n\n{QUESTION}")], False),
+        ([("system", f"{CHUNKS[0]}\n\n{CHUNKS[1]}"), ("user", QUESTION)], False),
+    ],
+)
+def test_a_question_before_the_chunks_selects_as_if_behind_them(
+    make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch, messages: list[tuple[str, str]], is_put_behind: bool
+) -> None:
+    """Agents' tools answer behind the question, so that only the template's end would see the chunks."""
+    engine = make_engine(chunks=CHUNKS)
+    seen: list[PromptLayout] = []
+    rank = rank_chunks
+    monkeypatch.setattr(
+        "samkv_rag.prefill.scout.rank_chunks", lambda decoder, layout: seen.append(layout) or rank(decoder, layout)
+    )
+    result = engine.generate([{"role": role, "content": text} for role, text in messages], max_new_tokens=1)
+    (layout,) = seen
+    assert (layout.num_tokens > result.metrics.prompt_tokens) == is_put_behind
+    behind = engine.tokenizer.decode(layout.token_ids[layout.chunks[-1].stop :].tolist())
+    assert QUESTION in behind
+    assert result.metrics.method == "scout"

@@ -195,6 +195,22 @@ def test_a_stream_that_was_never_read_costs_nothing(engine: SamKVEngine) -> None
     assert list(stream) == []
 
 
+def test_a_cancelled_prompt_computes_no_more_of_its_chunks(
+    engine: SamKVEngine, slow_layers: Callable[..., None]
+) -> None:
+    slow_layers(0.02)
+    new = [tiny.text(seed, 300) for seed in range(500, 512)]
+    engine.announce(new)
+    stream = engine.stream(tiny.rag_prompt(new), max_new_tokens=5)
+    reader = threading.Thread(target=lambda: list(stream))
+    reader.start()
+    assert wait_until(lambda: engine._runtime._scheduler.num_waiting == 1)
+    stream.close()
+    reader.join(10)
+    assert wait_until(lambda: engine._runtime._scheduler.num_waiting == 0)
+    assert sum(map(engine.has_chunk, new)) < len(new)
+
+
 @pytest.mark.parametrize("method", method_classes())
 def test_the_kv_of_an_answer_is_gone_when_its_reader_goes_on(
     engine: SamKVEngine, method: str, buffers: weakref.WeakSet[KVBuffer]

@@ -39,3 +39,14 @@ def test_the_mere_beginning_of_a_stop_string_is_released_in_the_end() -> None:
     pieces, answer = released("the record ends with rec", ("record of",))
     assert not answer.stopped
     assert "".join(pieces) == "the record ends with rec"
+
+
+def test_a_long_answer_is_decoded_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer, text = PromptTokenizer(tiny.tokenizer()), "the tide, 漢字 and 🦭 seals, é\n" * 40
+    token_ids, lengths = tokenizer.chunk_ids(text), list[int]()
+    decode = tokenizer.decode
+    monkeypatch.setattr(tokenizer, "decode", lambda ids: lengths.append(len(ids)) or decode(ids))
+    answer = AnswerText(tokenizer, ())
+    pieces = [*map(answer.add, token_ids), answer.finish()]
+    assert "".join(pieces) == answer.text == text
+    assert max(lengths) < 200 < len(token_ids)

@@ -37,6 +37,15 @@ def test_an_index_returns_what_it_stores(kv_dtype: str, tolerance: float, num_to
     torch.testing.assert_close(chunk.layer_values(1), original.values[1], atol=tolerance, rtol=0)
 
 
+@pytest.mark.parametrize("num_tokens", [1, 4])
+def test_an_index_holds_all_of_a_chunk_of_anchors_alone(num_tokens: int) -> None:
+    original, chunk = cache(INDEX, num_tokens), read(encoded("float32", INDEX, num_tokens))
+    for layer in range(score_layers(6).stop):
+        keys, values = torch.empty(2, 2, num_tokens, 16)
+        chunk.fill_layer(layer, keys, values)
+        torch.testing.assert_close((keys, values), (original.keys[layer], original.values[layer]))
+
+
 def test_an_index_refuses_to_read_what_it_does_not_store() -> None:
     chunk, scored, keys = read(encoded("int8", INDEX)), score_layers(6), torch.empty(2, 70, 16)
     for lacking in (
