@@ -185,11 +185,11 @@ class ChunkLibrary:
         self._store.flush(written)
         if references:
             unreferenced = self._catalog.refer(self._fingerprint, references) - self._keys(cleaned)
-            self._delete(unreferenced, unreferenced_only=True)
+            self._delete_unreferenced(unreferenced)
             # Until here, another process could delete a chunk together with its last source.
-            deleted = self._catalog.missing(references.values())
-            again = [t for t in cleaned if len(t) >= PREFIX_CHARS and self._key(text_digest(t)) in deleted]
-            self._store.flush(self._store_all(self._tokenised(again))[0])
+            if deleted := self._catalog.missing(references.values()):
+                again = [t for t in cleaned if len(t) >= PREFIX_CHARS and self._key(text_digest(t)) in deleted]
+                self._store.flush(self._store_all(self._tokenised(again))[0])
         if pending:
             logger.info("stored %d chunks in %d bytes, reused %d", len(pending), num_bytes, len(known))
         return IngestionReport(
@@ -210,7 +210,7 @@ class ChunkLibrary:
             references = self.references()
             keep -= {key for source, key in references.items() if source not in going}
             going = {source for source in going if references.get(source) not in keep}
-        return self._delete(self._catalog.release(self._fingerprint, going), unreferenced_only=True)
+        return self._delete_unreferenced(self._catalog.release(self._fingerprint, going))
 
     def references(self) -> dict[str, str]:
         """Return the chunk key of every source."""
@@ -218,7 +218,7 @@ class ChunkLibrary:
 
     def remove(self, texts: Iterable[str]) -> int:
         """Delete chunks, also from a shared store, and return how many existed."""
-        return self._delete(self._keys(texts), also_shared=True)
+        return self._delete(self._keys(texts))
 
     def prune(self, keep_texts: Iterable[str], unreferenced_only: bool = False) -> int:
         """Delete this model's chunks that are not in ``keep_texts``, or only those of them without a source."""
@@ -226,7 +226,7 @@ class ChunkLibrary:
         known = {chunk.key for chunk in self._catalog.chunks(self._fingerprint)}
         if unreferenced_only:  # read after the chunks, because a chunk is stored before its source
             keep |= set(self.references().values())
-        return self._delete(known - keep, also_shared=True)
+        return self._delete(known - keep)
 
     # Reading
 
@@ -412,22 +412,27 @@ class ChunkLibrary:
             unknown = [t for t, one in described.items() if not (self.knows(one.digest) and self._index.has(one))]
         self._catalog.add(self._identity(text, len(self._tokenizer.chunk_ids(text))) for text in unknown)
 
-    def _delete(self, keys: set[str], also_shared: bool = False, unreferenced_only: bool = False) -> int:
-        """Forget chunks and delete them; in a shared store only if ``also_shared``."""
+    def _delete(self, keys: set[str]) -> int:
+        """Delete chunks, also from a shared store, and forget them."""
+        num_deleted = self._store.delete(keys) if keys else 0
+        self._forget(keys)
+        return num_deleted
+
+    def _delete_unreferenced(self, keys: set[str]) -> int:
+        """Forget those chunks that still have no source, and delete them unless the store is shared."""
         num_deleted = 0
 
         def delete(going: set[str]) -> None:
             nonlocal num_deleted
-            num_deleted = self._store.delete(going)
+            num_deleted = 0 if self._store.shared else self._store.delete(going)
 
-        if keys:
-            self._forget(keys, delete if also_shared or not self._store.shared else None, unreferenced_only)
+        self._forget(keys, delete)
         return num_deleted
 
-    def _forget(
-        self, keys: set[str], delete: Callable[[set[str]], object] | None = None, unreferenced_only: bool = False
-    ) -> None:
-        gone, digests = self._catalog.remove(keys, delete, unreferenced_only)
+    def _forget(self, keys: set[str], delete: Callable[[set[str]], object] | None = None) -> None:
+        if not keys:
+            return
+        gone, digests = self._catalog.remove(keys, delete)
         with self._lock:
             digests += [digest for digest in self._announced if self._key(digest) in gone]
             self._index.remove(digests)

@@ -131,15 +131,12 @@ class Catalog:
         self._write(add)
 
     def remove(
-        self,
-        keys: Iterable[str],
-        delete: Callable[[set[str]], object] | None = None,
-        unreferenced_only: bool = False,
+        self, keys: Iterable[str], delete: Callable[[set[str]], object] | None = None
     ) -> tuple[set[str], list[str]]:
         """Forget chunks, and the sources that refer to them; return the forgotten keys, and the digests of their texts.
 
-        ``delete`` is called with the keys before other processes can go on: who refers to one later finds it gone.
-        ``unreferenced_only`` spares chunks that a source refers to by now.
+        With ``delete``, chunks that a source refers to by now are spared, and it is called with the keys of the others
+        before other processes can go on: who refers to one later finds it gone.
         """
         wanted = set(keys)
 
@@ -147,9 +144,9 @@ class Catalog:
             def found(select: str, key: str) -> list[str]:
                 return [row[0] for row in connection.execute(select, (key,))]
 
-            spared = "SELECT source FROM sources WHERE key = ? LIMIT 1"
-            gone = {key for key in wanted if not (unreferenced_only and found(spared, key))}
+            gone = wanted
             if delete is not None:
+                gone = {key for key in wanted if not found("SELECT source FROM sources WHERE key = ? LIMIT 1", key)}
                 delete(gone)
             digests = [digest for key in gone for digest in found("SELECT digest FROM chunks WHERE key = ?", key)]
             rows = [(key,) for key in gone]
@@ -161,8 +158,8 @@ class Catalog:
 
     def missing(self, keys: Iterable[str]) -> set[str]:
         """Return those of ``keys`` that are not known."""
-        select = "SELECT 1 FROM chunks WHERE key = ?"
-        return {key for key in set(keys) if not self._select(select, (key,))}
+        wanted, select = set(keys), "SELECT 1 FROM chunks WHERE key = ?"
+        return self._run(lambda connection: {k for k in wanted if not connection.execute(select, (k,)).fetchone()})
 
     def chunks(self, fingerprint: str | None = None) -> list[ChunkIdentity]:
         """Return the known chunks of one fingerprint, or of all, oldest first."""
